@@ -1,0 +1,46 @@
+"""The command `hpc-mlp`: one click command per verb, loaded only when it is called for."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+from hpc_mlp import __version__
+
+# verb → (module, one line of help). The line stands here so that `--help` imports no command.
+COMMANDS = {
+    "convert": ("hpc_mlp.cli.data", "Convert a ZIP of class-labelled images into shards."),
+    "inspect": ("hpc_mlp.cli.data", "Show what a shards folder holds."),
+    "train": ("hpc_mlp.train", "Train variants × seeds here and now, all at once."),
+    "table": ("hpc_mlp.cli.report", "Show the runs of a folder as one table."),
+    "demo": ("hpc_mlp.cli.demo", "Digits → ZIP → shards → four variants → table, in a minute."),
+}
+
+
+class LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = getattr(importlib.import_module(COMMANDS[cmd_name][0]), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="hpc-mlp")
+def main() -> None:
+    """From a ZIP of class-labelled images to a fair, finished comparison of classifiers.
+
+    \b
+    hpc-mlp convert photos.zip shards
+    hpc-mlp train shards --variants all --seeds 0-2
+    hpc-mlp table runs
+    """

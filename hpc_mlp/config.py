@@ -1,0 +1,306 @@
+"""Typed configuration: pydantic sections, TOML files as deltas over the defaults, `--set` last.
+
+`Config()` is the notebook's recipe. Every key is described in `configs/default.toml`.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from hpc_mlp.errors import UserError, unknown_name
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+def parse_interval(text: str) -> tuple[float | None, int | None]:
+    """`"60 s"` → (60.0, None), `"200 steps"` → (None, 200)."""
+    number, _, unit = text.strip().partition(" ")
+    try:
+        if unit in ("s", "seconds") and float(number) > 0:
+            return float(number), None
+        if unit in ("step", "steps") and int(number) > 0:
+            return None, int(number)
+    except ValueError:
+        pass
+    raise ValueError(f"{text!r} is not an interval: write seconds ('60 s') or steps ('200 steps')")
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class DataConfig(Section):
+    mode: Literal["auto", "resident", "streaming"] = "auto"
+    memory_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    shuffle_buffer: Count = 4096
+    workers: Annotated[int, Field(ge=0)] = 2
+
+
+class ModelConfig(Section):
+    kind: str = "mlp"
+    hidden: tuple[Count, ...] = (512, 256)
+    dropout: Rate | tuple[Rate, ...] = 0.5
+    batchnorm: bool = False
+    activation: Literal["relu", "gelu", "silu", "tanh", "leaky_relu"] = "relu"
+    blocks: Count = 4  # residual_mlp: number of blocks
+    expansion: Count = 4  # residual_mlp: inner width over outer width
+    channels: tuple[Count, ...] = (32, 64, 128)  # cnn: feature maps per stage
+    pretrained: bool | str = False  # resnet18: true, or the path of a local weights file
+    options: dict[str, Any] = Field(default_factory=dict)  # for models registered by the user
+
+    @field_validator("hidden", "channels", "dropout", mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    def dropout_rates(self, depth: int) -> tuple[float, ...]:
+        """One dropout rate for each of `depth` hidden layers."""
+        if not isinstance(self.dropout, tuple):
+            return (self.dropout,) * depth
+        if len(self.dropout) != depth:
+            raise UserError(
+                f"model.dropout has {len(self.dropout)} rates for {depth} hidden layers: "
+                f"give one number for all, or {depth} numbers."
+            )
+        return self.dropout
+
+
+class OptimConfig(Section):
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: Positive = 1e-3
+    weight_decay: NonNegative = 0.0
+    decay_bias_and_norm: bool = True
+    betas: tuple[Rate, Rate] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    momentum: Rate = 0.9
+    nesterov: bool = False
+    clip_norm: Positive | None = None
+
+    @field_validator("betas", mode="before")
+    @classmethod
+    def _list_is_tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+
+class ScheduleConfig(Section):
+    name: Literal["constant", "step", "cosine", "onecycle"] = "constant"
+    warmup_epochs: NonNegative = 0.0
+    step_epochs: Positive = 3.0
+    gamma: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+    final_fraction: Fraction = 0.0
+    peak_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.3
+
+
+class AugmentConfig(Section):
+    horizontal_flip: Fraction = 0.0
+    rotation: Annotated[float, Field(ge=0.0, le=180.0)] = 0.0
+    shift: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
+    min_crop: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    brightness: Fraction = 0.0
+    contrast: Fraction = 0.0
+    saturation: Fraction = 0.0
+    hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
+    erasing: Fraction = 0.0
+
+
+class TrainConfig(Section):
+    epochs: Count = 10
+    batch_size: Count = 32
+    early_stopping: bool = True
+    patience: Count = 3
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    checkpoint_every: str = "60 s"
+    label_smoothing: Rate = 0.0
+    class_weights: Literal["none", "balanced"] = "none"
+    mixup: NonNegative = 0.0
+    ema: Rate = 0.0
+    max_seconds: Positive | None = None
+    trackers: tuple[Literal["tensorboard"], ...] = ()
+
+    @field_validator("checkpoint_every", mode="before")
+    @classmethod
+    def _number_is_seconds(cls, value: Any) -> Any:
+        return f"{value:g} s" if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+    @field_validator("checkpoint_every")
+    @classmethod
+    def _parses(cls, value: str) -> str:
+        parse_interval(value)
+        return value
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _list_is_tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+
+class LaunchConfig(Section):
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    time_minutes: Count = 240
+    nodes: Count = 1
+    gpus_per_job: Annotated[int, Field(ge=0)] = 0  # per node
+    tasks_per_node: Count | None = None  # default: one per GPU, or one
+    cpus_per_task: Count = 2
+    memory_gb: Positive | None = None
+    array_parallelism: Count | None = None
+    max_requeues: Annotated[int, Field(ge=0)] = 100
+    setup: tuple[str, ...] = ()
+    sbatch: dict[str, str | int | float | bool] = Field(default_factory=dict)  # any other sbatch option
+
+    @field_validator("setup", mode="before")
+    @classmethod
+    def _list_is_tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+
+class Config(Section):
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    optim: OptimConfig = OptimConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    augment: AugmentConfig = AugmentConfig()
+    train: TrainConfig = TrainConfig()
+    launch: LaunchConfig = LaunchConfig()
+
+
+# Keys that change how a run is carried out, not what comes out of it.
+_OPERATIONAL = {
+    "data.mode", "data.memory_fraction", "data.workers",
+    "train.checkpoint_every", "train.max_seconds", "train.trackers",
+}  # fmt: skip
+
+Tree = dict[str, Any]
+
+
+def known_keys() -> list[str]:
+    """Every dotted key of the configuration, in order."""
+    defaults = Config()
+    return [f"{section}.{key}" for section, model in defaults for key in type(model).model_fields]
+
+
+def get_key(tree: Mapping[str, Any], dotted: str) -> Any:
+    section, _, key = dotted.partition(".")
+    return tree.get(section, {}).get(key)
+
+
+def set_key(tree: Tree, dotted: str, value: Any) -> None:
+    """Set `section.key` (or `section.table.key`, for the free tables) in a nested dict, in place."""
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+    tree[last] = value
+
+
+def merge(*trees: Mapping[str, Any]) -> Tree:
+    """Nested dictionaries laid over one another; later ones win."""
+    merged: Tree = {}
+    for tree in trees:
+        for key, value in tree.items():
+            old = merged.get(key)
+            both = isinstance(old, dict) and isinstance(value, Mapping)
+            merged[key] = merge(old, value) if both and old is not None else _copied(value)
+    return merged
+
+
+def _copied(value: Any) -> Any:
+    return merge(value) if isinstance(value, Mapping) else value
+
+
+def read_toml(path: Path) -> Tree:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no configuration file at {path}.") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder: give a .toml file.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+
+
+def check_key(dotted: str, where: str) -> None:
+    """Raise UserError naming the right keys unless `dotted` is a key of the configuration."""
+    keys = known_keys()
+    free = dotted.startswith(("model.options.", "launch.sbatch."))
+    if dotted not in keys and not free:
+        section = dotted.partition(".")[0]
+        own = [key for key in keys if key.startswith(section + ".")]
+        error = unknown_name("configuration key", dotted, own or keys)
+        raise UserError(f"{where}: {error}")
+
+
+def parse_value(text: str) -> Any:
+    """The value of a `--set`: TOML where it parses (`1e-3`, `true`, `[512, 256]`), else a plain string."""
+    text = text.strip()
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def build_config(tree: Mapping[str, Any], where: str = "configuration") -> Config:
+    """Validate a nested dict. Errors name the key, what was wrong with it, and the right keys."""
+    for section, keys in tree.items():
+        if section not in Config.model_fields:
+            raise UserError(f"{where}: {unknown_name('section', section, Config.model_fields)}")
+        if not isinstance(keys, Mapping):
+            raise UserError(f"{where}: [{section}] must be a table of keys.")
+        for key in keys:
+            check_key(f"{section}.{key}", where)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        location = [str(part) for part in first["loc"]]
+        key = ".".join(location[:2])
+        given = get_key(tree, key)
+        raise UserError(f"{where}: {key} = {given!r}: {first['msg'].removeprefix('Value error, ')}.") from None
+
+
+def load_config(files: Iterable[Path] = (), overrides: Mapping[str, Any] | None = None) -> Config:
+    """Defaults, then TOML files in order, then dotted overrides."""
+    tree: Tree = {}
+    for path in files:
+        layer = read_toml(path)
+        build_config(layer, str(path))
+        tree = merge(tree, layer)
+    for key, value in (overrides or {}).items():
+        check_key(key, "--set")
+        set_key(tree, key, value)
+    return build_config(tree, "--set")
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """`{"optim.lr": 0.001, …}`, JSON values."""
+    tree = config.model_dump(mode="json")
+    return {f"{section}.{key}": value for section, keys in tree.items() for key, value in keys.items()}
+
+
+def identity(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a flat configuration that decides a run's result; two runs with equal identity,
+    dataset and seed are the same run."""
+    return {k: v for k, v in flat.items() if not k.startswith("launch.") and k not in _OPERATIONAL}
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Lines `optim.lr: 0.001 → 0.01` for what differs between two flat identities."""
+    keys = sorted({*old, *new})
+    return [f"{key}: {old.get(key)!r} → {new.get(key)!r}" for key in keys if old.get(key) != new.get(key)]
+
+
+def configs_dir() -> Path:
+    """The shipped `configs/`: inside an installed wheel, or beside the package in a checkout."""
+    package = Path(__file__).parent
+    shipped = package / "_configs"
+    return shipped if shipped.is_dir() else package.parent / "configs"

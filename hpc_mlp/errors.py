@@ -1,0 +1,42 @@
+"""The one tree of errors.
+
+    HpcMlpError            everything this package raises on purpose
+     ├─ UserError          the input is wrong: exit code 2, one message saying what, where and what to do
+     └─ RunError           the input was right, but the work failed: exit code 1
+         └─ LeaseLostError another process took over the run folder: stop writing
+
+Our own bugs are `assert`s and other built-in exceptions; they keep their traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class HpcMlpError(Exception):
+    exit_code = 1
+
+
+class UserError(HpcMlpError, ValueError):
+    exit_code = 2
+
+
+class RunError(HpcMlpError):
+    exit_code = 1
+
+
+class LeaseLostError(RunError):
+    pass
+
+
+class HpcMlpWarning(UserWarning):
+    """Something a user should know that does not stop the work."""
+
+
+def unknown_name(what: str, name: str, right: Iterable[str]) -> UserError:
+    """A wrong name, answered with the right ones, nearest first."""
+    names = list(right)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return UserError(f"unknown {what} {name!r}.{hint} Known: {', '.join(names)}.")

@@ -1,0 +1,58 @@
+"""Click options that several commands share, and the one way errors reach the user."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from hpc_mlp.errors import HpcMlpError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Command(click.Command):
+    """A command whose expected errors become one message on stderr and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except HpcMlpError as error:
+            fail(str(error), error.exit_code)
+        except KeyboardInterrupt:
+            fail("interrupted.", 130)
+        except BrokenPipeError:  # `hpc-mlp table | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+
+
+def fail(message: str, code: int) -> None:
+    click.echo(f"hpc-mlp: {message}", err=True)
+    sys.exit(code)
+
+
+def run_options(command: F) -> F:
+    """--variants, --seeds, --runs, --config, --set: what to run, and where."""
+    for option in reversed(
+        [
+            click.option("--variants", default="all", show_default=True, metavar="a,b|all|FILE.toml",
+                         help="Which variants; 'all' means baseline, dropout, batchnorm, dropout_batchnorm."),
+            click.option("--seeds", default="0", show_default=True, metavar="0-4|0,3", help="Which seeds."),
+            runs_option,
+            click.option("--config", "config_files", multiple=True, metavar="FILE.toml",
+                         type=click.Path(path_type=Path), help="A delta over the defaults; may be repeated."),
+            click.option("--set", "sets", multiple=True, metavar="KEY=VALUE",
+                         help="Set one key, e.g. train.epochs=20; commas or start:stop:step make a sweep."),
+        ]
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def runs_option(command: F) -> F:
+    return click.option("--runs", default="runs", show_default=True, metavar="DIR",
+                        type=click.Path(path_type=Path), help="Where the run folders go.")(command)  # fmt: skip

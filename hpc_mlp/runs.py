@@ -1,0 +1,168 @@
+"""The run folder: what a training run leaves on disk, written whole or not at all, read without torch.
+
+    RUNS/<name>/config.json        resolved configuration, dataset digest, versions
+                metrics.jsonl      one line an epoch
+                best.safetensors   the best weights so far
+                last.ckpt          everything needed to go on
+                result.json        the run is complete: status, epochs, test metrics
+                predictions.npz    test probabilities [N, K] float32 and labels [N] int64
+                failed.json        the last attempt failed: error and traceback
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from hpc_mlp.errors import RunError, UserError
+
+CONFIG, METRICS, RESULT, FAILED = "config.json", "metrics.jsonl", "result.json", "failed.json"
+BEST, LAST, PREDICTIONS = "best.safetensors", "last.ckpt", "predictions.npz"
+
+State = Literal["done", "diverged", "failed", "unfinished"]
+Json = dict[str, Any]
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file that appears under its name complete, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(fd, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Json | None:
+    """The object in `path`, None where there is no such file; RunError where it is damaged."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as error:
+        raise RunError(f"{path} is damaged ({error}). Delete the run folder and train again.") from None
+    if not isinstance(value, dict):
+        raise RunError(f"{path} is damaged (not a JSON object). Delete the run folder and train again.")
+    return value
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run, for the process that trains it."""
+
+    path: Path
+
+    def config(self) -> Json | None:
+        return read_json(self.path / CONFIG)
+
+    def result(self) -> Json | None:
+        return read_json(self.path / RESULT)
+
+    def write_config(self, config: Json) -> None:
+        write_json(self.path / CONFIG, config)
+
+    def write_metrics(self, lines: list[Json]) -> None:
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        write_bytes(self.path / METRICS, text.encode())
+
+    def write_result(self, result: Json) -> None:
+        write_json(self.path / RESULT, result)
+        (self.path / FAILED).unlink(missing_ok=True)
+
+    def write_failed(self, error: str, traceback: str) -> None:
+        write_json(self.path / FAILED, {"status": "failed", "error": error, "traceback": traceback})
+
+    def clear(self) -> None:
+        """Remove the run, so that it is trained anew."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as read back from its folder: what `table`, `report` and `status` see."""
+
+    path: Path
+    name: str
+    variant: str
+    seed: int
+    state: State
+    config: Json  # {"variant", "seed", "swept", "config": {section: {key: value}}, "dataset", "versions", …}
+    metrics: list[Json] = field(default_factory=list)
+    result: Json | None = None
+    failed: Json | None = None
+
+    @property
+    def test(self) -> Json | None:
+        """Test metrics of a complete run: loss, accuracy, precision, recall, f1, per_class, confusion_matrix."""
+        return (self.result or {}).get("test")
+
+
+def read_run(path: Path) -> Run | None:
+    """The run in folder `path`; None if there is none."""
+    config = read_json(path / CONFIG)
+    if config is None:
+        return None
+    result, failed = read_json(path / RESULT), read_json(path / FAILED)
+    state: State = "failed" if failed else "unfinished"
+    if result is not None:
+        state = "diverged" if result.get("status") == "diverged" else "done"
+    return Run(
+        path=path,
+        name=path.name,
+        variant=str(config.get("variant", path.name)),
+        seed=int(config.get("seed", 0)),
+        state=state,
+        config=config,
+        metrics=_read_metrics(path / METRICS),
+        result=result,
+        failed=failed,
+    )
+
+
+def _read_metrics(path: Path) -> list[Json]:
+    try:
+        lines = path.read_text().splitlines()
+        return [json.loads(line) for line in lines]
+    except FileNotFoundError:
+        return []
+    except (ValueError, OSError) as error:
+        raise RunError(f"{path} is damaged ({error}). Delete the run folder and train again.") from None
+
+
+def list_runs(root: Path) -> list[Run]:
+    """Every run below `root`, by variant as first named, then seed. UserError if there is none."""
+    if not root.is_dir():
+        raise UserError(f"no runs folder at {root}. Train first: hpc-mlp train OUT --runs {root}")
+    runs = [run for path in sorted(root.iterdir()) if path.is_dir() and (run := read_run(path))]
+    if not runs:
+        raise UserError(f"no runs in {root}. Train first: hpc-mlp train OUT --runs {root}")
+    return sorted(runs, key=lambda run: (run.variant, sorted(run.config.get("swept", {}).items(), key=str), run.seed))
