@@ -265,7 +265,9 @@ def build_config(tree: Mapping[str, Any], where: str = "configuration") -> Confi
         location = [str(part) for part in first["loc"]]
         key = ".".join(location[:2])
         given = get_key(tree, key)
-        raise UserError(f"{where}: {key} = {given!r}: {first['msg'].removeprefix('Value error, ')}.") from None
+        raise UserError(
+            f"{where}: {key} = {given!r}: {first['msg'].removeprefix('Value error, ')}."
+        ) from None
 
 
 def load_config(files: Iterable[Path] = (), overrides: Mapping[str, Any] | None = None) -> Config:

@@ -54,5 +54,6 @@ def run_options(command: F) -> F:
 
 
 def runs_option(command: F) -> F:
-    return click.option("--runs", default="runs", show_default=True, metavar="DIR",
-                        type=click.Path(path_type=Path), help="Where the run folders go.")(command)  # fmt: skip
+    option = click.option("--runs", default="runs", show_default=True, metavar="DIR",
+                          type=click.Path(path_type=Path), help="Where the run folders go.")  # fmt: skip
+    return option(command)

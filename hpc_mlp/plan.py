@@ -60,7 +60,9 @@ def load_variant(name: str) -> Variant:
     elif name.endswith(".toml"):
         path = Path(name)
     else:
-        raise UserError(f"{unknown_name('variant', name, ['all', *shipped])} A file of your own ends in .toml.")
+        raise UserError(
+            f"{unknown_name('variant', name, ['all', *shipped])} A file of your own ends in .toml."
+        )
     tree = read_toml(path)
     fixed = tree.pop("fixed", [])
     plugins = tree.pop("plugins", [])
@@ -84,7 +86,9 @@ def parse_variants(text: str) -> list[Variant]:
     seen: set[str] = set()
     for variant in variants:
         if variant.name in seen:
-            raise UserError(f"--variants names two variants called {variant.name!r}: rename one of the files.")
+            raise UserError(
+                f"--variants names two variants called {variant.name!r}: rename one of the files."
+            )
         seen.add(variant.name)
     return variants
 
@@ -146,7 +150,10 @@ def _expand(part: str, whole: str) -> list[Any]:
         raise UserError(f"--set {whole!r}: a range is start:stop:step with start ≤ stop and step > 0.")
     steps = int((stop - start) / step)
     points = [start + i * step for i in range(steps + 1)]  # decimals: 0.1:0.5:0.1 ends at 0.5 exactly
-    return [int(point) if point == point.to_integral_value() and "." not in part else float(point) for point in points]
+    return [
+        int(point) if point == point.to_integral_value() and "." not in part else float(point)
+        for point in points
+    ]
 
 
 def plan_runs(
@@ -165,7 +172,9 @@ def plan_runs(
     for key in sets:
         if all(key in variant.fixed for variant in variants):
             names = ", ".join(variant.name for variant in variants)
-            raise UserError(f"--set {key}: this is what makes {names}; choose another variant or write your own.")
+            raise UserError(
+                f"--set {key}: this is what makes {names}; choose another variant or write your own."
+            )
     specs: list[RunSpec] = []
     for variant in variants:
         free = {key: values for key, values in sets.items() if key not in variant.fixed}

@@ -1,12 +1,12 @@
 """The run folder: what a training run leaves on disk, written whole or not at all, read without torch.
 
-    RUNS/<name>/config.json        resolved configuration, dataset digest, versions
-                metrics.jsonl      one line an epoch
-                best.safetensors   the best weights so far
-                last.ckpt          everything needed to go on
-                result.json        the run is complete: status, epochs, test metrics
-                predictions.npz    test probabilities [N, K] float32 and labels [N] int64
-                failed.json        the last attempt failed: error and traceback
+RUNS/<name>/config.json        resolved configuration, dataset digest, versions
+            metrics.jsonl      one line an epoch
+            best.safetensors   the best weights so far
+            last.ckpt          everything needed to go on
+            result.json        the run is complete: status, epochs, test metrics
+            predictions.npz    test probabilities [N, K] float32 and labels [N] int64
+            failed.json        the last attempt failed: error and traceback
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Run:
 
     @property
     def test(self) -> Json | None:
-        """Test metrics of a complete run: loss, accuracy, precision, recall, f1, per_class, confusion_matrix."""
+        """Test metrics of a complete run (see `training.metrics`)."""
         return (self.result or {}).get("test")
 
 
@@ -165,4 +165,6 @@ def list_runs(root: Path) -> list[Run]:
     runs = [run for path in sorted(root.iterdir()) if path.is_dir() and (run := read_run(path))]
     if not runs:
         raise UserError(f"no runs in {root}. Train first: hpc-mlp train OUT --runs {root}")
-    return sorted(runs, key=lambda run: (run.variant, sorted(run.config.get("swept", {}).items(), key=str), run.seed))
+    return sorted(
+        runs, key=lambda run: (run.variant, sorted(run.config.get("swept", {}).items(), key=str), run.seed)
+    )
