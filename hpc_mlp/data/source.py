@@ -8,11 +8,13 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from hpc_mlp.data.cache import Arrays, cached
 from hpc_mlp.data.manifest import Manifest
-from hpc_mlp.data.shards import OpenShard, blocks, open_shard
+from hpc_mlp.data.shards import OpenShard, Pixels, blocks, open_shard
 
 _CHUNK = 256  # images decoded per task
 
@@ -36,36 +38,54 @@ class ResidentSplit:
 
 
 def load_resident(
-    folder: Path, manifest: Manifest, split: str, device: torch.device, *, verify: bool = True
+    folder: Path,
+    manifest: Manifest,
+    split: str,
+    device: torch.device,
+    *,
+    verify: bool = True,
+    cache: bool = True,
 ) -> ResidentSplit:
-    """Decode a split. UserError where a shard is missing, damaged or not as the manifest says.
+    """A split on `device`, from the cache beside the shards or decoded (see `data.cache`).
 
-    `verify=False` skips the sha256 of the shards; counts and labels are checked all the same.
+    UserError where a shard is missing, damaged or not as the manifest says. `verify=False` skips the sha256
+    of the shards; counts and labels are checked all the same. On a CPU the images may be a private mapping
+    of the cache file, whose memory all jobs on a machine share.
     """
+    if cache:
+        arrays = cached(
+            folder, manifest, split, lambda: _decode_split(folder, manifest, split, verify), verify
+        )
+    else:
+        arrays = _decode_split(folder, manifest, split, verify)
+    images, labels = (torch.from_numpy(array) for array in arrays)
+    return ResidentSplit(images.to(device), labels.to(device))
+
+
+def _decode_split(folder: Path, manifest: Manifest, split: str, verify: bool) -> Arrays:
     record = manifest.split(split)
-    images = torch.empty(record.num_images, manifest.channels, *manifest.image_size, dtype=torch.uint8)
-    labels = torch.empty(record.num_images, dtype=torch.int64)
+    images = np.empty((record.num_images, manifest.channels, *manifest.image_size), dtype=np.uint8)
+    labels = np.empty(record.num_images, dtype=np.int64)
     first = 0
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         for shard in record.shards:
             rows = slice(first, first + shard.num_images)
             opened = open_shard(folder, shard, len(manifest.classes), verify=verify)
             try:
-                labels[rows] = torch.from_numpy(opened.index.labels)
+                labels[rows] = opened.index.labels
                 _decode_all(pool, opened, manifest, images[rows])
             finally:
                 opened.close()
             first += shard.num_images
-    return ResidentSplit(images.to(device), labels.to(device))
+    return images, labels
 
 
-def _decode_all(pool: ThreadPoolExecutor, shard: OpenShard, manifest: Manifest, images: Tensor) -> None:
+def _decode_all(pool: ThreadPoolExecutor, shard: OpenShard, manifest: Manifest, images: Pixels) -> None:
     """Fill `images` [n, C, H, W] with the shard's samples, in parallel."""
-    out = images.numpy()
 
     def decode_rows(start: int, stop: int) -> None:
         for row in range(start, stop):
-            out[row] = shard.image(row, manifest).transpose(2, 0, 1)
+            images[row] = shard.image(row, manifest).transpose(2, 0, 1)
 
     tasks = [pool.submit(decode_rows, *block) for block in blocks(len(images), _CHUNK)]
     try:
@@ -81,7 +101,7 @@ def resident_bytes(manifest: Manifest) -> int:
 
 
 def normaliser(manifest: Manifest, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """A function uint8 [..., C, H, W] → float32 (x/255 − mean)/std on `device`, as one multiply-add.
+    """A function uint8 [..., C, H, W] → float32 (x/255 − mean)/std on `device`: one scale, one offset.
 
     A channel whose std is 0 is only centred.
     """
@@ -91,7 +111,10 @@ def normaliser(manifest: Manifest, device: torch.device) -> Callable[[Tensor], T
     scale = (inverse / 255.0).float().to(device).view(-1, 1, 1)
     offset = (-mean * inverse).float().to(device).view(-1, 1, 1)
 
-    def normalise(images: Tensor) -> Tensor:
-        return torch.addcmul(offset, images.float(), scale)
+    def multiply_add(images: Tensor) -> Tensor:
+        return torch.addcmul(offset, images, scale)  # one kernel: the cast happens inside
 
-    return normalise
+    def multiply_then_add(images: Tensor) -> Tensor:
+        return images.float().mul_(scale).add_(offset)  # on a CPU three times as fast as a broadcast addcmul
+
+    return multiply_add if device.type == "cuda" else multiply_then_add
