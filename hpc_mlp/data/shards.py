@@ -1,0 +1,202 @@
+"""Reading one shard: where its samples lie, and how one is decoded. No torch.
+
+A shard is a standard WebDataset tar, `000042.png` followed by `000042.cls`. Its headers are walked once;
+after that any sample is read by its offset, so that one that is not wanted is never read or decoded.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import zlib
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from hpc_mlp.data.manifest import Manifest, Shard, check_shard
+from hpc_mlp.errors import UserError
+
+ENCODINGS = ("png", "jpeg", "npy")
+
+Pixels = NDArray[np.uint8]
+
+_BLOCK = 512
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_PNG_COLOUR = {1: 0, 3: 2}  # channels → colour type
+_SUFFIXES = {"png", "jpg", "jpeg", "npy", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm"}
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Samples of a shard in tar order: int64 [n] byte offsets and sizes of the images, and labels."""
+
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class OpenShard:
+    """A mapped shard file and its index."""
+
+    def __init__(self, path: Path, shard: Shard, num_classes: int) -> None:
+        with path.open("rb") as file:
+            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._name = str(path)
+        try:
+            self.index = index_shard(self._data, shard, num_classes)
+        except BaseException:
+            self._data.close()
+            raise
+
+    def image(self, row: int, manifest: Manifest) -> Pixels:
+        """Decode the `row`-th sample: uint8 [H, W, C]."""
+        offset = int(self.index.offsets[row])
+        encoded = self._data[offset : offset + int(self.index.sizes[row])]
+        return decode(encoded, manifest, f"image {row} of {self._name}")
+
+    def close(self) -> None:
+        self._data.close()
+
+
+def open_shard(folder: Path, shard: Shard, num_classes: int, *, verify: bool) -> OpenShard:
+    """Map and index a shard of a local folder; `verify` compares its sha256 with the manifest's first."""
+    path = folder / shard.name
+    if verify or not path.is_file() or path.stat().st_size != shard.bytes or not shard.bytes:
+        check_shard(folder, shard)
+    return OpenShard(path, shard, num_classes)
+
+
+def index_shard(data: bytes | mmap.mmap, shard: Shard, num_classes: int) -> ShardIndex:
+    """Walk the headers of the tar in `data`. UserError where samples, count or labels are not as promised."""
+    images: list[tuple[int, int]] = []
+    labels: list[int] = []
+    keys: list[str] = []
+    for name, offset, size in _members(data, shard.name):
+        key, _, suffix = name.partition(".")
+        if suffix.lower() in _SUFFIXES:
+            keys.append(key)
+            images.append((offset, size))
+        elif suffix == "cls":
+            if not keys or keys[-1] != key or len(labels) != len(keys) - 1:
+                raise _unusable(shard.name, f"{name} does not follow its image")
+            labels.append(_label(data[offset : offset + size], num_classes, f"{shard.name}: {name}"))
+    if len(labels) != len(images):
+        raise _unusable(shard.name, "an image has no label")
+    if len(images) != shard.num_images:
+        raise _unusable(shard.name, f"it holds {len(images)} images, the manifest says {shard.num_images}")
+    table = np.array(images, dtype=np.int64).reshape(-1, 2)
+    return ShardIndex(table[:, 0].copy(), table[:, 1].copy(), np.array(labels, dtype=np.int64))
+
+
+def _members(data: bytes | mmap.mmap, shard: str) -> list[tuple[str, int, int]]:
+    """(name, offset, size) of every regular file. Ten times as fast as `tarfile`, which matters at start."""
+    members: list[tuple[str, int, int]] = []
+    position = 0
+    while position + _BLOCK <= len(data):
+        header = data[position : position + _BLOCK]
+        if not header[0]:
+            break
+        try:
+            size = int(header[124:136].rstrip(b"\0 ") or b"0", 8)
+            name = header[: header.index(b"\0", 0, 101) if b"\0" in header[:100] else 100].decode()
+        except ValueError:
+            raise _unusable(shard, f"the tar header at byte {position} cannot be read") from None
+        position += _BLOCK
+        if position + size > len(data):
+            raise _unusable(shard, f"{name} is cut off")
+        if header[156] in b"0\0":
+            members.append((name, position, size))
+        position += -(-size // _BLOCK) * _BLOCK
+    return members
+
+
+def _label(text: bytes, num_classes: int, where: str) -> int:
+    try:
+        label = int(text)
+    except ValueError:
+        label = -1
+    if not 0 <= label < num_classes:
+        raise UserError(f"{where} holds {text[:20]!r}: not a class index below {num_classes}.")
+    return label
+
+
+def _unusable(shard: str, reason: str) -> UserError:
+    return UserError(f"{shard} cannot be used: {reason}. Convert the ZIP again.")
+
+
+def decode(encoded: bytes, manifest: Manifest, where: str) -> Pixels:
+    """One image as uint8 [H, W, C] of the manifest's size. UserError names `where` if that cannot be had."""
+    height, width = manifest.image_size
+    shape = (height, width, manifest.channels)
+    try:
+        match manifest.encoding:
+            case "png":
+                image = _decode_plain_png(encoded, *shape)
+                image = _decode_pillow(encoded, manifest.channels) if image is None else image
+            case "jpeg" | "jpg":
+                image = _decode_pillow(encoded, manifest.channels)
+            case "npy":
+                image = np.load(io.BytesIO(encoded), allow_pickle=False)
+            # "original" (untouched bytes, resized at load) belongs here.
+            case other:
+                raise UserError(
+                    f"cannot read images of encoding {other!r}; known: {', '.join(ENCODINGS)}. "
+                    "Convert again, or update hpc-mlp."
+                )
+    except UserError:
+        raise
+    except Exception as error:  # a decoder may raise anything on damaged bytes
+        raise UserError(f"{where} cannot be decoded ({error}). Convert the ZIP again.") from None
+    if image.shape != shape or image.dtype != np.uint8:
+        raise UserError(f"{where} is {image.dtype} {image.shape}, the manifest says uint8 {shape}.")
+    return image
+
+
+def _decode_pillow(encoded: bytes, channels: int) -> Pixels:
+    with Image.open(io.BytesIO(encoded)) as image:
+        pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def _decode_plain_png(data: bytes, height: int, width: int, channels: int) -> Pixels | None:
+    """An 8-bit PNG whose rows all use one filter, None, Sub or Up: inflate, and at most a running sum.
+
+    Twice as fast as Pillow on small images, and most of it without the interpreter lock. None where the file
+    is any other PNG. The chunk CRCs are not looked at: inflate's own checksum covers the pixels.
+    """
+    shape = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    if data[:8] != _PNG_MAGIC or data[12:29] != shape + bytes((8, _PNG_COLOUR[channels], 0, 0, 0)):
+        return None
+    parts = []
+    position = 33
+    while (kind := data[position + 4 : position + 8]) != b"IEND":
+        end = position + 8 + int.from_bytes(data[position : position + 4], "big")
+        if kind == b"IDAT":
+            parts.append(data[position + 8 : end])
+        elif kind == b"tRNS" or len(kind) < 4:
+            return None
+        position = end + 4
+    rows = np.frombuffer(zlib.decompress(b"".join(parts)), dtype=np.uint8).reshape(
+        height, 1 + width * channels
+    )
+    kinds = bytes(rows[:, 0])
+    pixels = rows[:, 1:].reshape(height, width, channels)
+    if kinds == b"\0" * height:
+        return pixels
+    if kinds[1:] == b"\2" * (height - 1) and kinds[0] in (0, 2):
+        return np.add.accumulate(pixels, axis=0, dtype=np.uint8)
+    if kinds == b"\1" * height:
+        return np.add.accumulate(pixels, axis=1, dtype=np.uint8)
+    return None
+
+
+def blocks(total: int, size: int) -> list[tuple[int, int]]:
+    """Consecutive (start, stop) of at most `size` that cover range(total)."""
+    return list(pairwise([*range(0, total, size), total])) if total else []
