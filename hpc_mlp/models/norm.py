@@ -20,6 +20,7 @@ class StackedBatchNorm(nn.Module):
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
+    rows: Tensor
 
     def __init__(self, norms: Sequence[nn.BatchNorm1d], members: Sequence[int], size: int) -> None:
         super().__init__()
@@ -28,6 +29,7 @@ class StackedBatchNorm(nn.Module):
         self.sync = False
         self.eps = norms[0].eps
         self.momentum = norms[0].momentum or 0.1
+        self.register_buffer("rows", torch.tensor(self.members), persistent=False)
         self.weight = nn.Parameter(torch.stack([norm.weight.detach() for norm in norms]))  # [R, H]
         self.bias = nn.Parameter(torch.stack([norm.bias.detach() for norm in norms]))  # [R, H]
         for name in ("running_mean", "running_var", "num_batches_tracked"):
@@ -40,8 +42,8 @@ class StackedBatchNorm(nn.Module):
         first, last = self.members[0], self.members[-1] + 1
         if last - first == len(self.members):
             return torch.cat([h[:first], self._normalise(h[first:last]), h[last:]])
-        rows = torch.tensor(self.members, device=h.device)
-        return h.index_copy(0, rows, self._normalise(h.index_select(0, rows)).to(h.dtype))
+        normed = self._normalise(h.index_select(0, self.rows))
+        return h.index_copy(0, self.rows, normed.to(h.dtype))
 
     def _normalise(self, h: Tensor) -> Tensor:
         """[R, B, H] → [R, B, H], as one BatchNorm1d of R·H features"""

@@ -19,6 +19,8 @@ from hpc_mlp.errors import UserError, unknown_name
 ImageShape = tuple[int, int, int]  # channels, height, width
 Factory = Callable[[ModelConfig, ImageShape, int], nn.Module]
 
+BUILT_IN = ("mlp", "residual_mlp", "cnn", "resnet18")
+
 _FACTORIES: dict[str, Factory] = {}
 _PLUGINS: set[Path] = set()
 

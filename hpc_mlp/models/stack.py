@@ -188,7 +188,7 @@ class StackedMLP(nn.Module):
     def _mask(self, layer: int, draws: Tensor, runs: Sequence[FeedRun]) -> Tensor:
         """0 where a unit is dropped, else 1 / (1 − p): float32 [V, B, H]"""
         if draws.shape[0] > 1:
-            draws = draws[[run.feed for run in runs for _ in range(run.start, run.stop)]]
+            draws = torch.cat([draws[r.feed].expand(r.stop - r.start, -1, -1) for r in runs])
         keep: Tensor = draws >= self.get_buffer(f"threshold{layer}")
         return keep * self.get_buffer(f"scale{layer}")
 

@@ -1,0 +1,246 @@
+"""From a list of runs to finished run folders: what is already done, who trains what, one bank after another."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+
+from hpc_mlp import __version__
+from hpc_mlp.config import differences, identity
+from hpc_mlp.data.manifest import Manifest
+from hpc_mlp.errors import HpcMlpError, UserError
+from hpc_mlp.models.bank import bank_order
+from hpc_mlp.models.registry import build_module, count_parameters
+from hpc_mlp.plan import RunSpec
+from hpc_mlp.runs import Json, RunFolder
+from hpc_mlp.training import stop
+from hpc_mlp.training.engine import BankTrainer
+from hpc_mlp.training.feeder import ResidentFeeder
+from hpc_mlp.training.members import Member
+from hpc_mlp.training.processes import Processes
+from hpc_mlp.training.progress import Lines, LiveTable, Silent, View
+
+Parallel = Literal["auto", "members", "data"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one call of `train_specs` works on."""
+
+    shards: Path
+    manifest: Manifest
+    specs: list[RunSpec]
+    runs: Path
+
+    def folder(self, spec: RunSpec) -> RunFolder:
+        return RunFolder(self.runs / spec.name)
+
+    def describe(self, spec: RunSpec, device: torch.device) -> Json:
+        """config.json of a run."""
+        manifest = self.manifest
+        shape = (manifest.channels, *manifest.image_size)
+        with torch.device("meta"):
+            module = build_module(spec.config.model, shape, len(manifest.classes), spec.seed)
+        return {
+            "name": spec.name,
+            "variant": spec.variant,
+            "seed": spec.seed,
+            "swept": spec.swept,
+            "config": spec.config.model_dump(mode="json"),
+            "dataset": {
+                "path": str(self.shards.resolve()),
+                "digest": manifest.digest,
+                "classes": list(manifest.classes),
+                "image_size": list(manifest.image_size),
+                "channels": manifest.channels,
+                "num_images": {name: split.num_images for name, split in manifest.splits.items()},
+            },
+            "num_parameters": count_parameters(module),
+            "versions": {
+                "hpc_mlp": __version__,
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+            },
+            "command": " ".join(sys.argv),
+            "device": _device_name(device),
+            "hostname": socket.gethostname(),
+        }
+
+
+def train_specs(
+    shards: Path,
+    specs: Sequence[RunSpec],
+    runs: Path,
+    *,
+    cpu: bool = False,
+    parallel: Parallel = "auto",
+    overwrite: bool = False,
+) -> int:
+    """Train every run that is not complete; → exit code 0, 1 (a run failed) or 128 + signal (stopped on request).
+
+    Under several processes (Accelerate's environment) the runs are dealt out over them, or each batch is split.
+    UserError, before anything is written, where the input is wrong.
+    """
+    stop.clear()
+    with stop.stop_on_signals():
+        manifest = Manifest.load(shards)
+        job = Job(shards, manifest, list(specs), runs)
+        check(job)
+        accelerator = Accelerator(cpu=cpu)
+        rank, world = accelerator.process_index, accelerator.num_processes
+        everybody = Processes(rank, world)
+        todo = open_runs(job, accelerator.device, everybody, overwrite)
+        console = Console(stderr=True)
+        if everybody.lead and len(todo) < len(job.specs):
+            done = len(job.specs) - len(todo)
+            console.print(
+                f"{done} of {len(job.specs)} runs are complete; --overwrite trains them anew.", style="dim"
+            )
+        split = parallel == "data" or (parallel == "auto" and 0 < len(todo) < world)
+        if not split:
+            first, last = everybody.part(len(todo))
+            todo, mine = todo[first:last], Processes()
+        else:
+            mine = everybody
+        code = _train(job, todo, mine, accelerator.device, console if everybody.lead else None)
+        if not split:  # a process that failed must not leave the others waiting: they only meet here
+            code = _worst(code, everybody, accelerator.device)
+        accelerator.end_training()
+        return code
+
+
+def check(job: Job) -> None:
+    """UserError where these runs cannot be trained on this dataset."""
+    manifest = job.manifest
+    for split in ("train", "val", "test"):
+        if manifest.split(split).num_images == 0:
+            raise UserError(
+                f"{job.shards} has no {split} images. Convert with larger --val and --test shares."
+            )
+    for spec in job.specs:
+        config = spec.config
+        if config.model.batchnorm and config.train.batch_size < 2:
+            raise UserError(f"{spec.name}: batch normalisation needs train.batch_size of at least 2.")
+        shape = (manifest.channels, *manifest.image_size)
+        with torch.device("meta"):  # wrong kinds and shapes show here, before anything is written
+            build_module(config.model, shape, len(manifest.classes), spec.seed)
+
+
+def open_runs(job: Job, device: torch.device, processes: Processes, overwrite: bool) -> list[RunSpec]:
+    """The runs still to be trained, their folders prepared. UserError where a folder holds another run."""
+    if overwrite and processes.lead:
+        for spec in job.specs:
+            job.folder(spec).clear()
+    processes.wait()
+    todo, new = [], []
+    for spec in job.specs:
+        folder, fresh = job.folder(spec), job.describe(spec, device)
+        old = folder.config()
+        if old is None:
+            new.append((folder, fresh))
+        else:
+            _compare(folder, old, fresh)
+        if folder.result() is None:
+            todo.append(spec)
+    processes.wait()
+    if processes.lead:
+        for folder, fresh in new:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            folder.write_config(fresh)
+    processes.wait()
+    return todo
+
+
+def _compare(folder: RunFolder, old: Json, new: Json) -> None:
+    lines = differences(_identity(old), _identity(new))
+    if lines:
+        raise UserError(
+            f"{folder.path} holds a run with another configuration or dataset:\n  "
+            + "\n  ".join(lines)
+            + "\nUse another --runs folder, or --overwrite to train it anew."
+        )
+
+
+def _identity(config: Json) -> Json:
+    flat = {f"{s}.{k}": value for s, keys in config["config"].items() for k, value in keys.items()}
+    return identity(flat) | {"seed": config["seed"], "dataset.digest": config["dataset"]["digest"]}
+
+
+def banks(specs: Sequence[RunSpec]) -> list[list[RunSpec]]:
+    """Runs that can share batches and precision, together."""
+    groups: dict[object, list[RunSpec]] = {}
+    for spec in specs:
+        train = spec.config.train
+        groups.setdefault((train.batch_size, train.precision, train.checkpoint_every), []).append(spec)
+    return [bank_order(group) for group in groups.values()]
+
+
+def _train(
+    job: Job, todo: list[RunSpec], processes: Processes, device: torch.device, console: Console | None
+) -> int:
+    if not todo:
+        return 0
+    feeder = ResidentFeeder(job.shards, job.manifest, device)
+    code = 0
+    with _view(console) as view:
+        for specs in banks(todo):
+            members = [Member(spec, job.folder(spec)) for spec in specs]
+            try:
+                if not BankTrainer(members, feeder, processes, view).run():
+                    reason = stop.stop_reason() or "SIGTERM"
+                    view.note(f"stopped by {reason}; the same command goes on from here.")
+                    return stop.exit_code(reason)
+            except Exception as error:
+                _record_failure(members, error)
+                view.note(
+                    f"failed: {_one_line(error)}; the traceback is in {members[0].folder.path}/failed.json"
+                )
+                code = 1
+    return code
+
+
+def _record_failure(members: Sequence[Member], error: Exception) -> None:
+    for member in members:
+        if member.folder.result() is None:
+            member.folder.write_failed(_one_line(error), traceback.format_exc())
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, HpcMlpError) else f"{type(error).__name__}: {text}"
+
+
+@contextmanager
+def _view(console: Console | None) -> Iterator[View]:
+    if console is None:
+        yield Silent()
+    elif console.is_terminal:
+        with LiveTable(console) as live:
+            yield live
+    else:
+        yield Lines(console)
+
+
+def _worst(code: int, processes: Processes, device: torch.device) -> int:
+    codes = torch.zeros(processes.world_size, device=device)
+    codes[processes.rank] = code
+    processes.sum([codes])
+    return int(codes.max().item())
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({os.cpu_count()} cores)" if device.type == "cpu" else device.type
