@@ -38,7 +38,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, temporary, {key: json.dumps(value) for key, value in metadata.items()})
+        # One metadata key: safetensors writes several in an order that changes from call to call.
+        save_file(contiguous, temporary, {"hpc_mlp": json.dumps(metadata)})
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         raise RunError(f"cannot write {path}: {error}") from error
@@ -73,7 +74,7 @@ def load_checkpoints(folders: Sequence[Path], device: str = "cpu") -> list[Check
     for paths in found:
         path = paths[position]
         with safe_open(path, framework="pt") as file:
-            state = json.loads(file.metadata()["state"])
+            state = json.loads(file.metadata()["hpc_mlp"])["state"]
         checkpoints.append(Checkpoint(position, state, load_file(path, device=device)))
     return checkpoints
 
@@ -85,7 +86,7 @@ def _new(folder: Path) -> Path:
 def _position(path: Path) -> Position | None:
     try:
         with safe_open(path, framework="pt") as file:
-            epoch, step = json.loads(file.metadata()["position"])
+            epoch, step = json.loads(file.metadata()["hpc_mlp"])["position"]
             return epoch, step
     except FileNotFoundError:
         return None
