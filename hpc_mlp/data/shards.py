@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import io
 import mmap
+import threading
 import zlib
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from hpc_mlp.data.manifest import Manifest, Shard, check_shard
+from hpc_mlp.data.remote import Place, download, is_url
 from hpc_mlp.errors import UserError
 
 ENCODINGS = ("png", "jpeg", "npy")
@@ -27,7 +30,7 @@ Pixels = NDArray[np.uint8]
 _BLOCK = 512
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _PNG_COLOUR = {1: 0, 3: 2}  # channels → colour type
-_SUFFIXES = {"png", "jpg", "jpeg", "npy", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm"}
+_SUFFIXES = {"png", "jpg", "jpeg", "npy", "gif", "webp", "bmp", "tif", "tiff", "ppm", "jp2", "avif"}
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,18 @@ class ShardIndex:
 
 
 class OpenShard:
-    """A mapped shard file and its index."""
+    """A mapped shard and its index. Reading is safe from any number of threads."""
 
-    def __init__(self, path: Path, shard: Shard, num_classes: int) -> None:
-        with path.open("rb") as file:
-            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._name = str(path)
+    def __init__(
+        self, file: IO[bytes], name: str, shard: Shard, num_classes: int, index: ShardIndex | None
+    ) -> None:
+        self._name = name
         try:
-            self.index = index_shard(self._data, shard, num_classes)
+            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError:
+            raise _unusable(name, "it is empty") from None
+        try:
+            self.index = index_shard(self._data, shard, num_classes) if index is None else index
         except BaseException:
             self._data.close()
             raise
@@ -65,12 +72,31 @@ class OpenShard:
         self._data.close()
 
 
-def open_shard(folder: Path, shard: Shard, num_classes: int, *, verify: bool) -> OpenShard:
-    """Map and index a shard of a local folder; `verify` compares its sha256 with the manifest's first."""
-    path = folder / shard.name
-    if verify or not path.is_file() or path.stat().st_size != shard.bytes or not shard.bytes:
-        check_shard(folder, shard)
-    return OpenShard(path, shard, num_classes)
+def open_shard(
+    place: Place,
+    shard: Shard,
+    num_classes: int,
+    *,
+    verify: bool,
+    index: ShardIndex | None = None,
+    stop: threading.Event | None = None,
+) -> OpenShard:
+    """Map and index a shard; `verify` compares its sha256 with the manifest's first.
+
+    A shard at a URL is downloaded to an unnamed temporary file, and always verified. `index` is the shard's
+    index where it is known already; `stop` ends a download early (RunError). Closing gives everything back.
+    """
+    if is_url(place):
+        with download(str(place), shard, stop) as file:
+            return OpenShard(file, shard.name, shard, num_classes, index)
+    path = Path(place) / shard.name
+    if verify or not path.is_file() or path.stat().st_size != shard.bytes:
+        check_shard(Path(place), shard)
+    try:
+        with path.open("rb") as file:
+            return OpenShard(file, str(path), shard, num_classes, index)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}.") from None
 
 
 def index_shard(data: bytes | mmap.mmap, shard: Shard, num_classes: int) -> ShardIndex:

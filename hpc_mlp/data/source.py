@@ -7,14 +7,18 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hpc_mlp.config import DataConfig
 from hpc_mlp.data.cache import Arrays, cached
 from hpc_mlp.data.manifest import Manifest
+from hpc_mlp.data.remote import Place, is_url
 from hpc_mlp.data.shards import OpenShard, Pixels, blocks, open_shard
+from hpc_mlp.errors import UserError
 
 _CHUNK = 256  # images decoded per task
 
@@ -38,7 +42,7 @@ class ResidentSplit:
 
 
 def load_resident(
-    folder: Path,
+    place: Place,
     manifest: Manifest,
     split: str,
     device: torch.device,
@@ -46,23 +50,23 @@ def load_resident(
     verify: bool = True,
     cache: bool = True,
 ) -> ResidentSplit:
-    """A split on `device`, from the cache beside the shards or decoded (see `data.cache`).
+    """A split of a folder or URL on `device`, from the cache beside the shards or decoded (see `data.cache`).
 
     UserError where a shard is missing, damaged or not as the manifest says. `verify=False` skips the sha256
     of the shards; counts and labels are checked all the same. On a CPU the images may be a private mapping
     of the cache file, whose memory all jobs on a machine share.
     """
-    if cache:
-        arrays = cached(
-            folder, manifest, split, lambda: _decode_split(folder, manifest, split, verify), verify
-        )
-    else:
-        arrays = _decode_split(folder, manifest, split, verify)
+
+    def decode() -> Arrays:
+        return _decode_split(place, manifest, split, verify)
+
+    use_cache = cache and not is_url(place)
+    arrays = cached(Path(place), manifest, split, decode, verify) if use_cache else decode()
     images, labels = (torch.from_numpy(array) for array in arrays)
     return ResidentSplit(images.to(device), labels.to(device))
 
 
-def _decode_split(folder: Path, manifest: Manifest, split: str, verify: bool) -> Arrays:
+def _decode_split(place: Place, manifest: Manifest, split: str, verify: bool) -> Arrays:
     record = manifest.split(split)
     images = np.empty((record.num_images, manifest.channels, *manifest.image_size), dtype=np.uint8)
     labels = np.empty(record.num_images, dtype=np.int64)
@@ -70,7 +74,7 @@ def _decode_split(folder: Path, manifest: Manifest, split: str, verify: bool) ->
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         for shard in record.shards:
             rows = slice(first, first + shard.num_images)
-            opened = open_shard(folder, shard, len(manifest.classes), verify=verify)
+            opened = open_shard(place, shard, len(manifest.classes), verify=verify)
             try:
                 labels[rows] = opened.index.labels
                 _decode_all(pool, opened, manifest, images[rows])
@@ -118,3 +122,56 @@ def normaliser(manifest: Manifest, device: torch.device) -> Callable[[Tensor], T
         return images.float().mul_(scale).add_(offset)  # on a CPU three times as fast as a broadcast addcmul
 
     return multiply_add if device.type == "cuda" else multiply_then_add
+
+
+def choose_mode(
+    manifest: Manifest, config: DataConfig, device: torch.device, *, processes: int = 1
+) -> Literal["resident", "streaming"]:
+    """Resident if all splits fit into `data.memory_fraction` of the memory that is free on the device.
+
+    `processes` of this machine hold a copy each. UserError where `data.mode=resident` does not fit.
+    """
+    if config.mode == "streaming":
+        return "streaming"
+    needed = resident_bytes(manifest) * processes
+    free = free_memory(device)
+    if needed <= free * config.memory_fraction:
+        return "resident"
+    if config.mode == "auto":
+        return "streaming"
+    copies = f" in {processes} processes" if processes > 1 else ""
+    raise UserError(
+        f"data.mode=resident: the images take {needed / 1e9:.2f} GB as uint8{copies}, and the budget is "
+        f"{free * config.memory_fraction / 1e9:.2f} GB (data.memory_fraction={config.memory_fraction:g} of "
+        f"{free / 1e9:.2f} GB free on {device}). Use data.mode=streaming (or auto), raise "
+        "data.memory_fraction, or convert with a smaller --size."
+    )
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be had: of the GPU, or of this machine and control group (as Slurm sets)."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = _machine_memory()
+    for limit, used in _CGROUP_FILES:
+        try:
+            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
+        except (OSError, ValueError):  # no such control group, or "max"
+            continue
+    return max(free, 0)
+
+
+_CGROUP_FILES = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+
+
+def _machine_memory() -> int:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # other systems: half of all
