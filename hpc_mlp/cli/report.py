@@ -1,0 +1,47 @@
+"""`hpc-mlp table RUNS`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from hpc_mlp.options import Command
+
+
+@click.command(cls=Command)
+@click.argument("runs", type=click.Path(path_type=Path), default=Path("runs"))
+@click.option("--format", "form", type=click.Choice(["rich", "json", "csv", "markdown"]), default="rich",
+              show_default=True, help="In json and csv, metrics are fractions, not percent.")  # fmt: skip
+@click.option("--by", metavar="KEY,…", help="Group by these configuration keys, e.g. optim.lr, instead of "
+                                            "what a sweep varied; also seed and dataset.")  # fmt: skip
+@click.option("--sort", metavar="COLUMN", help="Sort the rows: best first for metrics, else smallest first.")
+@click.option("--columns", metavar="A,B,…", help="Show these columns only, named as in --format json.")
+def table(runs: Path, form: str, by: str | None, sort: str | None, columns: str | None) -> None:
+    """Show the runs of a folder as one table: mean ± sd over seeds, failed and unfinished runs too.
+
+    \b
+    hpc-mlp table runs
+    hpc-mlp table runs --format csv > runs.csv
+    hpc-mlp table runs --by optim.lr --sort val_loss --columns variant,optim.lr,val_loss,test_accuracy
+    """
+    from hpc_mlp.report import table as tables
+    from hpc_mlp.report.summary import read_runs, summarise
+
+    summary = summarise(read_runs(runs), _names(by))
+    names = _names(columns)
+    if names is not None:
+        tables.check_columns(names, summary, for_people=form in ("rich", "markdown"))
+    if sort:
+        summary = tables.sort_rows(summary, sort)
+    if form == "rich":
+        from rich.console import Console
+
+        tables.print_summary(summary, Console(), names)
+    else:
+        write = {"json": tables.as_json, "csv": tables.as_csv, "markdown": tables.as_markdown}[form]
+        click.echo(write(summary, names))
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name for part in text.split(",") if (name := part.strip())]
