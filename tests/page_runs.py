@@ -151,7 +151,8 @@ def write_run(
     labels = data["test"][1]
     np.savez(run.path / PREDICTIONS, probabilities=probabilities.astype(np.float32), labels=labels)
     save_file(
-        {"0.weight": np.ascontiguousarray(model.coefs_[0].T.astype(np.float32))}, run.path / "best.safetensors"
+        {"0.weight": np.ascontiguousarray(model.coefs_[0].T.astype(np.float32))},
+        run.path / "best.safetensors",
     )
     run.write_result(_result(images.classes, labels, probabilities, lines, epochs))
     return run.path

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from hpc_mlp.report import figures
@@ -15,6 +17,8 @@ from hpc_mlp.report.figures import BLUE, VERMILLION, Drawn
 from hpc_mlp.report.groups import Array
 from hpc_mlp.runs import Json
 
+T = TypeVar("T")
+MANY_ROWS, PANEL_ROWS = 24, 50
 ANNOTATED = 12  # up to this many classes every cell carries its number
 PER_ROW = 0.105  # inches a class where there are many
 
@@ -22,7 +26,8 @@ PER_ROW = 0.105  # inches a class where there are many
 def row_shares(counts: Array) -> Array:
     """Counts [true, predicted] → shares of the true class; a class without test images stays 0."""
     totals = counts.sum(axis=1, keepdims=True)
-    return np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    shares: Array = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    return shares
 
 
 def confused_pairs(counts: Array, most: int) -> list[tuple[int, int, int, float]]:
@@ -35,7 +40,13 @@ def confused_pairs(counts: Array, most: int) -> list[tuple[int, int, int, float]
 
 
 def confusion_panel(
-    test: Json, classes: Sequence[str], folder: Path, name: str, title: str, normalised: bool, small: bool = False
+    test: Json,
+    classes: Sequence[str],
+    folder: Path,
+    name: str,
+    title: str,
+    normalised: bool,
+    small: bool = False,
 ) -> Drawn:
     """One confusion matrix, rows true, columns predicted. Blue is right, vermillion wrong; `small` is one of
     several side by side and names its classes only where there is room."""
@@ -59,14 +70,13 @@ def confusion_panel(
         axes.set_xticks(np.arange(size + 1) - 0.5, minor=True)
         axes.set_yticks(np.arange(size + 1) - 0.5, minor=True)
         axes.tick_params(which="minor", length=0)
-        axes.grid(which="minor", linewidth=0.3, visible=size <= 40)
+        if size <= 40:
+            axes.grid(which="minor", linewidth=0.3)
         axes.add_patch(_frame(size))
-    return figures.save(axes.figure, folder, name, title, wide=many and not small)
+    return figures.save(axes, folder, name, title, wide=many and not small)
 
 
-def _frame(size: int) -> object:
-    from matplotlib.patches import Rectangle
-
+def _frame(size: int) -> Rectangle:
     return Rectangle((-0.5, -0.5), size, size, fill=False, edgecolor=figures.MUTED, linewidth=0.6)
 
 
@@ -95,44 +105,67 @@ def _cell_numbers(axes: Axes, counts: Array, values: Array, normalised: bool) ->
                       color="white" if strong else figures.INK)  # fmt: skip
 
 
-def per_class_panel(per_class: Sequence[Json], folder: Path, title: str) -> Drawn:
-    """Precision, recall and F1 of every class, one row each, worst F1 on top."""
+def per_class_panels(per_class: Sequence[Json], folder: Path, run: str) -> list[Drawn]:
+    """Precision, recall and F1 of every class, one row each, worst F1 first, at most `PANEL_ROWS` a panel."""
     rows = sorted(per_class, key=lambda row: (row["f1"], str(row["class"])))
-    size, many = len(rows), len(rows) > 30
-    pitch = 0.15 if many else 0.27
-    axes = figures.new_axes(title, "share", "", 7.2 if many else figures.WIDTH * 1.2, 1.3 + pitch * size)
-    place = np.arange(size)
-    low = np.array([min(row["precision"], row["recall"]) for row in rows])
-    high = np.array([max(row["precision"], row["recall"]) for row in rows])
-    axes.hlines(place, low, high, color=figures.MUTED, linewidth=1)
-    for number, (key, label) in enumerate((("precision", "precision"), ("recall", "recall"), ("f1", "F1"))):
-        axes.plot([row[key] for row in rows], place, "osD"[number], color=figures.PALETTE[number], label=label,
-                  markersize=3.5 if many else 5)  # fmt: skip
-    names = [f"{figures.short(str(row['class']), 22)} ({row['support']:,})" for row in rows]
-    axes.set_yticks(place, names, fontsize=6.5 if many else 8.5)
-    axes.set_ylim(size - 0.4, -0.6)
-    axes.set_xlim(max(0.0, float(low.min()) - 0.05), 1.01)
-    axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    figures.legend_below(axes, ["precision", "recall", "F1"])
-    return figures.save(axes.figure, folder, "per_class", title, wide=many)
+    least = min((row[key] for row in rows for key in ("precision", "recall")), default=0.0)
+    drawn = []
+    for part, some in _parts(rows):
+        title = f"Precision, recall, F1: {figures.short(run, 24)}{part}"
+        axes = _rows_axes(title, "share", [f"{row['class']} ({row['support']:,})" for row in some])
+        for place, row in enumerate(some):
+            axes.hlines(place, row["precision"], row["recall"], color=figures.MUTED, linewidth=1)
+        for number, (key, label) in enumerate(
+            (("precision", "precision"), ("recall", "recall"), ("f1", "F1"))
+        ):
+            values = [row[key] for row in some]
+            axes.plot(values, range(len(some)), "osD"[number], color=figures.PALETTE[number], label=label,
+                      markersize=5 if len(rows) <= MANY_ROWS else 3.5)  # fmt: skip
+        axes.set_xlim(max(-0.01, least - 0.05), 1.01)
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        figures.legend_below(axes, ["precision", "recall", "F1"])
+        drawn.append(figures.save(axes, folder, f"per_class{part.replace(', part ', '_')}", title))
+    return drawn
 
 
-def balance_panel(counts: Mapping[str, Sequence[int]], classes: Sequence[str], folder: Path) -> Drawn:
-    """Images a class, the splits stacked."""
-    size, many = len(classes), len(classes) > 30
-    pitch = 0.15 if many else 0.27
-    title = "Images by class"
-    axes = figures.new_axes(title, "images", "", 7.2 if many else figures.WIDTH * 1.2, 1.3 + pitch * size)
-    left = np.zeros(size)
-    for number, (split, values) in enumerate(counts.items()):
-        axes.barh(range(size), values, left=left, height=0.72, color=figures.PALETTE[(0, 5, 4)[number % 3]],
-                  label=split)  # fmt: skip
-        left = left + np.asarray(values, dtype=float)
-    axes.set_yticks(range(size), [figures.short(name, 22) for name in classes], fontsize=6.5 if many else 8.5)
-    axes.set_ylim(size - 0.4, -0.6)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.grid(axis="y", visible=False)
-    figures.legend_below(axes, list(counts))
-    return figures.save(axes.figure, folder, "class_balance", title, wide=many)
+def balance_panels(counts: Mapping[str, Sequence[int]], classes: Sequence[str], folder: Path) -> list[Drawn]:
+    """Images a class, the splits stacked, at most `PANEL_ROWS` classes a panel."""
+    table = np.array(list(counts.values()), dtype=np.int64).reshape(len(counts), -1)
+    most = table.sum(axis=0).max(initial=1)
+    drawn = []
+    for part, some in _parts(list(range(len(classes)))):
+        axes = _rows_axes(f"Images by class{part}", "images", [classes[k] for k in some])
+        left = np.zeros(len(some))
+        for number, split in enumerate(counts):
+            values = table[number, some]
+            axes.barh(range(len(some)), values, left=left, height=0.72, label=split,
+                      color=figures.PALETTE[(0, 5, 4)[number % 3]])  # fmt: skip
+            left = left + values
+        axes.set_xlim(0, 1.04 * most)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.grid(axis="y", visible=False)
+        figures.legend_below(axes, list(counts))
+        name = f"class_balance{part.replace(', part ', '_')}"
+        drawn.append(figures.save(axes, folder, name, f"Images by class{part}"))
+    return drawn
+
+
+def _parts(rows: Sequence[T]) -> list[tuple[str, Sequence[T]]]:
+    """The rows in even parts that fit a panel, each with what to append to its title."""
+    number = max(1, -(-len(rows) // PANEL_ROWS))
+    size = max(1, -(-len(rows) // number))
+    parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+    return [(f", part {i}" if number > 1 else "", part) for i, part in enumerate(parts, 1)]
+
+
+def _rows_axes(title: str, x: str, names: Sequence[str]) -> Axes:
+    """A panel with one named row for each class."""
+    many = len(names) > MANY_ROWS
+    axes = figures.new_axes(title, x, "", height=1.2 + (0.155 if many else 0.28) * len(names))
+    axes.set_yticks(
+        range(len(names)), [figures.short(name, 22) for name in names], fontsize=7 if many else 8.5
+    )
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    return axes

@@ -19,8 +19,9 @@ MOST_PANELS, MOST_LINES = 6, 12
 
 def seed_band(group: Group, key: str) -> tuple[Array, Array, Array]:
     """Mean and population standard deviation over seeds, float64 [epochs], and the epochs, for those epochs
-    that all seeds with any metrics reached (a mean over survivors would jump where a seed stops)."""
-    lines = [values for run in group.runs if len(values := curve(run, key))]
+    that all of them reached (a mean over survivors would jump where a seed stops). Unfinished and failed runs
+    count only where there is no other."""
+    lines = [values for run in group.tested or group.runs if len(values := curve(run, key))]
     if not lines:
         return np.zeros(0), np.zeros(0), np.zeros(0)
     length = min(map(len, lines))
@@ -53,7 +54,9 @@ def _mark_best(axes: Axes, group: Group, key: str) -> tuple[bool, bool]:
                       markeredgecolor=figures.INK, markeredgewidth=0.6, zorder=5)  # fmt: skip
         if len(values) and (run.result or {}).get("stopped") == "early":
             stopped = True
-            axes.plot(len(values), values[-1], "|", color=figures.INK, markersize=9, markeredgewidth=1.2, zorder=4)
+            axes.plot(
+                len(values), values[-1], "|", color=figures.INK, markersize=9, markeredgewidth=1.2, zorder=4
+            )
     return kept, stopped
 
 
@@ -69,6 +72,7 @@ def _limits(groups: Sequence[Group], keys: Sequence[str]) -> tuple[float, float]
 
 def _epoch_axis(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_xlim(left=max(0.6, axes.get_xlim()[0]))
 
 
 def loss_panels(groups: Sequence[Group], folder: Path) -> list[Drawn]:
@@ -91,7 +95,7 @@ def loss_panels(groups: Sequence[Group], folder: Path) -> list[Drawn]:
         axes.set_ylim(*limits)
         _epoch_axis(axes)
         axes.legend(loc="upper right")
-        drawn.append(figures.save(axes.figure, folder, f"loss_{group.slug}", f"Loss by epoch: {title}"))
+        drawn.append(figures.save(axes, folder, f"loss_{group.slug}", f"Loss by epoch: {title}"))
     return drawn
 
 
@@ -117,7 +121,7 @@ def validation_panels(groups: Sequence[Group], folder: Path) -> list[Drawn]:
             axes.set_ylim(*_limits(with_metrics, ("val_loss",)))
         _epoch_axis(axes)
         figures.legend_below(axes, [group.label for group in with_metrics])
-        drawn.append(figures.save(axes.figure, folder, key, f"{title} by epoch"))
+        drawn.append(figures.save(axes, folder, key, f"{title} by epoch"))
     return drawn
 
 
@@ -127,7 +131,9 @@ def throughput_panel(groups: Sequence[Group], folder: Path) -> Drawn | None:
     rows = [(group, rates) for group, rates in rows if rates]
     if not rows:
         return None
-    axes = figures.new_axes("Training throughput", "images per second and run", "", height=1.1 + 0.34 * len(rows))
+    axes = figures.new_axes(
+        "Training throughput", "images per second and run", "", height=1.1 + 0.34 * len(rows)
+    )
     for row, (group, rates) in enumerate(rows):
         axes.plot(rates, [row] * len(rates), figures.marker(group), color=figures.color(group), alpha=0.75)
     axes.set_yticks(range(len(rows)), [figures.short(group.label, 28) for group, _ in rows])
@@ -136,7 +142,7 @@ def throughput_panel(groups: Sequence[Group], folder: Path) -> Drawn | None:
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(axis="y", visible=False)
-    return figures.save(axes.figure, folder, "throughput", "Training throughput of every run")
+    return figures.save(axes, folder, "throughput", "Training throughput of every run")
 
 
 def throughput(run: Run) -> float:

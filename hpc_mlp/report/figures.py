@@ -1,4 +1,4 @@
-"""How every figure looks, and how it is saved: SVG and PNG files, and SVG for the page that follows its theme.
+"""How every figure looks and is saved: SVG and PNG files, and SVG for the page that follows its theme.
 
 matplotlib's objects are used directly: no pyplot, no window, no figure left open.
 """
@@ -107,8 +107,10 @@ class Drawn:
     wide: bool  # keep it this wide on a phone, where it scrolls
 
 
-def save(figure: Figure, folder: Path, name: str, title: str, wide: bool = False) -> Drawn:
-    """Write `folder/name.svg` and `.png` and return the figure for the page."""
+def save(axes: Axes, folder: Path, name: str, title: str, wide: bool = False) -> Drawn:
+    """Write the figure of `axes` to `folder/name.svg` and `.png` and return it for the page."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=144)
     write_bytes(folder / f"{name}.png", buffer.getvalue())
@@ -119,11 +121,15 @@ def save(figure: Figure, folder: Path, name: str, title: str, wide: bool = False
     return Drawn(name, title, themed(text.getvalue(), name, title), width, wide)
 
 
+_SUPERFLUOUS = re.compile(
+    r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>|<title>.*?</title>|<!--.*?-->", re.DOTALL
+)
+
+
 def themed(svg: str, name: str, title: str) -> str:
     """An SVG file's text made ready for a page: one element, transparent, its colours CSS variables."""
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>|<title>.*?</title>|<!--.*?-->",
-                 "", svg, flags=re.DOTALL)  # fmt: skip
+    svg = _SUPERFLUOUS.sub("", svg)
     svg = re.sub(r'(<g id="patch_1">\s*<path [^>]*?style=")fill: #ffffff', r"\1fill: none", svg, count=1)
     svg = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r"font: ([^;\"]*?)'DejaVu Sans'[^;\"]*", r"font: \1var(--sans)", svg)

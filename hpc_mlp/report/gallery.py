@@ -97,8 +97,8 @@ class Mistake:
 def confident_mistakes(
     folder: Path, manifest: Manifest, chosen: Predictions, others: Sequence[Predictions], most: int
 ) -> list[Mistake]:
-    """The wrong predictions of `chosen` with the highest probability. UserError where the shards are not those
-    that the predictions were made on. `others` are all runs on the same test images, `chosen` among them."""
+    """The wrong predictions of `chosen` with the highest probability. UserError where the shards are not
+    those that the predictions were made on. `others`: all runs on these test images, `chosen` among them."""
     split = manifest.split("test")
     if split.num_images != len(chosen.labels):
         raise UserError(
@@ -114,7 +114,9 @@ def confident_mistakes(
             raise UserError(f"the test images in {folder} are not in the order of the predictions.")
         erring = sum(bool(run.predicted[index] != run.labels[index]) for run in others)
         mistakes.append(
-            Mistake(sample, int(chosen.predicted[index]), float(chosen.confidence[index]), erring, len(others))
+            Mistake(
+                sample, int(chosen.predicted[index]), float(chosen.confidence[index]), erring, len(others)
+            )
         )
     return mistakes
 
@@ -138,7 +140,9 @@ def class_samples(folder: Path, manifest: Manifest, each: int, most: int) -> lis
     return [sample for samples in found.values() for sample in samples]
 
 
-def image_grid(samples: Sequence[Sample], captions: Sequence[str], folder: Path, name: str, title: str) -> Drawn:
+def image_grid(
+    samples: Sequence[Sample], captions: Sequence[str], folder: Path, name: str, title: str
+) -> Drawn:
     """The gallery as one figure file, up to eight images in a row."""
     from PIL import Image
 
@@ -155,4 +159,4 @@ def image_grid(samples: Sequence[Sample], captions: Sequence[str], folder: Path,
         axes.text(x, y + 0.5, caption, ha="center", va="top", fontsize=6)
     axes.set(xlim=(-0.55, columns - 0.45), ylim=(1.35 * rows - 0.45, -0.55))
     axes.set_axis_off()
-    return figures.save(axes.figure, folder, name, title, wide=True)
+    return figures.save(axes, folder, name, title, wide=True)

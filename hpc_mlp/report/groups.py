@@ -1,9 +1,10 @@
-"""The runs of a folder by what they have in common: a variant and its swept values, all seeds together."""
+"""What the figures draw: groups of runs that differ only by seed, and the predictions of a run."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_mlp.errors import RunError
-from hpc_mlp.plan import ALL
+from hpc_mlp.report.summary import Row, Summary
 from hpc_mlp.runs import PREDICTIONS, Run
 
 Array = NDArray[Any]
@@ -19,46 +20,55 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Predictions:
-    """Test probabilities float32 [N, K] and labels int64 [N]; row i is the i-th test sample in shard order."""
+    """Test probabilities float32 [N, K] and labels int64 [N]; row i is the i-th test sample of the shards."""
 
     probabilities: Array
     labels: Array
 
     @property
     def predicted(self) -> Array:
-        return self.probabilities.argmax(axis=1)
+        classes: Array = self.probabilities.argmax(axis=1)
+        return classes
 
     @property
     def confidence(self) -> Array:
-        return self.probabilities.max(axis=1)
+        most: Array = self.probabilities.max(axis=1)
+        return most
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ only by seed. `index` decides colour and line style on every plot."""
+    """A row of the summary as the figures see it. `index` decides its colour and line style everywhere."""
 
     index: int
-    label: str
-    runs: tuple[Run, ...]
+    row: Row
+
+    @property
+    def label(self) -> str:
+        return self.row.name
+
+    @property
+    def runs(self) -> list[Run]:
+        return self.row.runs
 
     @property
     def tested(self) -> list[Run]:
-        """Complete runs with test metrics."""
-        return [run for run in self.runs if run.test is not None]
+        """Runs with test metrics."""
+        return [run for run in self.runs if run.test]
 
     @property
     def slug(self) -> str:
-        return "".join(c if c.isalnum() or c in "_.-" else "_" for c in self.label)
+        """The label as part of a file name, and of an element's id."""
+        return re.sub(r"[^A-Za-z0-9_.-]+", "_", self.label)
 
     @property
     def validation_loss(self) -> float:
-        """Mean over seeds of the best validation loss; infinite where no run is complete."""
-        losses = [best_loss(run) for run in self.tested]
-        return sum(losses) / len(losses) if losses else math.inf
+        value = self.row.values["val_loss"]
+        return value.mean if value is not None and self.row.n else math.inf
 
     @property
     def chosen(self) -> Run | None:
-        """The seed with the lowest validation loss, test data not looked at."""
+        """The seed with the lowest validation loss; the test images had no say."""
         return min(self.tested, key=best_loss, default=None)
 
 
@@ -78,31 +88,17 @@ def curve(run: Run, key: str) -> Array:
     return np.array([finite(line.get(key)) for line in run.metrics], dtype=np.float64)
 
 
-def swept_text(run: Run) -> str:
-    return ", ".join(f"{key}={value}" for key, value in sorted(run.config.get("swept", {}).items()))
-
-
-def group_runs(runs: Iterable[Run]) -> list[Group]:
-    """Baseline first, the other three of the name in their order, then the rest by name."""
-    members: dict[tuple[str, str], list[Run]] = {}
-    for run in runs:
-        members.setdefault((run.variant, swept_text(run)), []).append(run)
-    rank = {name: number for number, name in enumerate(ALL)}
-    keys = sorted(members, key=lambda key: (rank.get(key[0], len(rank)), key))
-    return [
-        Group(index, f"{variant} · {swept}" if swept else variant,
-              tuple(sorted(members[variant, swept], key=lambda run: run.seed)))
-        for index, (variant, swept) in enumerate(keys)
-    ]  # fmt: skip
+def make_groups(summary: Summary) -> list[Group]:
+    return [Group(index, row) for index, row in enumerate(summary.rows)]
 
 
 def winner(groups: Sequence[Group]) -> Group | None:
-    """The group with the lowest mean validation loss."""
-    complete = [group for group in groups if group.tested]
-    return min(complete, key=lambda group: group.validation_loss, default=None)
+    """The group that the summary marks as best; of several datasets, the one with the most runs."""
+    best = [group for group in groups if group.row.best]
+    return max(best, key=lambda group: len(group.tested), default=None)
 
 
-def shown(groups: Sequence[Group], most: int) -> list[Group]:
+def drawable(groups: Sequence[Group], most: int) -> list[Group]:
     """At most `most` groups to draw: the first (what others are compared with) and the best by validation."""
     if len(groups) <= most:
         return list(groups)
@@ -120,6 +116,10 @@ def read_predictions(run: Run) -> Predictions | None:
         return None
     except Exception as error:  # zipfile, numpy and zlib each have errors of their own
         raise RunError(f"{path} is damaged ({error}). Delete the run folder and train again.") from None
-    if found.probabilities.ndim != 2 or len(found.probabilities) != len(found.labels) or not len(found.labels):
+    if (
+        found.probabilities.ndim != 2
+        or len(found.probabilities) != len(found.labels)
+        or not len(found.labels)
+    ):
         raise RunError(f"{path} is damaged (its arrays do not fit). Delete the run folder and train again.")
     return found

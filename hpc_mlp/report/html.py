@@ -9,6 +9,9 @@ from importlib.resources import files
 
 from hpc_mlp.report.figures import Drawn
 
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # load nothing from anywhere
+GROWN = 1.2  # a figure may be drawn this much larger than it was made, to fill its column
+
 
 class Html(str):
     """Text that is HTML already; everything else is escaped."""
@@ -52,22 +55,22 @@ def swatch(color: int) -> Html:
     return Html(f'<span class="swatch" style="background:var(--c{color})"></span>')
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "", marked: int = -1) -> Html:
-    """A table that scrolls in itself where the page is narrow. Columns whose name starts with `#` hold numbers
-    and stand at the right; row `marked` is set off."""
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "", marked: int = -1
+) -> Html:
+    """A table that scrolls in itself where the page is narrow. Columns whose name starts with `#` hold
+    numbers and stand at the right; row `marked` is set off."""
     kinds = ["num" if column.startswith("#") else "" for column in columns]
     head = "".join(_cell("th", kind, column.lstrip("#")) for kind, column in zip(kinds, columns, strict=True))
     body = "".join(
-        f'<tr{" class=" + chr(34) + "marked" + chr(34) if number == marked else ""}>'
+        f"<tr{' class=' + chr(34) + 'marked' + chr(34) if number == marked else ''}>"
         + "".join(_cell("td", kind, value) for kind, value in zip(kinds, row, strict=True))
         + "</tr>"
         for number, row in enumerate(rows)
     )
+    head = f"<thead><tr>{head}</tr></thead>" if any(columns) else ""
     above = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return Html(
-        f'<div class="scroll" tabindex="0"><table>{above}<thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    return Html(f'<div class="scroll" tabindex="0"><table>{above}{head}<tbody>{body}</tbody></table></div>')
 
 
 def _cell(tag: str, kind: str, value: object) -> str:
@@ -77,16 +80,17 @@ def _cell(tag: str, kind: str, value: object) -> str:
 
 def figure(drawn: Drawn) -> Html:
     """A figure, as wide as the page allows up to its own size; a wide one scrolls on a phone."""
-    least = f"min-width:{min(drawn.width, 620):.0f}px;" if drawn.wide else ""
+    least = f"min-width:{0.9 * drawn.width:.0f}px;" if drawn.wide else ""
+    size = f"{least}max-width:{GROWN * drawn.width:.0f}px"
     return Html(
         f'<figure class="{"wide" if drawn.wide else "panel"}" id="figure-{escape(drawn.name)}">'
-        f'<div class="scroll"><div style="{least}max-width:{drawn.width:.0f}px">{drawn.svg}</div></div></figure>'
+        f'<div class="scroll"><div style="{size}">{drawn.svg}</div></div></figure>'
     )
 
 
-def panels(drawn: Iterable[Drawn]) -> Html:
-    """Figures side by side where there is room. A wide one has a row of its own."""
-    inside = join(*map(figure, drawn))
+def panels(items: Iterable[Drawn | Html]) -> Html:
+    """Figures and tables side by side where there is room. A wide figure has a row of its own."""
+    inside = join(*(figure(item) if isinstance(item, Drawn) else item for item in items))
     return Html(f'<div class="panels">{inside}</div>') if inside else Html("")
 
 
@@ -125,7 +129,7 @@ def page(title: str, subtitle: str, sections: Sequence[Section], footer: str) ->
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{escape(title)}</title>

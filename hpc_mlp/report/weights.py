@@ -38,9 +38,9 @@ def first_layer(run: Run) -> Array | None:
 
 
 def weight_tiles(weight: Array) -> Array:
-    """The units with the largest weights as one sheet of tiles, RGB float [H, W, 3] in [0, 1], with gaps of NaN.
+    """The units with the largest weights as one sheet of tiles, RGB float [H, W, 3] in [0, 1], gaps NaN.
     Each tile has its own scale around zero (grey)."""
-    units, channels, height, width = weight.shape
+    units, _, height, width = weight.shape
     norms = np.linalg.norm(weight.reshape(units, -1), axis=1)
     picked = weight[np.argsort(-norms, kind="stable")[:MOST_UNITS]]
     columns = max(1, min(len(picked), round(math.sqrt(len(picked) * height / width))))
@@ -68,7 +68,7 @@ def weight_panel(weight: Array, folder: Path, slug: str, label: str) -> Drawn:
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
     axes.grid(visible=False)
-    return figures.save(axes.figure, folder, f"weights_{slug}", f"First-layer weights: {label}")
+    return figures.save(axes, folder, f"weights_{slug}", f"First-layer weights: {label}")
 
 
 def colors_text(channels: int) -> str:
