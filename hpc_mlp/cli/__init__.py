@@ -14,6 +14,7 @@ COMMANDS = {
     "inspect": ("hpc_mlp.cli.data", "Show what a shards folder holds."),
     "train": ("hpc_mlp.train", "Train variants × seeds here and now, all at once."),
     "table": ("hpc_mlp.cli.report", "Show the runs of a folder as one table."),
+    "report": ("hpc_mlp.cli.page", "Write one HTML page with plots of all runs."),
     "demo": ("hpc_mlp.cli.demo", "Digits → ZIP → shards → four variants → table, in a minute."),
 }
 

@@ -1,0 +1,36 @@
+"""`hpc-mlp report RUNS`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from hpc_mlp.options import Command
+
+
+@click.command(cls=Command)
+@click.argument("runs", type=click.Path(path_type=Path), default=Path("runs"))
+@click.option("--data", "shards", metavar="OUT", type=click.Path(path_type=Path),
+              help="The shards folder, where it is no longer at the path that the runs name.")  # fmt: skip
+@click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="Instead of RUNS/report.html.")
+@click.option("--by", metavar="KEY,…", help="Group by these configuration keys, e.g. optim.lr, instead of "
+                                            "what a sweep varied; also seed and dataset.")  # fmt: skip
+def report(runs: Path, shards: Path | None, out: Path | None, by: str | None) -> None:
+    """Write one HTML page with plots of all runs, and the plots as PNG and SVG in RUNS/figures.
+
+    The page is one file without scripts or network access: mail it, or open it from disk. Failed and
+    unfinished runs are shown as far as they went.
+
+    \b
+    hpc-mlp report runs
+    hpc-mlp report runs --data /scratch/shards --out comparison.html
+    """
+    from hpc_mlp.report.page import describe, write_report
+    from hpc_mlp.report.summary import read_runs, summarise
+
+    keys = None if by is None else [name for part in by.split(",") if (name := part.strip())]
+    out = out or runs / "report.html"
+    material = write_report(summarise(read_runs(runs), keys), runs, out, shards)
+    for line in describe(material, out, runs):
+        click.echo(line)

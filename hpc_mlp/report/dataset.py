@@ -1,0 +1,215 @@
+"""The page's sections that show images: the most confident mistakes, and the dataset."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpc_mlp.data.manifest import Manifest
+from hpc_mlp.errors import UserError
+from hpc_mlp.report import confusion, gallery, html
+from hpc_mlp.report.figures import short
+from hpc_mlp.report.html import Html, Picture, Section
+from hpc_mlp.report.material import Material
+from hpc_mlp.runs import Json
+
+MOST_MISTAKES, MOST_SAMPLES, EACH, MOST_LINES = 32, 60, 4, 20
+
+
+def mistakes_section(material: Material) -> Section:
+    chosen, run = material.chosen_predictions, material.run
+    if chosen is None or run is None:
+        return Section("mistakes", "Mistakes", html.paragraph("No run has test predictions yet."))
+    if material.manifest is None or material.shards is None:
+        return Section("mistakes", "Mistakes", html.paragraph(
+            "The images cannot be shown: the shards that the runs were trained on are gone."))  # fmt: skip
+    others = [found for found in material.predictions.values() if np.array_equal(found.labels, chosen.labels)]
+    try:
+        found = gallery.confident_mistakes(material.shards, material.manifest, chosen, others, MOST_MISTAKES)
+    except UserError as error:
+        material.missing.append(f"No gallery of mistakes: {error}")
+        return Section("mistakes", "Mistakes", html.paragraph(f"The images cannot be shown: {error}"))
+    if not found:
+        return Section(
+            "mistakes", "Mistakes", html.paragraph(f"{run.name} made no mistake on the test images.")
+        )
+    classes = material.classes
+    pictures = [
+        Picture(
+            item.sample.data_uri,
+            f"test image {item.sample.key}",
+            Html(
+                f"<b>{html.text(classes[item.predicted])}</b> {100 * item.probability:.1f}&nbsp;%<br>"
+                f"is {html.text(classes[item.sample.label])}<br>"
+                f"wrong in {item.wrong_runs}/{item.num_runs} runs"
+            ),
+        )
+        for item in found
+    ]
+    captions = [
+        f"{short(classes[m.predicted], 16)} {100 * m.probability:.0f} %\n"
+        f"is {short(classes[m.sample.label], 16)}"
+        for m in found
+    ]
+    gallery.image_grid([m.sample for m in found], captions, material.folder, "mistakes",
+                       f"Most confident mistakes: {run.name}")  # fmt: skip
+    note = (
+        f"The test images that {run.name} got wrong with the highest probability: predicted class in bold, "
+        "true class below. "
+        "An image that all runs get wrong may carry the wrong label."
+    )
+    return Section(
+        "mistakes", "Mistakes", html.join(html.paragraph(note, kind="note"), html.gallery(pictures))
+    )
+
+
+def dataset_section(material: Material) -> Section:
+    manifest, shards = material.manifest, material.shards
+    if manifest is None or shards is None:
+        return Section("dataset", "Dataset", html.join(
+            html.paragraph("The shards that the runs were trained on are gone. This is what the runs say of them."),
+            html.table(["", ""], _known(material.groups[0].runs[0].config.get("dataset", {}))),
+        ))  # fmt: skip
+    counts = {name: split.class_counts for name, split in manifest.splits.items()}
+    balance = confusion.balance_panels(counts, manifest.classes, material.folder)
+    return Section("dataset", "Dataset", html.join(
+        html.table(["", ""], _facts(manifest)),
+        html.panels([*balance, _splits(manifest)]),
+        _samples(material, manifest, shards),
+        html.heading("Leaks and duplicates"), _duplicates(manifest, shards),
+        html.heading("Rejected files"), _rejects(manifest, shards),
+    ))  # fmt: skip
+
+
+def _known(dataset: Json) -> list[tuple[str, str]]:
+    return [(key, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
+            for key, value in dataset.items()]  # fmt: skip
+
+
+def _facts(manifest: Manifest) -> list[tuple[str, object]]:
+    height, width = manifest.image_size
+    color = "colour" if manifest.channels == 3 else "grey"
+    rows: list[tuple[str, object]] = [
+        ("source", f"{manifest.source.get('name', 'unknown')}, {manifest.layout}"),
+        ("digest", html.code(manifest.digest)),
+        ("classes", f"{len(manifest.classes):,}"),
+        (
+            "images",
+            f"{width} × {height} pixels, {color}, {manifest.encoding}",
+        ),
+        ("mean of training pixels", ", ".join(f"{value:.4f}" for value in manifest.mean)),
+        ("standard deviation", ", ".join(f"{value:.4f}" for value in manifest.std)),
+    ]
+    if manifest.settings:
+        settings = ", ".join(f"{key}={_plain(value)}" for key, value in manifest.settings.items())
+        rows.append(("conversion settings", settings))
+    return rows
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _splits(manifest: Manifest) -> Html:
+    rows = []
+    for name, split in manifest.splits.items():
+        counts = split.class_counts
+        least, most = min(counts, default=0), max(counts, default=0)
+        ratio = f"{most / least:.1f}" if least else "–"
+        size = sum(shard.bytes for shard in split.shards) / 1e6
+        rows.append(
+            (
+                name,
+                f"{split.num_images:,}",
+                f"{least:,}",
+                f"{most:,}",
+                ratio,
+                len(split.shards),
+                f"{size:,.1f}",
+            )
+        )
+    columns = ["split", "#images", "#smallest class", "#largest class", "#ratio", "#shards", "#MB"]
+    return html.table(columns, rows)
+
+
+def _samples(material: Material, manifest: Manifest, shards: Path) -> Html:
+    try:
+        samples = gallery.class_samples(shards, manifest, EACH, MOST_SAMPLES)
+    except UserError as error:
+        material.missing.append(f"No sample images: {error}")
+        return Html("")
+    if not samples:
+        return Html("")
+    names = [manifest.classes[sample.label] for sample in samples]
+    gallery.image_grid(
+        samples, [short(name, 18) for name in names], material.folder, "samples", "Training images"
+    )
+    pictures = [
+        Picture(sample.data_uri, f"training image of class {name}", Html(html.text(name)))
+        for sample, name in zip(samples, names, strict=True)
+    ]
+    return html.join(html.heading("Training images"), html.gallery(pictures, kind="small"))
+
+
+def _duplicates(manifest: Manifest, shards: Path) -> Html:
+    """`duplicates.jsonl` and what the manifest says beyond its fixed keys (leaks between splits, say)."""
+    extras = [(key.replace("_", " "), _plain(value)) for key, value in (manifest.model_extra or {}).items()]
+    lines = read_lines(shards / "duplicates.jsonl")
+    parts: list[object] = [html.table(["", ""], extras) if extras else ""]
+    if lines is None:
+        parts.append(html.paragraph("The conversion left no list of duplicates (duplicates.jsonl)."))
+    elif not lines:
+        parts.append(html.paragraph("The conversion looked for duplicates and found none."))
+    else:
+        parts.append(
+            html.paragraph(f"The conversion listed {len(lines):,} {_plural(len(lines), 'duplicate')}.")
+        )
+        parts.append(_line_table(lines))
+    return html.join(*parts)
+
+
+def _rejects(manifest: Manifest, shards: Path) -> Html:
+    lines = read_lines(shards / "rejects.jsonl") or []
+    number = max(manifest.num_rejects, len(lines))
+    if not number:
+        return html.paragraph("Every file of the source was taken.")
+    counts = Counter(str(line.get("reason", "no reason given")) for line in lines).most_common(MOST_LINES)
+    were = "was" if number == 1 else "were"
+    return html.join(
+        html.paragraph(f"{number:,} {_plural(number, 'file')} of the source {were} not taken."),
+        html.table(["reason", "#files"], [(reason, f"{n:,}") for reason, n in counts]) if counts else "",
+        html.details("Which files", _line_table(lines)) if lines else "",
+    )
+
+
+def _plural(number: int, word: str) -> str:
+    return word if number == 1 else f"{word}s"
+
+
+def _line_table(lines: Sequence[Json]) -> Html:
+    columns = list(dict.fromkeys(key for line in lines[:MOST_LINES] for key in line))
+    rows = [[_plain(line.get(key, "")) for key in columns] for line in lines[:MOST_LINES]]
+    more = f"The first {MOST_LINES} of {len(lines):,}." if len(lines) > MOST_LINES else ""
+    return html.table(columns, rows, more)
+
+
+def read_lines(path: Path) -> list[Json] | None:
+    """The objects of a JSON-lines file; None where there is none. Damaged lines are passed over."""
+    try:
+        texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    found = []
+    for text in texts:
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict):
+            found.append(line)
+    return found

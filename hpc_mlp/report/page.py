@@ -1,0 +1,90 @@
+"""`RUNS/report.html`: all sections in one file that needs nothing else, and its figures as files."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from hpc_mlp import __version__
+from hpc_mlp.report import figures, html
+from hpc_mlp.report.dataset import dataset_section, mistakes_section
+from hpc_mlp.report.evaluation import (
+    classes_section,
+    confusion_section,
+    probabilities_section,
+    rank_groups,
+    weights_section,
+)
+from hpc_mlp.report.groups import make_groups
+from hpc_mlp.report.html import Section
+from hpc_mlp.report.material import Material, gather
+from hpc_mlp.report.overview import missing_note, summary_section, throughput_section, training_section
+from hpc_mlp.report.reproduce import reproduce_section
+from hpc_mlp.report.summary import Summary
+from hpc_mlp.runs import write_bytes
+
+
+def write_report(summary: Summary, runs: Path, out: Path, shards: Path | None = None) -> Material:
+    """Write the page to `out` and its figures to `runs/figures` (replaced as a whole). `shards` overrides the
+    shards folder that the runs name. The same runs give the same bytes. Returns what it was made of; its
+    `missing` says what could not be shown."""
+    with tempfile.TemporaryDirectory(dir=runs, prefix=".figures.") as temporary:
+        folder = Path(temporary) / "figures"
+        with figures.style():
+            material = gather(summary, make_groups(summary), folder, shards)
+            text = render(material)
+        final = runs / "figures"
+        shutil.rmtree(final, ignore_errors=True)
+        if folder.is_dir():
+            folder.replace(final)
+    write_bytes(out, text.encode())
+    return material
+
+
+def render(material: Material) -> str:
+    ranked = rank_groups(material)
+    own = next((found for group, found in ranked if group is material.group), None)
+    sections = [
+        summary_section(material),
+        training_section(material),
+        confusion_section(material),
+        classes_section(material, own),
+        probabilities_section(material, ranked),
+        mistakes_section(material),
+        weights_section(material),
+        dataset_section(material),
+        throughput_section(material),
+        reproduce_section(material),
+    ]
+    first = sections[0]
+    sections[0] = Section(first.anchor, first.title, html.join(first.body, missing_note(material)))
+    title, subtitle = _titles(material)
+    return html.page(title, subtitle, sections, f"Made by hpc-mlp {__version__}.")
+
+
+def _titles(material: Material) -> tuple[str, str]:
+    runs = [run for group in material.groups for run in group.runs]
+    manifest = material.manifest
+    name = str(manifest.source.get("name", "")) if manifest else ""
+    config = (material.run or runs[0]).config.get("dataset", {})
+    images = sum(config.get("num_images", {}).values())
+    parts = [
+        _count(len(runs), "run"),
+        _count(len(material.groups), "group"),
+        f"{len(material.classes):,} classes",
+        f"{images:,} images" if images else "",
+    ]
+    return f"Report on {name}" if name else "Report on runs", " · ".join(filter(None, parts))
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number:,} {word}{'s' * (number != 1)}"
+
+
+def describe(material: Material, out: Path, runs: Path) -> Sequence[str]:
+    """What was written, for the terminal."""
+    number = len(list((runs / "figures").glob("*.png")))
+    lines = [f"{out}", f"{runs / 'figures'}: {_count(number, 'figure')}, each as PNG and SVG"]
+    return [*lines, *(f"missing: {line}" for line in dict.fromkeys(material.missing))]

@@ -1,0 +1,112 @@
+"""What predicted probabilities are worth, in numbers: one-vs-rest ROC and precision–recall, calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpc_mlp.report.groups import Array, Predictions
+
+NUM_BINS = 15
+RATES = np.linspace(0.0, 1.0, 201) ** 2  # false-positive rates, dense near 0 where good curves turn
+RECALLS = np.linspace(0.0, 1.0, 201)
+
+
+@dataclass(frozen=True)
+class Curves:
+    """One-vs-rest curves on one grid x [201]: `lines` [K, 201] and their `areas` [K], NaN for classes without
+    test images; `micro` takes every pair of image and class as one decision."""
+
+    x: Array
+    lines: Array
+    areas: Array
+    micro: Array
+    micro_area: float
+
+    @property
+    def known(self) -> list[int]:
+        """Classes with test images."""
+        return [int(k) for k in np.flatnonzero(np.isfinite(self.areas))]
+
+    @property
+    def macro(self) -> Array:
+        """Mean curve over classes."""
+        mean: Array = self.lines[self.known].mean(axis=0)
+        return mean
+
+    @property
+    def macro_area(self) -> float:
+        return float(self.areas[self.known].mean())
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """`roc`: true-positive over false-positive rate, area AUC. `pr`: precision over recall, area AP."""
+
+    roc: Curves
+    pr: Curves
+
+
+def rank(predictions: Predictions) -> Ranking:
+    """Every one-vs-rest curve of one run."""
+    scores, labels = predictions.probabilities, predictions.labels
+    truth = labels[:, None] == np.arange(scores.shape[1])
+    columns = [(truth[:, k], scores[:, k]) for k in range(scores.shape[1])]
+    both = (truth.ravel(), scores.ravel())
+    return Ranking(_collect(RATES, _roc, columns, both), _collect(RECALLS, _precision_recall, columns, both))
+
+
+Pair = tuple[Array, Array]
+
+
+def _collect(
+    x: Array, measure: Callable[[Array, Array], tuple[Array, float]], columns: Sequence[Pair], micro: Pair
+) -> Curves:
+    nothing = np.full(len(x), np.nan), float("nan")
+    found = [measure(*column) if 0 < column[0].sum() < len(column[0]) else nothing for column in columns]
+    return Curves(
+        x, np.stack([line for line, _ in found]), np.array([area for _, area in found]), *measure(*micro)
+    )
+
+
+def _roc(truth: Array, scores: Array) -> tuple[Array, float]:
+    from sklearn.metrics import auc, roc_curve
+
+    false_rate, true_rate, _ = roc_curve(truth, scores)
+    return np.interp(RATES, false_rate, true_rate), float(auc(false_rate, true_rate))
+
+
+def _precision_recall(truth: Array, scores: Array) -> tuple[Array, float]:
+    """The step function whose area is the average precision: at every recall, the precision of the first
+    threshold that reaches it."""
+    from sklearn.metrics import precision_recall_curve
+
+    precision, recall, _ = precision_recall_curve(truth, scores, drop_intermediate=True)
+    reached = np.searchsorted(recall[::-1], RECALLS, side="left")
+    return precision[::-1][reached], float(-np.sum(np.diff(recall) * precision[:-1]))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Top-label calibration in equal-width bins of confidence: `confidence` and `accuracy` float64 [bins]
+    (NaN in empty bins), `share` of all images, and `ece`, the mean gap weighted by share (0 is perfect)."""
+
+    confidence: Array
+    accuracy: Array
+    share: Array
+    ece: float
+
+
+def calibrate(predictions: Sequence[Predictions]) -> Calibration:
+    """Calibration of one run, or of several seeds pooled."""
+    confidence = np.concatenate([p.confidence for p in predictions]).astype(np.float64)
+    right = np.concatenate([p.predicted == p.labels for p in predictions])
+    bins = np.clip((confidence * NUM_BINS).astype(int), 0, NUM_BINS - 1)
+    counts = np.bincount(bins, minlength=NUM_BINS)
+    sums = [np.bincount(bins, weights, minlength=NUM_BINS) for weights in (confidence, right)]
+    empty = np.full(NUM_BINS, np.nan)
+    means = [np.divide(total, counts, out=empty.copy(), where=counts > 0) for total in sums]
+    ece = float(np.abs(sums[0] - sums[1]).sum() / len(confidence))
+    return Calibration(means[0], means[1], counts / len(confidence), ece)
