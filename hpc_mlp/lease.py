@@ -21,6 +21,7 @@ import errno
 import json
 import os
 import socket
+import tempfile
 import threading
 import time
 import uuid
@@ -278,3 +279,23 @@ def _is_dead(owner: dict[str, Any]) -> bool:
 
 def _is_alive(owner: dict[str, Any]) -> bool:
     return _same_machine(owner) and process_start(int(owner["pid"])) == owner.get("started")
+
+
+def is_held(folder: Path, stale_after: float = 60.0) -> bool:
+    """Whether a living process seems to hold the lease of `folder`. On the owner's machine this is certain;
+    from elsewhere it goes by the age of the last heartbeat, told by the file system's clock and not by
+    ours."""
+    owner = read_owner(folder)
+    if owner is None:
+        return False
+    if _same_machine(owner):
+        return _is_alive(owner)
+    try:
+        beat = (folder / LEASE).stat().st_mtime
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            now = os.fstat(probe.fileno()).st_mtime
+    except FileNotFoundError:
+        return False
+    except OSError:  # we may only read there
+        now = time.time()
+    return now - beat < stale_after
