@@ -31,7 +31,7 @@ from hpc_mlp.plan import RunSpec
 from hpc_mlp.runs import read_json, write_bytes, write_json
 
 INDEX, FOLDER, RECORD, PLAN = "submission.json", ".launch", "submission.json", "plan.json"
-ENTRY = "hpc_mlp.train:train_specs"
+ENTRY = "hpc_mlp.training.session:train_specs"
 
 Cluster = Literal["slurm", "local"]
 

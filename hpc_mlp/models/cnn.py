@@ -38,16 +38,18 @@ def cnn(config: ModelConfig, image_shape: ImageShape, num_classes: int) -> nn.Se
 
 @register("resnet18")
 def resnet18(config: ModelConfig, image_shape: ImageShape, num_classes: int) -> nn.Module:
-    """torchvision's ResNet18. Images below 128 px get a 3×3 stride-1 stem without max pooling, as is usual on CIFAR (He et
-    al., arXiv 1512.03385, section 4.2). `pretrained`: true loads ImageNet weights, a path a local state dict; the stem
-    and the head are new where shapes differ."""
+    """torchvision's ResNet18. Images below 128 px get a 3×3 stride-1 stem without max pooling, as is usual on CIFAR
+    (arXiv 1512.03385, section 4.2). `pretrained`: true loads ImageNet weights, a path a local state dict; the stem and
+    the head are new where shapes differ."""
     import torchvision  # slow to import, needed only here
 
     channels, height, width = image_shape
     weights = None
     if config.pretrained is True:
         try:
-            weights = torchvision.models.ResNet18_Weights.DEFAULT.get_state_dict(progress=False, check_hash=True)
+            weights = torchvision.models.ResNet18_Weights.DEFAULT.get_state_dict(
+                progress=False, check_hash=True
+            )
         except OSError as error:
             raise UserError(
                 f"model.pretrained = true: the ImageNet weights cannot be downloaded ({error}). "

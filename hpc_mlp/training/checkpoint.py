@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hpc_mlp.errors import RunError
-from hpc_mlp.runs import BEST, LAST
+from hpc_mlp.runs import BEST, LAST, publish
 
 Position = tuple[int, int]  # finished epochs, finished steps of the next one
 
@@ -40,7 +40,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
         # One metadata key: safetensors writes several in an order that changes from call to call.
         save_file(contiguous, temporary, {"hpc_mlp": json.dumps(metadata)})
-        os.replace(temporary, path)
+        publish(temporary, path)
     except (OSError, SafetensorError) as error:
         raise RunError(f"cannot write {path}: {error}") from error
     finally:

@@ -7,8 +7,8 @@ import platform
 import socket
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,7 +20,8 @@ from rich.console import Console
 from hpc_mlp import __version__
 from hpc_mlp.config import differences, identity
 from hpc_mlp.data.manifest import Manifest
-from hpc_mlp.errors import HpcMlpError, UserError
+from hpc_mlp.errors import HpcMlpError, LeaseLostError, RunError, UserError
+from hpc_mlp.lease import Lease
 from hpc_mlp.models.bank import bank_order
 from hpc_mlp.models.registry import build_module, count_parameters
 from hpc_mlp.plan import RunSpec
@@ -198,10 +199,16 @@ def _train(
         for specs in banks(todo):
             members = [Member(spec, job.folder(spec)) for spec in specs]
             try:
-                if not BankTrainer(members, feeder, processes, view).run():
-                    reason = stop.stop_reason() or "SIGTERM"
-                    view.note(f"stopped by {reason}; the same command goes on from here.")
-                    return stop.exit_code(reason)
+                with _leases(members, processes, device) as guard:
+                    open_members = [member for member in members if member.folder.result() is None]
+                    if not open_members or BankTrainer(open_members, feeder, processes, view, guard).run():
+                        continue
+                reason = stop.stop_reason() or "SIGTERM"
+                view.note(f"stopped by {reason}; the same command goes on from here.")
+                return stop.exit_code(reason)
+            except LeaseLostError as error:  # the folders are another's now: nothing may be written there
+                view.note(str(error))
+                code = 1
             except Exception as error:
                 _record_failure(members, error)
                 view.note(
@@ -209,6 +216,29 @@ def _train(
                 )
                 code = 1
     return code
+
+
+@contextmanager
+def _leases(
+    members: Sequence[Member], processes: Processes, device: torch.device
+) -> Iterator[Callable[[], None]]:
+    """Hold the run folders, so that one process at a time writes them; → a check to call before writing."""
+    with ExitStack() as stack:
+        problem: Exception | None = None
+        leases: list[Lease] = []
+        try:
+            if processes.lead:
+                leases = [stack.enter_context(Lease(member.folder.path)) for member in members]
+        except RunError as error:
+            problem = error
+        if processes.any(problem is not None, device):
+            raise LeaseLostError(str(problem or "the lead process could not get hold of the run folders."))
+
+        def guard() -> None:
+            for lease in leases:
+                lease.check()
+
+        yield guard
 
 
 def _record_failure(members: Sequence[Member], error: Exception) -> None:
