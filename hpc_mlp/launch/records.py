@@ -59,6 +59,7 @@ class Submission:
     cpu: bool = False
     parallel: str = "auto"
     entry: str = ENTRY
+    plugins: list[str] = field(default_factory=list)  # Python files that register models
     format: int = 1
     folder: Path = Path()  # where it was read from; not stored
 

@@ -179,7 +179,7 @@ def _of_files(path: Path, run: Run) -> RunStatus:
     state: State = "stopped"
     detail = ""
     if run.state == "failed":
-        state, detail = "failed", str((run.failed or {}).get("error", "")).strip()
+        state, detail = "failed", _last_line(run.failed or {})
     elif run.state != "unfinished":
         state = run.state
     if state in ("stopped", "failed") and is_held(path):
@@ -201,6 +201,11 @@ def _of_files(path: Path, run: Run) -> RunStatus:
         node=str((read_owner(path) or {}).get("host", "")) if state == "running" else "",
         seconds_left=left,
     )
+
+
+def _last_line(failed: dict[str, Any]) -> str:
+    lines = str(failed.get("traceback") or failed.get("error", "")).strip().splitlines()
+    return lines[-1].strip() if lines else ""
 
 
 def _is_of_this_submission(path: Path, submission: Submission) -> bool:
