@@ -61,7 +61,7 @@ def run_pack(folder: Path, pack: int) -> tuple[int, set[int]]:
     if submission.cluster == "slurm":
         _join_processes(folder)
     restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    os.environ[CLAIM] = f"{submission.id}/{pack}"
+    os.environ[CLAIM] = submission.claim(pack)
     if os.environ.get("RANK", "0") == "0":
         submission.write_start(pack, restart, _this_start())
     signals = _StopSignals()

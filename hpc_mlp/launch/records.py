@@ -72,6 +72,10 @@ class Submission:
         """Slurm's name of its jobs: a job id that a wiped Slurm gave out again is not taken for ours."""
         return f"hpc-mlp-{self.id}"
 
+    def claim(self, pack: int) -> str:
+        """Names the pack's job over all its starts, for the lease of its run folders."""
+        return f"{self.id}/{pack}"
+
     def save(self) -> None:
         record = asdict(self)
         del record["folder"]

@@ -150,8 +150,9 @@ def _over(base: RunStatus, path: Path, info: JobInfo, job: _Job) -> RunStatus:
     base = replace(base, node=job.node or info.node)
     if job.submission.is_cancelled(job.pack.index) or info.detail.startswith("CANCELLED"):
         return replace(base, state="cancelled", detail="cancelled")
-    if is_held(path):  # by its twin on an unplugged node, or by someone's `hpc-mlp train`
-        owner = read_owner(path) or {}
+    owner = read_owner(path) or {}
+    own = owner.get("claim") == job.submission.claim(job.pack.index)
+    if is_held(path) and not (own and info.state == "over"):  # by someone's `hpc-mlp train`
         return replace(base, state="running", detail="", node=str(owner.get("host", "")))
     if info.state == "unknown" and _age(job.submission) < 60:
         return replace(base, state="queued", detail="just submitted")
