@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -154,7 +155,8 @@ def _over(base: RunStatus, path: Path, info: JobInfo, job: _Job) -> RunStatus:
     own = owner.get("claim") == job.submission.claim(job.pack.index)
     if is_held(path) and not (own and info.state == "over"):  # by someone's `hpc-mlp train`
         return replace(base, state="running", detail="", node=str(owner.get("host", "")))
-    if info.state == "unknown" and _age(job.submission) < 60:
+    may_come = job.submission.cluster == "slurm" or job.pack.job_id is None
+    if info.state == "unknown" and may_come and _age(job.submission) < 60:
         return replace(base, state="queued", detail="just submitted")
     if info.state == "unknown":
         cluster = "Slurm" if job.submission.cluster == "slurm" else "the local queue"
@@ -187,7 +189,7 @@ def _of_files(path: Path, run: Run) -> RunStatus:
         state, detail = "running", ""
     seconds = [line["seconds"] for line in run.metrics if "seconds" in line]
     left = None
-    if state == "running" and seconds and epochs:
+    if seconds and epochs and state not in COMPLETE:
         left = sum(seconds) / len(seconds) * (epochs - int(last.get("epoch", 0)))
     return RunStatus(
         name=run.name,
@@ -219,8 +221,6 @@ def _is_of_this_submission(path: Path, submission: Submission) -> bool:
 
 
 def _age(submission: Submission) -> float:
-    import time
-
     return time.time() - (submission.folder / PLAN).stat().st_mtime
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from hpc_mlp.config import (
     read_toml,
     set_key,
 )
-from hpc_mlp.errors import RunError, UserError, unknown_name
+from hpc_mlp.errors import HpcMlpError, RunError, UserError, unknown_name
 from hpc_mlp.launch import local, slurm
 from hpc_mlp.launch.packs import Pack, make_packs
 from hpc_mlp.launch.records import FOLDER, Cluster, Submission, list_submissions, new_submission, write_index
@@ -153,7 +154,11 @@ def submit(
         submission = new_submission(
             runs, cluster, shards, plan.packs, launch=launch.model_dump(mode="json"), slots=slots, **options
         )
-        job_ids = slurm.submit(submission, launch) if cluster == "slurm" else local.start(submission)
+        try:
+            job_ids = slurm.submit(submission, launch) if cluster == "slurm" else local.start(submission)
+        except HpcMlpError:  # refused: as if it had never been tried
+            shutil.rmtree(submission.folder, ignore_errors=True)
+            raise
         submission = submission.with_jobs(job_ids)
         submission.save()
         write_index(runs)
