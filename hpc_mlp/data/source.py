@@ -15,9 +15,10 @@ from torch import Tensor
 
 from hpc_mlp.config import DataConfig
 from hpc_mlp.data.cache import Arrays, cached
+from hpc_mlp.data.decode import Pixels
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.remote import Place, is_url
-from hpc_mlp.data.shards import OpenShard, Pixels, blocks, num_cpus, open_shard
+from hpc_mlp.data.shards import OpenShard, blocks, num_cpus, open_shard
 from hpc_mlp.errors import UserError
 
 _CHUNK = 256  # images decoded per task
