@@ -8,7 +8,8 @@ once an epoch, and a resumed epoch starts at its first missing batch without tou
 
 The order: shards in random sequence, samples in tar order, then shuffled within windows of `shuffle_buffer`
 samples whose borders fall elsewhere in every epoch. A buffer of at least the split's size is a full shuffle.
-Only the shards of the current window (and the next shard) are open; a shard at a URL is on disk only as long.
+Only the shards of the current window (and the next shard) are open. A shard at a URL is on disk only as long,
+and every process downloads it: for many processes on a machine, copy the shards there first.
 """
 
 from __future__ import annotations
@@ -49,6 +50,11 @@ class Batch:
     labels: Tensor
     step: int
     first: int
+
+    @property
+    def positions(self) -> slice:
+        """The images' places in the global batch."""
+        return slice(self.first, self.first + len(self.labels))
 
 
 def part_of(size: int, rank: int, world_size: int) -> tuple[int, int]:
