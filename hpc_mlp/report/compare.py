@@ -93,6 +93,11 @@ def _compare_dataset(rows: Sequence[Row]) -> Compared:
         if row is not reference:
             answers[row.name] = _answers(row, labels, notes)
             against.append(_compare(row, reference, answers, notes))
+    partly = [f"{c.name} ({len(c.seeds)} of {len({*row.seeds, *reference.seeds})})"
+              for row in rows for c in against if c and c.name == row.name
+              and len(c.seeds) < len({*row.seeds, *reference.seeds})]  # fmt: skip
+    if partly:
+        notes.append(f"Compared with {reference.name} on the seeds that both have: {', '.join(partly)}.")
     first, second = sorted(rows, key=val_loss_order)[:2]
     finals = [] if reference in (first, second) else [_compare(first, second, answers, notes)]
     found = [c for c in against + finals if c]
@@ -113,10 +118,6 @@ def _compare(row: Row, other: Row, answers: Mapping[str, BySeed], notes: list[st
     if len(seeds) == 1 and len(own[seeds[0]]) + len(base[seeds[0]]) > 2:
         notes.append(f"{row.name} and {other.name} share one seed, with several runs: not compared.")
         return None
-    apart = {*row.seeds, *other.seeds} - {*seeds}
-    if apart:
-        notes.append(f"{row.name} and {other.name} are compared on the seeds that both have "
-                     f"({len(seeds)} of {len(seeds) + len(apart)}).")  # fmt: skip
     differences = np.stack([_mean(own[seed]) - _mean(base[seed]) for seed in seeds])  # [S, N]
     test: Literal["bootstrap", "mcnemar"] = "bootstrap"
     if len(seeds) > 1:

@@ -54,7 +54,7 @@ class Row:
     test_images: int | None
     dataset: str  # digest
     status: str  # "done", "failed", "unfinished", "2 done, 1 failed"
-    best: bool = False  # lowest mean validation loss on its dataset
+    best: bool = False  # first of its dataset in `val_loss_order`
 
     @property
     def name(self) -> str:
@@ -141,10 +141,14 @@ def mark_best(rows: list[Row]) -> list[Row]:
 
 
 def val_loss_order(row: Row) -> tuple[bool, float]:
-    """Lowest mean validation loss first; groups that lost a run (diverged, failed) stand back, as their
-    mean covers the lucky ones only."""
+    """Lowest mean validation loss first; groups in which a run diverged stand back, as their mean covers
+    the lucky ones only."""
     loss = row.values["val_loss"]
-    return any(run.state in ("diverged", "failed") for run in row.runs), loss.mean if loss else math.inf
+    return diverged(row), loss.mean if loss else math.inf
+
+
+def diverged(row: Row) -> bool:
+    return any(run.state == "diverged" for run in row.runs)
 
 
 def status(runs: Sequence[Run]) -> str:
