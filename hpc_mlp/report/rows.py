@@ -58,8 +58,10 @@ class Row:
 
     @property
     def name(self) -> str:
-        """`dropout`, `dropout optim.lr=0.01`."""
-        return " ".join([self.variant, *(f"{key}={show(value)}" for key, value in self.by.items())])
+        """`dropout`, `dropout lr=0.01`; keys in full where their last parts are the same."""
+        last = [key.rpartition(".")[2] for key in self.by]
+        keys = last if len(set(last)) == len(last) else list(self.by)
+        return " ".join([self.variant, *map("{}={}".format, keys, map(show, self.by.values()))])
 
 
 def groups(runs: Iterable[Run], by: Sequence[str]) -> list[list[Run]]:

@@ -16,7 +16,7 @@ from hpc_mlp.runs import Run, list_runs
 @dataclass(frozen=True)
 class Summary:
     rows: list[Row]  # baseline first; `best` is marked on validation loss alone
-    comparisons: list[Comparison]  # each row with its reference (the baseline), in the order of `rows`
+    comparisons: list[Comparison]  # each variant with its reference (the baseline), in the order of `rows`
     finals: list[Comparison]  # the best with the second by validation loss, where neither is the reference
     sentences: list[str]  # what is shown and what is not, then what could not be compared, what failed
     by: list[str]  # configuration keys that, beside the variant, make the groups
