@@ -174,6 +174,7 @@ def test_sweeps_group_by_what_varies(tmp_path: Path) -> None:
     by_lr = rows(tmp_path, "--by", "optim.lr")
     assert [(row["optim.lr"], row["n"]) for row in by_lr] == [(0.001, 4), (0.01, 4)]
     assert len(rows(tmp_path, "--by", "seed")) == 4
+    assert [row["n"] for row in rows(tmp_path, "--by", "variant")] == [8]
     assert "optim.lr" in table(tmp_path).output.splitlines()[0]
 
 

@@ -115,7 +115,9 @@ def _compare_dataset(rows: Sequence[Row]) -> Compared:
     if partly:
         notes.append(f"Compared with {reference.name} on the seeds that both have: {', '.join(partly)}.")
     first, second = sorted(rows, key=val_loss_order)[:2]
-    finals = [] if reference in (first, second) else [_compare(first, second, answers, notes)]
+    finals = []
+    if first is not reference and second is not reference:
+        finals = [_compare(first, second, answers, notes)]
     found = [c for c in against + finals if c]
     corrected = holm([c.p for c in found])
     found = [replace(c, p_holm=p) for c, p in zip(found, corrected, strict=True)]
