@@ -6,14 +6,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import click
 
 from hpc_mlp.options import Command, run_options
 
+Parallel = Literal["auto", "members", "data"]
+
 
 @click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out")
 @run_options
 @click.option("--cpu", is_flag=True, help="Do not use a GPU.")
 @click.option(
@@ -28,14 +31,14 @@ from hpc_mlp.options import Command, run_options
 )
 @click.option("--overwrite", is_flag=True, help="Train anew what is already there.")
 def train(
-    out: Path,
+    out: str,
     variants: str,
     seeds: str,
     runs: Path,
     config_files: tuple[Path, ...],
     sets: tuple[str, ...],
     cpu: bool,
-    parallel: str,
+    parallel: Parallel,
     processes: int | None,
     overwrite: bool,
 ) -> None:  # fmt: skip
@@ -64,9 +67,12 @@ def train(
 
     from rich.console import Console
 
+    from hpc_mlp.data.remote import is_url
     from hpc_mlp.training.session import train_specs
 
-    code = train_specs(out, specs, runs, cpu=cpu, parallel=parallel, overwrite=overwrite)  # type: ignore[arg-type]
+    code = train_specs(
+        out if is_url(out) else Path(out), specs, runs, cpu=cpu, parallel=parallel, overwrite=overwrite
+    )
     if int(os.environ.get("RANK", "0")) == 0 and code in (0, 1):
         from hpc_mlp.report.table import print_table
 

@@ -25,7 +25,7 @@ from hpc_mlp.training.checkpoint import (
     save_checkpoints,
 )
 from hpc_mlp.training.evaluate import evaluate
-from hpc_mlp.training.feeder import ResidentFeeder, num_steps
+from hpc_mlp.training.feeder import Feeder, num_steps
 from hpc_mlp.training.loss import BankLoss
 from hpc_mlp.training.members import Member
 from hpc_mlp.training.metrics import Tally
@@ -44,7 +44,7 @@ class BankTrainer:
     def __init__(
         self,
         members: Sequence[Member],
-        feeder: ResidentFeeder,
+        feeder: Feeder,
         processes: Processes,
         view: View,
         guard: Callable[[], None] = lambda: None,
