@@ -35,7 +35,7 @@ RECIPES: dict[str, dict[str, Any]] = {  # what sets the scikit-learn stand-ins o
 
 @dataclass(frozen=True)
 class Images:
-    """uint8 images [N, H, W] and int64 labels [N] of the three splits, in shard order."""
+    """uint8 images [N, H, W] or [N, H, W, 3] and int64 labels [N] of the three splits, in shard order."""
 
     classes: tuple[str, ...]
     splits: dict[str, tuple[np.ndarray, np.ndarray]]
@@ -85,11 +85,11 @@ def write_shards(folder: Path, images: Images, per_shard: int = 300) -> Manifest
     manifest = Manifest(
         digest=hashlib.sha256(train.tobytes()).hexdigest()[:16],
         classes=images.classes,
-        image_size=train.shape[1:],
-        channels=1,
+        image_size=train.shape[1:3],
+        channels=1 if train.ndim == 3 else 3,
         encoding="png",
-        mean=(float(train.mean()),),
-        std=(float(train.std()),),
+        mean=tuple(np.atleast_1d(train.mean(axis=(0, 1, 2))).tolist()),
+        std=tuple(np.atleast_1d(train.std(axis=(0, 1, 2))).tolist()),
         splits=splits,
         layout="class folders",
         source={"name": "digits.zip", "sha256": "0" * 64},

@@ -208,7 +208,7 @@ def test_only_common_seeds_are_paired(tmp_path: Path) -> None:
     found = summary(tmp_path)
     assert [(c.name, c.seeds) for c in found.comparisons] == [("dropout", [0, 1])]
     text = "\n".join(found.sentences)
-    assert "dropout and baseline are compared on the seeds that both have (2 of 4)" in text
+    assert "Compared with baseline on the seeds that both have: dropout (2 of 4)." in text
     assert "batchnorm and baseline have no seed in common: not compared" in text
 
 
@@ -250,15 +250,31 @@ def test_datasets_are_never_mixed(tmp_path: Path) -> None:
     assert any("2 datasets (aaaaaaaaaaaa, bbbbbbbbbbbb)" in line for line in found.sentences)
 
 
-def test_the_reference_of_a_sweep_is_the_best_baseline_on_validation(tmp_path: Path) -> None:
-    truth = labels(500)
+def sweep(root: Path, variants: tuple[str, ...]) -> Path:
     for lr, loss in ((0.1, 0.9), (0.01, 0.3), (0.001, 0.5)):
         for seed in (0, 1):
-            for variant in ("baseline", "dropout"):
-                write_run(tmp_path, variant, seed, truth=truth, swept={"optim.lr": lr}, val_loss=loss)
-    found = summary(tmp_path)
-    assert {c.against for c in found.comparisons} == {"baseline optim.lr=0.01"}
-    assert len(found.comparisons) == 5
+            for variant in variants:
+                write_run(root, variant, seed, swept={"optim.lr": lr}, val_loss=loss)
+    return root
+
+
+def test_of_a_sweep_the_setting_best_on_validation_is_compared(tmp_path: Path) -> None:
+    found = summary(sweep(tmp_path, ("baseline", "dropout", "batchnorm")))
+    assert [(c.name, c.against) for c in found.comparisons] == [
+        ("dropout lr=0.01", "baseline lr=0.01"), ("batchnorm lr=0.01", "baseline lr=0.01")
+    ]  # fmt: skip
+    assert any(
+        "of each variant, the setting with the lowest validation loss" in line for line in found.sentences
+    )
+    by_seed = summarise(read_runs(tmp_path), ["optim.lr", "seed"])
+    assert by_seed.comparisons == [] and "Grouped by seed: nothing is compared." in by_seed.sentences
+
+
+def test_the_settings_of_one_variant_are_compared_with_the_best(tmp_path: Path) -> None:
+    found = summary(sweep(tmp_path, ("dropout",)))
+    assert [(c.name, c.against) for c in found.comparisons] == [
+        ("dropout lr=0.001", "dropout lr=0.01"), ("dropout lr=0.1", "dropout lr=0.01")
+    ]  # fmt: skip
 
 
 def test_other_recipes_are_named(tmp_path: Path) -> None:
@@ -269,8 +285,7 @@ def test_other_recipes_are_named(tmp_path: Path) -> None:
         write_run(tmp_path, "batchnorm", seed, truth=truth, config={"train": {"patience": 3 + seed}})
     text = "\n".join(summary(tmp_path).sentences)
     assert "dropout was trained otherwise than baseline (train.epochs 20 for 10)" in text
-    assert "The runs of batchnorm differ in train.patience" in text
-    assert "The runs of dropout differ" not in text
+    assert "Different recipes in one row: the runs of batchnorm differ in train.patience." in text
 
 
 def test_machines_get_the_comparison_too(tmp_path: Path) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import io
+import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from shard_files import random_arrays, write_shards
 
+from hpc_mlp.cli.data import convert
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.shards import decode
 from hpc_mlp.data.source import load_resident, normaliser, resident_bytes
@@ -70,6 +73,31 @@ def test_png_of_any_filter_decodes_as_pillow_does(
     with Image.open(io.BytesIO(data)) as image:
         expected = np.asarray(image).reshape(height, width, channels)
     assert np.array_equal(decode(data, manifest, "here"), expected)
+
+
+@pytest.mark.parametrize("encoding", ["png", "jpeg", "npy", "original"])
+def test_what_convert_wrote_comes_back_with_its_statistics(tmp_path: Path, encoding: str) -> None:
+    """Also on the photos of `original`, which are resized only now."""
+    rng = np.random.default_rng(0)
+    archive = tmp_path / "photos.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for i in range(30):
+            coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+            for kind in ("jpeg", "png"):
+                content = io.BytesIO()
+                coarse.resize((50 + i, 40), Image.Resampling.BICUBIC).save(content, kind)
+                file.writestr(f"{'ab'[i % 2]}/{i}.{kind}", content.getvalue())
+    done = CliRunner().invoke(
+        convert, [str(archive), str(tmp_path / "out"), "--size", "16x20", "--encoding", encoding]
+    )
+    assert done.exit_code == 0, done.output
+    manifest = Manifest.load(tmp_path / "out")
+    split = load_resident(tmp_path / "out", manifest, "train", CPU)
+    assert split.images.shape[1:] == (3, 16, 20)
+    pixels = split.images.numpy() / 255.0
+    assert np.allclose(pixels.mean(axis=(0, 2, 3)), manifest.mean, atol=1e-9)
+    assert np.allclose(pixels.std(axis=(0, 2, 3)), manifest.std, atol=1e-9)
+    assert tuple(split.labels.bincount().tolist()) == manifest.splits["train"].class_counts
 
 
 def test_normaliser_gives_zero_mean_and_unit_deviation(tmp_path: Path) -> None:
@@ -136,9 +164,10 @@ def test_counts_labels_and_encoding_are_checked(tmp_path: Path) -> None:
         load_resident(tmp_path, Manifest.model_validate(tree), "train", CPU)
     with pytest.raises(UserError, match="class index below 1"):
         load_resident(tmp_path, manifest.model_copy(update={"classes": ("a",)}), "train", CPU)
-    with pytest.raises(UserError, match="known: png, jpeg, npy"):
+    with pytest.raises(UserError, match="Known: png, jpeg, npy"):
         load_resident(tmp_path, manifest.model_copy(update={"encoding": "jxl"}), "train", CPU)
+    arrays = write_shards(tmp_path / "npy", {"train": random_arrays(6)}, encoding="npy")
     with pytest.raises(UserError, match="the manifest says uint8"):
-        load_resident(tmp_path, manifest.model_copy(update={"image_size": (4, 4)}), "train", CPU)
+        load_resident(tmp_path / "npy", arrays.model_copy(update={"image_size": (4, 4)}), "train", CPU)
     with pytest.raises(UserError, match="no val split"):
         load_resident(tmp_path, manifest, "val", CPU)

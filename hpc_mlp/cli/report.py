@@ -13,8 +13,8 @@ from hpc_mlp.options import Command
 @click.argument("runs", type=click.Path(path_type=Path), default=Path("runs"))
 @click.option("--format", "form", type=click.Choice(["rich", "json", "csv", "markdown"]), default="rich",
               show_default=True, help="In json and csv, metrics are fractions, not percent.")  # fmt: skip
-@click.option("--by", metavar="KEY,…", help="Group by these configuration keys, e.g. optim.lr, instead of "
-                                            "what a sweep varied; also seed and dataset.")  # fmt: skip
+@click.option("--by", metavar="KEY,…", help="Group by these keys, e.g. optim.lr or seed, and not by what "
+                                            "a sweep varied; 'variant': by nothing else.")  # fmt: skip
 @click.option("--sort", metavar="COLUMN", help="Sort the rows: best first for metrics, else smallest first.")
 @click.option("--columns", metavar="A,B,…", help="Show these columns only, named as in --format json.")
 def table(runs: Path, form: str, by: str | None, sort: str | None, columns: str | None) -> None:

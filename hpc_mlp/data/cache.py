@@ -10,9 +10,10 @@ What is verified when the cache is hot:
 - every shard by size and modification time; where they changed, by its full sha256. A shard that was damaged
   after the cache was made is thus still refused, without reading intact shards again.
 
-Nothing here can fail a run: where the folder cannot be written, or the file system knows no locks, or another
-process holds the lock for too long, the split is decoded as if there were no cache. `HPC_MLP_CACHE=DIR` puts
-the cache elsewhere, for instance when the shards are on a read-only or slow file system.
+Nothing here can fail a run: where the folder cannot be written, or less than twice the array's size is free,
+or the file system knows no locks, or another process holds the lock for too long, the split is decoded as if
+there were no cache. `HPC_MLP_CACHE=DIR` puts the cache elsewhere, for instance when the shards are on a
+read-only or slow file system.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -34,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_mlp.data.manifest import Manifest, check_shard
-from hpc_mlp.data.shards import blocks
+from hpc_mlp.data.shards import blocks, num_cpus
 
 FORMAT = 1
 _HASHED_AT_ONCE = 1 << 24  # bytes per checksum; they are computed in parallel
@@ -132,9 +134,9 @@ class _Entry:
         if not intact:
             return None
         now = self.stats()
-        if now != stats:
+        if now != stats and self._verify:
             for shard, old, new in zip(self._record.shards, stats, now, strict=True):
-                if old != new and self._verify:
+                if old != new:
                     check_shard(self._shards_folder, shard)
             with contextlib.suppress(OSError):
                 self._write_note({**note, "shards": now})
@@ -153,6 +155,8 @@ class _Entry:
             if clean:
                 for leftover in self.folder.glob(f"{self._stem}.*.tmp"):
                     leftover.unlink(missing_ok=True)
+            if shutil.disk_usage(self.folder).free < 2 * images.nbytes:
+                return
             with temporary.open("xb") as file:
                 np.lib.format.write_array(file, images, allow_pickle=False)
             os.replace(temporary, self.path(".npy"))
@@ -191,5 +195,5 @@ def _checksums(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> list[str
     def one(block: tuple[int, int]) -> str:
         return hashlib.sha256(flat[block[0] : block[1]].data).hexdigest()
 
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with ThreadPoolExecutor(max_workers=num_cpus()) as pool:
         return [hashlib.sha256(labels.data).hexdigest(), *pool.map(one, blocks(flat.size, _HASHED_AT_ONCE))]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import mmap
+import os
 import threading
 import zlib
 from dataclasses import dataclass
@@ -17,15 +18,12 @@ from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from hpc_mlp.data.decode import MAX_PIXELS, ImageSpec, Pixels, decode_image
+from hpc_mlp.data.encode import ENCODINGS
 from hpc_mlp.data.manifest import Manifest, Shard, check_shard
 from hpc_mlp.data.remote import Place, download, is_url
-from hpc_mlp.errors import UserError
-
-ENCODINGS = ("png", "jpeg", "npy")
-
-Pixels = NDArray[np.uint8]
+from hpc_mlp.errors import UserError, unknown_name
 
 _BLOCK = 512
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -163,19 +161,15 @@ def decode(encoded: bytes, manifest: Manifest, where: str) -> Pixels:
     shape = (height, width, manifest.channels)
     try:
         match manifest.encoding:
-            case "png":
-                image = _decode_plain_png(encoded, *shape)
-                image = _decode_pillow(encoded, manifest.channels) if image is None else image
-            case "jpeg" | "jpg":
-                image = _decode_pillow(encoded, manifest.channels)
+            case "png" if (plain := _decode_plain_png(encoded, *shape)) is not None:
+                image = plain
+            case "png" | "jpeg" | "original":
+                largest = int(manifest.settings.get("max_pixels", MAX_PIXELS))
+                image = decode_image(encoded, ImageSpec(*shape, max_pixels=largest))
             case "npy":
                 image = np.load(io.BytesIO(encoded), allow_pickle=False)
-            # "original" (untouched bytes, resized at load) belongs here.
             case other:
-                raise UserError(
-                    f"cannot read images of encoding {other!r}; known: {', '.join(ENCODINGS)}. "
-                    "Convert again, or update hpc-mlp."
-                )
+                raise unknown_name("encoding of the shards", other, ENCODINGS)
     except UserError:
         raise
     except Exception as error:  # a decoder may raise anything on damaged bytes
@@ -183,12 +177,6 @@ def decode(encoded: bytes, manifest: Manifest, where: str) -> Pixels:
     if image.shape != shape or image.dtype != np.uint8:
         raise UserError(f"{where} is {image.dtype} {image.shape}, the manifest says uint8 {shape}.")
     return image
-
-
-def _decode_pillow(encoded: bytes, channels: int) -> Pixels:
-    with Image.open(io.BytesIO(encoded)) as image:
-        pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
-    return pixels.reshape(*pixels.shape[:2], channels)
 
 
 def _decode_plain_png(data: bytes, height: int, width: int, channels: int) -> Pixels | None:
@@ -226,3 +214,8 @@ def _decode_plain_png(data: bytes, height: int, width: int, channels: int) -> Pi
 def blocks(total: int, size: int) -> list[tuple[int, int]]:
     """Consecutive (start, stop) of at most `size` that cover range(total)."""
     return list(pairwise([*range(0, total, size), total])) if total else []
+
+
+def num_cpus() -> int:
+    """CPUs this process may use: a Slurm job has fewer than the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

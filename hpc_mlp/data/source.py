@@ -15,9 +15,10 @@ from torch import Tensor
 
 from hpc_mlp.config import DataConfig
 from hpc_mlp.data.cache import Arrays, cached
+from hpc_mlp.data.decode import Pixels
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.remote import Place, is_url
-from hpc_mlp.data.shards import OpenShard, Pixels, blocks, open_shard
+from hpc_mlp.data.shards import OpenShard, blocks, num_cpus, open_shard
 from hpc_mlp.errors import UserError
 
 _CHUNK = 256  # images decoded per task
@@ -71,7 +72,7 @@ def _decode_split(place: Place, manifest: Manifest, split: str, verify: bool) ->
     images = np.empty((record.num_images, manifest.channels, *manifest.image_size), dtype=np.uint8)
     labels = np.empty(record.num_images, dtype=np.int64)
     first = 0
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with ThreadPoolExecutor(max_workers=num_cpus()) as pool:
         for shard in record.shards:
             rows = slice(first, first + shard.num_images)
             opened = open_shard(place, shard, len(manifest.classes), verify=verify)

@@ -8,7 +8,8 @@ once an epoch, and a resumed epoch starts at its first missing batch without tou
 
 The order: shards in random sequence, samples in tar order, then shuffled within windows of `shuffle_buffer`
 samples whose borders fall elsewhere in every epoch. A buffer of at least the split's size is a full shuffle.
-Only the shards of the current window (and the next shard) are open; a shard at a URL is on disk only as long.
+Only the shards of the current window (and the next shard) are open. A shard at a URL is on disk only as long,
+and every process downloads it: for many processes on a machine, copy the shards there first.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -49,6 +50,11 @@ class Batch:
     labels: Tensor
     step: int
     first: int
+
+    @property
+    def positions(self) -> slice:
+        """The images' places in the global batch."""
+        return slice(self.first, self.first + len(self.labels))
 
 
 def part_of(size: int, rank: int, world_size: int) -> tuple[int, int]:
@@ -120,7 +126,7 @@ class StreamingSplit:
         start_step: int = 0,
         rank: int = 0,
         world_size: int = 1,
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch, None, None]:
         """The batches from `start_step` on, shuffled. `batch_size` is that of all processes together.
 
         UserError where a shard is missing or damaged, RunError where a URL cannot be read.
@@ -130,7 +136,7 @@ class StreamingSplit:
         )
         return self._batches(order, batch_size, start_step, rank, world_size)
 
-    def in_order(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+    def in_order(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Generator[Batch, None, None]:
         """All batches in shard order: for validation and test."""
         return self._batches(np.arange(len(self)), batch_size, 0, rank, world_size)
 
@@ -163,7 +169,7 @@ class StreamingSplit:
 
     def _batches(
         self, order: Rows, batch_size: int, start_step: int, rank: int, world_size: int
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch, None, None]:
         parts = []
         for step in range(start_step, self.num_steps(batch_size)):
             rows = order[step * batch_size : (step + 1) * batch_size]

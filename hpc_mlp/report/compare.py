@@ -1,4 +1,4 @@
-"""Every row against the baseline: same seeds, same test images, or not at all and with the reason."""
+"""Every variant against the baseline: same seeds, same test images, or not at all and with the reason."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ BySeed = dict[int, list[Answers]]  # several runs of a seed only where `--by` pu
 
 @dataclass(frozen=True)
 class Compared:
-    """`against`: each row with the reference of its dataset, in the order of the rows. `finals`: the best
+    """`against`: each variant with the reference of its dataset, in the order of the rows. `finals`: the best
     with the second by validation loss, where neither is the reference. `notes`: what was not compared."""
 
     against: list[Comparison] = field(default_factory=list)
@@ -77,11 +77,27 @@ def reference_of(rows: Sequence[Row]) -> Row:
     return min([row for row in rows if row.variant == "baseline"] or rows, key=val_loss_order)
 
 
+def tuned(rows: Sequence[Row]) -> list[Row]:
+    """Of each variant the row with the lowest validation loss: to compare every point of a sweep on the
+    test images would choose on them. All rows where there is one variant only."""
+    best = [min((row for row in rows if row.variant == name), key=val_loss_order)
+            for name in dict.fromkeys(row.variant for row in rows)]  # fmt: skip
+    return best if len(best) > 1 else list(rows)
+
+
 def _compare_dataset(rows: Sequence[Row]) -> Compared:
-    if len(rows) < 2:
+    if len(rows) > 1 and any("seed" in row.by for row in rows):
+        return Compared(notes=["Grouped by seed: nothing is compared."])
+    candidates = tuned(rows)
+    if len(candidates) < 2:
         return Compared()
-    reference = reference_of(rows)
     notes: list[str] = []
+    if len(candidates) < len(rows):
+        notes.append(
+            "Compared on the test images: of each variant, the setting with the lowest validation loss."
+        )
+    rows = candidates
+    reference = reference_of(rows)
     answers: dict[str, BySeed] = {reference.name: _answers(reference, None, notes)}
     if not answers[reference.name]:
         return Compared(
@@ -93,8 +109,15 @@ def _compare_dataset(rows: Sequence[Row]) -> Compared:
         if row is not reference:
             answers[row.name] = _answers(row, labels, notes)
             against.append(_compare(row, reference, answers, notes))
+    partly = [f"{c.name} ({len(c.seeds)} of {len({*row.seeds, *reference.seeds})})"
+              for row in rows for c in against if c and c.name == row.name
+              and len(c.seeds) < len({*row.seeds, *reference.seeds})]  # fmt: skip
+    if partly:
+        notes.append(f"Compared with {reference.name} on the seeds that both have: {', '.join(partly)}.")
     first, second = sorted(rows, key=val_loss_order)[:2]
-    finals = [] if reference in (first, second) else [_compare(first, second, answers, notes)]
+    finals = []
+    if first is not reference and second is not reference:
+        finals = [_compare(first, second, answers, notes)]
     found = [c for c in against + finals if c]
     corrected = holm([c.p for c in found])
     found = [replace(c, p_holm=p) for c, p in zip(found, corrected, strict=True)]
@@ -113,10 +136,6 @@ def _compare(row: Row, other: Row, answers: Mapping[str, BySeed], notes: list[st
     if len(seeds) == 1 and len(own[seeds[0]]) + len(base[seeds[0]]) > 2:
         notes.append(f"{row.name} and {other.name} share one seed, with several runs: not compared.")
         return None
-    apart = {*row.seeds, *other.seeds} - {*seeds}
-    if apart:
-        notes.append(f"{row.name} and {other.name} are compared on the seeds that both have "
-                     f"({len(seeds)} of {len(seeds) + len(apart)}).")  # fmt: skip
     differences = np.stack([_mean(own[seed]) - _mean(base[seed]) for seed in seeds])  # [S, N]
     test: Literal["bootstrap", "mcnemar"] = "bootstrap"
     if len(seeds) > 1:

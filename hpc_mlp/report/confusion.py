@@ -67,10 +67,10 @@ def confusion_panel(
     if not many:
         _cell_numbers(axes, counts, values, normalised)
     else:
-        axes.set_xticks(np.arange(size + 1) - 0.5, minor=True)
-        axes.set_yticks(np.arange(size + 1) - 0.5, minor=True)
-        axes.tick_params(which="minor", length=0)
         if size <= 40:
+            axes.set_xticks(np.arange(size + 1) - 0.5, minor=True)
+            axes.set_yticks(np.arange(size + 1) - 0.5, minor=True)
+            axes.tick_params(which="minor", length=0)
             axes.grid(which="minor", linewidth=0.3)
         axes.add_patch(_frame(size))
     return figures.save(axes, folder, name, title, wide=many and not small)

@@ -72,7 +72,7 @@ def dataset_section(material: Material) -> Section:
     manifest, shards = material.manifest, material.shards
     if manifest is None or shards is None:
         return Section("dataset", "Dataset", html.join(
-            html.paragraph("The shards that the runs were trained on are gone. This is what the runs say of them."),
+            html.paragraph("The shards that the runs were trained on are gone. The runs say of them:"),
             html.table(["", ""], _known(material.groups[0].runs[0].config.get("dataset", {}))),
         ))  # fmt: skip
     counts = {name: split.class_counts for name, split in manifest.splits.items()}

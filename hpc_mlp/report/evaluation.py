@@ -18,13 +18,13 @@ from hpc_mlp.report.overview import named
 MOST_RANKED, MOST_PAIRS, MOST_WEIGHTS = 6, 10, 4
 
 CONFUSION_NOTE = (
-    "Blue cells are right, orange ones mistakes; the deeper the colour, the more. Colour grows with the square "
-    "root of the share, so that rare mistakes can be seen."
+    "Blue cells are right, orange ones mistakes; the deeper the colour, the more. Colour grows with the "
+    "square root of the share, so that rare mistakes can be seen."
 )
 CLASSES_NOTE = "Worst F1 first; the number of test images (support) stands behind each class."
 CURVES_NOTE = (
-    "Curves are one class against the rest, of each group's seed with the lowest validation loss. Macro is the "
-    "mean over classes; micro counts every pair of image and class as one decision."
+    "Curves are one class against the rest, of each group's seed with the lowest validation loss. Macro is "
+    "the mean over classes; micro counts every pair of image and class as one decision."
 )
 CALIBRATION_NOTE = (
     "On the dotted line, confidence is the share that is right; below it the model is too sure of itself. "
@@ -40,8 +40,8 @@ def confusion_section(material: Material) -> Section:
     counts = np.asarray(run.test["confusion_matrix"])
     share = confusion.confusion_panel(run.test, classes, folder, "confusion_normalised",
                                       f"{run.name}: % of the true class", normalised=True)  # fmt: skip
-    plain = confusion.confusion_panel(run.test, classes, folder, "confusion_counts",
-                                      f"{run.name}: images", normalised=False)  # fmt: skip
+    plain = confusion.confusion_panel(run.test, classes, folder, "confusion_counts", f"{run.name}: images",
+                                      normalised=False, small=share.wide)  # fmt: skip
     others = [
         confusion.confusion_panel(other.test, classes, folder, f"confusion_{group.slug}", f"{other.name}: %",
                                   normalised=True, small=True)
@@ -52,8 +52,7 @@ def confusion_section(material: Material) -> Section:
     rows = [(classes[t], classes[p], f"{n:,}", f"{100 * part:.1f} %") for t, p, n, part in pairs]
     return Section("confusion", "Confusion", html.join(
         html.paragraph(CONFUSION_NOTE, kind="note"),
-        html.panels([share] if share.wide else [share, plain]),
-        html.details("The same in numbers of images", html.panels([plain])) if share.wide else "",
+        html.panels([share, plain]),
         html.heading(f"Most frequent mistakes of {run.name}"),
         html.table(["true class", "taken for", "#images", "#of the true class"], rows) if rows
         else html.paragraph("It made no mistake on the test images."),

@@ -113,6 +113,7 @@ def save(axes: Axes, folder: Path, name: str, title: str, wide: bool = False) ->
     assert figure is not None
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=144)
+    figure.set_layout_engine("none")  # the layout stays; it would be worked out once more
     write_bytes(folder / f"{name}.png", buffer.getvalue())
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Title": title})

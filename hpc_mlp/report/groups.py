@@ -122,4 +122,6 @@ def read_predictions(run: Run) -> Predictions | None:
         or not len(found.labels)
     ):
         raise RunError(f"{path} is damaged (its arrays do not fit). Delete the run folder and train again.")
+    if not np.isfinite(found.probabilities).all():
+        raise RunError(f"{path} holds probabilities that are not numbers: the run diverged.")
     return found

@@ -13,9 +13,9 @@ ELSEWHERE = ("images_per_second", "seconds")  # they have a section of their own
 
 
 TRAINING_NOTE = (
-    "Bold lines are means over seeds as far as all seeds went, bands are ± one standard deviation, thin lines "
-    "single seeds. A dot marks a seed's best epoch, whose weights are the ones tested; a bar, where early "
-    "stopping ended it."
+    "Bold lines are means over seeds as far as all seeds went, bands are ± one standard deviation, and thin "
+    "lines single seeds. A dot marks a seed's best epoch, whose weights are the ones tested; a bar, where "
+    "early stopping ended it."
 )
 THROUGHPUT_NOTE = (
     "Images per second and run while training. Runs of one bank are trained together, in one process on one "
@@ -98,6 +98,6 @@ def throughput_section(material: Material) -> Section:
             rows.append((named(group), f"{sum(rates) / len(rates):,.0f}", f"{seconds / len(results):,.1f}",
                          " or ".join(map(str, banks)), ", ".join(devices)))  # fmt: skip
     columns = ["group", "#images/s and run", "#seconds a run", "#runs in the bank", "device"]
-    return Section("throughput", "Throughput", html.join(
-        html.paragraph(THROUGHPUT_NOTE, kind="note"), html.panels([drawn]), html.table(columns, rows) if rows else ""
-    ))  # fmt: skip
+    listed = html.table(columns, rows) if rows else ""
+    note = html.paragraph(THROUGHPUT_NOTE, kind="note")
+    return Section("throughput", "Throughput", html.join(note, html.panels([drawn]), listed))

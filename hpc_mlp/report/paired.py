@@ -4,9 +4,10 @@ Seeds and images are crossed: every seed's pair of models sees every image. A di
 mean + seed effect + image effect + the rest, and its mean over S seeds and N images has the variance
 (MS_seeds + MS_images − MS_rest) / (S N), from the mean squares of the two-way table (the analysis known
 from studies with several readers and cases: Obuchowski & Rockette 1995). Three seeds are too few to be
-resampled: a plain bootstrap over seeds and images covers 84 % instead of 95 % where seeds matter, and 99 %
-where they do not. So the images are bootstrapped, and the seeds' part is drawn from Student's t with
-S − 1 degrees of freedom, which pays the price of few seeds in full.
+resampled: in a simulation the 95 % percentile interval of a bootstrap over seeds and images covered 84 %
+where seeds matter (3 seeds, 4,000 images, 500 repetitions) and 99 % where they do not. So the images are
+bootstrapped, and the seeds' part is drawn from Student's t with S − 1 degrees of freedom, which pays the
+price of few seeds in full: 96–99 % in the same simulation (tests/test_compare.py).
 """
 
 from __future__ import annotations

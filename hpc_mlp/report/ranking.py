@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,39 +53,36 @@ def rank(predictions: Predictions) -> Ranking:
     """Every one-vs-rest curve of one run."""
     scores, labels = predictions.probabilities, predictions.labels
     truth = labels[:, None] == np.arange(scores.shape[1])
-    columns = [(truth[:, k], scores[:, k]) for k in range(scores.shape[1])]
-    both = (truth.ravel(), scores.ravel())
-    return Ranking(_collect(RATES, _roc, columns, both), _collect(RECALLS, _precision_recall, columns, both))
+    roc, pr = zip(*[_measure(truth[:, k], scores[:, k]) for k in range(scores.shape[1])], strict=True)
+    micro_roc, micro_pr = _measure(truth.ravel(), scores.ravel())
+    return Ranking(_collect(RATES, roc, micro_roc), _collect(RECALLS, pr, micro_pr))
 
 
-Pair = tuple[Array, Array]
+Line = tuple[Array, float]  # a curve on its grid, and its area
 
 
-def _collect(
-    x: Array, measure: Callable[[Array, Array], tuple[Array, float]], columns: Sequence[Pair], micro: Pair
-) -> Curves:
-    nothing = np.full(len(x), np.nan), float("nan")
-    found = [measure(*column) if 0 < column[0].sum() < len(column[0]) else nothing for column in columns]
-    return Curves(
-        x, np.stack([line for line, _ in found]), np.array([area for _, area in found]), *measure(*micro)
-    )
+def _collect(x: Array, lines: Sequence[Line], micro: Line) -> Curves:
+    return Curves(x, np.stack([line for line, _ in lines]), np.array([area for _, area in lines]), *micro)
 
 
-def _roc(truth: Array, scores: Array) -> tuple[Array, float]:
+def _measure(truth: Array, scores: Array) -> tuple[Line, Line]:
+    """ROC and precision–recall of one decision for all images, out of one pass over the thresholds. Precision
+    is a step function of recall, with the first threshold that reaches a recall: its area is the AP."""
     from sklearn.metrics import auc, roc_curve
 
-    false_rate, true_rate, _ = roc_curve(truth, scores)
-    return np.interp(RATES, false_rate, true_rate), float(auc(false_rate, true_rate))
-
-
-def _precision_recall(truth: Array, scores: Array) -> tuple[Array, float]:
-    """The step function whose area is the average precision: at every recall, the precision of the first
-    threshold that reaches it."""
-    from sklearn.metrics import precision_recall_curve
-
-    precision, recall, _ = precision_recall_curve(truth, scores, drop_intermediate=True)
-    reached = np.searchsorted(recall[::-1], RECALLS, side="left")
-    return precision[::-1][reached], float(-np.sum(np.diff(recall) * precision[:-1]))
+    positives = int(truth.sum())
+    if not 0 < positives < len(truth):
+        nothing = np.full(len(RATES), np.nan), float("nan")
+        return nothing, nothing
+    false_rate, true_rate, _ = roc_curve(truth, scores, drop_intermediate=False)
+    right, wrong = true_rate[1:] * positives, false_rate[1:] * (len(truth) - positives)
+    precision = right / (right + wrong)
+    average_precision = float(np.sum(np.diff(true_rate) * precision))
+    reached = np.searchsorted(true_rate[1:], RECALLS - 1e-12, side="left")
+    return (np.interp(RATES, false_rate, true_rate), float(auc(false_rate, true_rate))), (
+        precision[reached],
+        average_precision,
+    )
 
 
 @dataclass(frozen=True)

@@ -54,12 +54,14 @@ class Row:
     test_images: int | None
     dataset: str  # digest
     status: str  # "done", "failed", "unfinished", "2 done, 1 failed"
-    best: bool = False  # lowest mean validation loss on its dataset
+    best: bool = False  # first of its dataset in `val_loss_order`
 
     @property
     def name(self) -> str:
-        """`dropout`, `dropout optim.lr=0.01`."""
-        return " ".join([self.variant, *(f"{key}={show(value)}" for key, value in self.by.items())])
+        """`dropout`, `dropout lr=0.01`; keys in full where their last parts are the same."""
+        last = [key.rpartition(".")[2] for key in self.by]
+        keys = last if len(set(last)) == len(last) else list(self.by)
+        return " ".join([self.variant, *map("{}={}".format, keys, map(show, self.by.values()))])
 
 
 def groups(runs: Iterable[Run], by: Sequence[str]) -> list[list[Run]]:
@@ -141,10 +143,14 @@ def mark_best(rows: list[Row]) -> list[Row]:
 
 
 def val_loss_order(row: Row) -> tuple[bool, float]:
-    """Lowest mean validation loss first; groups that lost a run (diverged, failed) stand back, as their
-    mean covers the lucky ones only."""
+    """Lowest mean validation loss first; groups in which a run diverged stand back, as their mean covers
+    the lucky ones only."""
     loss = row.values["val_loss"]
-    return any(run.state in ("diverged", "failed") for run in row.runs), loss.mean if loss else math.inf
+    return diverged(row), loss.mean if loss else math.inf
+
+
+def diverged(row: Row) -> bool:
+    return any(run.state == "diverged" for run in row.runs)
 
 
 def status(runs: Sequence[Run]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from hpc_mlp.report.compare import Compared, Comparison
-from hpc_mlp.report.rows import Row, lookup, show
+from hpc_mlp.report.rows import Row, diverged, lookup, show
 from hpc_mlp.runs import Json, Run
 
 
@@ -16,21 +16,28 @@ def findings(rows: Sequence[Row], compared: Compared) -> list[str]:
     for row in rows:
         rivals = [other for other in rows if other.dataset == row.dataset]
         if row.best and len(rivals) > 1:
-            so_far = " so far" if any(run.state == "unfinished" for o in rivals for run in o.runs) else ""
-            final = next((_final(c) for c in compared.finals if c.name == row.name), "")
-            lines.append(f"Best{so_far}: {row.name}, chosen by validation loss alone; the test images had no "
-                         f"say.{final}")  # fmt: skip
+            finals = [_final(c) for c in compared.finals if c.name == row.name]
+            lines.append(" ".join([_best(row, rivals), *finals]))
     for against in dict.fromkeys(c.against for c in compared.against):
         lines.append(_against(against, [c for c in compared.against if c.against == against]))
     return lines
 
 
+def _best(row: Row, rivals: Sequence[Row]) -> str:
+    so_far = " so far" if any(run.state == "unfinished" for other in rivals for run in other.runs) else ""
+    own = row.values["val_loss"]
+    passed = [other.name for other in rivals if diverged(other) and not diverged(row)
+              and own and (loss := other.values["val_loss"]) and loss.mean < own.mean]  # fmt: skip
+    but = f" (the mean of {join(passed)} is lower, but a run of it diverged)" if passed else ""
+    return f"Best{so_far}: {row.name}, chosen by validation loss alone{but}; the test images had no say."
+
+
 def _final(c: Comparison) -> str:
     if not c.shown:
-        return f" On them it cannot be told apart from the second, {c.against}, with {_seeds(c.seeds)}."
+        return f"On these it cannot be told apart from the second, {c.against}, with {_seeds(c.seeds)}."
     verb = "beats" if c.difference > 0 else "falls behind"
     by = f"{points(abs(c.difference), c)} points ({interval(c)})"
-    return f" On them it {verb} the second, {c.against}, by {by}."
+    return f"On these it {verb} the second, {c.against}, by {by}."
 
 
 def _seeds(seeds: Sequence[int]) -> str:
@@ -100,17 +107,18 @@ def recipe_notes(rows: Sequence[Row], comparisons: Sequence[Comparison], by: Seq
     """Where a row mixes recipes, or differs from its reference in how it was trained."""
     notes = []
     by_name = {row.name: row for row in rows}
+    mixed: dict[str, list[str]] = {}
     for row in rows:
-        mixed = sorted(set().union(*(_differences(row.runs[0], run) for run in row.runs[1:])))
-        if mixed:
-            notes.append(
-                f"The runs of {row.name} differ in {join(mixed)}: their mean is over different recipes."
-            )
+        keys = set().union(*(_differences(row.runs[0], run) for run in row.runs[1:]))
+        if keys:
+            mixed.setdefault(join(sorted(keys)), []).append(row.name)
+    for what, names in mixed.items():
+        notes.append(f"Different recipes in one row: the runs of {join(names)} differ in {what}.")
     for c in comparisons:
         own, other = by_name[c.name].runs[0], by_name[c.against].runs[0]
-        keys = [key for key in _differences(own, other) if key.startswith(_TRAINING) and key not in by]
-        if keys:
-            values = join([f"{key} {_show(own, key)} for {_show(other, key)}" for key in sorted(keys)])
+        others = [key for key in _differences(own, other) if key.startswith(_TRAINING) and key not in by]
+        if others:
+            values = join([f"{key} {_show(own, key)} for {_show(other, key)}" for key in sorted(others)])
             notes.append(f"{c.name} was trained otherwise than {c.against} ({values}): the difference is not "
                          "the variant's alone.")  # fmt: skip
     return notes
@@ -149,10 +157,10 @@ def troubles(runs: Sequence[Run], at_most: int = 5) -> list[str]:
         lines.append(f"{run.name} failed: {error} ({run.path / 'failed.json'})")
     if len(failed) > at_most:
         lines.append(f"{len(failed) - at_most} more failed.")
-    diverged = [run.name + ("" if run.test else " (in its first epoch)") for run in runs
+    lost = [run.name + ("" if run.test else " (in its first epoch)") for run in runs
                 if run.state == "diverged"]  # fmt: skip
     unfinished = [f"{run.name} ({_epochs(run)})" for run in runs if run.state == "unfinished"]
-    for word, names in (("Diverged", diverged), ("Unfinished, or still running", unfinished)):
+    for word, names in (("Diverged", lost), ("Unfinished, or still running", unfinished)):
         if names:
             more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
             lines.append(f"{word}: {', '.join(names[:at_most])}{more}.")

@@ -8,15 +8,27 @@ from pathlib import Path
 
 from hpc_mlp.errors import RunError, UserError
 from hpc_mlp.report.compare import Comparison, compare
-from hpc_mlp.report.rows import Row, check_by, dataset, groups, make_row, mark_best, swept_keys
+from hpc_mlp.report.rows import (
+    Row,
+    Value,
+    check_by,
+    dataset,
+    groups,
+    make_row,
+    mark_best,
+    show,
+    swept_keys,
+)
 from hpc_mlp.report.sentences import findings, recipe_notes, troubles
 from hpc_mlp.runs import Run, list_runs
+
+__all__ = ["Comparison", "Row", "Summary", "Value", "read_runs", "show", "summarise"]
 
 
 @dataclass(frozen=True)
 class Summary:
     rows: list[Row]  # baseline first; `best` is marked on validation loss alone
-    comparisons: list[Comparison]  # each row with its reference (the baseline), in the order of `rows`
+    comparisons: list[Comparison]  # each variant with its reference (the baseline), in the order of `rows`
     finals: list[Comparison]  # the best with the second by validation loss, where neither is the reference
     sentences: list[str]  # what is shown and what is not, then what could not be compared, what failed
     by: list[str]  # configuration keys that, beside the variant, make the groups
@@ -43,9 +55,10 @@ def read_runs(root: Path) -> list[Run]:
 
 
 def summarise(runs: Sequence[Run], by: Sequence[str] | None = None) -> Summary:
-    """Rows in the customary order. `by`: dotted configuration keys (or `seed`) to group by; None takes
-    the keys that sweeps varied. RunError where a run's files are damaged, UserError for an unknown key."""
-    keys = list(dict.fromkeys(by)) if by is not None else swept_keys(runs)
+    """Rows in the customary order. `by`: dotted configuration keys (or `seed`, `dataset`) to group by
+    beside the variant; None takes the keys that sweeps varied. RunError where a run's files are damaged,
+    UserError for an unknown key."""
+    keys = [key for key in dict.fromkeys(by) if key != "variant"] if by is not None else swept_keys(runs)
     check_by(runs, keys)
     if len({dataset(run) for run in runs}) > 1 and "dataset" not in keys:
         keys.append("dataset")

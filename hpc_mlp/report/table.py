@@ -44,20 +44,19 @@ def print_summary(summary: Summary, console: Console, columns: Sequence[str] | N
     names, fold, dropped = fit(summary, console, list(columns) if columns else None)
     table = rich_table(summary, names, fold, not console.is_terminal, safe)
     against = comparison_table(summary, safe)
-    notes = [*legend(summary, names), *summary.sentences]
+    asides = legend(summary, names)
     if dropped:
         titles = ", ".join(COLUMNS[name].title for name in reversed(dropped))
-        notes.append(f"No room here for {titles}: widen the terminal, or choose --columns.")
-    if console.is_terminal:
-        console.print(table, "", *((against, "") if against else ()))
-        for note in notes:
-            console.print(Text(safe(note)))
-        return
-    width, console.width = console.width, max(console.width, _width(table, console))
-    console.print(table, "", *((against, "") if against else ()))
+        asides.append(f"No room here for {titles}: widen the terminal, or choose --columns.")
+    terminal, width = console.is_terminal, console.width
+    console.width = width if terminal else max(width, _width(table, console))
+    console.print(table, *(("", against) if against else ()))
     console.width = width
-    for note in notes:  # whole lines, however long: somebody greps them
-        console.print(Text(safe(note)), soft_wrap=True)
+    for style, lines in (("", summary.sentences), ("dim", asides)):
+        for i, line in enumerate(lines):  # piped, a line is a line: somebody greps it
+            console.print(
+                *([""] if i == 0 else []), Text(safe(line), style), sep="\n", soft_wrap=not terminal
+            )
 
 
 def default_columns(summary: Summary) -> list[str]:
@@ -152,7 +151,7 @@ def legend(summary: Summary, names: Sequence[str]) -> list[str]:
     if any(row.n > 1 for row in summary.rows):
         parts.append("± is the standard deviation over n finished runs.")
     if any(row.best for row in summary.rows):
-        parts.append("★ lowest validation loss.")
+        parts.append("★ best by validation loss.")
     lines = [" ".join(parts)] if parts else []
     return lines + ([method([*summary.comparisons, *summary.finals])] if summary.comparisons else [])
 
@@ -248,7 +247,7 @@ def as_markdown(summary: Summary, columns: Sequence[str] | None = None) -> str:
     titles, *against = comparison_cells(summary) or [[]]
     if titles:
         lines += ["", *_markdown_head(titles, [True]), *map(_markdown_line, against)]
-    notes = [*legend(summary, names), *summary.sentences]
+    notes = [*summary.sentences, *legend(summary, names)]
     return "\n".join([*lines, *("\n" + note for note in notes)])
 
 

@@ -19,22 +19,22 @@ MOST_UNITS = 36
 def first_layer(run: Run) -> Array | None:
     """The first layer's weights float32 [units, C, H, W]; None where the first layer does not see pixels
     (a convolution, say) or no weights were kept. RunError where the file is damaged."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors import SafetensorError, safe_open
 
     path = run.path / BEST
     if not path.is_file():
         return None
     try:
-        tensors = load_file(path)
+        with safe_open(path, framework="numpy") as file:
+            weight = file.get_tensor("0.weight") if "0.weight" in file.keys() else None  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise RunError(f"{path} is damaged ({error}). Delete the run folder and train again.") from None
-    weight = tensors.get("0.weight")
     dataset = run.config.get("dataset", {})
     shape = (dataset.get("channels", 0), *dataset.get("image_size", (0, 0)))
     if weight is None or weight.ndim != 2 or weight.shape[1] != math.prod(shape):
         return None
-    return weight.astype(np.float32).reshape(len(weight), *shape)
+    images: Array = weight.astype(np.float32).reshape(len(weight), *shape)
+    return images
 
 
 def weight_tiles(weight: Array) -> Array:

@@ -25,7 +25,7 @@ from hpc_mlp.training.checkpoint import (
     save_checkpoints,
 )
 from hpc_mlp.training.evaluate import evaluate
-from hpc_mlp.training.feeder import ResidentFeeder, num_steps
+from hpc_mlp.training.feeder import Feeder, num_steps
 from hpc_mlp.training.loss import BankLoss
 from hpc_mlp.training.members import Member
 from hpc_mlp.training.metrics import Tally
@@ -44,7 +44,7 @@ class BankTrainer:
     def __init__(
         self,
         members: Sequence[Member],
-        feeder: ResidentFeeder,
+        feeder: Feeder,
         processes: Processes,
         view: View,
         guard: Callable[[], None] = lambda: None,
@@ -53,6 +53,7 @@ class BankTrainer:
         self.feeder, self.processes, self.view, self.guard = feeder, processes, view, guard
         self.manifest: Manifest = feeder.manifest
         self.device = feeder.device
+        self.reference = feeder.reference()
         self.train_config = members[0].spec.config.train  # batch size and precision are the same for all
         self.bank_size = len(members)
         self.epoch = self.step = 0  # finished epochs; finished steps of the next one
@@ -106,6 +107,7 @@ class BankTrainer:
         specs = [member.spec for member in self.members]
         weights = None if kept is None else [_part(tensors, "model/") for tensors in kept]
         bank = Bank(specs, self._image_shape, len(self.manifest.classes), weights).to(self.device)
+        bank.set_reference(self.reference)
         if not self.processes.alone:
             bank.synchronise_norms()
         count = self.epoch * self.steps_per_epoch + self.step

@@ -18,17 +18,18 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from hpc_mlp import __version__
-from hpc_mlp.config import differences, identity
+from hpc_mlp.config import DataConfig, differences, identity
 from hpc_mlp.data.manifest import Manifest
+from hpc_mlp.data.remote import Place, is_url, load_manifest
 from hpc_mlp.errors import HpcMlpError, LeaseLostError, RunError, UserError
-from hpc_mlp.lease import Lease
+from hpc_mlp.lease import Lease, hold_all
 from hpc_mlp.models.bank import bank_order
 from hpc_mlp.models.registry import build_module, count_parameters
 from hpc_mlp.plan import RunSpec
 from hpc_mlp.runs import Json, RunFolder
 from hpc_mlp.training import stop
 from hpc_mlp.training.engine import BankTrainer
-from hpc_mlp.training.feeder import ResidentFeeder
+from hpc_mlp.training.feeder import Feeder, make_feeder
 from hpc_mlp.training.members import Member
 from hpc_mlp.training.processes import Processes
 from hpc_mlp.training.progress import Lines, LiveTable, Silent, View
@@ -40,7 +41,7 @@ Parallel = Literal["auto", "members", "data"]
 class Job:
     """What one call of `train_specs` works on."""
 
-    shards: Path
+    shards: Place
     manifest: Manifest
     specs: list[RunSpec]
     runs: Path
@@ -61,7 +62,7 @@ class Job:
             "swept": spec.swept,
             "config": spec.config.model_dump(mode="json"),
             "dataset": {
-                "path": str(self.shards.resolve()),
+                "path": str(self.shards) if is_url(self.shards) else str(Path(self.shards).resolve()),
                 "digest": manifest.digest,
                 "classes": list(manifest.classes),
                 "image_size": list(manifest.image_size),
@@ -81,7 +82,7 @@ class Job:
 
 
 def train_specs(
-    shards: Path,
+    shards: Place,
     specs: Sequence[RunSpec],
     runs: Path,
     *,
@@ -96,28 +97,31 @@ def train_specs(
     """
     stop.clear()
     with stop.stop_on_signals():
-        manifest = Manifest.load(shards)
+        manifest = load_manifest(shards)
         job = Job(shards, manifest, list(specs), runs)
         check(job)
         accelerator = Accelerator(cpu=cpu)
-        rank, world = accelerator.process_index, accelerator.num_processes
-        everybody = Processes(rank, world)
-        todo = open_runs(job, accelerator.device, everybody, overwrite)
-        console = Console(stderr=True)
-        if everybody.lead and len(todo) < len(job.specs):
+        device = accelerator.device
+        everybody = Processes(accelerator.process_index, accelerator.num_processes)
+        todo = list(job.specs) if overwrite else unfinished(job, device)
+        console = Console(stderr=True) if everybody.lead else None
+        if console is not None and len(todo) < len(job.specs):
             done = len(job.specs) - len(todo)
             console.print(
                 f"{done} of {len(job.specs)} runs are complete; --overwrite trains them anew.", style="dim"
             )
-        split = parallel == "data" or (parallel == "auto" and 0 < len(todo) < world)
+        split = parallel == "data" or (parallel == "auto" and 0 < len(todo) < everybody.world_size)
+        first, last = (0, len(todo)) if split else everybody.part(len(todo))
+        mine = todo[first:last]
+        configs = dict.fromkeys(spec.config.data for spec in mine)
+        feeders = {config: make_feeder(job.shards, manifest, config, device) for config in configs}
+        everybody.wait()  # nobody has written anything until everybody has read everything
+        if everybody.lead:
+            prepare(job, todo, device, overwrite)
+        everybody.wait()
+        code = _train(job, mine, feeders, everybody if split else Processes(), device, console)
         if not split:
-            first, last = everybody.part(len(todo))
-            todo, mine = todo[first:last], Processes()
-        else:
-            mine = everybody
-        code = _train(job, todo, mine, accelerator.device, console if everybody.lead else None)
-        if not split:  # a process that failed must not leave the others waiting: they only meet here
-            code = _worst(code, everybody, accelerator.device)
+            code = _worst(code, everybody, device)
         accelerator.end_training()
         return code
 
@@ -139,29 +143,28 @@ def check(job: Job) -> None:
             build_module(config.model, shape, len(manifest.classes), spec.seed)
 
 
-def open_runs(job: Job, device: torch.device, processes: Processes, overwrite: bool) -> list[RunSpec]:
-    """The runs still to be trained, their folders prepared. UserError where a folder holds another run."""
-    if overwrite and processes.lead:
-        for spec in job.specs:
-            job.folder(spec).clear()
-    processes.wait()
-    todo, new = [], []
+def unfinished(job: Job, device: torch.device) -> list[RunSpec]:
+    """The runs still to be trained. UserError where a folder holds another run."""
+    todo = []
     for spec in job.specs:
-        folder, fresh = job.folder(spec), job.describe(spec, device)
+        folder = job.folder(spec)
         old = folder.config()
-        if old is None:
-            new.append((folder, fresh))
-        else:
-            _compare(folder, old, fresh)
-        if folder.result() is None:
+        if old is not None:
+            _compare(folder, old, job.describe(spec, device))
+        if old is None or folder.result() is None:
             todo.append(spec)
-    processes.wait()
-    if processes.lead:
-        for folder, fresh in new:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            folder.write_config(fresh)
-    processes.wait()
     return todo
+
+
+def prepare(job: Job, todo: Sequence[RunSpec], device: torch.device, overwrite: bool) -> None:
+    """Make the run folders of `todo`."""
+    for spec in todo:
+        folder = job.folder(spec)
+        if overwrite:
+            folder.clear()
+        folder.path.mkdir(parents=True, exist_ok=True)
+        if folder.config() is None:
+            folder.write_config(job.describe(spec, device))
 
 
 def _compare(folder: RunFolder, old: Json, new: Json) -> None:
@@ -184,22 +187,29 @@ def banks(specs: Sequence[RunSpec]) -> list[list[RunSpec]]:
     groups: dict[object, list[RunSpec]] = {}
     for spec in specs:
         train = spec.config.train
-        groups.setdefault((train.batch_size, train.precision, train.checkpoint_every), []).append(spec)
+        groups.setdefault(
+            (train.batch_size, train.precision, train.checkpoint_every, spec.config.data), []
+        ).append(spec)
     return [bank_order(group) for group in groups.values()]
 
 
 def _train(
-    job: Job, todo: list[RunSpec], processes: Processes, device: torch.device, console: Console | None
+    job: Job,
+    todo: Sequence[RunSpec],
+    feeders: dict[DataConfig, Feeder],
+    processes: Processes,
+    device: torch.device,
+    console: Console | None,
 ) -> int:
-    if not todo:
-        return 0
-    feeder = ResidentFeeder(job.shards, job.manifest, device)
     code = 0
+    if not todo:
+        return code
     with _view(console) as view:
         for specs in banks(todo):
             members = [Member(spec, job.folder(spec)) for spec in specs]
             try:
                 with _leases(members, processes, device) as guard:
+                    feeder = feeders[specs[0].config.data]
                     open_members = [member for member in members if member.folder.result() is None]
                     if not open_members or BankTrainer(open_members, feeder, processes, view, guard).run():
                         continue
@@ -210,6 +220,9 @@ def _train(
                 view.note(str(error))
                 code = 1
             except Exception as error:
+                if not processes.lead:  # the lead writes the folders, and will only see that we are gone
+                    traceback.print_exc()
+                    return 1
                 _record_failure(members, error)
                 view.note(
                     f"failed: {_one_line(error)}; the traceback is in {members[0].folder.path}/failed.json"
@@ -228,7 +241,7 @@ def _leases(
         leases: list[Lease] = []
         try:
             if processes.lead:
-                leases = [stack.enter_context(Lease(member.folder.path)) for member in members]
+                leases = stack.enter_context(hold_all(member.folder.path for member in members))
         except RunError as error:
             problem = error
         if processes.any(problem is not None, device):
