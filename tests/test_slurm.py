@@ -149,18 +149,26 @@ def test_four_variants_two_seeds_as_one_array(cluster: None, shards: Path, tmp_p
 
 
 def test_two_nodes_with_two_tasks_each_equal_one_process(cluster: None, shards: Path, tmp_path: Path) -> None:
-    sets = {"train.epochs": 2, "optim.name": "sgd", "optim.lr": 0.05, "launch.tasks_per_node": 2}
+    """Also when they are interrupted together in the middle, and go on together."""
+    sets = {"train.epochs": 3, "optim.name": "sgd", "optim.lr": 0.05}
     options = ("--variants", "batchnorm", "--seeds", "0")
-    submit(shards, tmp_path / "four", *options, "--nodes", 2, "--parallel", "data", "--wait", sets=sets)
-    start = next((tmp_path / "four" / ".launch").glob("*/started/0.0.json"))
-    assert json.loads(start.read_text())["host"] == "n1"
-    assert len(list(start.parent.parent.glob("logs/*_log.out"))) == 4
-    submit(shards, tmp_path / "one", *options, "--wait", sets={**sets, "launch.tasks_per_node": 1})
-    four, one = (load_file(tmp_path / name / "batchnorm-s0" / "best.safetensors") for name in ("four", "one"))
-    for name in one:
-        np.testing.assert_allclose(four[name], one[name], rtol=1e-3, atol=1e-4, err_msg=name)
+    four, one = tmp_path / "four", tmp_path / "one"
+    submit(
+        shards, four, *options, "--nodes", 2, "--parallel", "data", sets={**sets, "launch.tasks_per_node": 2}
+    )
+    wait_until("it has begun", lambda: epoch(four / "batchnorm-s0") >= 1)
+    job = states(four)["batchnorm-s0"]["job"]
+    subprocess.run(["scancel", "--signal=USR2", job], check=True)
+    wait_until("it is done", all_are("done", four))
+    assert states(four)["batchnorm-s0"]["requeues"] == 1
+    assert len(list(four.glob(".launch/*/logs/*_log.out"))) == 4
+    submit(shards, one, *options, "--wait", sets=sets)
+    ours, expected = (load_file(runs / "batchnorm-s0" / "best.safetensors") for runs in (four, one))
+    for name in expected:
+        np.testing.assert_allclose(ours[name], expected[name], rtol=1e-3, atol=1e-4, err_msg=name)
 
 
+@pytest.mark.timeout(600)
 def test_disturbed_runs_equal_undisturbed_ones(cluster: None, shards: Path, tmp_path: Path) -> None:
     """Requeue, preemption, node failure, a cut network and the time limit, all in the middle of training."""
     sets = {"train.epochs": 60, "train.early_stopping": False, "train.checkpoint_every": "20 steps"}
