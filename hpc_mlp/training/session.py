@@ -26,12 +26,12 @@ from hpc_mlp.lease import Lease
 from hpc_mlp.models.bank import bank_order
 from hpc_mlp.models.registry import build_module, count_parameters
 from hpc_mlp.plan import RunSpec
+from hpc_mlp.processes import Processes
 from hpc_mlp.runs import Json, RunFolder
 from hpc_mlp.training import stop
 from hpc_mlp.training.engine import BankTrainer
 from hpc_mlp.training.feeder import Feeder, make_feeder
 from hpc_mlp.training.members import Member
-from hpc_mlp.training.processes import Processes
 from hpc_mlp.training.progress import Lines, LiveTable, Silent, View
 
 Parallel = Literal["auto", "members", "data"]
