@@ -2,7 +2,8 @@
 
 Rules: the EXIF rotation is applied; transparency is laid over white; 16 bits become 8 by their high byte;
 CMYK and palettes become RGB; of an animation the first frame is taken. A JPEG is decoded at the smallest
-of libjpeg's scales that leaves 1.5 times the wanted size, then resized, like the rest, with antialiasing.
+of the scales 1, 1/2, 1/4, 1/8 (those for which libjpeg has vector code) that leaves the wanted size, then
+resized, like the rest, with antialiasing.
 """
 
 from __future__ import annotations
@@ -97,12 +98,14 @@ def _decode_jpeg(data: bytes, spec: ImageSpec) -> Pixels | None:
         if colorspace not in ("YCbCr", "RGB", "Gray"):
             return None
         gray = spec.channels == 1 or colorspace == "Gray"
+        scale = 8
+        while scale > 1 and (full_height < height * scale or full_width < width * scale):
+            scale //= 2
         raw = simplejpeg.decode_jpeg(
             data,
             "GRAY" if gray else "RGB",
-            fastupsample=True,
-            min_height=-(-height * 3 // 2),
-            min_width=-(-width * 3 // 2),
+            min_height=-(-full_height // scale),
+            min_width=-(-full_width // scale),
         )
     except ValueError:  # damaged, or a kind of JPEG that it does not know: Pillow says which
         return None
@@ -116,7 +119,7 @@ def _decode_any(data: bytes, spec: ImageSpec) -> Pixels:
         turn = _orientation_of(image)
         height, width = (spec.height, spec.width) if turn < 5 else (spec.width, spec.height)
         if image.format == "JPEG":
-            image.draft(None, (-(-width * 3 // 2), -(-height * 3 // 2)))
+            image.draft(None, (width, height))
         image.load()
         plain = _to_8_bits(image)
         if plain.size != (width, height):
