@@ -15,7 +15,6 @@ from hpc_mlp.data.near import nearest_in_earlier_split
 
 NAME = "duplicates.jsonl"
 SPLITS = ("train", "val", "test")
-TRAIN = 0
 _PREFER = np.array(
     [2, 1, 0, 3]
 )  # which copy stays, by given split (train, val, test, none): test before train
@@ -48,7 +47,8 @@ class Report:
 
     def write(self, folder: Path, group: npt.NDArray[np.int64], num_pixels: int) -> dict[str, int]:
         """Write `duplicates.jsonl`, and count: groups, the images in them, groups with more than one class,
-        images of val and test that are also in train, and those that nearly equal one in train."""
+        images that an earlier split (of train, val, test) holds as well, and those that nearly equal
+        one there."""
         found = {"groups": 0, "images": 0, "conflicting_groups": 0, "leaked_images": 0}
         lines = self._exact(group, found) + self._near(group, num_pixels, found)
         (folder / NAME).write_text("".join(lines), encoding="utf-8")
@@ -59,7 +59,8 @@ class Report:
         for members in _members(group):
             splits = self.splits[members]
             conflict = len(np.unique(self.labels[members])) > 1
-            leaked = int((splits > TRAIN).sum()) if (splits == TRAIN).any() else 0
+            used = splits[splits >= 0]
+            leaked = int((used > used.min()).sum())
             found["groups"] += 1
             found["images"] += len(members)
             found["conflicting_groups"] += conflict
@@ -78,7 +79,7 @@ class Report:
         )
         places = np.flatnonzero(nearest.other >= 0)
         a, b = chosen[places], chosen[nearest.other[places]]
-        found["near_leaked_images"] = int((self.splits[b] == TRAIN).sum())
+        found["near_leaked_images"] = len(places)
         lines = []
         for image, near, distance in zip(a, b, nearest.distance[places].tolist(), strict=True):
             conflict = bool(self.labels[image] != self.labels[near])

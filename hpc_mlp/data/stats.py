@@ -73,17 +73,19 @@ def _add_rows(values: npt.NDArray[np.float32], starts: npt.NDArray[np.int64]) ->
 
 def _by_channel(columns: npt.NDArray[np.float32], channels: int) -> npt.NDArray[np.int64]:
     n = len(columns)
-    return columns.astype(np.int64).reshape(n, -1, channels).sum(axis=1)
+    sums: npt.NDArray[np.int64] = columns.astype(np.int64).reshape(n, -1, channels).sum(axis=1)
+    return sums
 
 
 def _fingerprints(bands: npt.NDArray[np.float32], height: int, channels: int) -> npt.NDArray[np.uint8]:
     n, rows, columns = bands.shape
     width = columns // channels
-    gray = bands[:, :, 0::channels].copy()
+    gray: npt.NDArray[np.floating] = bands[:, :, 0::channels].copy()
     for channel in range(1, channels):  # a sum along an axis of length 3 would take ten times as long
         gray += bands[:, :, channel::channels]
     across, down = _edges(width, GRID), _edges(height, GRID)
-    cells = np.add.reduceat(gray.reshape(n * rows, width), across, axis=1).reshape(n, rows, GRID)
+    gray = gray.astype(np.float64).reshape(n * rows, width)  # cells of huge images pass 2^24
+    cells = np.add.reduceat(gray, across, axis=1).reshape(n, rows, GRID)
     areas = np.outer(_lengths(down, height), _lengths(across, width)) * channels
     means = (2 * cells.astype(np.int64) + areas) // (2 * areas)  # rounded, in whole numbers
     return means.astype(np.uint8).reshape(n, rows * GRID)
