@@ -2,7 +2,7 @@
 
 Rules: the EXIF rotation is applied; transparency is laid over white; 16 bits become 8 by their high byte;
 CMYK and palettes become RGB; of an animation the first frame is taken. A JPEG is decoded at the smallest
-of the scales 1, 1/2, 1/4, 1/8 (those for which libjpeg has vector code) that leaves 1.5 times the wanted size,
+of the scales 1, 1/2, 1/4, 1/8 (for which libjpeg has vector code) that leaves 1.5 times the wanted size,
 then resized, like the rest, with antialiasing.
 """
 
