@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     metavar="png|jpeg|npy|original",
     help="How images are stored. png and npy lose nothing; original keeps the bytes as they are.",
 )
+@click.option(
+    "--compress", is_flag=True, help="Compress the PNGs: about half the size, slower to write and read."
+)
 @click.option("--drop-duplicates", is_flag=True, help="Keep one of several images with the same pixels.")
 @click.option("--max-pixels", default=1 << 26, show_default=True, metavar="N", help="Reject larger images.")
 @click.option(
@@ -133,11 +136,23 @@ class _Progress:
 
 @click.command(cls=Command)
 @click.argument("out", type=click.Path(path_type=Path))
-def inspect(out: Path) -> None:
-    """Show what the shards folder OUT holds: splits, class counts, statistics, rejects."""
+@click.option(
+    "--contact-sheet", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw images by class."
+)
+@click.option("--verify", "check", is_flag=True, help="Check every shard's bytes and counts.")
+def inspect(out: Path, contact_sheet: Path | None, check: bool) -> None:
+    """Show what the shards folder OUT holds: splits, classes, statistics, rejects, duplicates, leaks."""
     from rich.console import Console
 
     from hpc_mlp.data.inspection import show
     from hpc_mlp.data.manifest import Manifest
 
-    show(Manifest.load(out), out, Console())
+    manifest = Manifest.load(out)
+    show(manifest, out, Console())
+    if check or contact_sheet:
+        from hpc_mlp.data import readback
+
+        if check:
+            click.echo(readback.verify(out, manifest))
+        if contact_sheet:
+            click.echo(readback.contact_sheet(out, manifest, contact_sheet))
