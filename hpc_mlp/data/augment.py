@@ -195,7 +195,7 @@ def _erased_boxes(
 
 
 def erase(pixels: Tensor, boxes: Tensor) -> Tensor:
-    """Fill a box of each image with its mean colour; float32 [B, 4]: first row, first column, rows, columns."""
+    """Fill a box of each image with its mean colour; float32 [B, 4]: first row and column, rows, columns."""
     top, left, rows, columns = boxes.view(-1, 4, 1, 1).unbind(1)
     y = torch.arange(pixels.shape[-2], device=pixels.device).view(1, -1, 1)
     x = torch.arange(pixels.shape[-1], device=pixels.device).view(1, 1, -1)
