@@ -156,10 +156,13 @@ class LaunchConfig(Section):
     memory_gb: Positive | None = None
     array_parallelism: Count | None = None
     max_requeues: Annotated[int, Field(ge=0)] = 100
+    signal_seconds: Count = 90  # how long before the time limit the checkpoint is asked for
+    python: str | None = None  # e.g. "apptainer exec image.sif python"; default: this interpreter
     setup: tuple[str, ...] = ()
+    srun_args: tuple[str, ...] = ()
     sbatch: dict[str, str | int | float | bool] = Field(default_factory=dict)  # any other sbatch option
 
-    @field_validator("setup", mode="before")
+    @field_validator("setup", "srun_args", mode="before")
     @classmethod
     def _list_is_tuple(cls, value: Any) -> Any:
         return tuple(value) if isinstance(value, list) else value

@@ -40,11 +40,16 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        publish(Path(temporary), path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Give a finished temporary file its name, with the permissions that an ordinary new file would have."""
+    temporary.chmod(0o666 & ~_umask())
+    os.replace(temporary, path)
 
 
 def _umask() -> int:

@@ -13,8 +13,12 @@ COMMANDS = {
     "convert": ("hpc_mlp.cli.data", "Convert a ZIP of class-labelled images into shards."),
     "inspect": ("hpc_mlp.cli.data", "Show what a shards folder holds."),
     "train": ("hpc_mlp.train", "Train variants × seeds here and now, all at once."),
+    "submit": ("hpc_mlp.cli.launch", "Train variants × seeds in jobs: on Slurm, or queued on this machine."),
+    "status": ("hpc_mlp.cli.launch", "Show every run's state: queued, running, done, failed, lost."),
+    "cancel": ("hpc_mlp.cli.launch", "End the jobs of a runs folder."),
     "table": ("hpc_mlp.cli.report", "Show the runs of a folder as one table."),
     "report": ("hpc_mlp.cli.page", "Write one HTML page with plots of all runs."),
+    "doctor": ("hpc_mlp.cli.launch", "Check this machine and cluster; say what to do."),
     "demo": ("hpc_mlp.cli.demo", "Digits → ZIP → shards → four variants → table, in a minute."),
 }
 

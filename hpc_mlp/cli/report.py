@@ -9,12 +9,12 @@ import click
 from hpc_mlp.options import Command
 
 
-@click.command(cls=Command)
+@click.command("table", cls=Command)
 @click.argument("runs", type=click.Path(path_type=Path), default=Path("runs"))
 @click.option("--format", "form", type=click.Choice(["rich", "json", "csv", "markdown"]), default="rich",
               show_default=True, help="In json and csv, metrics are fractions, not percent.")  # fmt: skip
-@click.option("--by", metavar="KEY,…", help="Group by these configuration keys, e.g. optim.lr, instead of "
-                                            "what a sweep varied; also seed and dataset.")  # fmt: skip
+@click.option("--by", metavar="KEY,…", help="Group by these keys, e.g. optim.lr or seed, and not by what "
+                                            "a sweep varied; 'variant': by nothing else.")  # fmt: skip
 @click.option("--sort", metavar="COLUMN", help="Sort the rows: best first for metrics, else smallest first.")
 @click.option("--columns", metavar="A,B,…", help="Show these columns only, named as in --format json.")
 def table(runs: Path, form: str, by: str | None, sort: str | None, columns: str | None) -> None:
@@ -25,21 +25,24 @@ def table(runs: Path, form: str, by: str | None, sort: str | None, columns: str 
     hpc-mlp table runs --format csv > runs.csv
     hpc-mlp table runs --by optim.lr --sort val_loss --columns variant,optim.lr,val_loss,test_accuracy
     """
-    from hpc_mlp.report import table as tables
+    from hpc_mlp.report import records
+    from hpc_mlp.report import table as people
     from hpc_mlp.report.summary import read_runs, summarise
 
     summary = summarise(read_runs(runs), _names(by))
     names = _names(columns)
     if names is not None:
-        tables.check_columns(names, summary, for_people=form in ("rich", "markdown"))
+        for_people = form in ("rich", "markdown")
+        known = people.known_columns(summary) if for_people else list(records.records(summary)[0])
+        records.check_names(names, known)
     if sort:
-        summary = tables.sort_rows(summary, sort)
+        summary = records.sort_rows(summary, sort)
     if form == "rich":
         from rich.console import Console
 
-        tables.print_summary(summary, Console(), names)
+        people.print_summary(summary, Console(), names)
     else:
-        write = {"json": tables.as_json, "csv": tables.as_csv, "markdown": tables.as_markdown}[form]
+        write = {"json": records.as_json, "csv": records.as_csv, "markdown": people.as_markdown}[form]
         click.echo(write(summary, names))
 
 

@@ -49,6 +49,9 @@ class Manifest(_Record):
     source: dict[str, Any]
     settings: dict[str, Any]
     num_rejects: int = 0
+    num_ignored: int = 0
+    duplicates: dict[str, int] = Field(default_factory=dict)  # counts, see data.duplicates
+    versions: dict[str, str] = Field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:

@@ -1,73 +1,40 @@
-"""Runs → groups → one row each: what the table, the page and the machine formats show.
-
-A group is a variant, and within it one value of every key in `by` (by default the keys that a sweep
-varied). Its runs differ in the seed. Numbers of a row rest on the runs that have test metrics: a
-diverged run counts with its best epoch before that.
-"""
+"""Everything there is to say about a folder of runs: rows, comparisons, sentences."""
 
 from __future__ import annotations
 
-import math
-import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from hpc_mlp.errors import RunError, UserError, unknown_name
-from hpc_mlp.runs import Json, Run, list_runs
+from hpc_mlp.errors import RunError, UserError
+from hpc_mlp.report.compare import Comparison, compare
+from hpc_mlp.report.rows import (
+    Row,
+    Value,
+    check_by,
+    dataset,
+    groups,
+    make_row,
+    mark_best,
+    show,
+    swept_keys,
+)
+from hpc_mlp.report.sentences import findings, recipe_notes, troubles
+from hpc_mlp.runs import Run, list_runs
 
-# The order in which a person expects the variants; others follow by name.
-ORDER = ("baseline", "dropout", "batchnorm", "dropout_batchnorm", "dropout_l2")
-
-# Statistic of a row → where it stands in result.json.
-STATISTICS = {
-    "best_epoch": ("best_epoch",),
-    "val_loss": ("best_val_loss",),
-    "val_accuracy": ("best_val_accuracy",),
-    "test_accuracy": ("test", "accuracy"),
-    "precision": ("test", "precision"),
-    "recall": ("test", "recall"),
-    "f1": ("test", "f1"),
-    "images_per_second": ("images_per_second",),
-    "seconds": ("seconds",),
-}
-
-
-@dataclass(frozen=True)
-class Value:
-    """Mean and standard deviation (n - 1) over the runs of a group; no `sd` for a single run."""
-
-    mean: float
-    sd: float | None = None
-
-
-@dataclass(frozen=True)
-class Row:
-    variant: str
-    by: dict[str, Any]  # dotted key → value, what else names the group
-    runs: list[Run]
-    seeds: list[int]  # of every run, finished or not
-    n: int  # runs with test metrics: what the values rest on
-    parameters: int | None
-    values: dict[str, Value | None]  # keys: STATISTICS
-    test_images: int | None
-    dataset: str  # digest
-    status: str  # "done", "failed", "unfinished", "2 done, 1 failed"
-    best: bool = False  # lowest mean validation loss on its dataset
-
-    @property
-    def name(self) -> str:
-        """`dropout`, `dropout optim.lr=0.01`."""
-        return " ".join([self.variant, *(f"{key}={show(value)}" for key, value in self.by.items())])
+__all__ = ["Comparison", "Row", "Summary", "Value", "read_runs", "show", "summarise"]
 
 
 @dataclass(frozen=True)
 class Summary:
-    rows: list[Row]
-    by: list[str]
-    sentences: list[str] = field(default_factory=list)
+    rows: list[Row]  # baseline first; `best` is marked on validation loss alone
+    comparisons: list[Comparison]  # each variant with its reference (the baseline), in the order of `rows`
+    finals: list[Comparison]  # the best with the second by validation loss, where neither is the reference
+    sentences: list[str]  # what is shown and what is not, then what could not be compared, what failed
+    by: list[str]  # configuration keys that, beside the variant, make the groups
+
+    def comparison_of(self, row: Row) -> Comparison | None:
+        return next((comparison for comparison in self.comparisons if comparison.name == row.name), None)
 
 
 def read_runs(root: Path) -> list[Run]:
@@ -88,194 +55,24 @@ def read_runs(root: Path) -> list[Run]:
 
 
 def summarise(runs: Sequence[Run], by: Sequence[str] | None = None) -> Summary:
-    """Rows in the customary order. `by`: dotted configuration keys (or `seed`) to group by; None takes
-    the keys that sweeps varied. RunError where a run's files are damaged, UserError for an unknown key."""
-    keys = list(dict.fromkeys(by)) if by is not None else swept_keys(runs)
+    """Rows in the customary order. `by`: dotted configuration keys (or `seed`, `dataset`) to group by
+    beside the variant; None takes the keys that sweeps varied. RunError where a run's files are damaged,
+    UserError for an unknown key."""
+    keys = [key for key in dict.fromkeys(by) if key != "variant"] if by is not None else swept_keys(runs)
     check_by(runs, keys)
     if len({dataset(run) for run in runs}) > 1 and "dataset" not in keys:
         keys.append("dataset")
     rows = mark_best([make_row(keys, group) for group in groups(runs, keys)])
-    return Summary(rows, keys, sentences(rows))
-
-
-def groups(runs: Iterable[Run], by: Sequence[str]) -> list[list[Run]]:
-    found: dict[str, list[Run]] = {}
-    for run in sorted(runs, key=lambda run: run.seed):
-        found.setdefault(repr([run.variant, *(lookup(run, key) for key in by)]), []).append(run)
-
-    def order(group: list[Run]) -> Any:
-        variant = group[0].variant
-        rank = ORDER.index(variant) if variant in ORDER else len(ORDER)
-        return rank, variant, [_natural(lookup(group[0], key)) for key in by]
-
-    return sorted(found.values(), key=order)
-
-
-def _natural(value: Any) -> tuple[int, float, str]:
-    number = isinstance(value, int | float)
-    return (0, float(value), "") if number else (1, 0.0, show(value))
-
-
-def make_row(by: Sequence[str], runs: list[Run]) -> Row:
-    tested = [run for run in runs if run.test]
-    shown = tested or runs
-    results = [run.result or progress(run) for run in shown]
-    sizes = {_number(run, (run.test or {}).get("num_images")) for run in tested}
-    parameters = {(run.result or {}).get("num_parameters", run.config.get("num_parameters")) for run in shown}
-    values = {
-        name: mean_sd([_number(run, _at(result, path)) for run, result in zip(shown, results, strict=True)])
-        for name, path in STATISTICS.items()
-    }
-    size = sizes.pop() if len(sizes) == 1 else None
-    return Row(
-        variant=runs[0].variant,
-        by={key: lookup(runs[0], key) for key in by},
-        runs=runs,
-        seeds=sorted({run.seed for run in runs}),
-        n=len(tested),
-        parameters=parameters.pop() if len(parameters) == 1 else None,
-        values=values,
-        test_images=None if size is None else int(size),
-        dataset=dataset(runs[0]),
-        status=status(runs),
+    compared = compare(rows)
+    return Summary(
+        rows=rows,
+        comparisons=compared.against,
+        finals=compared.finals,
+        sentences=[
+            *findings(rows, compared),
+            *compared.notes,
+            *recipe_notes(rows, compared.against, keys),
+            *troubles(runs),
+        ],
+        by=keys,
     )
-
-
-def progress(run: Run) -> Json:
-    """What an unfinished or failed run has reached so far, in the form of its result; no test metrics."""
-    lines = [line for line in run.metrics if isinstance(line.get("val_loss"), int | float)]
-    finite = [line for line in lines if math.isfinite(line["val_loss"])]
-    if not finite:
-        return {}
-    best = min(finite, key=lambda line: float(line["val_loss"]))
-    return {
-        "best_epoch": best.get("epoch"),
-        "best_val_loss": best["val_loss"],
-        "best_val_accuracy": best.get("val_accuracy"),
-        "images_per_second": lines[-1].get("images_per_second"),
-        "seconds": sum(line.get("seconds") or 0.0 for line in lines),
-    }
-
-
-def mean_sd(numbers: Sequence[float | None]) -> Value | None:
-    """None unless every run has the number: a mean over some of them would mislead."""
-    known = [number for number in numbers if number is not None and math.isfinite(number)]
-    if not known or len(known) < len(numbers):
-        return None
-    mean = math.fsum(known) / len(known)
-    if len(known) == 1:
-        return Value(mean)
-    return Value(mean, math.sqrt(math.fsum((x - mean) ** 2 for x in known) / (len(known) - 1)))
-
-
-def mark_best(rows: list[Row]) -> list[Row]:
-    """The lowest mean validation loss on each dataset, among the groups with test metrics; groups that
-    lost a run (diverged, failed) stand back, as their mean covers the lucky ones only."""
-    best: set[int] = set()
-    for name in {row.dataset for row in rows}:
-        candidates = [
-            (any(run.state in ("diverged", "failed") for run in row.runs), loss.mean, i)
-            for i, row in enumerate(rows)
-            if row.dataset == name and row.n and (loss := row.values["val_loss"])
-        ]
-        if candidates:
-            best.add(min(candidates)[2])
-    return [Row(**{**vars(row), "best": i in best}) for i, row in enumerate(rows)]
-
-
-def status(runs: Sequence[Run]) -> str:
-    counts = Counter(run.state for run in runs)
-    if len(counts) == 1:
-        return runs[0].state
-    return ", ".join(f"{counts[state]} {state}" for state in ("done", "diverged", "failed", "unfinished")
-                     if counts[state])  # fmt: skip
-
-
-def sentences(rows: Sequence[Row]) -> list[str]:
-    lines = []
-    compared = [row for row in rows if row.n]
-    for row in rows:
-        if row.best and sum(other.dataset == row.dataset for other in compared) > 1:
-            lines.append(f"Best by validation loss alone, the test images had no say: {row.name}.")
-    return lines + troubles([run for row in rows for run in row.runs])
-
-
-def troubles(runs: Sequence[Run], at_most: int = 5) -> list[str]:
-    """What a person should know of runs that did not end well, or have not ended."""
-    lines = []
-    failed = [run for run in runs if run.state == "failed"]
-    for run in failed[:at_most]:
-        error = " ".join(str((run.failed or {}).get("error", "")).split()) or "no reason given"
-        lines.append(f"{run.name} failed: {error} ({run.path / 'failed.json'})")
-    if len(failed) > at_most:
-        lines.append(f"{len(failed) - at_most} more failed.")
-    diverged = [run.name + ("" if run.test else " (in its first epoch)") for run in runs
-                if run.state == "diverged"]  # fmt: skip
-    unfinished = [f"{run.name} ({_epochs(run)})" for run in runs if run.state == "unfinished"]
-    for word, names in (("Diverged", diverged), ("Unfinished, or still running", unfinished)):
-        if names:
-            more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
-            lines.append(f"{word}: {', '.join(names[:at_most])}{more}.")
-    return lines
-
-
-def _epochs(run: Run) -> str:
-    total = lookup(run, "train.epochs")
-    return f"{len(run.metrics)} of {total} epochs" if total else f"{len(run.metrics)} epochs"
-
-
-# The parts of a run by name
-
-SPECIAL = ("seed", "dataset")
-
-
-def dataset(run: Run) -> str:
-    table = run.config.get("dataset")
-    return str(table.get("digest", "")) if isinstance(table, dict) else ""
-
-
-def lookup(run: Run, key: str) -> Any:
-    """The run's value of a dotted configuration key, or of `seed` or `dataset`; None where it has none."""
-    if key == "seed":
-        return run.seed
-    if key == "dataset":
-        return dataset(run)[:12]
-    return _at(run.config.get("config"), key.split("."))
-
-
-def _at(tree: Any, path: Iterable[str]) -> Any:
-    for part in path:
-        tree = tree.get(part) if isinstance(tree, dict) else None
-    return tree
-
-
-def swept_keys(runs: Iterable[Run]) -> list[str]:
-    tables = [run.config.get("swept") for run in runs]
-    return list(dict.fromkeys(key for table in tables if isinstance(table, dict) for key in table))
-
-
-def check_by(runs: Iterable[Run], keys: Iterable[str]) -> None:
-    tables = [run.config.get("config") for run in runs]
-    known = list(dict.fromkeys(
-        f"{section}.{key}" for table in tables if isinstance(table, dict)
-        for section, values in table.items() if isinstance(values, dict) for key in values
-    ))  # fmt: skip
-    for key in keys:
-        free = any(_at(table, key.split(".")) is not None for table in tables)
-        if key not in known and key not in SPECIAL and not free:
-            raise unknown_name("key to group by", key, [*SPECIAL, *known])
-
-
-def _number(run: Run, value: Any) -> float | None:
-    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-        return value
-    raise RunError(
-        f"{run.path} is damaged ({value!r} where a number belongs). Delete the run folder and train again."
-    )
-
-
-def show(value: Any) -> str:
-    """A configuration value as a person writes it: `512-256`, `0.001`, `none`."""
-    if isinstance(value, list | tuple):
-        return "-".join(map(show, value))
-    return "none" if value is None else re.sub(r"^(True|False)$", lambda m: m[0].lower(), str(value))

@@ -1,27 +1,22 @@
-"""The table in the terminal and for machines. It fits the width it is given: columns that matter least
-go first and are named under the table, nothing is cut off. Piped, it is as wide as it needs to be."""
+"""The table for people, in the terminal and as Markdown. In the terminal it fits the width it is given:
+columns that matter least go first and are named under the table, nothing is cut off. Piped, it is as wide
+as it needs to be."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hpc_mlp.errors import UserError, unknown_name
-from hpc_mlp.report.summary import STATISTICS, Row, Summary, Value, read_runs, show, summarise
-from hpc_mlp.runs import Json
+from hpc_mlp.report.rows import Row, show
+from hpc_mlp.report.sentences import method, p_text, points
+from hpc_mlp.report.summary import Summary, read_runs, summarise
 
-HIGHER_IS_BETTER = {"val_accuracy", "test_accuracy", "precision", "recall", "f1", "images_per_second"}
 DEFAULT = (
     "variant", "seeds", "n", "parameters", "best_epoch", "val_loss", "test_accuracy", "precision", "recall",
     "f1", "images_per_second", "seconds", "status",
@@ -48,18 +43,20 @@ def print_summary(summary: Summary, console: Console, columns: Sequence[str] | N
     safe = writable(console)
     names, fold, dropped = fit(summary, console, list(columns) if columns else None)
     table = rich_table(summary, names, fold, not console.is_terminal, safe)
-    notes = [*legend(summary, names), *summary.sentences]
+    against = comparison_table(summary, safe)
+    asides = legend(summary, names)
     if dropped:
         titles = ", ".join(COLUMNS[name].title for name in reversed(dropped))
-        notes.append(f"No room here for {titles}: widen the terminal, or choose --columns.")
-    if console.is_terminal:
-        console.print(table, "", *(Text(safe(note)) for note in notes), sep="\n")
-        return
-    width, console.width = console.width, max(console.width, _width(table, console))
-    console.print(table, "")
+        asides.append(f"No room here for {titles}: widen the terminal, or choose --columns.")
+    terminal, width = console.is_terminal, console.width
+    console.width = width if terminal else max(width, _width(table, console))
+    console.print(table, *(("", against) if against else ()))
     console.width = width
-    for note in notes:  # whole lines, however long: somebody greps them
-        console.print(Text(safe(note)), soft_wrap=True)
+    for style, lines in (("", summary.sentences), ("dim", asides)):
+        for i, line in enumerate(lines):  # piped, a line is a line: somebody greps it
+            console.print(
+                *([""] if i == 0 else []), Text(safe(line), style), sep="\n", soft_wrap=not terminal
+            )
 
 
 def default_columns(summary: Summary) -> list[str]:
@@ -103,6 +100,35 @@ def rich_table(
     return table
 
 
+def comparison_table(summary: Summary, safe: Callable[[str], str]) -> Table | None:
+    """Differences of test accuracy from the reference; None where nothing was compared."""
+    cells = comparison_cells(summary)
+    if not cells:
+        return None
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+    for i, title in enumerate(cells[0]):
+        table.add_column(safe(title), justify="left" if i == 0 else "right", overflow="fold")
+    for row, c in zip(cells[1:], summary.comparisons, strict=True):
+        table.add_row(*(Text(safe(cell)) for cell in row), style="bold" if c.shown else "")
+    return table
+
+
+def comparison_cells(summary: Summary) -> list[list[str]]:
+    """Titles, then one line a comparison; empty where there is none."""
+    references = {c.against for c in summary.comparisons}
+    if not references:
+        return []
+    several = len(summary.comparisons) > 1
+    title = f"against {references.pop()}" if len(references) == 1 else "comparison"
+    lines = [[title, "test acc.", "95 % interval", "p", *(["p (Holm)"] if several else []), "seeds"]]
+    for c in summary.comparisons:
+        name = c.name if title != "comparison" else f"{c.name} against {c.against}"
+        span = f"{points(c.low, c, sign=True)} … {points(c.high, c, sign=True)}"
+        p = [p_text(c.p), *([p_text(c.p_holm)] if several else [])]
+        lines.append([name, points(c.difference, c, sign=True), span, *p, seed_text(c.seeds)])
+    return lines
+
+
 def _width(table: Table, console: Console) -> int:
     return console.measure(table, options=console.options.update(max_width=PLENTY)).maximum
 
@@ -125,8 +151,9 @@ def legend(summary: Summary, names: Sequence[str]) -> list[str]:
     if any(row.n > 1 for row in summary.rows):
         parts.append("± is the standard deviation over n finished runs.")
     if any(row.best for row in summary.rows):
-        parts.append("★ lowest validation loss.")
-    return [" ".join(parts)] if parts else []
+        parts.append("★ best by validation loss.")
+    lines = [" ".join(parts)] if parts else []
+    return lines + ([method([*summary.comparisons, *summary.finals])] if summary.comparisons else [])
 
 
 # Cells
@@ -205,96 +232,29 @@ def column_of(name: str) -> Column:
     return Column(name, lambda row: show(row.by[name]))
 
 
-def check_columns(names: Sequence[str], summary: Summary, for_people: bool = False) -> None:
-    """UserError naming the right columns unless `names` are columns of the table: those for machines,
-    or those for people (which hold `x_sd` in the cell of `x`)."""
-    known = [*summary.by, *COLUMNS] if for_people else list(records(summary)[0])
-    if not names:
-        raise UserError(f"--columns is empty. Known: {', '.join(known)}.")
-    for name in names:
-        if name not in known:
-            raise unknown_name("column", name, known)
-
-
-def sort_rows(summary: Summary, name: str) -> Summary:
-    """Best first for metrics, smallest first for the rest; rows without the value last."""
-    check_columns([name], summary)
-    table = records(summary)
-
-    def key(i: int) -> Any:
-        value = table[i][name]
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return 0, -value if name in HIGHER_IS_BETTER else value, ""
-        return (2, 0, "") if value is None else (1, 0, "" if value is True else str(value))
-
-    order = sorted(range(len(table)), key=key)
-    return Summary(**{**vars(summary), "rows": [summary.rows[i] for i in order]})
-
-
-# For machines
-
-
-def records(summary: Summary) -> list[Json]:
-    """One flat dictionary a row; every row has every key, None where there is no value. Metrics are
-    fractions, `<metric>_sd` is None below two runs."""
-    return [_record(row, summary.by) for row in summary.rows]
-
-
-def _record(row: Row, by: Sequence[str]) -> Json:
-    record: Json = {"variant": row.variant, **{key: row.by[key] for key in by}}
-    record |= {"seeds": row.seeds, "n": row.n, "parameters": row.parameters}
-    for name in STATISTICS:
-        value = row.values[name] or Value(math.nan)
-        record |= {name: _finite(value.mean), f"{name}_sd": _finite(value.sd)}
-    record["best_epoch"] = _whole(record["best_epoch"])
-    record |= {"test_images": row.test_images, "dataset": row.dataset}
-    return record | {"status": row.status, "best": row.best}
-
-
-def _finite(x: float | None) -> float | None:
-    return x if x is not None and math.isfinite(x) else None
-
-
-def _whole(x: float | None) -> float | int | None:
-    return int(x) if x is not None and x == int(x) else x
-
-
-def chosen(summary: Summary, columns: Sequence[str] | None) -> list[Json]:
-    table = records(summary)
-    return [{name: record[name] for name in columns} for record in table] if columns else table
-
-
-def as_json(summary: Summary, columns: Sequence[str] | None = None) -> str:
-    return json.dumps(chosen(summary, columns), indent=1, ensure_ascii=False)
-
-
-def as_csv(summary: Summary, columns: Sequence[str] | None = None) -> str:
-    table = chosen(summary, columns)
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(table[0]), lineterminator="\n")
-    writer.writeheader()
-    for record in table:
-        writer.writerow({key: _csv(value) for key, value in record.items()})
-    return out.getvalue().rstrip("\n")
-
-
-def _csv(value: Any) -> Any:
-    if isinstance(value, list):
-        return " ".join(map(str, value))
-    return str(value).lower() if isinstance(value, bool) else value
+def known_columns(summary: Summary) -> list[str]:
+    return [*summary.by, *COLUMNS]
 
 
 def as_markdown(summary: Summary, columns: Sequence[str] | None = None) -> str:
     """The table as a person reads it, and the sentences under it."""
     names = list(columns or default_columns(summary))
     shown = [column_of(name) for name in names]
-    lines = [
-        "| " + " | ".join(column.title for column in shown) + " |",
-        "|" + "|".join(":---" if column.left else "---:" for column in shown) + "|",
-    ]
+    lines = _markdown_head([column.title for column in shown], [column.left for column in shown])
     for row in summary.rows:
         cells = [column.cell(row).replace("|", "\\|") for column in shown]
-        cells = [f"**{cell}**" if row.best and cell else cell for cell in cells]
-        lines.append("| " + " | ".join(cells) + " |")
-    notes = [*legend(summary, names), *summary.sentences]
+        lines.append(_markdown_line([f"**{cell}**" if row.best and cell else cell for cell in cells]))
+    titles, *against = comparison_cells(summary) or [[]]
+    if titles:
+        lines += ["", *_markdown_head(titles, [True]), *map(_markdown_line, against)]
+    notes = [*summary.sentences, *legend(summary, names)]
     return "\n".join([*lines, *("\n" + note for note in notes)])
+
+
+def _markdown_head(titles: Sequence[str], left: Sequence[bool]) -> list[str]:
+    sides = [*left, *[False] * (len(titles) - len(left))]
+    return [_markdown_line(titles), "|" + "|".join(":---" if side else "---:" for side in sides) + "|"]
+
+
+def _markdown_line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

@@ -1,0 +1,39 @@
+# make demo | test | check | bench | clean.   Everything lives in .venv; nothing else is installed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-all check format clean
+
+demo: $(STAMP)
+	$(BIN)/hpc-mlp demo
+
+test: $(STAMP)-dev
+	$(BIN)/python -m pytest -m "not slow and not slurm and not browser and not gpu"
+
+# What CI runs: also the slow tests, a real Slurm and a real browser.
+test-all: $(STAMP)-dev
+	$(BIN)/python -m pytest
+
+check: $(STAMP)-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_docs.py
+
+format: $(STAMP)-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+$(STAMP)-dev: $(STAMP)
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info

@@ -1,0 +1,143 @@
+"""The commands `convert` and `inspect`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hpc_mlp.errors import UserError
+from hpc_mlp.options import Command
+
+if TYPE_CHECKING:
+    from hpc_mlp.data.layout import Layout
+
+
+@click.command(cls=Command)
+@click.argument("sources", metavar="ZIP...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--size", default="64", show_default=True, metavar="S|HxW", help="Height and width in pixels.")
+@click.option("--grayscale", is_flag=True, help="One channel instead of RGB.")
+@click.option("--val", default=0.1, show_default=True, metavar="F", help="Fraction for validation.")
+@click.option("--test", default=0.1, show_default=True, metavar="F", help="Fraction for the test.")
+@click.option("--seed", default=0, show_default=True, help="Of the splits and the order.")
+@click.option(
+    "--encoding",
+    default="png",
+    show_default=True,
+    metavar="png|jpeg|npy|original",
+    help="How images are stored. png and npy lose nothing; original keeps the bytes as they are.",
+)
+@click.option("--drop-duplicates", is_flag=True, help="Keep one of several images with the same pixels.")
+@click.option("--max-pixels", default=1 << 26, show_default=True, metavar="N", help="Reject larger images.")
+@click.option(
+    "--shard-mb", default=64.0, show_default=True, metavar="MB", help="About this size for each shard."
+)
+@click.option("--workers", default=0, metavar="N", help="Processes; default: one for each processor.")
+@click.option("--strict", is_flag=True, help="Stop at the first image that cannot be read.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT.")
+def convert(sources: tuple[Path, ...], out: Path, size: str, **options: Any) -> None:
+    """Convert class-labelled images into shards.
+
+    ZIP is a ZIP, a .tar, a .tar.gz or a folder, or several of them, with one folder for each class
+    (cats/1.jpg), with class folders below train, val and test, or with a labels.csv (file name, class).
+
+    \b
+    hpc-mlp convert photos.zip shards --size 64
+    """
+    from hpc_mlp.data.convert import Settings
+    from hpc_mlp.data.convert import convert as run
+
+    height, width = parse_size(size)
+    settings = Settings(height=height, width=width, **options)
+    with _Progress() as progress:
+        run(sources, out, settings, progress)
+    from hpc_mlp.data.inspection import converted_lines
+    from hpc_mlp.data.manifest import Manifest
+
+    for line in converted_lines(Manifest.load(out), out, progress.num_images, progress.seconds):
+        click.echo(line)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`"64"` → (64, 64), `"48x64"` → (48, 64): height, width."""
+    height, sign, width = text.lower().replace("×", "x").partition("x")
+    if not (
+        height.isascii() and height.isdigit() and (width.isascii() and width.isdigit() if sign else True)
+    ):
+        raise UserError(
+            f"--size {text!r}: write one number for both sides, or HEIGHTxWIDTH, such as 64 or 48x64."
+        )
+    return int(height), int(width if sign else height)
+
+
+class _Progress:
+    """A bar on a terminal, nothing elsewhere."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._task: Any = None
+        self._bytes = 0
+        self.num_images = 0
+        self._began = time.perf_counter()
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._began
+
+    def start(self, layout: Layout) -> None:
+        click.echo(
+            f"{layout.kind}: {len(layout.entries):,} images of {len(layout.classes)} classes"
+            + (f", {layout.num_ignored:,} other files ignored" if layout.num_ignored else "")
+        )
+        if not sys.stderr.isatty():
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"), TimeRemainingColumn(),
+            console=Console(stderr=True), transient=True,
+        )  # fmt: skip
+        self._bar.start()
+        self._task = self._bar.add_task("converting", total=len(layout.entries), speed="")
+
+    def advance(self, images: int, num_bytes: int, rejects: int) -> None:
+        self.num_images += images
+        self._bytes += num_bytes
+        if self._bar is not None:
+            speed = (
+                f"{self.num_images / self.seconds:,.0f} img/s, {self._bytes / 1e6 / self.seconds:,.1f} MB/s"
+            )
+            more = f", {rejects:,} rejects" if rejects else ""
+            self._bar.update(self._task, advance=images, speed=speed + more)
+
+    def phase(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, description=text)
+
+
+@click.command(cls=Command)
+@click.argument("out", type=click.Path(path_type=Path))
+def inspect(out: Path) -> None:
+    """Show what the shards folder OUT holds: splits, class counts, statistics, rejects."""
+    from rich.console import Console
+
+    from hpc_mlp.data.inspection import show
+    from hpc_mlp.data.manifest import Manifest
+
+    show(Manifest.load(out), out, Console())

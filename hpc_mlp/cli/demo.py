@@ -1,0 +1,45 @@
+"""The command `demo`: the whole way, on data that come with scikit-learn."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from hpc_mlp.options import Command
+
+
+@click.command(cls=Command)
+@click.argument("folder", default="demo", type=click.Path(path_type=Path))
+@click.option("--overwrite", is_flag=True, help="Start anew.")
+def demo(folder: Path, overwrite: bool) -> None:
+    """Digits → ZIP → shards → the four variants → table, in FOLDER (default: demo).
+
+    \b
+    hpc-mlp demo
+    """
+    from hpc_mlp.data.convert import Settings, convert
+    from hpc_mlp.data.digits import write_digits_zip
+
+    archive, shards, runs = folder / "digits.zip", folder / "shards", folder / "runs"
+    if overwrite or not archive.exists():
+        write_digits_zip(archive)
+    click.echo(f"1. {archive}: scikit-learn's 1,797 handwritten digits, one folder a class")
+    if overwrite or not shards.exists():
+        convert([archive], shards, Settings(height=8, width=8, grayscale=True, overwrite=True))
+    click.echo(f"2. {shards}: WebDataset shards and manifest.json (hpc-mlp inspect {shards})")
+    click.echo("3. training baseline, dropout, batchnorm and dropout_batchnorm as one bank", nl=True)
+
+    from rich.console import Console
+
+    from hpc_mlp.plan import parse_variants, plan_runs
+    from hpc_mlp.report.table import print_table
+    from hpc_mlp.training.session import train_specs
+
+    code = train_specs(shards, plan_runs(parse_variants("all"), [0]), runs, cpu=True, overwrite=overwrite)
+    if code in (0, 1):
+        print_table(runs, Console())
+        click.echo(f"4. {runs}: one folder a run (hpc-mlp table {runs}, hpc-mlp report {runs})")
+        click.echo("\nYour own images: hpc-mlp convert YOUR.zip shards && hpc-mlp train shards")
+    sys.exit(code)

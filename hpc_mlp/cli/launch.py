@@ -1,0 +1,262 @@
+"""The verbs around jobs: submit, status, cancel, doctor."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hpc_mlp.options import Command, run_options, runs_option
+
+if TYPE_CHECKING:
+    from hpc_mlp.config import LaunchConfig
+    from hpc_mlp.launch.records import Submission
+    from hpc_mlp.launch.status import RunStatus
+    from hpc_mlp.launch.submit import Plan
+
+_POLL_SECONDS = 2.0
+
+
+@click.command(cls=Command)
+@click.argument("shards", metavar="OUT", type=click.Path(path_type=Path))
+@run_options
+@click.option(
+    "--cluster",
+    default="auto",
+    show_default=True,
+    metavar="slurm|local|auto",
+    help="Where the jobs run; 'auto' means slurm where sbatch is found, else this machine.",
+)
+@click.option(
+    "--cluster-config",
+    metavar="NAME|FILE.toml",
+    help="The cluster's profile: a file with [launch], or one of configs/clusters by name.",
+)
+@click.option("--per-job", metavar="N|all", help="Runs in a job; default: all seeds of a variant.")
+@click.option(
+    "--gpus-per-job", type=click.IntRange(0), help="GPUs a job gets on each node, one task for each."
+)
+@click.option("--nodes", type=click.IntRange(1), help="Nodes a job gets.")
+@click.option("--slots", type=click.IntRange(1), help="--cluster local: how many jobs at once.")
+@click.option(
+    "--parallel",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "members", "data"]),
+    help="Jobs of several tasks: deal out the runs, or split every batch.",
+)
+@click.option("--cpu", is_flag=True, help="Train on the CPU even where there is a GPU.")
+@click.option("--overwrite", is_flag=True, help="Train runs anew that are done already.")
+@click.option("--dry-run", is_flag=True, help="Show the plan, the resources and the script; send nothing.")
+@click.option("--wait", is_flag=True, help="Follow the jobs to their end, then show the table.")
+def submit(
+    shards: Path, variants: str, seeds: str, runs: Path, config_files: tuple[Path, ...],
+    sets: tuple[str, ...], cluster: str, cluster_config: str | None, per_job: str | None,
+    gpus_per_job: int | None, nodes: int | None, slots: int | None, parallel: str, cpu: bool,
+    overwrite: bool, dry_run: bool, wait: bool,
+) -> None:  # fmt: skip
+    """Train variants × seeds in jobs: on Slurm, or in a queue on this machine.
+
+    Returns at once; `status`, `cancel` and `table` work from any shell later. Runs that are done or on their
+    way are left out, so the same command sends only what is missing.
+    """
+    from rich.console import Console
+
+    from hpc_mlp.data.manifest import Manifest
+    from hpc_mlp.launch import packs, show
+    from hpc_mlp.launch import submit as launching
+    from hpc_mlp.plan import parse_seeds, parse_set, parse_variants, plan_runs
+
+    Manifest.load(shards)
+    values = parse_set(sets)
+    for key, value in (("launch.gpus_per_job", gpus_per_job), ("launch.nodes", nodes)):
+        if value is not None:
+            values[key] = [value]
+    launch = launching.load_launch(cluster_config, config_files, values)
+    others = {key: value for key, value in values.items() if not key.startswith("launch.")}
+    specs = plan_runs(parse_variants(variants), parse_seeds(seeds), config_files, others)
+    where = launching.choose_cluster(cluster)
+    size = packs.parse_per_job(per_job)
+    console = Console()
+    if dry_run:
+        plan = launching.make_plan(specs, runs, size, overwrite)
+        console.print(show.plan_table(plan.packs))
+        _left_out(plan)
+        _show_resources(where, launch, runs, slots, cpu, len(plan.packs))
+        return
+    submission, plan = launching.submit(
+        specs, shards, runs, where, launch, per_job=size, slots=slots, overwrite=overwrite, cpu=cpu,
+        parallel=parallel,
+    )  # fmt: skip
+    if submission is None:
+        _left_out(plan)
+        click.echo("Nothing to submit: every run is done or on its way.")
+    else:
+        _tell(submission, plan, where, launch)
+    if wait:
+        names = {spec.name for spec in specs}
+        _finish(_watch(runs, names), runs)
+
+
+def _tell(submission: Submission, plan: Plan, where: str, launch: LaunchConfig) -> None:
+    from rich.console import Console
+
+    from hpc_mlp.launch import show
+
+    job_ids = {pack.index: pack.job_id or "" for pack in submission.packs}
+    Console().print(show.plan_table(plan.packs, job_ids))
+    _left_out(plan)
+    runs = submission.folder.parent.parent
+    click.echo(f"Submitted to {where} as {submission.id}: {show.resources(launch)}.")
+    click.echo(f"Job ids: {_ranges(list(job_ids.values()))}")
+    click.echo(f"Next:  hpc-mlp status {runs}        (--watch follows them)")
+    click.echo(f"       hpc-mlp cancel {runs}")
+    click.echo(f"       hpc-mlp table {runs}")
+
+
+def _ranges(job_ids: list[str]) -> str:
+    """`7_0, 7_1, 7_2` → `7_[0-2]`."""
+    by_master: dict[str, list[str]] = {}
+    for job_id in job_ids:
+        master, _, index = job_id.rpartition("_")
+        by_master.setdefault(master, []).append(index)
+    parts = []
+    for master, indices in by_master.items():
+        span = indices[0] if len(indices) == 1 else f"[{indices[0]}-{indices[-1]}]"
+        parts.append(f"{master}_{span}" if master else span)
+    return ", ".join(parts)
+
+
+def _left_out(plan: Plan) -> None:
+    from hpc_mlp.launch import show
+
+    if plan.left_out:
+        click.echo(f"Left out: {show.summary(plan.left_out)}.")
+
+
+def _show_resources(
+    where: str, launch: LaunchConfig, runs: Path, slots: int | None, cpu: bool, num_jobs: int
+) -> None:
+    from hpc_mlp.launch import local, records, show, slurm
+
+    if where == "local":
+        for slot in local.make_slots(launch, slots, cpu):
+            devices = f"GPU {','.join(slot.devices)}" if slot.devices else "CPU"
+            click.echo(f"Slot {slot.name}: {devices}, {slot.threads} thread(s)")
+        return
+    click.echo(f"Each job: {show.resources(launch)}.")
+    if num_jobs:
+        limit = slurm.max_array_size()
+        chunks = -(-num_jobs // limit)
+        if chunks > 1:
+            click.echo(f"{num_jobs} jobs in {chunks} arrays (MaxArraySize {limit}); the first one's script:")
+        logs = (runs / records.FOLDER / "<id>" / "logs").absolute()
+        click.echo(slurm.script(launch, "hpc-mlp-<id>", logs, min(num_jobs, limit)))
+
+
+@click.command(cls=Command)
+@click.argument("runs", default="runs", metavar="[RUNS]", type=click.Path(path_type=Path))
+@click.option("--watch", is_flag=True, help="Follow until every run has ended.")
+@click.option("--format", "style", default="rich", show_default=True, type=click.Choice(["rich", "json"]))
+def status(runs: Path, watch: bool, style: str) -> None:
+    """Show every run's state: queued, running, done, failed, lost. Exit code 1 when any run failed."""
+    from rich.console import Console
+
+    from hpc_mlp.launch import show
+    from hpc_mlp.launch.status import require_status
+
+    statuses = require_status(runs)
+    if watch:
+        statuses = show.follow(Console(), _watch(runs))
+    if style == "json":
+        click.echo(json.dumps([item.as_json() for item in statuses], indent=1))
+    elif not watch:
+        Console(width=None if sys.stdout.isatty() else 200).print(show.status_table(statuses))
+    sys.exit(_code(statuses))
+
+
+def _watch(runs: Path, names: set[str] | None = None) -> Iterator[list[RunStatus]]:
+    """The states, again and again, until none of them is active."""
+    from hpc_mlp.launch.status import ACTIVE, read_status
+
+    while True:
+        statuses = [item for item in read_status(runs) if names is None or item.name in names]
+        yield statuses
+        if not any(item.state in ACTIVE for item in statuses):
+            return
+        time.sleep(_POLL_SECONDS)
+
+
+def _code(statuses: list[RunStatus]) -> int:
+    from hpc_mlp.launch.status import BAD
+
+    return 1 if any(item.state in BAD for item in statuses) else 0
+
+
+def _finish(states: Iterator[list[RunStatus]], runs: Path) -> None:
+    """Follow, then the table, then the exit code."""
+    import importlib
+
+    from rich.console import Console
+
+    from hpc_mlp.launch import show
+
+    statuses = show.follow(Console(), states)
+    if any(item.state in ("done", "diverged") for item in statuses):
+        table: Any = importlib.import_module("hpc_mlp.cli.report").table
+        table.main([str(runs)], standalone_mode=False)
+    for item in statuses:
+        if item.state in ("failed", "lost"):
+            click.echo(show.line(item), err=True)
+    sys.exit(_code(statuses))
+
+
+@click.command(cls=Command)
+@click.argument("runs", default="runs", metavar="[RUNS]", type=click.Path(path_type=Path))
+@click.option("--variants", metavar="a,b", help="Only the jobs of these variants.")
+def cancel(runs: Path, variants: str | None) -> None:
+    """End the jobs of a runs folder: exactly those submitted from it, nothing else of yours."""
+    from hpc_mlp.launch import submit as launching
+    from hpc_mlp.launch.status import require_status
+
+    require_status(runs)
+    names = None
+    if variants is not None and variants != "all":
+        names = [name.strip() for name in variants.split(",") if name.strip()]
+    ended = launching.cancel(runs, names)
+    click.echo(f"Cancelled {len(ended)} jobs: {_ranges(ended)}" if ended else "Nothing to cancel.")
+
+
+@click.command(cls=Command)
+@runs_option
+@click.option(
+    "--cluster", default="auto", show_default=True, metavar="slurm|local|auto", help="What to check."
+)
+@click.option("--cluster-config", metavar="NAME|FILE.toml", help="The cluster's profile, for --test-job.")
+@click.option(
+    "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Set one launch.… key, for --test-job."
+)
+@click.option("--test-job", "send_test_job", is_flag=True, help="Send a tiny job through and report.")
+def doctor(
+    runs: Path, cluster: str, cluster_config: str | None, sets: tuple[str, ...], send_test_job: bool
+) -> None:
+    """Check this machine and cluster: what is there, what is missing, what to do about it."""
+    from rich.console import Console
+
+    from hpc_mlp.launch import doctor as checks
+    from hpc_mlp.launch import probe
+    from hpc_mlp.launch import submit as launching
+    from hpc_mlp.plan import parse_set
+
+    where = launching.choose_cluster(cluster)
+    launch = launching.load_launch(cluster_config, [], parse_set(sets))
+    findings = checks.examine(runs, where, launch)
+    if send_test_job:
+        findings.append(probe.send(runs, where, launch))
+    Console(width=None if sys.stdout.isatty() else 160).print(checks.table(findings))
+    sys.exit(1 if any(finding.level == "error" for finding in findings) else 0)

@@ -1,0 +1,168 @@
+"""From the records of converted images to splits, shards and the manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import PIL
+import simplejpeg
+
+from hpc_mlp import __version__
+from hpc_mlp.data import duplicates, split
+from hpc_mlp.data.archive import Source
+from hpc_mlp.data.decode import ImageSpec
+from hpc_mlp.data.encode import tar_member_size
+from hpc_mlp.data.layout import Layout
+from hpc_mlp.data.pool import Pool
+from hpc_mlp.data.rejects import RejectLog
+from hpc_mlp.data.stats import pixel_stats
+from hpc_mlp.data.worker import ShardPlan, Worker
+from hpc_mlp.errors import UserError
+
+SPLITS = ("train", "val", "test")
+
+
+class Assembly:
+    """The images of one conversion: `records`, `labels`, `splits` in parallel, in the archive's order."""
+
+    def __init__(self, folder: Path, source: Source, layout: Layout, records: npt.NDArray[np.void]) -> None:
+        self.folder, self.source, self.layout, self.records = folder, source, layout, records
+        place = np.searchsorted(layout.entries, records["entry"])
+        self.given = layout.splits[place]
+        self.classes, self.labels = _classes_with_images(layout, layout.labels[place], source)
+        self.splits = self.given
+        self.found: dict[str, int] = {}
+        self.described: dict[str, dict[str, Any]] = {}
+
+    def draw_splits(self, seed: int, val: float, test: float, drop: bool, rejects: RejectLog) -> None:
+        """Split the images with equal ones kept together, and list what is equal and what is nearly so."""
+        self.seed = seed
+        group = split.groups_of_equals(self.records["digest"])
+        dropped = duplicates.repeats(group, self.given) if drop else np.zeros(len(group), bool)
+        keep = ~dropped
+        splits = np.full(len(group), -1, np.int8)
+        splits[keep] = split.assign(
+            self.labels[keep],
+            split.groups_of_equals(self.records["digest"][keep]),
+            self.given[keep],
+            seed,
+            val,
+            test,
+        )
+        report = duplicates.Report(self.source.names, self.classes, self.records, self.labels, splits)
+        self.found = report.write(self.folder, group)
+        rejects.extend(report.reasons_of(np.flatnonzero(dropped), group), strict=False)
+        self.splits = splits
+        if not (splits == split.TRAIN).any():
+            raise UserError(
+                f"{self.source.label} leaves no image for training. Use smaller --val and --test."
+            )
+
+    def write_shards(self, pool: Pool[Worker], limit: int) -> None:
+        """Shards of about `limit` bytes. Keys run through train, val and test."""
+        plans: list[ShardPlan] = []
+        sizes: dict[str, int] = {}
+        key = 0
+        width = max(6, len(str(len(self.records))))
+        for number, name in enumerate(SPLITS):
+            order = split.shuffled(np.flatnonzero(self.splits == number), self.seed, len(self.records))
+            sizes[name] = len(order)
+            for shard, part in enumerate(self._cut(order, limit)):
+                records = self.records[part]
+                plans.append(
+                    ShardPlan(
+                        f"{name}-{shard:06d}.tar", records["spool"], records["offset"], records["length"],
+                        records["suffix"], self.labels[part], key, width,
+                    )
+                )  # fmt: skip
+                key += len(part)
+        written = dict(zip((plan.name for plan in plans), pool.map(Worker.write_shard, plans), strict=True))
+        for number, name in enumerate(SPLITS):
+            mine = [plan for plan in plans if plan.name.startswith(f"{name}-")]
+            self.described[name] = {
+                "num_images": sizes[name],
+                "class_counts": np.bincount(
+                    self.labels[self.splits == number], minlength=len(self.classes)
+                ).tolist(),
+                "shards": [
+                    {"name": plan.name, "num_images": len(plan.label)}
+                    | dict(zip(("bytes", "sha256"), written[plan.name], strict=True))
+                    for plan in mine
+                ],
+            }
+
+    def _cut(self, order: npt.NDArray[np.int64], limit: int) -> Iterator[npt.NDArray[np.int64]]:
+        """`order` in pieces whose tar members take `limit` bytes, or a little more."""
+        sizes = tar_member_size(self.records["length"][order]) + tar_member_size(1)
+        ends = np.cumsum(sizes)
+        start = 0
+        while start < len(order):
+            before = int(ends[start - 1]) if start else 0
+            stop = int(np.searchsorted(ends, before + limit)) + 1
+            yield order[start:stop]
+            start = stop
+
+    def write_manifest(
+        self, spec: ImageSpec, encoding: str, settings: dict[str, Any], source_sha256: str, num_rejects: int
+    ) -> None:
+        from hpc_mlp.data.manifest import (
+            NAME,
+            Manifest,
+        )  # late: pydantic costs 0.15 s, and the workers run by now
+
+        train = self.records[self.splits == split.TRAIN]
+        stats = pixel_stats(
+            train["sum"].sum(axis=0).tolist(),
+            train["square"].sum(axis=0).tolist(),
+            len(train),
+            spec.height * spec.width,
+        )
+        content = {
+            "format": 1,
+            "classes": self.classes,
+            "image_size": (spec.height, spec.width),
+            "channels": spec.channels,
+            "encoding": encoding,
+            "mean": stats.mean,
+            "std": stats.std,
+            "splits": self.described,
+        }
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        manifest = Manifest.model_validate(
+            content
+            | {
+                "digest": digest[:32],
+                "layout": self.layout.kind,
+                "source": {"name": self.source.label, "sha256": source_sha256},
+                "settings": settings,
+                "num_rejects": num_rejects,
+                "num_ignored": self.layout.num_ignored,
+                "duplicates": self.found,
+                "versions": {
+                    "hpc_mlp": __version__, "pillow": PIL.__version__, "simplejpeg": simplejpeg.__version__,
+                },
+            }
+        )  # fmt: skip
+        text = json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False)
+        (self.folder / NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def _classes_with_images(
+    layout: Layout, labels: npt.NDArray[np.int32], source: Source
+) -> tuple[tuple[str, ...], npt.NDArray[np.int32]]:
+    """Classes of which at least one image could be read, and the labels in terms of them."""
+    counts = np.bincount(labels, minlength=len(layout.classes))
+    kept = np.flatnonzero(counts)
+    if len(kept) < 2:
+        raise UserError(
+            f"{source.label} holds readable images of one class only, {layout.classes[kept[0]]!r}; "
+            f"at least two are needed. See why the others cannot be read: convert with --strict."
+        )
+    renumbered = np.cumsum(counts > 0) - 1
+    return tuple(layout.classes[i] for i in kept), renumbered[labels].astype(np.int32)

@@ -1,0 +1,199 @@
+"""Augmentation of a whole batch on its device, for training only.
+
+Order: flip, rotation, shift and crop as one affine resampling (edges continued outwards); then brightness,
+contrast, saturation and hue, with the meaning they have in torchvision; then erasing. What happens to an
+image depends on (seed, epoch, step, its place in the global batch) alone: neither on how the batch is split
+over processes nor on what was drawn before.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hpc_mlp.config import AugmentConfig
+from hpc_mlp.data.manifest import Manifest
+from hpc_mlp.data.remote import Place
+from hpc_mlp.data.streaming import StreamingSplit
+
+Draws = dict[str, NDArray[np.float32]]  # name → uniform in [0, 1), one for each image
+
+# One column of draws each. New ones go to the end, so that old ones stay what they are.
+_NAMES = (
+    "flip", "angle", "shift_x", "shift_y", "crop_area", "crop_aspect", "crop_x", "crop_y",
+    "brightness", "contrast", "saturation", "hue",
+    "erase", "erase_area", "erase_aspect", "erase_x", "erase_y",
+)  # fmt: skip
+_STREAM = 0xA06  # tells these draws from others with the same seed and epoch
+
+_CROP_ASPECT = 4 / 3
+_ERASED_AREA = (0.02, 0.33)
+_ERASED_ASPECT = 3.3
+_LUMA = (0.2989, 0.587, 0.114)
+
+
+def is_active(config: AugmentConfig) -> bool:
+    """Whether `augment` would change anything."""
+    return config != AugmentConfig()
+
+
+def augment(
+    images: Tensor,
+    config: AugmentConfig,
+    *,
+    seed: int,
+    epoch: int,
+    step: int,
+    positions: slice | Tensor,
+) -> Tensor:
+    """uint8, or float32 in [0, 1], [B, C, H, W] → float32 [B, C, H, W] in [0, 1].
+
+    `positions` (a slice without step, or int64 [B]) are the images' places in the global batch.
+    """
+    pixels = images / 255 if images.dtype == torch.uint8 else images
+    if not is_active(config) or not len(images):
+        return pixels
+    draws = draw(seed, epoch, step, positions)
+    pixels = move(pixels, config, draws)
+    pixels = recolour(pixels, config, draws)
+    return erase(pixels, draws, config.erasing) if config.erasing > 0 else pixels
+
+
+def draw(seed: int, epoch: int, step: int, positions: slice | Tensor) -> Draws:
+    """The random numbers of these images: row i of a table that only (seed, epoch, step) decide."""
+    if isinstance(positions, slice):
+        rows = np.arange(positions.start or 0, positions.stop)
+    else:
+        rows = positions.cpu().numpy()
+    bits = np.random.Philox(key=[seed, epoch], counter=[0, 0, _STREAM, step])
+    table = np.random.Generator(bits).random((int(rows.max()) + 1, len(_NAMES)), dtype=np.float32)
+    return dict(zip(_NAMES, table[rows].T, strict=True))
+
+
+def move(pixels: Tensor, config: AugmentConfig, draws: Draws) -> Tensor:
+    """Flip, rotate, shift and crop: one resampling for all of them."""
+    flipped = draws["flip"] < config.horizontal_flip
+    if not (config.rotation or config.shift or config.min_crop < 1):
+        mirrored = _column(flipped, pixels)
+        return torch.where(mirrored, pixels.flip(-1), pixels) if config.horizontal_flip else pixels
+    height, width = pixels.shape[-2:]
+    matrix = torch.from_numpy(affine_matrices(config, draws, flipped, height / width)).to(pixels.device)
+    grid = F.affine_grid(matrix, list(pixels.shape), align_corners=False)
+    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def affine_matrices(
+    config: AugmentConfig, draws: Draws, flipped: NDArray[np.bool_], tallness: float
+) -> NDArray[np.float32]:
+    """float32 [B, 2, 3]: from places in the output to places in the input, both axes from −1 to 1.
+
+    Seen from the input the image is flipped, turned counter-clockwise, shifted, and cropped; the matrices go
+    back the same way. `tallness` is height over width: a turn is one of pixels, not of the unit square.
+    """
+    angle = np.deg2rad(config.rotation) * (2 * draws["angle"] - 1)
+    cos, sin = np.cos(angle), np.sin(angle)
+    sign = np.where(flipped, -1.0, 1.0)
+    width, height, x, y = _crop_boxes(config.min_crop, draws)
+    x = x - 2 * config.shift * (2 * draws["shift_x"] - 1)
+    y = y - 2 * config.shift * (2 * draws["shift_y"] - 1)
+    turn = np.array([[sign * cos, -sign * sin * tallness], [sin / tallness, cos]]).transpose(2, 0, 1)
+    box = np.array([[width, 0 * x, x], [0 * y, height, y]]).transpose(2, 0, 1)
+    return np.ascontiguousarray(turn @ box, dtype=np.float32)
+
+
+def _crop_boxes(min_crop: float, draws: Draws) -> tuple[NDArray[np.float32], ...]:
+    """Width, height and centre of a box within the image, as parts of it (centre: −1 to 1).
+
+    Its area is uniform in [min_crop, 1], its aspect log-uniform in as much of [3/4, 4/3] as fits.
+    """
+    area = 1 - (1 - min_crop) * draws["crop_area"]
+    low, high = np.log(np.maximum(1 / _CROP_ASPECT, area)), np.log(np.minimum(_CROP_ASPECT, 1 / area))
+    aspect = np.exp(low + (high - low) * draws["crop_aspect"])
+    width, height = np.sqrt(area * aspect), np.sqrt(area / aspect)
+    return width, height, (1 - width) * (2 * draws["crop_x"] - 1), (1 - height) * (2 * draws["crop_y"] - 1)
+
+
+def recolour(pixels: Tensor, config: AugmentConfig, draws: Draws) -> Tensor:
+    """Brightness, contrast, saturation and hue. The last two do nothing to gray images."""
+
+    def factors(name: str, strength: float) -> Tensor:
+        return _column(1 + strength * (2 * draws[name] - 1), pixels)
+
+    colour = pixels.shape[1] == 3
+    if config.brightness:
+        pixels = (pixels * factors("brightness", config.brightness)).clamp_(0, 1)
+    if config.contrast:
+        mean = _gray(pixels).mean(dim=(-3, -2, -1), keepdim=True)
+        pixels = torch.lerp(mean, pixels, factors("contrast", config.contrast)).clamp_(0, 1)
+    if config.saturation and colour:
+        pixels = torch.lerp(_gray(pixels), pixels, factors("saturation", config.saturation)).clamp_(0, 1)
+    if config.hue and colour:
+        pixels = turn_hue(pixels, _column(config.hue * (2 * draws["hue"] - 1), pixels))
+    return pixels
+
+
+def turn_hue(pixels: Tensor, turns: Tensor) -> Tensor:
+    """Turn the hue of RGB [B, 3, H, W] by parts of the full circle [B, 1, 1, 1], as in HSV."""
+    red, green, blue = pixels.unbind(1)
+    value, low = pixels.amax(1), pixels.amin(1)
+    chroma = value - low
+    divisor = torch.where(chroma > 0, chroma, 1.0)
+    sixths = torch.where(
+        value == red,
+        (green - blue) / divisor,
+        torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
+    )
+    offset = torch.tensor([5.0, 3.0, 1.0], device=pixels.device).view(1, 3, 1, 1)
+    place = (offset + sixths.unsqueeze(1) + 6 * turns) % 6
+    return value.unsqueeze(1) - chroma.unsqueeze(1) * torch.minimum(place, 4 - place).clamp_(0, 1)
+
+
+def erase(pixels: Tensor, draws: Draws, probability: float) -> Tensor:
+    """Fill a random box of some images with the image's mean colour; torchvision's sizes and aspects."""
+    height, width = pixels.shape[-2:]
+    smallest, largest = _ERASED_AREA
+    area = (smallest + (largest - smallest) * draws["erase_area"]) * height * width
+    aspect = np.exp(np.log(_ERASED_ASPECT) * (2 * draws["erase_aspect"] - 1))
+    chosen = draws["erase"] < probability
+    rows = _inside(np.sqrt(area * aspect) * chosen, draws["erase_y"], height)
+    columns = _inside(np.sqrt(area / aspect), draws["erase_x"], width)
+    box = torch.from_numpy(rows[:, None, :, None] & columns[:, None, None, :]).to(pixels.device)
+    return torch.where(box, pixels.mean(dim=(-2, -1), keepdim=True), pixels)
+
+
+def _inside(length: NDArray[np.float32], place: NDArray[np.float32], total: int) -> NDArray[np.bool_]:
+    """[B, total]: whether each index lies in a span of about `length` at `place` (0: first, 1: last)."""
+    whole = np.minimum(np.rint(length), total)
+    start = np.floor(place * (total - whole + 1))[:, None]
+    index = np.arange(total)
+    return np.asarray((index >= start) & (index < start + whole[:, None]))
+
+
+def _gray(pixels: Tensor) -> Tensor:
+    """[B, 1, H, W]"""
+    if pixels.shape[1] != 3:
+        return pixels
+    weights = torch.tensor(_LUMA, device=pixels.device).view(1, 3, 1, 1)
+    return (pixels * weights).sum(1, keepdim=True)
+
+
+def _column(values: NDArray[np.generic], like: Tensor) -> Tensor:
+    """One value for each image, shaped to go with [B, C, H, W]."""
+    return torch.from_numpy(np.ascontiguousarray(values)).to(like.device).view(-1, 1, 1, 1)
+
+
+def augmented_rows(
+    place: Place, manifest: Manifest, config: AugmentConfig, seed: int, images: int = 8, copies: int = 8
+) -> Tensor:
+    """uint8 [images, copies, C, H, W]: the first training images, each as it is and then augmented."""
+    split = StreamingSplit(place, manifest, "train", workers=0, device=torch.device("cpu"))
+    batches = split.in_order(images)
+    original = next(iter(batches)).images
+    columns = [original]
+    for step in range(copies - 1):
+        pixels = augment(original, config, seed=seed, epoch=0, step=step, positions=slice(0, len(original)))
+        columns.append((pixels * 255).round().to(torch.uint8))
+    return torch.stack(columns, dim=1)

@@ -1,0 +1,199 @@
+"""Decoded splits on disk: the first job on a shards folder decodes, the others map what it wrote.
+
+    OUT/.cache/<digest>-<split>.npy   uint8 [N, C, H, W], memory-mapped: one copy for all jobs of a machine
+    OUT/.cache/<digest>-<split>.json  labels, shards it came from (sha256, size, time), checksums of the array
+    OUT/.cache/<digest>-<split>.lock  held (flock) while one process decodes; dropped by the kernel
+
+What is verified when the cache is hot:
+- every byte of the array and the labels, against the checksums, at every load (0.03 s for 60 MB): a damaged
+  or half-written array is never used, it is decoded anew;
+- every shard by size and modification time; where they changed, by its full sha256. A shard that was damaged
+  after the cache was made is thus still refused, without reading intact shards again.
+
+Nothing here can fail a run: where the folder cannot be written, or less than twice the array's size is free,
+or the file system knows no locks, or another process holds the lock for too long, the split is decoded as if
+there were no cache. `HPC_MLP_CACHE=DIR` puts the cache elsewhere, for instance when the shards are on a
+read-only or slow file system.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpc_mlp.data.manifest import Manifest, check_shard
+from hpc_mlp.data.shards import blocks, num_cpus
+
+FORMAT = 1
+_HASHED_AT_ONCE = 1 << 24  # bytes per checksum; they are computed in parallel
+_POLL_SECONDS = 0.05
+
+Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]  # images [N, C, H, W], labels [N]
+Stats = list[list[str | int]]  # of each shard: sha256 in the manifest, size, modification time in ns
+
+
+def cached(
+    folder: Path, manifest: Manifest, split: str, decode: Callable[[], Arrays], verify: bool
+) -> Arrays:
+    """The split from the cache, or from `decode()`, which then fills the cache for others.
+
+    `verify` as in `source.load_resident`: whether shards that changed since are compared with their sha256.
+    """
+    entry = _Entry(folder, manifest, split, verify)
+    found = entry.read()
+    if found is not None:
+        return found
+    try:
+        entry.folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return decode()
+    with _lock(entry.path(".lock"), entry.patience) as held:
+        found = entry.read()  # another process may have written it while we waited
+        if found is not None:
+            return found
+        stats = entry.stats()
+        arrays = decode()
+        entry.write(*arrays, stats, clean=held)
+    return arrays
+
+
+@contextlib.contextmanager
+def _lock(path: Path, patience: float) -> Iterator[bool]:
+    """Hold the lock. Yields False without it: there are no locks, or none was had in `patience` seconds."""
+    try:
+        file = path.open("a")
+    except OSError:
+        yield False
+        return
+    deadline = time.monotonic() + patience
+    with file:
+        held = False
+        while not held:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = True
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(_POLL_SECONDS)
+            except OSError:  # this file system knows no locks
+                break
+        yield held
+
+
+class _Entry:
+    """The files of one split of one dataset."""
+
+    def __init__(self, folder: Path, manifest: Manifest, split: str, verify: bool) -> None:
+        place = os.environ.get("HPC_MLP_CACHE")
+        self.folder = Path(place).expanduser() if place else folder / ".cache"
+        self._shards_folder = folder
+        self._record = manifest.split(split)
+        self._verify = verify
+        self._stem = re.sub(r"[^\w-]", "_", f"{manifest.digest}-{split}")  # a manifest may come from anywhere
+        self._shape = [self._record.num_images, manifest.channels, *manifest.image_size]
+        # Whoever decodes slower than 20 MB of pixels a second is taken for stuck.
+        self.patience = 60.0 + self._record.num_images * manifest.num_features / 20e6
+
+    def path(self, suffix: str) -> Path:
+        return self.folder / f"{self._stem}{suffix}"
+
+    def read(self) -> Arrays | None:
+        """The cached arrays, or None where there are none or they are not what was written.
+
+        UserError where a shard changed since and is no longer what the manifest names.
+        """
+        try:
+            note = json.loads(self.path(".json").read_bytes())
+            images = np.load(self.path(".npy"), mmap_mode="c", allow_pickle=False)
+            labels = np.array(note["labels"], dtype=np.int64)
+            stats = note["shards"]
+            intact = (
+                note["format"] == FORMAT
+                and list(images.shape) == self._shape
+                and images.dtype == np.uint8
+                and [shard[0] for shard in stats] == [shard.sha256 for shard in self._record.shards]
+                and note["checksums"] == _checksums(images, labels)
+            )
+        except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError):
+            return None
+        if not intact:
+            return None
+        now = self.stats()
+        if now != stats and self._verify:
+            for shard, old, new in zip(self._record.shards, stats, now, strict=True):
+                if old != new:
+                    check_shard(self._shards_folder, shard)
+            with contextlib.suppress(OSError):
+                self._write_note({**note, "shards": now})
+        return images, labels
+
+    def write(
+        self, images: NDArray[np.uint8], labels: NDArray[np.int64], stats: Stats, *, clean: bool
+    ) -> None:
+        """Array first, note last: a note is only there with its array. What it cannot write, it leaves out.
+
+        `stats` are the shards' from before they were decoded. `clean` (only while the lock is held) removes
+        what killed processes left.
+        """
+        temporary = self.path(f".{uuid.uuid4().hex}.tmp")
+        try:
+            if clean:
+                for leftover in self.folder.glob(f"{self._stem}.*.tmp"):
+                    leftover.unlink(missing_ok=True)
+            if shutil.disk_usage(self.folder).free < 2 * images.nbytes:
+                return
+            with temporary.open("xb") as file:
+                np.lib.format.write_array(file, images, allow_pickle=False)
+            os.replace(temporary, self.path(".npy"))
+            note = {"format": FORMAT, "shards": stats, "labels": labels.tolist(),
+                    "checksums": _checksums(images, labels)}  # fmt: skip
+            self._write_note(note)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+    def _write_note(self, note: dict[str, Any]) -> None:
+        temporary = self.path(f".{uuid.uuid4().hex}.tmp")
+        try:
+            temporary.write_text(json.dumps(note))
+            os.replace(temporary, self.path(".json"))
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def stats(self) -> Stats:
+        """Of the shards as they are now; a missing one has size −1."""
+        stats: Stats = []
+        for shard in self._record.shards:
+            try:
+                found = (self._shards_folder / shard.name).stat()
+            except FileNotFoundError:
+                stats.append([shard.sha256, -1, -1])
+            else:
+                stats.append([shard.sha256, found.st_size, found.st_mtime_ns])
+        return stats
+
+
+def _checksums(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> list[str]:
+    """sha256 of the labels, then of the array in pieces; hashing releases the interpreter lock."""
+    flat = images.reshape(-1)
+
+    def one(block: tuple[int, int]) -> str:
+        return hashlib.sha256(flat[block[0] : block[1]].data).hexdigest()
+
+    with ThreadPoolExecutor(max_workers=num_cpus()) as pool:
+        return [hashlib.sha256(labels.data).hexdigest(), *pool.map(one, blocks(flat.size, _HASHED_AT_ONCE))]

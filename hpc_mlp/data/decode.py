@@ -1,0 +1,174 @@
+"""Bytes of an image file → pixels. One place for every rule about unusual images.
+
+Rules: the EXIF rotation is applied; transparency is laid over white; 16 bits become 8 by their high byte;
+CMYK and palettes become RGB; of an animation the first frame is taken. A JPEG is decoded at the smallest
+of libjpeg's scales that leaves 1.5 times the wanted size, then resized, like the rest, with antialiasing.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from hpc_mlp.data.archive import RejectError
+
+Pixels = npt.NDArray[np.uint8]  # [H, W, C]
+
+# Formats are named, so that hostile bytes reach no decoder that starts programs (EPS) or is seldom tested.
+_USUAL = ("PNG", "JPEG", "GIF", "BMP", "PPM")  # Pillow knows these without importing further modules
+_OTHER = ("WEBP", "TIFF", "DIB", "MPO", "JPEG2000", "AVIF")
+SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tiff", "JPEG2000": "jp2", "DIB": "bmp"}
+FILTER = Image.Resampling.BILINEAR  # a triangle as wide as the scale: antialiased
+MAX_PIXELS = 1 << 26  # 67 megapixels
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+Image.MAX_IMAGE_PIXELS = None  # our own limit is checked before any pixel is decoded
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    height: int
+    width: int
+    channels: int  # 3: RGB, 1: gray
+    max_pixels: int = MAX_PIXELS
+
+
+def decode_image(data: bytes, spec: ImageSpec) -> Pixels:
+    """uint8 [height, width, channels]. RejectError, with the reason, where `data` is no whole image."""
+    if data[:2] == b"\xff\xd8" and (pixels := _decode_jpeg(data, spec)) is not None:
+        return pixels
+    if not data:
+        raise RejectError("empty")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns about odd metadata; the pixels are what counts
+        try:
+            return _decode_any(data, spec)
+        except RejectError:
+            raise
+        except UnidentifiedImageError:
+            raise RejectError("not an image") from None
+        except (
+            Exception
+        ) as error:  # hostile bytes make decoders raise anything, from struct.error to KeyError
+            raise RejectError(f"damaged: {str(error) or type(error).__name__}"[:200]) from None
+
+
+def image_suffix(data: bytes) -> str:
+    """The customary suffix of an image file with these bytes, which `decode_image` has accepted."""
+    if data[:2] == b"\xff\xd8":
+        return "jpg"
+    with _open(data) as image:
+        kind = image.format or "PNG"
+    return SUFFIXES.get(kind, kind.lower())
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=_USUAL)
+    except UnidentifiedImageError:
+        Image.init()
+        return Image.open(io.BytesIO(data), formats=[kind for kind in _OTHER if kind in Image.OPEN])
+
+
+def _decode_jpeg(data: bytes, spec: ImageSpec) -> Pixels | None:
+    """The quick way, for the usual JPEG; None where Pillow should have a look."""
+    turn = 1
+    if data.find(b"Exif\0\0", 0, 4096) >= 0:
+        turn = _orientation(data)
+    height, width = (spec.height, spec.width) if turn < 5 else (spec.width, spec.height)
+    try:
+        full_height, full_width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        _check_size(full_width, full_height, spec)
+        if colorspace not in ("YCbCr", "RGB", "Gray"):
+            return None
+        gray = spec.channels == 1 or colorspace == "Gray"
+        raw = simplejpeg.decode_jpeg(
+            data,
+            "GRAY" if gray else "RGB",
+            fastupsample=True,
+            min_height=-(-height * 3 // 2),
+            min_width=-(-width * 3 // 2),
+        )
+    except ValueError:  # damaged, or a kind of JPEG that it does not know: Pillow says which
+        return None
+    image = Image.fromarray(raw[:, :, 0] if gray else raw)
+    return _finish(image.resize((width, height), FILTER), turn, spec)
+
+
+def _decode_any(data: bytes, spec: ImageSpec) -> Pixels:
+    with _open(data) as image:
+        _check_size(*image.size, spec)
+        turn = _orientation_of(image)
+        height, width = (spec.height, spec.width) if turn < 5 else (spec.width, spec.height)
+        if image.format == "JPEG":
+            image.draft(None, (-(-width * 3 // 2), -(-height * 3 // 2)))
+        image.load()
+        plain = _to_8_bits(image)
+        if plain.size != (width, height):
+            plain = plain.resize((width, height), FILTER)
+        return _finish(plain, turn, spec)
+
+
+def _check_size(width: int, height: int, spec: ImageSpec) -> None:
+    if width * height > spec.max_pixels:
+        raise RejectError(f"{width}×{height} pixels are more than --max-pixels {spec.max_pixels}")
+
+
+def _orientation(data: bytes) -> int:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+                return _orientation_of(image)
+    except Exception:  # an unreadable EXIF block says nothing about the pixels
+        return 1
+
+
+def _orientation_of(image: Image.Image) -> int:
+    try:
+        turn = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:
+        return 1
+    return turn if turn in _TURNS else 1
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """As L or RGB."""
+    mode = image.mode
+    if mode in ("L", "RGB") and "transparency" not in image.info:
+        return image
+    if mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if mode in ("I", "F"):
+        raise RejectError(f"{'32-bit integers' if mode == 'I' else 'floats'} as pixels have no agreed range")
+    if mode == "1":
+        return image.convert("L")
+    if mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _finish(image: Image.Image, turn: int, spec: ImageSpec) -> Pixels:
+    if turn in _TURNS:
+        image = image.transpose(_TURNS[turn])
+    mode = "RGB" if spec.channels == 3 else "L"
+    if image.mode != mode:
+        image = image.convert(mode)
+    return np.asarray(image).reshape(spec.height, spec.width, spec.channels)

@@ -1,0 +1,91 @@
+"""Equal and nearly equal images: which, how many, and whether they leak from training into the test."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hpc_mlp.data.archive import Names
+
+NAME = "duplicates.jsonl"
+SPLITS = ("train", "val", "test")
+TRAIN = 0
+_PREFER = np.array(
+    [2, 1, 0, 3]
+)  # which copy stays, by given split (train, val, test, none): test before train
+
+
+def repeats(group: npt.NDArray[np.int64], given: npt.NDArray[np.int8]) -> npt.NDArray[np.bool_]:
+    """All but one image of each group: the first stays, or the one in the archive's own test split."""
+    count = len(group)
+    order = np.lexsort((np.arange(count), _PREFER[given], group))
+    first = np.ones(count, bool)
+    first[1:] = group[order][1:] != group[order][:-1]
+    result = np.ones(count, bool)
+    result[order[first]] = False
+    return result
+
+
+class Report:
+    """`splits` is -1 for an image that was dropped."""
+
+    def __init__(
+        self,
+        names: Names,
+        classes: Sequence[str],
+        records: npt.NDArray[np.void],
+        labels: npt.NDArray[np.int32],
+        splits: npt.NDArray[np.int8],
+    ) -> None:
+        self.names, self.classes, self.records = names, classes, records
+        self.labels, self.splits = labels, splits
+
+    def write(self, folder: Path, group: npt.NDArray[np.int64]) -> dict[str, int]:
+        """Write `duplicates.jsonl`, and count: groups, the images in them, groups with more than one class,
+        images of val and test that are also in train."""
+        found = {"groups": 0, "images": 0, "conflicting_groups": 0, "leaked_images": 0}
+        lines = []
+        for members in _members(group):
+            splits = self.splits[members]
+            conflict = len(np.unique(self.labels[members])) > 1
+            leaked = int((splits > TRAIN).sum()) if (splits == TRAIN).any() else 0
+            found["groups"] += 1
+            found["images"] += len(members)
+            found["conflicting_groups"] += conflict
+            found["leaked_images"] += leaked
+            lines.append(self._line("exact", members, {"conflicting_classes": conflict, "leak": leaked > 0}))
+        (folder / NAME).write_text("".join(lines), encoding="utf-8")
+        return found
+
+    def _line(self, kind: str, members: npt.NDArray[np.int64], more: dict[str, Any]) -> str:
+        images = [
+            {
+                "name": self.names[int(self.records["entry"][i])],
+                "class": self.classes[self.labels[i]],
+                "split": SPLITS[self.splits[i]] if self.splits[i] >= 0 else "dropped",
+            }
+            for i in members.tolist()
+        ]
+        return json.dumps({"kind": kind, **more, "images": images}, ensure_ascii=False) + "\n"
+
+    def reasons_of(
+        self, dropped: npt.NDArray[np.int64], group: npt.NDArray[np.int64]
+    ) -> Iterator[tuple[str, str]]:
+        kept = {int(group[i]): i for i in np.flatnonzero(self.splits >= 0).tolist()} if len(dropped) else {}
+        for i in dropped.tolist():
+            other = self.names[int(self.records["entry"][kept[int(group[i])]])]
+            yield self.names[int(self.records["entry"][i])], f"the same pixels as {other}"
+
+
+def _members(group: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
+    """The members of every group of two or more, in the archive's order."""
+    order = np.argsort(group, kind="stable")
+    starts = np.flatnonzero(np.r_[True, group[order][1:] != group[order][:-1]])
+    ends = np.r_[starts[1:], len(group)]
+    for start, end in zip(starts[ends - starts > 1].tolist(), ends[ends - starts > 1].tolist(), strict=True):
+        yield order[start:end]

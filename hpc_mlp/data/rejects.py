@@ -1,0 +1,53 @@
+"""`rejects.jsonl`: one line for every entry that was not taken, with its name and the reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+
+from hpc_mlp.errors import UserError
+
+NAME = "rejects.jsonl"
+
+
+class RejectLog:
+    """Written as the conversion goes on: a hostile archive may make a million lines."""
+
+    def __init__(self, folder: Path, label: str, strict: bool) -> None:
+        self._file = (folder / NAME).open("w", encoding="utf-8")
+        self._label, self._strict = label, strict
+        self.count = 0
+        self.first: list[tuple[str, str]] = []
+
+    def __enter__(self) -> RejectLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def extend(self, rejects: Iterable[tuple[str, str]], strict: bool = True) -> None:
+        """`strict`: whether these are faults, which end a --strict conversion with a UserError."""
+        for name, reason in rejects:
+            if self._strict and strict:
+                raise UserError(
+                    f"{name} in {self._label} cannot be taken: {reason}. "
+                    f"Mend or remove it, or convert without --strict to leave it out."
+                )
+            self.first = self.first or [(name, reason)]
+            self._file.write(json.dumps({"name": name, "reason": reason}, ensure_ascii=False) + "\n")
+            self.count += 1
+
+
+def read_rejects(folder: Path) -> Iterator[tuple[str, str]]:
+    """(name, reason) of every line."""
+    path = folder / NAME
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            reject = json.loads(line)
+            yield reject["name"], reject["reason"]

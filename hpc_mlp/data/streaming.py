@@ -1,0 +1,288 @@
+"""Data larger than memory: batches read from the shards as they are needed, by threads, ahead of time.
+
+The order of an epoch is computed, not drawn from a stream: the number of images of every shard is known, so
+that the whole order is a function of (seed, epoch, shuffle buffer) before a byte is read. Global batch s is
+rows s·B … (s+1)·B of that order for any number of processes and workers; each process decodes its part of
+every batch and nothing else. Hence all processes take the same number of steps, every image comes exactly
+once an epoch, and a resumed epoch starts at its first missing batch without touching what came before.
+
+The order: shards in random sequence, samples in tar order, then shuffled within windows of `shuffle_buffer`
+samples whose borders fall elsewhere in every epoch. A buffer of at least the split's size is a full shuffle.
+Only the shards of the current window (and the next shard) are open. A shard at a URL is on disk only as long,
+and every process downloads it: for many processes on a machine, copy the shards there first.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hpc_mlp.data.manifest import Manifest
+from hpc_mlp.data.remote import Place
+from hpc_mlp.data.shards import OpenShard, ShardIndex, blocks, open_shard
+
+Rows = NDArray[np.int64]
+
+_IMAGES_PER_TASK = 64
+_IMAGES_AHEAD = 256  # per worker
+_SHARDS_AHEAD = 1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This process's part of global batch `step`: uint8 [b, C, H, W] and int64 [b], on the device.
+
+    The parts are those of `torch.tensor_split`, so b may be 0. `first` is the place of the part's first image
+    in the global batch.
+    """
+
+    images: Tensor
+    labels: Tensor
+    step: int
+    first: int
+
+    @property
+    def positions(self) -> slice:
+        """The images' places in the global batch."""
+        return slice(self.first, self.first + len(self.labels))
+
+
+def part_of(size: int, rank: int, world_size: int) -> tuple[int, int]:
+    """(start, stop) of a rank's part of `size` rows: the parts of `torch.tensor_split`."""
+    small, larger = divmod(size, world_size)
+    start = rank * small + min(rank, larger)
+    return start, start + small + (rank < larger)
+
+
+def epoch_order(counts: list[int], *, seed: int, epoch: int, shuffle_buffer: int) -> Rows:
+    """int64 [N]: the rows (in shard order) of a split with `counts` images per shard, of an epoch."""
+    rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+    starts = np.concatenate(([0], np.cumsum(counts)))
+    ranges = [np.arange(starts[shard], starts[shard + 1]) for shard in rng.permutation(len(counts))]
+    order: Rows = np.concatenate([np.empty(0, np.int64), *ranges])
+    total = len(order)
+    first = int(rng.integers(1, shuffle_buffer + 1)) if shuffle_buffer < total else total
+    for start, stop in [
+        (0, first),
+        *((first + a, first + b) for a, b in blocks(total - first, shuffle_buffer)),
+    ]:
+        rng.shuffle(order[start:stop])
+    return order
+
+
+class StreamingSplit:
+    """A split of a shards folder or URL, as batches.
+
+    workers: threads that decode; with 0 nothing is read ahead. verify: compare each shard's sha256 with the
+    manifest's when it is first opened (a shard at a URL: whenever it is downloaded).
+    wait_seconds: how long the consumer has waited for data so far, in all epochs.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        manifest: Manifest,
+        split: str,
+        *,
+        workers: int = 2,
+        shuffle_buffer: int = 4096,
+        device: torch.device,
+        verify: bool = True,
+    ) -> None:
+        self.wait_seconds = 0.0
+        self.workers = workers
+        self.manifest = manifest
+        self.shards = manifest.split(split).shards
+        self.starts = np.concatenate(
+            ([0], np.cumsum([shard.num_images for shard in self.shards], dtype=np.int64))
+        )
+        self._place, self._device = place, device
+        self._shuffle_buffer, self._verify = shuffle_buffer, verify
+        self._indexes: dict[int, ShardIndex] = {}  # of shards that were open before: 24 bytes an image
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def num_steps(self, batch_size: int) -> int:
+        """Batches per epoch, the same for every process; the last one may be smaller."""
+        return -(-len(self) // batch_size)
+
+    def epoch(
+        self,
+        *,
+        seed: int,
+        epoch: int,
+        batch_size: int,
+        start_step: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> Iterator[Batch]:
+        """The batches from `start_step` on, shuffled. `batch_size` is that of all processes together.
+
+        UserError where a shard is missing or damaged, RunError where a URL cannot be read.
+        """
+        order = epoch_order(
+            np.diff(self.starts).tolist(), seed=seed, epoch=epoch, shuffle_buffer=self._shuffle_buffer
+        )
+        return self._batches(order, batch_size, start_step, rank, world_size)
+
+    def in_order(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        """All batches in shard order: for validation and test."""
+        return self._batches(np.arange(len(self)), batch_size, 0, rank, world_size)
+
+    def shard_of(self, rows: Rows) -> Rows:
+        """The shard of each row."""
+        return np.searchsorted(self.starts, rows, side="right") - 1
+
+    def open(self, number: int, stop: threading.Event) -> OpenShard:
+        """Open a shard; what was verified and indexed once is not again."""
+        index = self._indexes.get(number)
+        shard = open_shard(
+            self._place,
+            self.shards[number],
+            len(self.manifest.classes),
+            verify=self._verify and index is None,
+            index=index,
+            stop=stop,
+        )
+        self._indexes[number] = shard.index
+        return shard
+
+    def empty(self, size: int) -> tuple[Tensor, Tensor]:
+        """Room for a part on the host, pinned where the device is CUDA."""
+        pin = self._device.type == "cuda"
+        shape = (size, self.manifest.channels, *self.manifest.image_size)
+        return (
+            torch.empty(shape, dtype=torch.uint8, pin_memory=pin),
+            torch.empty(size, dtype=torch.int64, pin_memory=pin),
+        )
+
+    def _batches(
+        self, order: Rows, batch_size: int, start_step: int, rank: int, world_size: int
+    ) -> Iterator[Batch]:
+        parts = []
+        for step in range(start_step, self.num_steps(batch_size)):
+            rows = order[step * batch_size : (step + 1) * batch_size]
+            first, stop = part_of(len(rows), rank, world_size)
+            parts.append(_Part(step, first, rows[first:stop]))
+        reader = _Reader(self, parts)
+        try:
+            for part in parts:
+                start = time.perf_counter()
+                images, labels = reader.take()
+                self.wait_seconds += time.perf_counter() - start
+                yield Batch(
+                    images.to(self._device, non_blocking=True),
+                    labels.to(self._device, non_blocking=True),
+                    part.step,
+                    part.first,
+                )
+        finally:
+            reader.close()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows of one process in one global batch."""
+
+    step: int
+    first: int
+    rows: Rows
+
+
+@dataclass(frozen=True)
+class _Pending:
+    images: Tensor
+    labels: Tensor
+    tasks: list[Future[None]]
+
+
+class _Reader:
+    """Reads the parts of one pass, in order and ahead of the consumer; opens and closes the shards."""
+
+    def __init__(self, split: StreamingSplit, parts: list[_Part]) -> None:
+        self._split, self._parts = split, parts
+        self._stop = threading.Event()
+        self._decoders = ThreadPoolExecutor(max(1, split.workers), "hpc-mlp-decode")
+        self._openers = ThreadPoolExecutor(_SHARDS_AHEAD, "hpc-mlp-open")
+        self._open: dict[int, Future[OpenShard]] = {}
+        self._pending: deque[_Pending] = deque()
+        self._submitted = self._taken = self._images_ahead = 0
+
+        rows = np.concatenate([np.empty(0, np.int64), *(part.rows for part in parts)])
+        users = np.repeat(np.arange(len(parts)), [len(part.rows) for part in parts])
+        shards, firsts = np.unique(split.shard_of(rows), return_index=True)
+        sequence = np.argsort(firsts)
+        self._first_use = users[firsts[sequence]].tolist()
+        self._sequence = shards[sequence].tolist()  # shards in the order in which they are needed
+        last_use = np.zeros(len(split.shards), np.int64)
+        last_use[split.shard_of(rows)] = users  # of equal indices the last one stays
+        self._closing: dict[int, list[int]] = {}
+        for shard in self._sequence:
+            self._closing.setdefault(int(last_use[shard]), []).append(shard)
+        self._opened = 0
+
+    def take(self) -> tuple[Tensor, Tensor]:
+        """The next part's images and labels, waited for."""
+        limit = self._split.workers * _IMAGES_AHEAD
+        while self._submitted < len(self._parts) and (not self._pending or self._images_ahead < limit):
+            self._submit()
+        pending = self._pending.popleft()
+        self._images_ahead -= len(pending.labels)
+        for task in pending.tasks:
+            task.result()
+        for shard in self._closing.get(self._taken, ()):
+            self._open.pop(shard).result().close()
+        self._taken += 1
+        return pending.images, pending.labels
+
+    def _submit(self) -> None:
+        part = self._parts[self._submitted]
+        self._open_until(self._submitted)
+        images, labels = self._split.empty(len(part.rows))
+        tasks = [
+            self._decoders.submit(self._decode, part.rows[a:b], images[a:b], labels[a:b])
+            for a, b in blocks(len(part.rows), _IMAGES_PER_TASK)
+        ]
+        self._pending.append(_Pending(images, labels, tasks))
+        self._images_ahead += len(part.rows)
+        self._submitted += 1
+
+    def _open_until(self, part: int) -> None:
+        """Start to open every shard that parts up to this one need, and the next after them."""
+        needed = bisect_right(self._first_use, part)
+        while self._opened < min(needed + _SHARDS_AHEAD, len(self._sequence)):
+            shard = self._sequence[self._opened]
+            self._open[shard] = self._openers.submit(self._split.open, shard, self._stop)
+            self._opened += 1
+
+    def _decode(self, rows: Rows, images: Tensor, labels: Tensor) -> None:
+        out = images.numpy()
+        shards = self._split.shard_of(rows)
+        for i, (row, number) in enumerate(
+            zip((rows - self._split.starts[shards]).tolist(), shards.tolist(), strict=True)
+        ):
+            if self._stop.is_set():
+                return
+            shard = self._open[number].result()
+            out[i] = shard.image(row, self._split.manifest).transpose(2, 0, 1)
+            labels[i] = int(shard.index.labels[row])
+
+    def close(self) -> None:
+        """Stop all threads, close all shards; also in the middle of a pass."""
+        self._stop.set()
+        for pool in (self._decoders, self._openers):
+            pool.shutdown(cancel_futures=True)
+        for future in self._open.values():
+            if not future.cancelled() and future.exception() is None:
+                future.result().close()

@@ -1,0 +1,96 @@
+"""A tar, read by offset; a compressed one is decompressed once to a temporary file."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import shutil
+import tarfile
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hpc_mlp.data.archive import (
+    MAX_ENTRY_BYTES,
+    REPEATED,
+    Names,
+    RejectError,
+    hash_file,
+    open_file,
+    read_at,
+    repeated_names,
+)
+from hpc_mlp.errors import UserError
+
+
+class TarSource:
+    def __init__(self, path: Path, scratch: Path) -> None:
+        self.path, self.label = path, path.name
+        self.names = Names()
+        self.problems: dict[int, str] = {}
+        self._offset, self._size = array("Q"), array("Q")
+        try:
+            plain = _decompressed(path, scratch)
+            with tarfile.open(plain, "r:") as tar:
+                self._list(tar)
+        except (tarfile.TarError, EOFError, gzip.BadGzipFile, lzma.LZMAError, ValueError) as error:
+            raise UserError(
+                f"{path} cannot be read as a tar ({error}). Is it complete? Check it with `tar tf`."
+            ) from None
+        for index in repeated_names(self.names):
+            self.problems.setdefault(index, REPEATED)
+        self._fd = open_file(plain)
+        if plain != path:
+            plain.unlink()  # the open file lives on, the name need not
+
+    def _list(self, tar: tarfile.TarFile) -> None:
+        for member in tar:
+            tar.members = []  # type: ignore[attr-defined]  # else every header stays in memory
+            if member.isdir():
+                continue
+            index, name = len(self.names), member.name.replace("\0", "�")
+            while name.startswith("./"):
+                name = name[2:]
+            if member.issym() or member.islnk():
+                self.problems[index] = "a link"
+            elif not member.isreg() or member.issparse():
+                self.problems[index] = "not a regular file"
+            elif member.size > MAX_ENTRY_BYTES:
+                self.problems[index] = f"larger than {MAX_ENTRY_BYTES >> 20} MiB"
+            self.names.append(name)
+            self._offset.append(member.offset_data)
+            self._size.append(member.size)
+
+    def size(self, index: int) -> int:
+        return self._size[index]
+
+    def read(self, index: int) -> bytes:
+        if index in self.problems:
+            raise RejectError(self.problems[index])
+        data = read_at(self._fd, self._size[index], self._offset[index])
+        if len(data) < self._size[index]:
+            raise RejectError("cut short")
+        return data
+
+    def sha256(self) -> str:
+        return hash_file(self.path)
+
+
+def _decompressed(path: Path, scratch: Path) -> Path:
+    with path.open("rb") as file:
+        magic = file.read(6)
+    opener: Callable[[Path], Any]
+    if magic[:2] == b"\x1f\x8b":
+        opener = gzip.open
+    elif magic[:3] == b"BZh":
+        opener = bz2.open
+    elif magic == b"\xfd7zXZ\0":
+        opener = lzma.open
+    else:
+        return path
+    plain = scratch / f"{path.name}.unpacked"
+    with opener(path) as packed, plain.open("wb") as file:
+        shutil.copyfileobj(packed, file, 1 << 20)
+    return plain

@@ -1,0 +1,182 @@
+"""The work of one conversion process: entries in, encoded images in a spool file out, one record each."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from hpc_mlp.data import encode, stats
+from hpc_mlp.data.archive import RejectError, Source, read_at
+from hpc_mlp.data.decode import ImageSpec, Pixels, decode_image, image_suffix
+
+SUFFIXES = ("png", "jpg", "npy", "gif", "webp", "bmp", "tiff", "ppm", "jp2", "avif")
+
+_BUFFER = 4 << 20
+
+
+def record_type(channels: int) -> np.dtype[np.void]:
+    """What the parent keeps of an image: about 130 bytes."""
+    return np.dtype(
+        [
+            ("entry", np.int64),  # index into the source
+            ("spool", np.int32),  # which worker's spool file
+            ("suffix", np.int32),
+            ("offset", np.int64),
+            ("length", np.int64),
+            ("sum", np.int64, (channels,)),
+            ("square", np.int64, (channels,)),
+            ("digest", np.uint64, (2,)),
+            ("print", np.uint64, (4,)),
+        ]
+    )
+
+
+@dataclass
+class Chunk:
+    """What became of a run of entries."""
+
+    records: npt.NDArray[np.void]
+    rejects: list[tuple[int, str]]  # entry, reason
+    num_bytes: int
+
+
+@dataclass
+class ShardPlan:
+    """One shard to write: where its images lie in the spools, their classes and the first key."""
+
+    name: str
+    spool: npt.NDArray[np.int32]
+    offset: npt.NDArray[np.int64]
+    length: npt.NDArray[np.int64]
+    suffix: npt.NDArray[np.int32]
+    label: npt.NDArray[np.int32]
+    first_key: int
+    key_width: int
+
+
+class Worker:
+    def __init__(self, source: Source, spec: ImageSpec, encoding: str, folder: Path) -> None:
+        self.source, self.spec, self.encoding, self.folder = source, spec, encoding, folder
+        self.number = -1
+        self._spools: dict[int, int] = {}
+
+    def _open_spool(self) -> None:
+        self.number = os.getpid()
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+        self._spools = {self.number: os.open(self._spool_path(self.number), flags, 0o600)}
+        self._end = self._written = 0  # bytes handed in, bytes in the file
+        self._waiting: list[bytes] = []
+
+    def _spool_path(self, number: int) -> Path:
+        return self.folder / f"spool-{number}"
+
+    def convert(self, entries: npt.NDArray[np.int64]) -> Chunk:
+        """Decode, resize, count, encode and spool these entries."""
+        if self.number != os.getpid():
+            self._open_spool()
+        spec = self.spec
+        images = np.empty((len(entries), spec.height, spec.width, spec.channels), np.uint8)
+        records = np.zeros(len(entries), record_type(spec.channels))
+        rejects: list[tuple[int, str]] = []
+        taken = num_bytes = 0
+        for entry in entries.tolist():
+            try:
+                data = self.source.read(entry)
+                num_bytes += len(data)
+                blob, suffix = self._one(data, images[taken])
+            except RejectError as error:
+                rejects.append((entry, str(error)))
+                continue
+            record = records[taken]
+            record["entry"], record["suffix"], record["length"] = entry, SUFFIXES.index(suffix), len(blob)
+            record["offset"] = self._end
+            self._spool_out(blob)
+            taken += 1
+        self._flush()
+        records, images = records[:taken], images[:taken]
+        if taken:
+            records["sum"], records["square"] = stats.image_sums(images)
+            records["print"] = stats.fingerprints(images)
+            digests = b"".join([hashlib.blake2b(image.data, digest_size=16).digest() for image in images])
+            records["digest"] = np.frombuffer(digests, np.uint64).reshape(taken, 2)
+            records["spool"] = self.number
+        return Chunk(records, rejects, num_bytes)
+
+    def _spool_out(self, blob: bytes) -> None:
+        self._waiting.append(blob)
+        self._end += len(blob)
+        if self._end - self._written > _BUFFER:
+            self._flush()
+
+    def _flush(self) -> None:
+        write_all(self._spools[self.number], b"".join(self._waiting))
+        self._waiting.clear()
+        self._written = self._end
+
+    def _one(self, data: bytes, out: Pixels) -> tuple[bytes, str]:
+        """The stored form of an image and its suffix; its pixels go to `out`."""
+        out[:] = decode_image(data, self.spec)
+        if self.encoding == "png":
+            return encode.encode_png(out), "png"
+        if self.encoding == "npy":
+            return encode.encode_npy(out), "npy"
+        if self.encoding == "original":
+            return data, image_suffix(data)
+        blob = encode.encode_jpeg(out)
+        out[:] = decode_image(blob, self.spec)  # statistics and fingerprints are of the pixels as stored
+        return blob, "jpg"
+
+    def write_shard(self, plan: ShardPlan) -> tuple[int, str]:
+        """Copy the images of `plan` into a tar; its length in bytes and its sha256."""
+        digest, pending = hashlib.sha256(), list[bytes]()
+        total = waiting = 0
+        path = self.folder / plan.name
+        with path.open("xb", buffering=0) as file:
+
+            def flush() -> None:
+                block = b"".join(pending)
+                digest.update(block)
+                write_all(file.fileno(), block)
+                pending.clear()
+
+            rows = zip(
+                plan.spool.tolist(), plan.offset.tolist(), plan.length.tolist(),
+                plan.suffix.tolist(), plan.label.tolist(), strict=True,
+            )  # fmt: skip
+            for key, (spool, offset, length, suffix, label) in enumerate(rows, plan.first_key):
+                stem = f"{key:0{plan.key_width}d}"
+                data = read_at(self._spool(spool), length, offset)
+                image = encode.tar_member(f"{stem}.{SUFFIXES[suffix]}", data)
+                named = encode.tar_member(f"{stem}.cls", str(label).encode())
+                pending += (image, named)
+                total += len(image) + len(named)
+                waiting += len(image)
+                if waiting > _BUFFER:
+                    flush()
+                    waiting = 0
+            pending.append(encode.tar_end(total))
+            total += len(pending[-1])
+            flush()
+        return total, digest.hexdigest()
+
+    def _spool(self, number: int) -> int:
+        if number not in self._spools:
+            self._spools[number] = os.open(self._spool_path(number), os.O_RDONLY)
+        return self._spools[number]
+
+    def close(self) -> None:
+        for fd in self._spools.values():
+            os.close(fd)
+        self._spools.clear()
+        self.number = -1
+
+
+def write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]

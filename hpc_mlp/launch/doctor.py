@@ -1,0 +1,299 @@
+"""Checks of a machine and its cluster: what was found, and what to do about it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from rich.table import Table
+
+from hpc_mlp.config import LaunchConfig
+from hpc_mlp.errors import HpcMlpError
+from hpc_mlp.launch import local, slurm
+from hpc_mlp.launch.records import Cluster
+from hpc_mlp.lease import Lease
+
+_PACKAGES = ("accelerate", "numpy", "pillow", "submitit", "webdataset", "safetensors", "pydantic", "rich")
+_SHARED = (
+    "nfs",
+    "lustre",
+    "gpfs",
+    "beegfs",
+    "ceph",
+    "cifs",
+    "smb",
+    "weka",
+    "panfs",
+    "orangefs",
+    "9p",
+    "fuse",
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`error`: runs would break. `warning`: they work, with the drawback that is named."""
+
+    name: str
+    level: Literal["ok", "warning", "error"]
+    found: str
+    advice: str = ""
+
+
+def examine(runs: Path, cluster: Cluster, launch: LaunchConfig | None = None) -> list[Finding]:
+    """All checks, in order."""
+    findings = [*_python(), *_torch(), *_folder(runs)]
+    if cluster == "slurm":
+        findings += [_shared(runs), *_slurm(launch or LaunchConfig())]
+    return findings
+
+
+def table(findings: list[Finding]) -> Table:
+    styles = {"ok": "green", "warning": "yellow", "error": "bold red"}
+    shown = Table()
+    for name in ("check", "", "found", "what to do"):
+        shown.add_column(name, overflow="fold")
+    for finding in findings:
+        style = styles[finding.level]
+        shown.add_row(finding.name, f"[{style}]{finding.level}[/]", finding.found, finding.advice)
+    return shown
+
+
+# -- this machine
+
+
+def _python() -> Iterator[Finding]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    yield Finding("Python", "ok", f"{version}, {sys.executable}")
+    missing = []
+    for package in _PACKAGES:
+        try:
+            metadata.version(package)
+        except metadata.PackageNotFoundError:
+            missing.append(package)
+    if missing:
+        yield Finding(
+            "packages", "error", f"missing: {', '.join(missing)}", f"pip install {' '.join(missing)}"
+        )
+    else:
+        yield Finding(
+            "packages", "ok", ", ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES[:5])
+        )
+
+
+_ASK_TORCH = """
+import json, torch, torch.distributed as dist
+gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+print(json.dumps({"version": torch.__version__, "cuda": torch.version.cuda, "gpus": gpus,
+    "nccl": dist.is_nccl_available(), "gloo": dist.is_gloo_available(), "threads": torch.get_num_threads()}))
+"""
+
+
+def _torch() -> Iterator[Finding]:
+    """Asked in a process of its own: a broken torch must not end the doctor."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, timeout=300, check=False
+        )
+        told = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
+    except (OSError, subprocess.TimeoutExpired, ValueError, IndexError):
+        told = None
+    if told is None:
+        yield Finding("torch", "error", "cannot be imported", 'Look at: python -c "import torch"')
+        return
+    yield Finding("torch", "ok", f"{told['version']}, CUDA {told['cuda'] or 'not built in'}")
+    visible = local.gpus()
+    if told["gpus"]:
+        yield Finding("devices", "ok", ", ".join(told["gpus"]))
+    elif visible:
+        yield Finding(
+            "devices", "error", f"{len(visible)} GPU(s) here, but torch sees none",
+            "Install a torch built for this driver's CUDA (nvidia-smi shows the version).",
+        )  # fmt: skip
+    else:
+        yield Finding("devices", "ok", f"CPU only, {local.cores()} cores (usual on a login node)")
+    if told["gpus"] and not told["nccl"]:
+        yield Finding("NCCL", "error", "missing", "Several GPUs per job need a torch with NCCL.")
+    else:
+        yield Finding("NCCL", "ok", "available" if told["nccl"] else "not needed without GPUs")
+    if told["gloo"]:
+        yield Finding("gloo", "ok", "available")
+    else:
+        yield Finding("gloo", "warning", "missing", "Jobs of several CPU tasks need a torch with gloo.")
+
+
+def _folder(runs: Path) -> Iterator[Finding]:
+    """Space, and whether the file system can do what the lease needs."""
+    place = existing(runs)
+    free = shutil.disk_usage(place).free / 1e9
+    where = f"{free:,.1f} GB free in {place}"
+    if free < 0.5:
+        yield Finding("disk", "error", where, "Choose another --runs folder, or make space.")
+    elif free < 10:
+        yield Finding("disk", "warning", where, "Checkpoints of many or wide runs may not fit.")
+    else:
+        yield Finding("disk", "ok", where)
+    probe = place / f".hpc-mlp-doctor-{uuid.uuid4().hex[:8]}"
+    try:
+        with Lease(probe, claim="") as lease:
+            lease.check()
+        yield Finding("run folder", "ok", "can be written, leased and given back")
+    except (OSError, HpcMlpError) as error:
+        yield Finding(
+            "run folder", "error", f"{place}: {error}", "Choose a --runs folder that you may write."
+        )
+    finally:
+        shutil.rmtree(probe, ignore_errors=True)
+
+
+def existing(path: Path) -> Path:
+    path = path.absolute()
+    while not path.is_dir():
+        path = path.parent
+    return path
+
+
+def _shared(runs: Path) -> Finding:
+    kind = _file_system(existing(runs))
+    if kind.startswith(_SHARED):
+        return Finding("shared folder", "ok", f"{kind}")
+    return Finding(
+        "shared folder", "warning", f"{existing(runs)} is on {kind}, not a known network file system",
+        "All nodes must see --runs and the shards at the same path; --test-job proves it.",
+    )  # fmt: skip
+
+
+def _file_system(path: Path) -> str:
+    best, kind = "", "an unknown file system"
+    try:
+        mounts = Path("/proc/mounts").read_text().splitlines()
+    except OSError:
+        return kind
+    for mount in mounts:
+        _, point, name, *_ = mount.split()
+        point = point.replace("\\040", " ")
+        inside = path == Path(point) or Path(point) in path.parents
+        if inside and len(point) >= len(best):
+            best, kind = point, name
+    return kind
+
+
+# -- Slurm
+
+
+def _slurm(launch: LaunchConfig) -> Iterator[Finding]:
+    commands = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sacct")
+    missing = [name for name in commands if shutil.which(name) is None]
+    if missing:
+        level: Literal["warning", "error"] = "warning" if missing == ["sacct"] else "error"
+        yield Finding("Slurm commands", level, f"missing: {', '.join(missing)}", "Run this on a login node.")
+        if level == "error":
+            return
+    else:
+        yield Finding("Slurm commands", "ok", (slurm.call("sbatch", "--version") or "found").strip())
+    config = slurm.config()
+    if config is None:
+        yield Finding(
+            "slurmctld", "error", "does not answer", "See `scontrol ping`; ask the cluster's staff."
+        )
+        return
+    yield Finding("slurmctld", "ok", f"cluster {config.get('ClusterName', '?')} answers")
+    yield _accounting(config)
+    yield from _preemption(config)
+    size = config.get("MaxArraySize", "?")
+    if size.isdigit() and int(size) < 2:
+        yield Finding("MaxArraySize", "error", size, "The site forbids job arrays; ask for them.")
+    else:
+        yield Finding("MaxArraySize", "ok", f"{size}; larger submissions are split")
+    yield from _partition(launch)
+
+
+def _accounting(config: dict[str, str]) -> Finding:
+    kind = config.get("AccountingStorageType", "")
+    if kind.endswith("/slurmdbd") and slurm.call("sacct", "--noheader", "--allocations") is not None:
+        return Finding("accounting", "ok", "sacct answers")
+    return Finding(
+        "accounting", "warning", kind or "none",
+        f"Slurm forgets ended jobs after {config.get('MinJobAge', 'some minutes')}; a job that then "
+        "left nothing behind is shown as lost. Results are not affected.",
+    )  # fmt: skip
+
+
+def _preemption(config: dict[str, str]) -> Iterator[Finding]:
+    if config.get("PreemptType", "preempt/none") in ("preempt/none", "(null)"):
+        yield Finding("preemption", "ok", "this cluster does not preempt")
+        return
+    if "preempt_send_user_signal" in config.get("SlurmctldParameters", ""):
+        yield Finding("preempt_send_user_signal", "ok", "set: preempted jobs write a checkpoint first")
+    else:
+        yield Finding(
+            "preempt_send_user_signal", "warning", "not set",
+            "Preempted jobs are only told by SIGTERM: they checkpoint and wait to be requeued. Ask for "
+            "SlurmctldParameters=preempt_send_user_signal.",
+        )  # fmt: skip
+    short = []
+    for fields in _partitions():
+        mode = fields.get("PreemptMode", "OFF")
+        if mode != "OFF" and fields.get("GraceTime", "0") == "0":
+            short.append(fields["PartitionName"])
+    if short:
+        yield Finding(
+            "GraceTime", "warning", f"0 in {', '.join(short)}",
+            "Jobs there are killed without notice and go on from the last periodic checkpoint: set "
+            "train.checkpoint_every to what you can lose, or ask for GraceTime=60.",
+        )  # fmt: skip
+    else:
+        yield Finding("GraceTime", "ok", "above 0 wherever jobs may be preempted")
+
+
+def _partitions() -> list[dict[str, str]]:
+    text = slurm.call("scontrol", "show", "partition", "--oneliner") or ""
+    return [
+        dict(field.split("=", 1) for field in line.split() if "=" in field)
+        for line in text.splitlines()
+        if line.startswith("PartitionName=")
+    ]
+
+
+def _partition(launch: LaunchConfig) -> Iterator[Finding]:
+    partitions = {fields["PartitionName"]: fields for fields in _partitions()}
+    if not partitions:
+        return
+    default = [name for name, fields in partitions.items() if fields.get("Default") == "YES"]
+    wanted = launch.partition or (default[0] if default else None)
+    known = ", ".join(partitions)
+    if wanted is None:
+        yield Finding(
+            "partition", "error", "no default partition", f"--set launch.partition=… one of: {known}"
+        )
+        return
+    for name in wanted.split(","):
+        fields = partitions.get(name)
+        if fields is None:
+            yield Finding("partition", "error", f"{name} does not exist", f"launch.partition: one of {known}")
+        elif fields.get("State", "UP") != "UP":
+            yield Finding("partition", "error", f"{name} is {fields['State']}", f"Choose another of {known}.")
+        elif (limit := _minutes(fields.get("MaxTime", "UNLIMITED"))) and limit < launch.time_minutes:
+            yield Finding(
+                "partition", "error", f"{name} allows {limit} minutes, not {launch.time_minutes}",
+                f"--set launch.time_minutes={limit}; longer runs are requeued and go on.",
+            )  # fmt: skip
+        else:
+            yield Finding("partition", "ok", f"{name}, jobs up to {fields.get('MaxTime', '?')}")
+
+
+def _minutes(text: str) -> int | None:
+    """Slurm's `2-00:00:00` in minutes; None for no limit."""
+    if text in ("UNLIMITED", "INFINITE", "NONE"):
+        return None
+    days, _, clock = text.rpartition("-")
+    hours, minutes, _ = (["0", *clock.split(":")] if clock.count(":") == 1 else clock.split(":"))[:3]
+    return int(days or 0) * 1440 + int(hours) * 60 + int(minutes)

@@ -1,0 +1,36 @@
+"""The surroundings of a job: the package and interpreter of the submitting shell, nothing else of it."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+from pathlib import Path
+
+import hpc_mlp
+from hpc_mlp.lease import CLAIM
+
+# What Accelerate and torch.distributed read; left-overs in the submitting shell would mislead a job.
+RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_FOREIGN = ("SLURM_", "SUBMITIT_")
+
+
+def python_path() -> str:
+    """PYTHONPATH for a job: absolute, since a job may start in another folder; this package's place first,
+    unless it is installed."""
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    package = str(Path(hpc_mlp.__file__).resolve().parent.parent)
+    if package not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
+        paths.insert(0, package)
+    return os.pathsep.join(dict.fromkeys(str(Path(path).resolve()) for path in paths))
+
+
+def local_environment() -> dict[str, str]:
+    """This shell's environment without the traces of a Slurm job or a launcher in whose shell it may be."""
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(_FOREIGN) and name not in RANKS and name != CLAIM
+    }
+    if path := python_path():
+        env["PYTHONPATH"] = path
+    return env

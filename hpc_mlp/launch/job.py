@@ -1,0 +1,242 @@
+"""What runs inside a job: set up the processes, train the pack's runs, give the job back when told to."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from hpc_mlp.errors import RunError
+from hpc_mlp.launch.records import Submission, read_submission
+from hpc_mlp.lease import CLAIM, process_start
+from hpc_mlp.runs import write_bytes
+
+STOPPED = 143  # what training returns after a checkpoint on request
+_RENDEZVOUS_SECONDS = 600
+_WAIT_FOR_KILL_SECONDS = 600
+_STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+
+
+class PackJob:
+    """The callable that submitit pickles: it names the pack and carries nothing else. State is looked up in
+    the run folders at every start, because `scontrol requeue` and node failure start the very first pickle
+    again."""
+
+    def __init__(self, folder: str, pack: int) -> None:
+        self.folder = folder
+        self.pack = pack
+
+    def __call__(self) -> None:
+        hand_back = signal.getsignal(signal.SIGUSR2)  # submitit's: dumps `checkpoint()`, asks for the requeue
+        code, stopped_by = run_pack(Path(self.folder), self.pack)
+        if code == STOPPED and stopped_by:
+            _leave(self._submission(), self.pack, stopped_by, hand_back)
+        if code:
+            raise RunError(f"the pack ended with code {code}; see the runs' failed.json and this log.")
+
+    def checkpoint(self) -> Any:
+        """Called by submitit (`__submitit_checkpoint__` alone would not be, see slurm/README.md)."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(PackJob(self.folder, self.pack))
+
+    def _submission(self) -> Submission:
+        submission = read_submission(Path(self.folder))
+        if submission is None:
+            raise RunError(f"{self.folder} holds no submission: was it deleted? Submit again.")
+        return submission
+
+
+def run_pack(folder: Path, pack: int) -> tuple[int, set[int]]:
+    """Train the runs of one pack in this process (one of several, where the job has several tasks).
+    Returns the exit code and the stop signals that came."""
+    submission = PackJob(str(folder), pack)._submission()
+    if submission.cluster == "slurm":
+        _join_processes(folder)
+    restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    os.environ[CLAIM] = f"{submission.id}/{pack}"
+    if os.environ.get("RANK", "0") == "0":
+        submission.write_start(pack, restart, _this_start())
+    with _stop_signals() as (received, connect):
+        train_specs = _load(submission.entry)
+        connect()
+        code = train_specs(
+            Path(submission.shards),
+            submission.specs(pack),
+            folder.parent.parent,
+            cpu=submission.cpu or _needs_cpu(),
+            parallel=submission.parallel,
+            overwrite=False,  # done by `submit`; a requeued job must not start over
+        )
+    return code, received
+
+
+def _load(entry: str) -> Callable[..., int]:
+    """`"package.module:function"`. By name, because training stands above this room."""
+    module, _, function = entry.partition(":")
+    loaded: Callable[..., int] = getattr(importlib.import_module(module), function)
+    return loaded
+
+
+def _needs_cpu() -> bool:
+    """Several processes without a GPU: Accelerate wants to be told, or each would train alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return False
+    torch = importlib.import_module("torch")
+    return not torch.cuda.is_available()
+
+
+def _this_start() -> dict[str, Any]:
+    pid = os.getpid()
+    return {
+        "host": socket.gethostname(),
+        "pid": pid,
+        "started": process_start(pid),
+        "job": os.environ.get("SLURM_JOB_ID", ""),
+        "time": time.time(),
+        "devices": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+    }
+
+
+# -- signals
+
+
+@contextmanager
+def _stop_signals() -> Iterator[tuple[set[int], Callable[[], None]]]:
+    """Turn stop signals into one request to training, which writes a checkpoint after the step it is in and
+    returns. A handler that wrote the checkpoint itself would catch the model in the middle of an update."""
+    received: set[int] = set()
+    connected = False
+
+    def pass_on() -> None:
+        stop = importlib.import_module("hpc_mlp.training.stop")
+        stop.request_stop(", ".join(signal.Signals(number).name for number in sorted(received)))
+
+    def connect() -> None:
+        nonlocal connected
+        connected = True
+        if received:
+            pass_on()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        received.add(number)
+        print(f"hpc-mlp: {signal.Signals(number).name}: checkpoint, then stop", file=sys.stderr, flush=True)
+        if connected:
+            pass_on()
+
+    previous = {number: signal.signal(number, handle) for number in _STOP_SIGNALS}
+    try:
+        yield received, connect
+    finally:
+        for number, old in previous.items():
+            if number != signal.SIGUSR2 and old is not None:
+                signal.signal(number, old)
+
+
+def _leave(submission: Submission, pack: int, received: set[int], hand_back: Any) -> None:
+    """After the checkpoint. USR2 (preemption with a user signal, time limit) means: requeue me. TERM alone
+    means `scancel`, or a preemption that Slurm requeues by itself: then ending early would count as
+    finished."""
+    deadline = time.monotonic() + _WAIT_FOR_KILL_SECONDS
+    while time.monotonic() < deadline and not submission.is_cancelled(pack):
+        if signal.SIGUSR2 in received and os.environ.get("SLURM_PROCID", "0") == "0" and callable(hand_back):
+            hand_back(signal.SIGUSR2, None)  # exits
+            return
+        time.sleep(0.2)
+
+
+# -- several processes
+
+
+def _join_processes(folder: Path) -> None:
+    """Set what Accelerate reads (RANK, WORLD_SIZE, …) from Slurm's environment, before torch is imported."""
+    env = os.environ
+    world = int(env.get("SLURM_NTASKS", "1"))
+    if world == 1:
+        return
+    from submitit import JobEnvironment
+
+    job = JobEnvironment()
+    env["RANK"], env["WORLD_SIZE"] = str(job.global_rank), str(world)
+    env["LOCAL_RANK"], env["LOCAL_WORLD_SIZE"] = str(job.local_rank), str(world // job.num_nodes)
+    env["MASTER_ADDR"] = job.hostnames[0]  # 127.0.0.1 would be another machine on every node
+    env["MASTER_PORT"] = str(_agree_on_port(folder, job.raw_job_id, job.global_rank))
+
+
+def _agree_on_port(folder: Path, job_id: str, rank: int) -> int:
+    """A port that is free on the first node: rank 0 looks for one, near a number made from the job id, and
+    tells the others through the shared folder."""
+    restart = os.environ.get("SLURM_RESTART_COUNT", "0")
+    note = folder / "started" / f"port-{job_id}-{restart}"
+    if rank == 0:
+        port = next(filter(_is_free, range(20000 + int(job_id) % 20000, 60000)))
+        write_bytes(note, str(port).encode())
+        return port
+    deadline = time.monotonic() + _RENDEZVOUS_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            return int(note.read_bytes())
+        except (FileNotFoundError, ValueError):
+            time.sleep(0.1)
+    raise RunError(
+        f"the first task did not write {note} in {_RENDEZVOUS_SECONDS} s: do all nodes see the folder?"
+    )
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True
+
+
+# -- without Slurm
+
+
+def run_processes(folder: Path, pack: int, world: int) -> int:
+    """The local queue's pack on several GPUs: one process each, on this machine."""
+    port = str(next(filter(_is_free, range(20000 + os.getpid() % 20000, 60000))))
+    processes = []
+    for rank in range(world):
+        ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+        ranks |= {"LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        command = [sys.executable, "-u", "-m", "hpc_mlp.launch.job", str(folder), str(pack)]
+        processes.append(subprocess.Popen(command, env={**os.environ, **ranks}))
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for process in processes:
+            process.send_signal(number)
+
+    signal.signal(signal.SIGTERM, pass_on)
+    codes: list[int] = []
+    while len(codes) < world:
+        codes = [code for process in processes if (code := process.poll()) is not None]
+        if any(code not in (0, STOPPED) for code in codes):  # the others would wait for it for ever
+            time.sleep(5)
+            for process in processes:
+                process.kill()
+        time.sleep(0.05)
+    return max(codes, key=abs)
+
+
+def main(folder: Path, pack: int) -> int:
+    submission = PackJob(str(folder), pack)._submission()
+    world = submission.launch.get("tasks_per_node") or submission.launch.get("gpus_per_job") or 1
+    if world > 1 and "RANK" not in os.environ:
+        return run_processes(folder, pack, world)
+    return run_pack(folder, pack)[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))

@@ -1,0 +1,284 @@
+"""The queue of this machine: one pack per device (or CPU slot), never more at once, detached from the shell.
+
+`python -m hpc_mlp.launch.local FOLDER` works off one submission. A slot is a lock file of this user on this
+machine, so that two submissions share the devices instead of doubling up on them; the running pack holds the
+lock itself, so that the slot stays taken even if the queue is killed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from hpc_mlp.config import LaunchConfig
+from hpc_mlp.errors import RunError
+from hpc_mlp.launch.environment import local_environment
+from hpc_mlp.launch.records import Submission, read_submission
+from hpc_mlp.launch.slurm import JobInfo
+from hpc_mlp.lease import Lease, is_held, process_start
+
+_POLL = 0.1
+_GRACE_SECONDS = 30.0  # for the checkpoint after SIGTERM, before SIGKILL
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place where one pack may run: some GPUs, or a share of the cores."""
+
+    name: str
+    devices: tuple[str, ...] = ()
+    threads: int = 1
+
+
+def gpus() -> list[str]:
+    """The GPUs that this shell may use, without torch: CUDA_VISIBLE_DEVICES, else what nvidia-smi lists."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name.strip() for name in visible.split(",") if name.strip() and name.strip() != "-1"]
+    try:
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    lines = done.stdout.splitlines() if done.returncode == 0 else []
+    return [str(index) for index in range(sum(line.startswith("GPU ") for line in lines))]
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def make_slots(launch: LaunchConfig, number: int | None, cpu: bool) -> list[Slot]:
+    """One slot per GPU (or group of `gpus_per_job`); without GPUs `number` slots, default 1, that share the
+    cores. `number` on a machine with GPUs bounds the slots that are used."""
+    devices = [] if cpu else gpus()
+    per_slot = max(1, launch.gpus_per_job)
+    groups = [tuple(devices[i : i + per_slot]) for i in range(0, len(devices) - per_slot + 1, per_slot)]
+    if launch.gpus_per_job and not groups:
+        raise RunError(f"launch.gpus_per_job = {per_slot}, but this machine shows {len(devices)} GPUs.")
+    if groups:
+        groups = groups[:number]
+        threads = max(1, cores() // len(groups))
+        return [Slot(f"gpu-{'-'.join(group)}", group, threads) for group in groups]
+    count = number or 1
+    return [Slot(f"cpu-{index}", (), max(1, cores() // count)) for index in range(count)]
+
+
+def start(submission: Submission) -> dict[int, str]:
+    """Start the queue, detached from this shell. Returns pack index → job id."""
+    with (submission.logs / "queue.log").open("ab") as log:
+        subprocess.Popen(
+            [sys.executable, "-m", "hpc_mlp.launch.local", str(submission.folder)],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/",
+            env=local_environment(),
+        )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (submission.folder / "queue.pid").exists():
+        if time.monotonic() > deadline:
+            raise RunError(f"the queue did not start: see {submission.logs / 'queue.log'}")
+        time.sleep(0.02)
+    name = submission.id.rpartition("-")[2]
+    return {pack.index: f"{name}_{pack.index}" for pack in submission.packs}
+
+
+# -- the queue
+
+
+@dataclass
+class Job:
+    """One command of a queue. `wanted` is asked before its start and while it runs: False ends it."""
+
+    name: str
+    command: list[str]
+    log: Path
+    wanted: Callable[[], bool] = lambda: True
+    ended: Callable[[int], None] = lambda code: None
+    process: subprocess.Popen[bytes] | None = None
+    lock: IO[bytes] | None = None
+    asked_to_stop: float | None = None
+
+
+@dataclass
+class Queue:
+    """Work off jobs in order, each in a slot of its own. A job that fails does not touch the others."""
+
+    slots: list[Slot]
+    locks: Path = field(default_factory=lambda: lock_folder())
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    stopping: bool = False
+
+    def run(self, jobs: Iterable[Job]) -> None:
+        waiting, running = list(jobs)[::-1], list[Job]()
+        self.locks.mkdir(parents=True, exist_ok=True, mode=0o700)
+        while waiting or running:
+            for job in list(running):
+                if self._is_over(job):
+                    running.remove(job)
+            if self.stopping:
+                waiting.clear()
+            progress = True
+            while waiting and progress and len(running) < len(self.slots):
+                if not waiting[-1].wanted():
+                    waiting.pop()
+                    continue
+                progress = self._start(waiting[-1])
+                if progress:
+                    running.append(waiting.pop())
+            if running or waiting:
+                self._rest(running)
+
+    def _rest(self, running: list[Job]) -> None:
+        """Until a job ends or the next poll."""
+        if not running or running[0].process is None:
+            time.sleep(_POLL)
+            return
+        try:
+            running[0].process.wait(timeout=_POLL if len(running) == 1 else _POLL / 4)
+        except subprocess.TimeoutExpired:
+            return
+
+    def _start(self, job: Job) -> bool:
+        for slot in self.slots:
+            lock = (self.locks / slot.name).open("ab")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                lock.close()
+                continue
+            env = {**self.environment, "OMP_NUM_THREADS": str(slot.threads)}
+            if slot.devices:
+                env["CUDA_VISIBLE_DEVICES"] = ",".join(slot.devices)
+            with job.log.open("ab") as log:
+                job.process = subprocess.Popen(
+                    job.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env,
+                    start_new_session=True, pass_fds=(lock.fileno(),),
+                )  # fmt: skip
+            job.lock = lock
+            return True
+        return False
+
+    def _is_over(self, job: Job) -> bool:
+        assert job.process is not None and job.lock is not None
+        code = job.process.poll()
+        if code is not None:
+            _signal_group(job.process.pid, signal.SIGKILL)  # what it may have left behind
+            job.lock.close()
+            job.ended(code)
+            return True
+        now = time.monotonic()
+        if job.asked_to_stop is None and (self.stopping or not job.wanted()):
+            job.asked_to_stop = now
+            job.process.terminate()  # it alone: it ends its workers when the checkpoint is written
+        elif job.asked_to_stop is not None and now - job.asked_to_stop > _GRACE_SECONDS:
+            _signal_group(job.process.pid, signal.SIGKILL)
+        return False
+
+
+def lock_folder() -> Path:
+    return Path(tempfile.gettempdir()) / f"hpc-mlp-slots-{os.getuid()}"
+
+
+def _signal_group(pid: int, number: int) -> None:
+    try:
+        os.killpg(pid, number)
+    except (ProcessLookupError, PermissionError):
+        return
+
+
+def work_off(folder: Path) -> None:
+    """The queue's process: every pack of the submission, then end."""
+    submission = read_submission(folder)
+    assert submission is not None
+    launch = LaunchConfig.model_validate(submission.launch)
+    queue = Queue(make_slots(launch, submission.slots, submission.cpu))
+
+    def stop(*_: object) -> None:
+        queue.stopping = True
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with Lease(folder):
+        (folder / "queue.pid").write_text(str(os.getpid()))
+        queue.run(_job(submission, pack.index) for pack in submission.packs)
+
+
+def _job(submission: Submission, index: int) -> Job:
+    cancelled = submission.folder / "cancelled" / str(index)
+    return Job(
+        name=submission.packs[index].name,
+        command=[sys.executable, "-u", "-m", "hpc_mlp.launch.job", str(submission.folder), str(index)],
+        log=log_path(submission, index),
+        wanted=lambda: not cancelled.exists(),
+        ended=lambda code: submission.write_end(index, code),
+    )
+
+
+def log_path(submission: Submission, index: int) -> Path:
+    return submission.logs / f"{index}.log"
+
+
+# -- asking and cancelling
+
+
+def query(submission: Submission) -> dict[str, JobInfo]:
+    """Every pack's state by job id."""
+    queue_lives = is_held(submission.folder)
+    known = {}
+    for pack in submission.packs:
+        if pack.job_id is None:
+            continue
+        starts, end = submission.starts(pack.index), submission.ended(pack.index)
+        if end is not None:
+            known[pack.job_id] = JobInfo("over", _how_it_ended(int(end["code"])))
+        elif starts and (queue_lives or _lives(starts[-1])):
+            known[pack.job_id] = JobInfo("running", "RUNNING", node=str(starts[-1]["host"]))
+        elif queue_lives and not submission.is_cancelled(pack.index):
+            known[pack.job_id] = JobInfo("queued", "PENDING", "waits for a free slot")
+    return known
+
+
+def _how_it_ended(code: int) -> str:
+    if code >= 0:
+        return "COMPLETED" if code == 0 else f"exit code {code}"
+    hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+    return f"killed by {signal.Signals(-code).name}{hint}"
+
+
+def _lives(start_record: dict[str, object]) -> bool:
+    """A pack whose queue was killed may go on, on this machine."""
+    pid = int(str(start_record["pid"]))
+    same_host = start_record["host"] == os.uname().nodename
+    return same_host and process_start(pid) is not None and process_start(pid) == start_record["started"]
+
+
+def cancel(submission: Submission, packs: Iterable[int]) -> None:
+    """Ask for the end of these packs and wait for it. The queue sees the marks, from whatever machine."""
+    chosen = sorted(packs)
+    for index in chosen:
+        submission.mark_cancelled(index)
+    if not is_held(submission.folder):  # nobody is left to look: end what still runs here ourselves
+        for index in chosen:
+            starts = submission.starts(index)
+            if starts and submission.ended(index) is None and _lives(starts[-1]):
+                os.kill(int(starts[-1]["pid"]), signal.SIGTERM)
+    deadline = time.monotonic() + _GRACE_SECONDS + 10
+    while time.monotonic() < deadline:
+        states = query(submission)
+        infos = (states.get(submission.packs[index].job_id or "") for index in chosen)
+        if not any(info and info.state in ("queued", "running") for info in infos):
+            return
+        time.sleep(_POLL)
+    raise RunError(f"not everything has ended yet: see {submission.logs / 'queue.log'}")
+
+
+if __name__ == "__main__":
+    work_off(Path(sys.argv[1]))

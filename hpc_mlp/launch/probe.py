@@ -1,0 +1,93 @@
+"""The doctor's test job: a job of the kind that `submit` sends, sent the same way."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hpc_mlp.config import Config, LaunchConfig
+from hpc_mlp.errors import HpcMlpError
+from hpc_mlp.launch import local, slurm
+from hpc_mlp.launch.doctor import Finding, existing
+from hpc_mlp.launch.packs import Pack
+from hpc_mlp.launch.records import Cluster, Submission, new_submission
+from hpc_mlp.plan import RunSpec
+from hpc_mlp.runs import read_json, write_json
+
+_TEST_SECONDS = 300
+_REPORT = "report.json"
+
+
+def answer(shards: Path, specs: Any, runs: Path, **_: Any) -> int:
+    """What the test job does instead of training: tell about its surroundings."""
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    write_json(
+        runs / _REPORT,
+        {"host": socket.gethostname(), "torch": torch.__version__, "device": device, "pid": os.getpid()},
+    )
+    return 0
+
+
+def send(runs: Path, cluster: Cluster, launch: LaunchConfig) -> Finding:
+    """A job of the kind that `submit` sends, on the same way; waits for it up to five minutes."""
+    folder = existing(runs) / f".hpc-mlp-doctor-{uuid.uuid4().hex[:8]}"
+    pack = Pack(0, "doctor", (RunSpec("doctor", "doctor", 0, Config()),))
+    small = launch.model_copy(update={"time_minutes": min(launch.time_minutes, 10)})
+    begun = time.monotonic()
+    try:
+        submission = new_submission(
+            folder,
+            cluster,
+            folder,
+            [pack],
+            launch=small.model_dump(mode="json"),
+            entry=f"{__name__}:answer",
+        )
+        jobs = slurm.submit(submission, small) if cluster == "slurm" else local.start(submission)
+        submission = submission.with_jobs(jobs)
+        submission.save()
+        state = _wait_for_job(submission)
+    except HpcMlpError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        return Finding(
+            "test job", "error", str(error), "Change the resources: --cluster-config, --set launch.…"
+        )
+    report = read_json(folder / _REPORT)
+    took = f"{time.monotonic() - begun:.0f} s"
+    if report:
+        shutil.rmtree(folder, ignore_errors=True)
+        return Finding("test job", "ok", f"{report['device']} on {report['host']}, after {took}")
+    return Finding(
+        "test job", "error", f"{state} after {took}, and no answer came back to {folder}",
+        f"Do the nodes see this folder, and {sys.executable}? Its log: {submission.logs}",
+    )  # fmt: skip
+
+
+def _wait_for_job(submission: Submission) -> str:
+    job_id = submission.packs[0].job_id or ""
+    ask: Callable[[], dict[str, slurm.JobInfo] | None] = (
+        (lambda: slurm.query([submission]))
+        if submission.cluster == "slurm"
+        else (lambda: local.query(submission))
+    )
+    deadline = time.monotonic() + _TEST_SECONDS
+    info = slurm.UNKNOWN
+    while time.monotonic() < deadline:
+        info = (ask() or {}).get(job_id, slurm.UNKNOWN)
+        if info.state == "over" or (submission.folder.parent.parent / _REPORT).exists():
+            return info.detail
+        time.sleep(0.5)
+    if submission.cluster == "slurm":
+        slurm.cancel([job_id], submission.job_name)
+    else:
+        local.cancel(submission, [0])
+    return f"{info.detail or 'unknown'} {info.reason}".strip()

@@ -1,0 +1,134 @@
+"""Plans and states as tables for people."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from hpc_mlp.config import LaunchConfig
+from hpc_mlp.launch.packs import Pack
+from hpc_mlp.launch.status import RunStatus, count
+
+_STYLES = {
+    "done": "green", "running": "cyan", "queued": "yellow", "failed": "bold red", "lost": "red",
+    "diverged": "magenta", "cancelled": "dim", "stopped": "dim",
+}  # fmt: skip
+_MAX_ROWS = 60
+
+
+def plan_table(packs: list[Pack], job_ids: dict[int, str] | None = None) -> Table:
+    """One row a job: its runs, and its id once it has one."""
+    total = sum(len(pack.specs) for pack in packs)
+    table = Table(title=f"{total} runs in {len(packs)} jobs", title_justify="left")
+    for name in ("job", "runs", "variants", "seeds", "epochs"):
+        table.add_column(name, justify="right" if name in ("runs", "epochs") else "left")
+    for pack in packs[:_MAX_ROWS]:
+        variants = ", ".join(dict.fromkeys(spec.variant for spec in pack.specs))
+        seeds = ", ".join(str(seed) for seed in dict.fromkeys(spec.seed for spec in pack.specs))
+        epochs = sorted({spec.config.train.epochs for spec in pack.specs})
+        label = (job_ids or {}).get(pack.index, str(pack.index))
+        table.add_row(
+            label, str(len(pack.specs)), variants, seeds, "-".join(map(str, epochs[:: len(epochs)]))
+        )
+    if len(packs) > _MAX_ROWS:
+        table.add_row("…", f"{len(packs) - _MAX_ROWS} more", "", "", "")
+    return table
+
+
+def resources(launch: LaunchConfig) -> str:
+    """The resources of one job in a line."""
+    tasks = launch.tasks_per_node or max(1, launch.gpus_per_job)
+    parts = [
+        f"{launch.nodes} node(s) × {tasks} task(s)",
+        f"{launch.gpus_per_job} GPU(s) per node",
+        f"{launch.cpus_per_task} cores per task",
+        f"{launch.memory_gb:g} GB per node" if launch.memory_gb else "",
+        f"{launch.time_minutes} minutes",
+        *(f"{name} {value}" for name in ("partition", "account", "qos", "constraint")
+          if (value := getattr(launch, name))),
+        f"at most {launch.array_parallelism} jobs at once" if launch.array_parallelism else "",
+    ]  # fmt: skip
+    return ", ".join(part for part in parts if part)
+
+
+def summary(statuses: Iterable[RunStatus]) -> str:
+    return ", ".join(f"{number} {state}" for state, number in count(statuses).items())
+
+
+def status_table(statuses: list[RunStatus]) -> Table:
+    """One row a run; what failed first gets its log's path underneath."""
+    table = Table(title=summary(statuses), title_justify="left")
+    table.add_column("run", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    for name in ("epoch", "loss", "img/s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("node", "left", "job", "notes"):
+        table.add_column(name, overflow="fold")
+    for status in statuses:
+        table.add_row(
+            status.name,
+            Text(status.state, style=_STYLES.get(status.state, "")),
+            f"{status.epoch}/{status.epochs or '?'}" if status.epoch else "",
+            "" if status.loss is None else f"{status.loss:.4f}",
+            "" if status.images_per_second is None else f"{status.images_per_second:,.0f}",
+            status.node if status.state == "running" else "",
+            _left(status),
+            status.job,
+            notes(status),
+        )
+    return table
+
+
+def notes(status: RunStatus) -> str:
+    parts = [f"requeued {status.requeues}×" if status.requeues else "", status.detail]
+    if status.state in ("failed", "lost") and status.log:
+        parts.append(f"log: {status.log}")
+    return "; ".join(part for part in parts if part)
+
+
+def _left(status: RunStatus) -> str:
+    if status.state != "running":
+        return ""
+    training = "" if status.seconds_left is None else duration(status.seconds_left)
+    limit = f"limit in {status.time_left}" if status.time_left else ""
+    return ", ".join(part for part in (training, limit) if part)
+
+
+def duration(seconds: float) -> str:
+    """`3725` → `1:02:05`."""
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def line(status: RunStatus) -> str:
+    """One run as one plain line, for logs."""
+    epoch = f" epoch {status.epoch}/{status.epochs}" if status.epoch else ""
+    loss = "" if status.loss is None else f" loss {status.loss:.4f}"
+    extra = notes(status)
+    return f"{status.name}: {status.state}{epoch}{loss}{f' ({extra})' if extra else ''}"
+
+
+def follow(console: Console, states: Iterator[list[RunStatus]]) -> list[RunStatus]:
+    """Show the states as they come, live on a terminal, else a line for every change. Returns the last."""
+    last: list[RunStatus] = []
+    if console.is_terminal:
+        with Live(console=console, refresh_per_second=4) as live:
+            for last in states:
+                live.update(Group(status_table(last), Text(time.strftime("%H:%M:%S"), style="dim")))
+        return last
+    told: dict[str, Any] = {}
+    for last in states:
+        for status in last:
+            text = line(status)
+            if told.get(status.name) != text:
+                told[status.name] = text
+                console.file.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+                console.file.flush()
+    return last

@@ -1,0 +1,269 @@
+"""Slurm: submission through submitit, and what squeue, sacct, scontrol and scancel say."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hpc_mlp.config import LaunchConfig
+from hpc_mlp.errors import RunError, UserError
+from hpc_mlp.launch.environment import RANKS, python_path
+from hpc_mlp.launch.records import Submission
+
+# What squeue and sacct call a job that waits; every other state of a job that is not over counts as running.
+_WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
+_OVER = {
+    "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE",
+    "PREEMPTED", "REVOKED",
+}  # fmt: skip
+_TIMEOUT_SECONDS = 60
+_CANCEL_SECONDS = 60
+_DEFAULT_MAX_ARRAY = 1001  # Slurm's own default of MaxArraySize
+
+
+@dataclass(frozen=True)
+class JobInfo:
+    """One job as the cluster sees it. `detail` is the cluster's own word."""
+
+    state: Literal["queued", "running", "over", "unknown"]
+    detail: str = ""
+    reason: str = ""
+    node: str = ""
+    time_left: str = ""
+
+
+UNKNOWN = JobInfo("unknown")
+
+
+def is_there() -> bool:
+    return shutil.which("sbatch") is not None
+
+
+def call(*command: str) -> str | None:
+    """The output of one of Slurm's commands; None where it is missing, fails or does not answer."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if done.returncode and "Invalid job id" in done.stderr:  # the only job asked for is long forgotten
+        return ""
+    return done.stdout if done.returncode == 0 else None
+
+
+# -- submitting
+
+
+def parameters(launch: LaunchConfig) -> dict[str, Any]:
+    """The resources in submitit's names."""
+    extra = {key.replace("_", "-"): value for key, value in launch.sbatch.items() if value is not False}
+    return {
+        "time": launch.time_minutes,
+        "nodes": launch.nodes,
+        "ntasks_per_node": launch.tasks_per_node or max(1, launch.gpus_per_job),
+        "gpus_per_node": launch.gpus_per_job or None,
+        "cpus_per_task": launch.cpus_per_task,
+        "mem": launch.memory_gb,
+        "partition": launch.partition,
+        "account": launch.account,
+        "qos": launch.qos,
+        "constraint": launch.constraint,
+        "array_parallelism": launch.array_parallelism or 1_000_000,
+        "signal_delay_s": launch.signal_seconds,
+        "setup": setup_lines(launch),
+        # srun does not take over --cpus-per-task from sbatch since Slurm 22.05
+        "srun_args": [f"--cpus-per-task={launch.cpus_per_task}", *launch.srun_args],
+        "wckey": None,  # submitit's own default is refused where wckeys are checked
+        "additional_parameters": {"requeue": True, **extra},
+    }
+
+
+def setup_lines(launch: LaunchConfig) -> list[str]:
+    """Lines of the job's script before the training: the user's, then this package's place, so that the job
+    runs the same code whatever its working directory."""
+    lines = [*launch.setup, f"export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{launch.cpus_per_task}}}"]
+    lines.append(f"unset {' '.join(RANKS)}")
+    if path := python_path():
+        lines.append(f"export PYTHONPATH={shlex.quote(path)}")
+    return lines
+
+
+def script(launch: LaunchConfig, name: str, folder: Path, num_jobs: int) -> str:
+    """The text that sbatch gets, without needing Slurm here."""
+    from submitit.slurm import slurm
+
+    options = parameters(launch)
+    if options["mem"]:
+        options["mem"] = slurm._convert_mem(options["mem"])
+    python = launch.python or shlex.quote(sys.executable)
+    command = f"{python} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    count = num_jobs if num_jobs > 1 else None
+    text: str = slurm._make_sbatch_string(command, folder, job_name=name, map_count=count, **options)
+    return text
+
+
+def submit(submission: Submission, launch: LaunchConfig) -> dict[int, str]:
+    """Hand every pack over to Slurm as an element of a job array. Returns pack index → job id.
+    RunError with sbatch's own words where it refuses."""
+    from submitit import SlurmExecutor
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    from hpc_mlp.launch.job import PackJob
+
+    chunks = split(submission.packs, max_array_size())
+    options = parameters(launch)
+    if launch.array_parallelism:  # a limit for all of them together
+        options["array_parallelism"] = max(1, launch.array_parallelism // len(chunks))
+    job_ids: dict[int, str] = {}
+    for chunk in chunks:
+        executor = SlurmExecutor(
+            submission.logs, max_num_timeout=launch.max_requeues, python=launch.python or None
+        )
+        executor.update_parameters(job_name=submission.job_name, **options)
+        try:
+            with executor.batch():
+                jobs = [executor.submit(PackJob(str(submission.folder), pack.index)) for pack in chunk]
+        except (FailedJobError, FailedSubmissionError, OSError) as error:
+            cancel(job_ids.values(), submission.job_name)
+            raise RunError(_refused(error)) from None
+        job_ids |= {pack.index: job.job_id for pack, job in zip(chunk, jobs, strict=True)}
+    return job_ids
+
+
+def _refused(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line.startswith("sbatch:") or "error:" in line]
+    return (
+        f"sbatch refused: {' '.join(dict.fromkeys(told)) or lines[-1]} "
+        "Look at partition, account, qos and limits (sinfo, sacctmgr show assoc); change them with "
+        "--cluster-config or --set launch.partition=…; hpc-mlp submit --dry-run shows the script."
+    )
+
+
+def split(packs: Sequence[Any], limit: int) -> list[list[Any]]:
+    return [list(packs[start : start + limit]) for start in range(0, len(packs), limit)]
+
+
+def max_array_size() -> int:
+    """How many elements one array may have here: indices must stay below MaxArraySize."""
+    value = (config() or {}).get("MaxArraySize", "")
+    return int(value) if value.isdigit() and int(value) > 0 else _DEFAULT_MAX_ARRAY
+
+
+def config() -> dict[str, str] | None:
+    """`scontrol show config` as a dictionary; None where Slurm does not answer."""
+    text = call("scontrol", "show", "config")
+    if text is None:
+        return None
+    pairs = (line.partition("=") for line in text.splitlines() if "=" in line)
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+# -- asking
+
+
+def query(submissions: Iterable[Submission]) -> dict[str, JobInfo] | None:
+    """Every job that Slurm knows of these submissions, by job id; None where Slurm cannot be asked.
+    A job of another name that only has the same number (after a wipe) is not taken for ours."""
+    names = {
+        pack.job_id: submission.job_name
+        for submission in submissions
+        for pack in submission.packs
+        if pack.job_id
+    }
+    if not names:
+        return {}
+    masters = sorted({job_id.partition("_")[0] for job_id in names})
+    queue = call(
+        "squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(masters)}",
+        "--format=%i|%T|%r|%N|%L|%j",
+    )  # fmt: skip
+    if queue is None:
+        return None
+    known = _read_squeue(queue, names)
+    missing = sorted({job_id.partition("_")[0] for job_id in names if job_id not in known})
+    if missing:
+        history = call(
+            "sacct", "--noheader", "--allocations", "--parsable2", f"--jobs={','.join(missing)}",
+            "--format=JobID%60,State,NodeList,JobName%60",
+        )  # fmt: skip
+        known = _read_sacct(history or "", names) | known
+    return known
+
+
+def _read_squeue(text: str, names: dict[str, str]) -> dict[str, JobInfo]:
+    known: dict[str, JobInfo] = {}
+    for line in text.splitlines():
+        job_id, word, reason, node, left, name = (*line.strip().split("|", 5), *[""] * 6)[:6]
+        if names.get(job_id) == name:
+            known[job_id] = _info(word, reason, node, left)
+    return known
+
+
+def _read_sacct(text: str, names: dict[str, str]) -> dict[str, JobInfo]:
+    """sacct lags behind by seconds: what squeue no longer knows is over, whatever state sacct still shows."""
+    known: dict[str, JobInfo] = {}
+    for line in text.splitlines():
+        ids, word, node, name = (*line.strip().split("|", 3), *[""] * 4)[:4]
+        for job_id in expand_ids(ids):
+            if names.get(job_id) == name:
+                info = _info(word, "", node, "")
+                known[job_id] = info if info.state == "over" else JobInfo("over", "ended")
+    return known
+
+
+def _info(word: str, reason: str, node: str, left: str) -> JobInfo:
+    word = word.split()[0].rstrip("+") if word else ""  # "CANCELLED by 1000"
+    if word in _WAITING:
+        return JobInfo("queued", word, reason if reason != "None" else "")
+    if word in _OVER:
+        return JobInfo("over", word, node=node)
+    return JobInfo("running", word, node=node, time_left=left if left not in ("UNLIMITED", "INVALID") else "")
+
+
+def expand_ids(text: str) -> list[str]:
+    """`"7_[1-3,5%2]"` → 7_1, 7_2, 7_3, 7_5."""
+    match = re.fullmatch(r"(\d+)_\[([\d,\-]+)(?:%\d+)?\]", text)
+    if not match:
+        return [text]
+    ids = []
+    for part in match[2].split(","):
+        first, _, last = part.partition("-")
+        ids += [f"{match[1]}_{number}" for number in range(int(first), int(last or first) + 1)]
+    return ids
+
+
+def cancel(job_ids: Iterable[str], job_name: str) -> None:
+    """`scancel` of those of these jobs that Slurm still has under this name; returns when they have ended."""
+    wanted = set(job_ids)
+    ours = _present(wanted, job_name)
+    for start in range(0, len(ours), 500):  # command lines have a limit
+        if call("scancel", *ours[start : start + 500]) is None:
+            raise RunError("scancel failed: see `squeue --me` for what is left.")
+    deadline = time.monotonic() + _CANCEL_SECONDS  # Slurm's KillWait, and a margin
+    while ours and time.monotonic() < deadline:
+        time.sleep(0.5)
+        ours = _present(wanted, job_name)
+
+
+def _present(wanted: set[str], job_name: str) -> list[str]:
+    masters = ",".join(sorted({job_id.partition("_")[0] for job_id in wanted}))
+    if not masters:
+        return []
+    queue = call("squeue", "--noheader", "--array", f"--jobs={masters}", "--format=%i|%j")
+    if queue is None:
+        raise RunError("squeue does not answer: nothing was cancelled. Try again on a login node.")
+    present = dict(line.strip().split("|", 1) for line in queue.splitlines())
+    return sorted(job_id for job_id in wanted if present.get(job_id) == job_name)
+
+
+def require() -> None:
+    if not is_there():
+        raise UserError("no sbatch here: run this on a login node of the cluster, or take --cluster local.")

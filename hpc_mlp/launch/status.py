@@ -1,0 +1,245 @@
+"""The state of every run: from its own files first, with the cluster's word as a second opinion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from hpc_mlp.errors import RunError, UserError
+from hpc_mlp.launch import local, slurm
+from hpc_mlp.launch.records import PLAN, PackRecord, Submission, list_submissions
+from hpc_mlp.launch.slurm import JobInfo
+from hpc_mlp.lease import is_held, read_owner
+from hpc_mlp.runs import FAILED, Run, read_run
+
+State = Literal["queued", "running", "done", "diverged", "failed", "lost", "cancelled", "stopped"]
+
+ACTIVE: frozenset[State] = frozenset({"queued", "running"})
+COMPLETE: frozenset[State] = frozenset({"done", "diverged"})
+BAD: frozenset[State] = frozenset({"failed", "lost"})
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """One run. `detail`: why it waits, or what went wrong. `seconds_left`: by its epochs so far; `time_left`:
+    until the job's time limit, as Slurm writes it."""
+
+    name: str
+    variant: str
+    seed: int
+    state: State
+    detail: str = ""
+    epoch: int = 0
+    epochs: int | None = None
+    loss: float | None = None
+    images_per_second: float | None = None
+    node: str = ""
+    seconds_left: float | None = None
+    time_left: str = ""
+    requeues: int = 0
+    job: str = ""
+    log: str = ""
+    submission: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A pack together with what its cluster says. `info` None: the cluster cannot be asked from here."""
+
+    submission: Submission
+    pack: PackRecord
+    info: JobInfo | None
+    requeues: int
+    node: str
+
+
+def read_status(runs: Path) -> list[RunStatus]:
+    """Every run that was submitted to `runs` or has a folder there, the submitted ones first, in order."""
+    statuses: dict[str, RunStatus] = {}
+    for submission in _newest(list_submissions(runs), runs):
+        for job in submission:
+            for run in job.pack.runs:
+                statuses[run["name"]] = _submitted(runs / run["name"], run, job)
+    folders = sorted(path for path in runs.glob("*") if path.is_dir() and path.name not in statuses)
+    for path in folders:
+        if not path.name.startswith(".") and (run_read := _read(path)) is not None:
+            statuses[path.name] = _of_files(path, run_read)
+    return list(statuses.values())
+
+
+def require_status(runs: Path) -> list[RunStatus]:
+    statuses = read_status(runs)
+    if not statuses:
+        raise UserError(f"no runs in {runs}. Submit some first: hpc-mlp submit OUT --runs {runs}")
+    return statuses
+
+
+def _read(path: Path) -> Run | None:
+    try:
+        return read_run(path)
+    except RunError:  # damaged; `table` tells what to do
+        return None
+
+
+def _newest(submissions: list[Submission], runs: Path) -> list[list[_Job]]:
+    """The submissions with the jobs' states, oldest first. Only packs that may still matter are asked for."""
+    wanted = [item for item in submissions if any(not _is_complete(runs, pack) for pack in item.packs)]
+    on_slurm = slurm.query(item for item in wanted if item.cluster == "slurm")
+    listed = []
+    for submission in submissions:
+        here: dict[str, JobInfo] | None = {}
+        if submission in wanted:
+            here = on_slurm if submission.cluster == "slurm" else local.query(submission)
+        listed.append([_job(submission, pack, here) for pack in submission.packs])
+    return listed
+
+
+def _is_complete(runs: Path, pack: PackRecord) -> bool:
+    return all((runs / run["name"] / "result.json").exists() for run in pack.runs)
+
+
+def _job(submission: Submission, pack: PackRecord, known: dict[str, JobInfo] | None) -> _Job:
+    starts = submission.starts(pack.index)
+    info = known if known is None else known.get(pack.job_id or "", slurm.UNKNOWN)
+    node = str(starts[-1]["host"]) if starts else ""
+    return _Job(submission, pack, info, max(0, len(starts) - 1), node)
+
+
+# -- one run
+
+
+def _submitted(path: Path, planned: dict[str, Any], job: _Job) -> RunStatus:
+    run = _read(path)
+    base = (
+        _of_files(path, run)
+        if run
+        else RunStatus(planned["name"], planned["variant"], planned["seed"], "lost")
+    )
+    base = replace(
+        base,
+        epochs=base.epochs or planned["epochs"],
+        requeues=job.requeues,
+        job=job.pack.job_id or "",
+        log=str(_log(job)),
+        submission=job.submission.id,
+    )
+    if base.state in COMPLETE:
+        return replace(base, node=job.node)
+    info = job.info
+    if info is None:
+        return _unasked(base, path, job)
+    failed = base.state == "failed" and _is_of_this_submission(path, job.submission)
+    if info.state == "queued":
+        return replace(base, state="queued", detail=info.reason or info.detail, node="", time_left="")
+    if info.state == "running":
+        if failed:
+            return replace(base, node=job.node)
+        return replace(base, state="running", detail="", node=info.node or job.node, time_left=info.time_left)
+    if failed:
+        return replace(base, node=job.node)
+    return _over(base, path, info, job)
+
+
+def _over(base: RunStatus, path: Path, info: JobInfo, job: _Job) -> RunStatus:
+    """No result, and its job is over or unknown."""
+    base = replace(base, node=job.node or info.node)
+    if job.submission.is_cancelled(job.pack.index) or info.detail.startswith("CANCELLED"):
+        return replace(base, state="cancelled", detail="cancelled")
+    if is_held(path):  # by its twin on an unplugged node, or by someone's `hpc-mlp train`
+        owner = read_owner(path) or {}
+        return replace(base, state="running", detail="", node=str(owner.get("host", "")))
+    if info.state == "unknown" and _age(job.submission) < 60:
+        return replace(base, state="queued", detail="just submitted")
+    if info.state == "unknown":
+        cluster = "Slurm" if job.submission.cluster == "slurm" else "the local queue"
+        return replace(base, state="lost", detail=f"{cluster} does not know its job: submit again")
+    return replace(base, state="failed", detail=f"job ended: {info.detail}{_last_words(job)}")
+
+
+def _unasked(base: RunStatus, path: Path, job: _Job) -> RunStatus:
+    """Slurm cannot be asked from here: what the files alone tell."""
+    if is_held(path):
+        return replace(base, state="running", detail="", node=job.node)
+    if base.state == "failed" and _is_of_this_submission(path, job.submission):
+        return base
+    if job.submission.is_cancelled(job.pack.index):
+        return replace(base, state="cancelled", detail="cancelled")
+    return replace(base, state="queued", detail="squeue does not answer here: by the files, not running")
+
+
+def _of_files(path: Path, run: Run) -> RunStatus:
+    """What the run folder alone says."""
+    last = run.metrics[-1] if run.metrics else {}
+    epochs = run.config.get("config", {}).get("train", {}).get("epochs")
+    state: State = "stopped"
+    detail = ""
+    if run.state == "failed":
+        state, detail = "failed", str((run.failed or {}).get("error", "")).strip()
+    elif run.state != "unfinished":
+        state = run.state
+    if state in ("stopped", "failed") and is_held(path):
+        state, detail = "running", ""
+    seconds = [line["seconds"] for line in run.metrics if "seconds" in line]
+    left = None
+    if state == "running" and seconds and epochs:
+        left = sum(seconds) / len(seconds) * (epochs - int(last.get("epoch", 0)))
+    return RunStatus(
+        name=run.name,
+        variant=run.variant,
+        seed=run.seed,
+        state=state,
+        detail=detail,
+        epoch=int(last.get("epoch", 0)),
+        epochs=epochs,
+        loss=last.get("train_loss"),
+        images_per_second=last.get("images_per_second"),
+        node=str((read_owner(path) or {}).get("host", "")) if state == "running" else "",
+        seconds_left=left,
+    )
+
+
+def _is_of_this_submission(path: Path, submission: Submission) -> bool:
+    """A failed.json from before this submission says nothing about it. Both times are the file system's."""
+    try:
+        written = (path / FAILED).stat().st_mtime
+        return written >= (submission.folder / PLAN).stat().st_mtime
+    except OSError:
+        return False
+
+
+def _age(submission: Submission) -> float:
+    import time
+
+    return time.time() - (submission.folder / PLAN).stat().st_mtime
+
+
+def _log(job: _Job) -> Path:
+    if job.submission.cluster == "local":
+        return local.log_path(job.submission, job.pack.index)
+    return job.submission.logs / f"{job.pack.job_id}_0_log.err"
+
+
+def _last_words(job: _Job) -> str:
+    """The last line of the job's log that looks like an error."""
+    try:
+        lines = _log(job).read_text(errors="replace").splitlines()[-200:]
+    except OSError:
+        return ""
+    lines = [line.strip() for line in lines if line.strip()]
+    errors = [line for line in lines if "rror" in line.partition(":")[0]]
+    return f": {(errors or lines)[-1][:200]}" if lines else ""
+
+
+# -- all of them
+
+
+def count(statuses: Iterable[RunStatus]) -> dict[State, int]:
+    counts: dict[State, int] = {}
+    for status in statuses:
+        counts[status.state] = counts.get(status.state, 0) + 1
+    return counts

@@ -1,0 +1,197 @@
+"""From planned runs to jobs: leave out what is done or on its way, pack the rest, hand it over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpc_mlp.config import (
+    LaunchConfig,
+    build_config,
+    configs_dir,
+    differences,
+    flatten,
+    identity,
+    merge,
+    read_toml,
+    set_key,
+)
+from hpc_mlp.errors import RunError, UserError, unknown_name
+from hpc_mlp.launch import local, slurm
+from hpc_mlp.launch.packs import Pack, make_packs
+from hpc_mlp.launch.records import FOLDER, Cluster, Submission, list_submissions, new_submission, write_index
+from hpc_mlp.launch.status import ACTIVE, COMPLETE, RunStatus, read_status
+from hpc_mlp.lease import Lease
+from hpc_mlp.plan import RunSpec
+from hpc_mlp.runs import CONFIG, RunFolder, read_json
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `submit` would do: packs to send, and the runs left out, with their state."""
+
+    packs: list[Pack]
+    left_out: list[RunStatus]
+
+
+def choose_cluster(name: str) -> Cluster:
+    if name == "auto":
+        return "slurm" if slurm.is_there() else "local"
+    if name == "slurm":
+        return "slurm"
+    if name == "local":
+        return "local"
+    raise unknown_name("cluster", name, ["auto", "slurm", "local"])
+
+
+def shipped_clusters() -> dict[str, Path]:
+    return {path.stem: path for path in sorted((configs_dir() / "clusters").glob("*.toml"))}
+
+
+def load_launch(
+    cluster_config: str | None, config_files: Sequence[Path], sets: dict[str, list[Any]]
+) -> LaunchConfig:
+    """Defaults, then the cluster's profile (shipped by name, or a file), then [launch] of `--config`, then
+    `--set launch.…`."""
+    files = list(config_files)
+    if cluster_config:
+        files.insert(0, _cluster_file(cluster_config))
+    tree: dict[str, Any] = {}
+    for path in files:
+        layer = read_toml(path)
+        build_config(layer, str(path))
+        tree = merge(tree, {"launch": layer.get("launch", {})})
+    for key, values in sets.items():
+        if not key.startswith("launch."):
+            continue
+        if len(values) > 1:
+            raise UserError(f"--set {key}: one value for all jobs; give several submissions several values.")
+        set_key(tree, key, values[0])
+    return build_config(tree, "--set").launch
+
+
+def _cluster_file(name: str) -> Path:
+    shipped = shipped_clusters()
+    if name in shipped:
+        return shipped[name]
+    if name.endswith(".toml"):
+        return Path(name)
+    raise UserError(f"{unknown_name('cluster profile', name, shipped)} A file of your own ends in .toml.")
+
+
+def make_plan(specs: Sequence[RunSpec], runs: Path, per_job: int | None, overwrite: bool = False) -> Plan:
+    """Which runs still have to be sent, in packs."""
+    known = {status.name: status for status in read_status(runs)} if runs.is_dir() else {}
+    left_out, wanted = [], []
+    for spec in specs:
+        status = known.get(spec.name)
+        if status is None:
+            wanted.append(spec)
+            continue
+        if not overwrite:
+            _same_run(runs / spec.name, spec)
+        if status.state in ACTIVE or (status.state in COMPLETE and not overwrite):
+            left_out.append(status)
+        else:
+            wanted.append(spec)
+    if overwrite and (busy := [status.name for status in left_out]):
+        raise UserError(f"--overwrite: {', '.join(busy[:5])} still runs or waits. Cancel it first.")
+    return Plan(make_packs(wanted, per_job), left_out)
+
+
+def _same_run(path: Path, spec: RunSpec) -> None:
+    """UserError where the folder holds a run of another configuration."""
+    config = (read_json(path / CONFIG) or {}).get("config")
+    if config is None:
+        return
+    try:
+        old = identity(flatten(build_config(config)))
+    except UserError:  # written by a version with other keys; training will say what to do
+        return
+    if changed := differences(old, identity(flatten(spec.config))):
+        raise UserError(
+            f"{path} holds a run with another configuration ({'; '.join(changed[:3])}). "
+            "Choose another --runs folder, or --overwrite to train it anew."
+        )
+
+
+def submit(
+    specs: Sequence[RunSpec],
+    shards: Path,
+    runs: Path,
+    cluster: Cluster,
+    launch: LaunchConfig,
+    *,
+    per_job: int | None = 0,
+    slots: int | None = None,
+    overwrite: bool = False,
+    **options: Any,
+) -> tuple[Submission | None, Plan]:
+    """Send what is not done and not on its way. None where nothing is left to do. Two shells that submit to
+    one folder take turns, so that no run is sent twice. `options`: cpu, parallel, entry of the Submission."""
+    if cluster == "slurm":
+        slurm.require()
+    elif launch.nodes > 1:
+        raise UserError("--cluster local has one machine: leave out --nodes, or take --cluster slurm.")
+    else:
+        local.make_slots(launch, slots, bool(options.get("cpu")))  # refuses what cannot be
+    with Lease(runs / FOLDER, wait=600, claim=""):
+        plan = make_plan(specs, runs, per_job, overwrite)
+        if not plan.packs:
+            return None, plan
+        if overwrite:
+            for pack in plan.packs:
+                for spec in pack.specs:
+                    RunFolder(runs / spec.name).clear()
+        submission = new_submission(
+            runs, cluster, shards, plan.packs, launch=launch.model_dump(mode="json"), slots=slots, **options
+        )
+        job_ids = slurm.submit(submission, launch) if cluster == "slurm" else local.start(submission)
+        submission = submission.with_jobs(job_ids)
+        submission.save()
+        write_index(runs)
+    return submission, plan
+
+
+def cancel(runs: Path, variants: Sequence[str] | None = None) -> list[str]:
+    """End the jobs of this runs folder, all or those of some variants. Returns their job ids. UserError where
+    a job also trains other variants: it can only be ended as a whole."""
+    statuses = [status for status in read_status(runs) if status.state in ACTIVE and status.submission]
+    known = {status.variant for status in read_status(runs)}
+    for name in variants or ():
+        if name not in known:
+            raise unknown_name("variant", name, sorted(known))
+    chosen = {status.name for status in statuses if variants is None or status.variant in variants}
+    ended: list[str] = []
+    problems: list[str] = []
+    for submission in list_submissions(runs):
+        alive = {s.name for s in statuses if s.submission == submission.id}
+        packs = []
+        for pack in submission.packs:
+            here = {run["name"] for run in pack.runs} & alive
+            if not here & chosen:
+                continue
+            if others := sorted(here - chosen):
+                problems.append(f"job {pack.job_id} also trains {', '.join(others[:5])}")
+            else:
+                packs.append(pack)
+        if problems or not packs:
+            continue
+        ended += [pack.job_id or "" for pack in packs]
+        _cancel(submission, [pack.index for pack in packs])
+    if problems:
+        raise UserError(f"{'; '.join(problems)}: cancel all of it (without --variants), or let it run.")
+    return ended
+
+
+def _cancel(submission: Submission, packs: list[int]) -> None:
+    if submission.cluster == "local":
+        local.cancel(submission, packs)
+        return
+    if not slurm.is_there():
+        raise RunError("no scancel here: run this on a login node of the cluster.")
+    for index in packs:
+        submission.mark_cancelled(index)  # before the signal: the job then ends at once, and is not requeued
+    slurm.cancel([submission.packs[index].job_id or "" for index in packs], submission.job_name)

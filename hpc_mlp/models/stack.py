@@ -1,0 +1,230 @@
+"""MLPs of equal widths as one stacked module: weights [V, out, in], one batched product for all members.
+
+Legend: V members, S feeds (distinct streams of images), B images of a batch, D inputs, H width, K classes.
+Activations are [V, B, H] whatever their strides; the first layer leaves them batch-first in memory, which is
+what batch normalisation wants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from hpc_mlp.models.norm import StackedBatchNorm
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+    "leaky_relu": F.leaky_relu,
+}
+
+
+@dataclass(frozen=True)
+class FeedRun:
+    """Members `start:stop` read images of feed `feed`."""
+
+    feed: int
+    start: int
+    stop: int
+
+
+class StackedLinear(nn.Module):
+    """y = x Wᵀ + b for V members. The gradient of W, dyᵀ x, is not formed by autograd: backward keeps the two factors
+    and the optimizer asks for `weight_gradient`, block by block. So a block is still in the cache when it is used,
+    and no gradient as large as the weights is ever written to memory and read back."""
+
+    def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.stack(list(weights)), requires_grad=False)  # [V, H, D]
+        self.bias = nn.Parameter(torch.stack(list(biases)))  # [V, H]
+        self.factors: list[
+            tuple[FeedRun, Tensor, Tensor]
+        ] = []  # (members, x [B, D] or [v, B, D], dy [v, B, H])
+
+    def forward(self, x: Tensor, runs: Sequence[FeedRun] | None = None) -> Tensor:
+        """x [V, B, D], or feeds [S, B, D] with `runs` that say who reads what → [V, B, H]"""
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, weight, bias = x.to(dtype), self.weight.to(dtype), self.bias.to(dtype)
+        else:
+            weight, bias = self.weight, self.bias
+        function = _MemberLinear if runs is None else _FeedLinear
+        return cast(Tensor, function.apply(x, weight, bias, self, runs))
+
+    def weight_gradient(self, start: int, stop: int, rows: slice, out: Tensor) -> Tensor:
+        """d loss / d weight[start:stop, rows] of the last backward, written to `out` [stop − start, rows, D] float32.
+        `start:stop` must lie within one feed run."""
+        for run, x, dy in self.factors:
+            if run.start <= start and stop <= run.stop:
+                dy = dy[start - run.start : stop - run.start, :, rows]  # [v, B, rows]
+                if x.dim() == 2:
+                    columns = dy.transpose(0, 1).reshape(dy.shape[1], -1)  # [B, v·rows]
+                    return _product(columns.t(), x, out.view(-1, x.shape[1])).view_as(out)
+                x = x[start - run.start : stop - run.start]
+                return _product(dy.transpose(1, 2), x, out)
+        raise AssertionError(f"no gradient for members {start}:{stop}")
+
+    def full_gradient(self, out: Tensor) -> None:
+        """d loss / d weight of the last backward, written to `out` [V, H, D] float32."""
+        for run, _, _ in self.factors:
+            self.weight_gradient(run.start, run.stop, slice(None), out[run.start : run.stop])
+
+
+def _product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    if a.dtype == out.dtype:
+        return torch.matmul(a, b, out=out)
+    return out.copy_(torch.matmul(a, b))  # mixed precision
+
+
+class _MemberLinear(torch.autograd.Function):
+    """Every member has its own input."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, layer: StackedLinear, runs: None
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.layer = layer
+        return torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        ctx.layer.factors = [(FeedRun(0, 0, x.shape[0]), x, dy)]
+        dx = torch.bmm(dy, weight) if ctx.needs_input_grad[0] else None
+        return dx, None, dy.sum(1), None, None
+
+
+class _FeedLinear(torch.autograd.Function):
+    """Runs of members share an input: one product with all their weights side by side. Images need no gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, layer: StackedLinear, runs: Sequence[FeedRun]
+    ) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.layer, ctx.runs = layer, runs
+        outputs = []
+        for run in runs:
+            w, b = weight[run.start : run.stop], bias[run.start : run.stop]
+            flat = F.linear(x[run.feed], w.flatten(0, 1), b.flatten())  # [B, v·H]
+            outputs.append(flat.view(x.shape[1], run.stop - run.start, -1).transpose(0, 1))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        ctx.layer.factors = [(run, x[run.feed], dy[run.start : run.stop]) for run in ctx.runs]
+        return None, None, dy.sum(1), None, None
+
+
+class StackedMLP(nn.Module):
+    """V MLPs (see `models.mlp`) of equal widths and activation. Dropout rates and batch normalisation differ by member.
+
+    `modules` are plain MLPs, whose weights are stacked here; `places` tells where each of them went.
+    """
+
+    def __init__(self, modules: Sequence[nn.Sequential], activation: str) -> None:
+        super().__init__()
+        self.activation = _ACTIVATIONS[activation]
+        self.names = [_layer_names(module) for module in modules]
+        depth = len(self.names[0].linear) - 1
+        linears = [
+            [cast(nn.Linear, module[i]) for i in names.linear]
+            for module, names in zip(modules, self.names, strict=True)
+        ]
+        self.linears = nn.ModuleList(
+            StackedLinear(
+                [row[i].weight.detach() for row in linears], [row[i].bias.detach() for row in linears]
+            )
+            for i in range(depth + 1)
+        )
+        normed = [v for v, names in enumerate(self.names) if names.norm]
+        self.norms = nn.ModuleList(
+            StackedBatchNorm(
+                [cast(nn.BatchNorm1d, modules[v][self.names[v].norm[i]]) for v in normed],
+                normed,
+                len(modules),
+            )
+            for i in range(depth if normed else 0)
+        )
+        self.widths = [cast(StackedLinear, linear).weight.shape[1] for linear in list(self.linears)[:-1]]
+        self.dropout_layers = []  # hidden layers in which some member drops units
+        for i in range(depth):
+            rates = [_rate(module, names, i) for module, names in zip(modules, self.names, strict=True)]
+            dropped = [min(65535, round(65536 * rate)) for rate in rates]  # of 65536
+            threshold = torch.tensor([n - 32768 for n in dropped], dtype=torch.int16)
+            scale = torch.tensor([65536 / (65536 - n) for n in dropped])
+            self.register_buffer(f"threshold{i}", threshold.view(-1, 1, 1), persistent=False)
+            self.register_buffer(f"scale{i}", scale.view(-1, 1, 1), persistent=False)
+            if any(dropped):
+                self.dropout_layers.append(i)
+
+    def forward(
+        self, images: Tensor, runs: Sequence[FeedRun], draws: dict[int, Tensor] | None = None
+    ) -> Tensor:
+        """images float32 [S, B, …] → logits [V, B, K]. `draws`: for every layer of `dropout_layers` the
+        `randomness.dropout_draws` of each feed, int16 [S, B, H]; None for evaluation."""
+        h = self.linears[0](images.flatten(2), runs)
+        for i in range(len(self.widths)):
+            if self.norms:
+                h = self.norms[i](h)
+            h = self.activation(h)
+            if draws is not None and i in self.dropout_layers:
+                h = h * self._mask(i, draws[i], runs).to(h.dtype)
+            h = self.linears[i + 1](h)
+        return cast(Tensor, h)
+
+    def _mask(self, layer: int, draws: Tensor, runs: Sequence[FeedRun]) -> Tensor:
+        """0 where a unit is dropped, else 1 / (1 − p): float32 [V, B, H]"""
+        if draws.shape[0] > 1:
+            draws = torch.cat([draws[r.feed].expand(r.stop - r.start, -1, -1) for r in runs])
+        keep: Tensor = draws >= self.get_buffer(f"threshold{layer}")
+        return keep * self.get_buffer(f"scale{layer}")
+
+    def places(self) -> dict[str, list[tuple[int, int, str]]]:
+        """Stacked tensor's name → (row, member, name in that member's own state dict) for every row."""
+        table: dict[str, list[tuple[int, int, str]]] = {}
+        for i in range(len(self.linears)):
+            for key in ("weight", "bias"):
+                rows = [(v, v, f"{names.linear[i]}.{key}") for v, names in enumerate(self.names)]
+                table[f"linears.{i}.{key}"] = rows
+        for i, norm in enumerate(self.norms):
+            for key in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+                members = cast(StackedBatchNorm, norm).members
+                table[f"norms.{i}.{key}"] = [
+                    (r, v, f"{self.names[v].norm[i]}.{key}") for r, v in enumerate(members)
+                ]
+        return table
+
+
+@dataclass(frozen=True)
+class _LayerNames:
+    linear: list[int]
+    norm: list[int]
+    dropout: dict[int, float]  # position → rate
+
+
+def _layer_names(module: nn.Sequential) -> _LayerNames:
+    layers = list(enumerate(module))
+    return _LayerNames(
+        [i for i, layer in layers if isinstance(layer, nn.Linear)],
+        [i for i, layer in layers if isinstance(layer, nn.BatchNorm1d)],
+        {i: layer.p for i, layer in layers if isinstance(layer, nn.Dropout)},
+    )
+
+
+def _rate(module: nn.Sequential, names: _LayerNames, i: int) -> float:
+    """Dropout rate between Linear i and Linear i + 1."""
+    first, last = names.linear[i], names.linear[i + 1]
+    return next((rate for place, rate in names.dropout.items() if first < place < last), 0.0)

@@ -1,0 +1,47 @@
+"""Stateless randomness: every draw is a function of where it is used, never of how often one drew before.
+
+The generator is numpy's Philox 4×64 (Salmon et al., SC 2011), whose key is (seed, purpose) and whose counter is the
+position; its bit stream is guaranteed not to change between numpy versions. Draws are made on the CPU, so that a run
+sees the same numbers on every device, with any number of processes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+ORDER, DROPOUT, AUGMENT, MIXUP, FOREIGN = range(1, 6)  # purposes; the numbers are part of every result
+
+
+def draws(purpose: int, seed: int, position: tuple[int, int, int], count: int) -> NDArray[np.uint64]:
+    """`count` uniform uint64 for one purpose, seed and position; a longer draw begins with the shorter one."""
+    stream = np.random.Philox(key=[seed, purpose], counter=[0, *position])
+    words: NDArray[np.uint64] = stream.random_raw(count)
+    return words
+
+
+def uniform(purpose: int, seed: int, position: tuple[int, int, int], count: int) -> NDArray[np.float64]:
+    """`count` uniform float64 in [0, 1)."""
+    bits: NDArray[np.float64] = (draws(purpose, seed, position, count) >> np.uint64(11)).astype(np.float64)
+    return bits * 2.0**-53
+
+
+def epoch_order(seed: int, epoch: int, num_images: int) -> NDArray[np.int64]:
+    """The order of the training images in an epoch: a permutation of range(num_images)."""
+    keys = draws(ORDER, seed, (epoch, 0, 0), num_images)
+    return np.argsort(keys, kind="stable").astype(np.int64)
+
+
+def dropout_draws(
+    seed: int, epoch: int, step: int, layer: int, batch_size: int, width: int
+) -> NDArray[np.int16]:
+    """Uniform int16 [batch_size, width], one for each unit of a hidden layer in one step. Row i belongs to
+    image i of the global batch. A unit is dropped with rate p where its draw < round(65536 p) − 32768."""
+    count = batch_size * width
+    words = draws(DROPOUT, seed, (epoch, step, layer), -(-count // 4))
+    return words.view(np.int16)[:count].reshape(batch_size, width)
+
+
+def torch_seed(seed: int, epoch: int, step: int) -> int:
+    """A seed for torch's own generators, for modules whose randomness is not ours."""
+    return int(draws(FOREIGN, seed, (epoch, step, 0), 1)[0] >> np.uint64(1))

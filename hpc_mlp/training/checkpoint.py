@@ -1,0 +1,106 @@
+"""`last.ckpt` and `best.safetensors`: safetensors files, so that loading never executes code.
+
+All runs of a bank must resume from the same step. Their checkpoints are therefore published in two phases: each is
+first written in full as `last.ckpt.new`, then all are renamed. Killed at any moment, every run holds a checkpoint of
+the newest position that all of them have reached.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hpc_mlp.errors import RunError
+from hpc_mlp.runs import BEST, LAST, publish
+
+Position = tuple[int, int]  # finished epochs, finished steps of the next one
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """`tensors`: "model/…", "first/…", "second/…", "average/…" and "loss_sum"; `state`: the member's JSON state."""
+
+    position: Position
+    state: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Written under a temporary name, then renamed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        # One metadata key: safetensors writes several in an order that changes from call to call.
+        save_file(contiguous, temporary, {"hpc_mlp": json.dumps(metadata)})
+        publish(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"cannot write {path}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_checkpoints(folders: Sequence[Path], checkpoints: Sequence[Checkpoint]) -> None:
+    """Publish the checkpoints of all members of a bank, all or none."""
+    for folder, checkpoint in zip(folders, checkpoints, strict=True):
+        metadata = {"position": checkpoint.position, "state": checkpoint.state}
+        save_tensors(_new(folder), checkpoint.tensors, metadata)
+    for folder in folders:
+        os.replace(_new(folder), folder / LAST)
+
+
+def load_checkpoints(folders: Sequence[Path], device: str = "cpu") -> list[Checkpoint] | None:
+    """The members' checkpoints at the newest position that all of them have; None if there is no such position."""
+    found = [
+        {
+            position: path
+            for path in (folder / LAST, _new(folder))
+            if (position := _position(path)) is not None
+        }
+        for folder in folders
+    ]
+    common = set.intersection(*(set(paths) for paths in found))
+    if not common:
+        return None
+    position = max(common)
+    checkpoints = []
+    for paths in found:
+        path = paths[position]
+        with safe_open(path, framework="pt") as file:
+            state = json.loads(file.metadata()["hpc_mlp"])["state"]
+        checkpoints.append(Checkpoint(position, state, load_file(path, device=device)))
+    return checkpoints
+
+
+def _new(folder: Path) -> Path:
+    return folder / f"{LAST}.new"
+
+
+def _position(path: Path) -> Position | None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            epoch, step = json.loads(file.metadata()["hpc_mlp"])["position"]
+            return epoch, step
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None  # cut short by a crash of the machine: as good as absent
+
+
+def save_best(folder: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    save_tensors(folder / BEST, weights, metadata)
+
+
+def load_best(folder: Path) -> dict[str, Tensor]:
+    """The best weights of a run under the names of its plain module, on the CPU."""
+    try:
+        return load_file(folder / BEST)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"cannot read {folder / BEST}: {error}") from None

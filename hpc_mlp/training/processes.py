@@ -1,0 +1,61 @@
+"""The processes that train together, and what they sum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that train one bank. Rank 0 writes the bank's files. One process needs no group."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def lead(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def alone(self) -> bool:
+        return self.world_size == 1
+
+    def part(self, count: int) -> tuple[int, int]:
+        """This process's part start:stop of `count` things, as `torch.tensor_split` cuts."""
+        each, rest = divmod(count, self.world_size)
+        start = self.rank * each + min(self.rank, rest)
+        return start, start + each + (self.rank < rest)
+
+    def sum(self, tensors: Sequence[Tensor]) -> None:
+        """Sum each tensor over the processes, in place; small ones travel together."""
+        if self.alone:
+            return
+        small = [tensor for tensor in tensors if tensor.numel() < 1 << 16]
+        for tensor in tensors:
+            if tensor.numel() >= 1 << 16:
+                dist.all_reduce(tensor)
+        for dtype in {tensor.dtype for tensor in small}:
+            group = [tensor for tensor in small if tensor.dtype == dtype]
+            flat = torch.cat([tensor.reshape(-1) for tensor in group])
+            dist.all_reduce(flat)
+            first = 0
+            for tensor in group:
+                tensor.copy_(flat[first : first + tensor.numel()].view_as(tensor))
+                first += tensor.numel()
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether the flag is set on any process."""
+        if self.alone:
+            return flag
+        tensor = torch.tensor(float(flag), device=device)
+        dist.all_reduce(tensor)
+        return bool(tensor.item())
+
+    def wait(self) -> None:
+        if not self.alone:
+            dist.barrier()

@@ -1,0 +1,286 @@
+"""From a list of runs to finished run folders: what is already done, who trains what, one bank after another."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+
+from hpc_mlp import __version__
+from hpc_mlp.config import DataConfig, differences, identity
+from hpc_mlp.data.manifest import Manifest
+from hpc_mlp.data.remote import Place, is_url, load_manifest
+from hpc_mlp.errors import HpcMlpError, LeaseLostError, RunError, UserError
+from hpc_mlp.lease import Lease
+from hpc_mlp.models.bank import bank_order
+from hpc_mlp.models.registry import build_module, count_parameters
+from hpc_mlp.plan import RunSpec
+from hpc_mlp.runs import Json, RunFolder
+from hpc_mlp.training import stop
+from hpc_mlp.training.engine import BankTrainer
+from hpc_mlp.training.feeder import Feeder, make_feeder
+from hpc_mlp.training.members import Member
+from hpc_mlp.training.processes import Processes
+from hpc_mlp.training.progress import Lines, LiveTable, Silent, View
+
+Parallel = Literal["auto", "members", "data"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one call of `train_specs` works on."""
+
+    shards: Place
+    manifest: Manifest
+    specs: list[RunSpec]
+    runs: Path
+
+    def folder(self, spec: RunSpec) -> RunFolder:
+        return RunFolder(self.runs / spec.name)
+
+    def describe(self, spec: RunSpec, device: torch.device) -> Json:
+        """config.json of a run."""
+        manifest = self.manifest
+        shape = (manifest.channels, *manifest.image_size)
+        with torch.device("meta"):
+            module = build_module(spec.config.model, shape, len(manifest.classes), spec.seed)
+        return {
+            "name": spec.name,
+            "variant": spec.variant,
+            "seed": spec.seed,
+            "swept": spec.swept,
+            "config": spec.config.model_dump(mode="json"),
+            "dataset": {
+                "path": str(self.shards) if is_url(self.shards) else str(Path(self.shards).resolve()),
+                "digest": manifest.digest,
+                "classes": list(manifest.classes),
+                "image_size": list(manifest.image_size),
+                "channels": manifest.channels,
+                "num_images": {name: split.num_images for name, split in manifest.splits.items()},
+            },
+            "num_parameters": count_parameters(module),
+            "versions": {
+                "hpc_mlp": __version__,
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+            },
+            "command": " ".join(sys.argv),
+            "device": _device_name(device),
+            "hostname": socket.gethostname(),
+        }
+
+
+def train_specs(
+    shards: Place,
+    specs: Sequence[RunSpec],
+    runs: Path,
+    *,
+    cpu: bool = False,
+    parallel: Parallel = "auto",
+    overwrite: bool = False,
+) -> int:
+    """Train every run that is not complete; → exit code 0, 1 (a run failed) or 128 + signal (stopped on request).
+
+    Under several processes (Accelerate's environment) the runs are dealt out over them, or each batch is split.
+    UserError, before anything is written, where the input is wrong.
+    """
+    stop.clear()
+    with stop.stop_on_signals():
+        manifest = load_manifest(shards)
+        job = Job(shards, manifest, list(specs), runs)
+        check(job)
+        accelerator = Accelerator(cpu=cpu)
+        device = accelerator.device
+        everybody = Processes(accelerator.process_index, accelerator.num_processes)
+        todo = list(job.specs) if overwrite else unfinished(job, device)
+        console = Console(stderr=True) if everybody.lead else None
+        if console is not None and len(todo) < len(job.specs):
+            done = len(job.specs) - len(todo)
+            console.print(
+                f"{done} of {len(job.specs)} runs are complete; --overwrite trains them anew.", style="dim"
+            )
+        split = parallel == "data" or (parallel == "auto" and 0 < len(todo) < everybody.world_size)
+        first, last = (0, len(todo)) if split else everybody.part(len(todo))
+        mine = todo[first:last]
+        configs = dict.fromkeys(spec.config.data for spec in mine)
+        feeders = {config: make_feeder(job.shards, manifest, config, device) for config in configs}
+        everybody.wait()  # nobody has written anything until everybody has read everything
+        if everybody.lead:
+            prepare(job, todo, device, overwrite)
+        everybody.wait()
+        code = _train(job, mine, feeders, everybody if split else Processes(), device, console)
+        if not split:
+            code = _worst(code, everybody, device)
+        accelerator.end_training()
+        return code
+
+
+def check(job: Job) -> None:
+    """UserError where these runs cannot be trained on this dataset."""
+    manifest = job.manifest
+    for split in ("train", "val", "test"):
+        if manifest.split(split).num_images == 0:
+            raise UserError(
+                f"{job.shards} has no {split} images. Convert with larger --val and --test shares."
+            )
+    for spec in job.specs:
+        config = spec.config
+        if config.model.batchnorm and config.train.batch_size < 2:
+            raise UserError(f"{spec.name}: batch normalisation needs train.batch_size of at least 2.")
+        shape = (manifest.channels, *manifest.image_size)
+        with torch.device("meta"):  # wrong kinds and shapes show here, before anything is written
+            build_module(config.model, shape, len(manifest.classes), spec.seed)
+
+
+def unfinished(job: Job, device: torch.device) -> list[RunSpec]:
+    """The runs still to be trained. UserError where a folder holds another run."""
+    todo = []
+    for spec in job.specs:
+        folder = job.folder(spec)
+        old = folder.config()
+        if old is not None:
+            _compare(folder, old, job.describe(spec, device))
+        if old is None or folder.result() is None:
+            todo.append(spec)
+    return todo
+
+
+def prepare(job: Job, todo: Sequence[RunSpec], device: torch.device, overwrite: bool) -> None:
+    """Make the run folders of `todo`."""
+    for spec in todo:
+        folder = job.folder(spec)
+        if overwrite:
+            folder.clear()
+        folder.path.mkdir(parents=True, exist_ok=True)
+        if folder.config() is None:
+            folder.write_config(job.describe(spec, device))
+
+
+def _compare(folder: RunFolder, old: Json, new: Json) -> None:
+    lines = differences(_identity(old), _identity(new))
+    if lines:
+        raise UserError(
+            f"{folder.path} holds a run with another configuration or dataset:\n  "
+            + "\n  ".join(lines)
+            + "\nUse another --runs folder, or --overwrite to train it anew."
+        )
+
+
+def _identity(config: Json) -> Json:
+    flat = {f"{s}.{k}": value for s, keys in config["config"].items() for k, value in keys.items()}
+    return identity(flat) | {"seed": config["seed"], "dataset.digest": config["dataset"]["digest"]}
+
+
+def banks(specs: Sequence[RunSpec]) -> list[list[RunSpec]]:
+    """Runs that can share batches and precision, together."""
+    groups: dict[object, list[RunSpec]] = {}
+    for spec in specs:
+        train = spec.config.train
+        groups.setdefault(
+            (train.batch_size, train.precision, train.checkpoint_every, spec.config.data), []
+        ).append(spec)
+    return [bank_order(group) for group in groups.values()]
+
+
+def _train(
+    job: Job,
+    todo: Sequence[RunSpec],
+    feeders: dict[DataConfig, Feeder],
+    processes: Processes,
+    device: torch.device,
+    console: Console | None,
+) -> int:
+    code = 0
+    if not todo:
+        return code
+    with _view(console) as view:
+        for specs in banks(todo):
+            members = [Member(spec, job.folder(spec)) for spec in specs]
+            try:
+                with _leases(members, processes, device) as guard:
+                    feeder = feeders[specs[0].config.data]
+                    open_members = [member for member in members if member.folder.result() is None]
+                    if not open_members or BankTrainer(open_members, feeder, processes, view, guard).run():
+                        continue
+                reason = stop.stop_reason() or "SIGTERM"
+                view.note(f"stopped by {reason}; the same command goes on from here.")
+                return stop.exit_code(reason)
+            except LeaseLostError as error:  # the folders are another's now: nothing may be written there
+                view.note(str(error))
+                code = 1
+            except Exception as error:
+                _record_failure(members, error)
+                view.note(
+                    f"failed: {_one_line(error)}; the traceback is in {members[0].folder.path}/failed.json"
+                )
+                code = 1
+    return code
+
+
+@contextmanager
+def _leases(
+    members: Sequence[Member], processes: Processes, device: torch.device
+) -> Iterator[Callable[[], None]]:
+    """Hold the run folders, so that one process at a time writes them; → a check to call before writing."""
+    with ExitStack() as stack:
+        problem: Exception | None = None
+        leases: list[Lease] = []
+        try:
+            if processes.lead:
+                leases = [stack.enter_context(Lease(member.folder.path)) for member in members]
+        except RunError as error:
+            problem = error
+        if processes.any(problem is not None, device):
+            raise LeaseLostError(str(problem or "the lead process could not get hold of the run folders."))
+
+        def guard() -> None:
+            for lease in leases:
+                lease.check()
+
+        yield guard
+
+
+def _record_failure(members: Sequence[Member], error: Exception) -> None:
+    for member in members:
+        if member.folder.result() is None:
+            member.folder.write_failed(_one_line(error), traceback.format_exc())
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, HpcMlpError) else f"{type(error).__name__}: {text}"
+
+
+@contextmanager
+def _view(console: Console | None) -> Iterator[View]:
+    if console is None:
+        yield Silent()
+    elif console.is_terminal:
+        with LiveTable(console) as live:
+            yield live
+    else:
+        yield Lines(console)
+
+
+def _worst(code: int, processes: Processes, device: torch.device) -> int:
+    codes = torch.zeros(processes.world_size, device=device)
+    codes[processes.rank] = code
+    processes.sum([codes])
+    return int(codes.max().item())
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({os.cpu_count()} cores)" if device.type == "cpu" else device.type

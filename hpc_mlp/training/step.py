@@ -1,0 +1,122 @@
+"""One training step of a bank: forward, backward, update. On CUDA it is captured once and replayed as a graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hpc_mlp.models.bank import Bank, Recipe
+from hpc_mlp.training.feeder import StepBatch
+from hpc_mlp.training.loss import BankLoss, Targets
+from hpc_mlp.training.optim import BankOptimizer, Rate
+
+Draws = list[dict[int, Tensor]]
+
+
+@dataclass
+class _Inputs:
+    """What a step reads. A graph replays with the same tensors, filled anew."""
+
+    images: Tensor
+    targets: Targets
+    draws: Draws
+
+    def tensors(self) -> list[Tensor]:
+        targets = [self.targets.labels, self.targets.partners, self.targets.share]
+        draws = [layer for block in self.draws for layer in block.values()]
+        return [self.images, *(t for t in targets if t is not None), *draws]
+
+    def clone(self) -> _Inputs:
+        labels, partners, share = self.targets.labels, self.targets.partners, self.targets.share
+        targets = Targets(
+            labels.clone(),
+            None if partners is None else partners.clone(),
+            None if share is None else share.clone(),
+        )
+        draws = [{layer: draw.clone() for layer, draw in block.items()} for block in self.draws]
+        return _Inputs(self.images.clone(), targets, draws)
+
+
+class TrainStep:
+    """Callable: takes a `StepBatch` and the rates of the recipes, updates the bank, adds to `loss_sum` [V]."""
+
+    def __init__(
+        self, bank: Bank, optimizer: BankOptimizer, loss: BankLoss, precision: str, *, graph: bool
+    ) -> None:
+        self.bank, self.optimizer, self.loss = bank, optimizer, loss
+        self.device = optimizer.count.device
+        self.bf16 = precision == "bf16"
+        self.loss_sum = torch.zeros(len(bank), device=self.device)
+        self.feeds = torch.tensor(bank.member_feeds, device=self.device)
+        self.graph = _Graph(self) if graph and self.device.type == "cuda" else None
+
+    def __call__(self, batch: StepBatch, rates: dict[Recipe, float]) -> None:
+        self.bank.train()
+        inputs = _Inputs(
+            batch.images,
+            Targets(batch.labels[self.feeds], self._by_member(batch.partners), self._by_member(batch.share)),
+            self.bank.dropout_draws(batch.place, self.device),
+        )  # fmt: skip
+        if self.graph is not None and batch.full:
+            self.graph.replay(inputs, rates, batch.place.batch_size)
+        else:
+            self.compute(inputs, dict(rates), batch.place.batch_size)
+
+    def _by_member(self, values: Tensor | None) -> Tensor | None:
+        """[S, b] → [V, b]"""
+        return None if values is None else values[self.feeds]
+
+    def compute(self, inputs: _Inputs, rates: dict[Recipe, Rate], batch_size: int) -> None:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = self.bank(inputs.images, inputs.draws)
+        losses = self.loss(logits, inputs.targets, batch_size)
+        self.optimizer.step(losses.sum(), rates)
+        self.loss_sum.add_(losses.detach(), alpha=batch_size)
+
+
+class _Graph:
+    """The step of full batches, captured at its first use (CUDA graph): one launch instead of some hundred."""
+
+    def __init__(self, step: TrainStep) -> None:
+        self.step = step
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.inputs: _Inputs | None = None
+        self.rates: dict[Recipe, Rate] = {}
+
+    def replay(self, inputs: _Inputs, rates: dict[Recipe, float], batch_size: int) -> None:
+        if self.inputs is None:
+            self.inputs = inputs.clone()
+            self.rates = {
+                recipe: torch.tensor(rate, device=self.step.device) for recipe, rate in rates.items()
+            }
+        for mine, given in zip(self.inputs.tensors(), inputs.tensors(), strict=True):
+            mine.copy_(given, non_blocking=True)
+        for recipe, rate in rates.items():
+            tensor = self.rates[recipe]
+            assert isinstance(tensor, Tensor)
+            tensor.fill_(rate)
+        if self.graph is None:
+            self._capture(self.inputs, batch_size)
+        assert self.graph is not None
+        self.graph.replay()
+
+    def _capture(self, inputs: _Inputs, batch_size: int) -> None:
+        """Warm up on a side stream, as graphs demand, then put everything back and capture."""
+        step = self.step
+        moments = [tensor for kind in step.optimizer.moments.values() for tensor in kind.values()]
+        state = [*step.bank.state_dict().values(), *moments, step.optimizer.count, step.loss_sum]
+        before = [tensor.clone() for tensor in state]
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                step.compute(inputs, self.rates, batch_size)
+        torch.cuda.current_stream().wait_stream(side)
+        for tensor, value in zip(state, before, strict=True):
+            tensor.copy_(value)
+        del before
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            step.compute(inputs, self.rates, batch_size)

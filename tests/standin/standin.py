@@ -1,0 +1,71 @@
+"""A stand-in for training, as fast as wanted, that keeps the contract: checkpoint, resume, lease.
+
+The "weights" are a chain of hashes over the steps, so that any lost or repeated step changes the result.
+`model.options.seconds` is the length of a step, `model.options.fail` a seed whose run raises.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import traceback
+from pathlib import Path
+
+from hpc_mlp.lease import Lease
+from hpc_mlp.plan import RunSpec
+from hpc_mlp.runs import LAST, RunFolder, write_bytes, write_json
+from hpc_mlp.training import stop
+
+STEPS = 10
+
+
+def train_specs(
+    shards: Path, specs: list[RunSpec], runs: Path, *, cpu: bool, parallel: str, overwrite: bool
+) -> int:
+    code = 0
+    for spec in specs:
+        folder = RunFolder(runs / spec.name)
+        if folder.result():
+            continue
+        try:
+            if not _train(spec, folder):
+                return 143
+        except Exception as error:
+            folder.write_failed(str(error), traceback.format_exc())
+            code = 1
+    return code
+
+
+def _train(spec: RunSpec, folder: RunFolder) -> bool:
+    options = spec.config.model.options
+    with Lease(folder.path, stale_after=5, wait=60) as lease:
+        folder.write_config(
+            {"name": spec.name, "variant": spec.variant, "seed": spec.seed, "swept": spec.swept,
+             "config": spec.config.model_dump(mode="json"), "dataset": {}, "versions": {}}
+        )  # fmt: skip
+        last = folder.path / LAST
+        state = (
+            json.loads(last.read_text()) if last.exists() else {"step": 0, "weights": spec.name, "lines": []}
+        )
+        if options.get("fail") == spec.seed:
+            raise ValueError(f"told to fail for seed {spec.seed}")
+        while state["step"] < spec.config.train.epochs * STEPS:
+            time.sleep(float(options.get("seconds", 0.0)))
+            state["step"] += 1
+            state["weights"] = hashlib.sha256(f"{state['weights']} {state['step']}".encode()).hexdigest()
+            lease.check()
+            if state["step"] % STEPS == 0:
+                state["lines"].append(
+                    {"epoch": state["step"] // STEPS, "train_loss": 1 / state["step"], "val_loss": 1.0,
+                     "val_accuracy": 0.5, "learning_rate": 1e-3, "images_per_second": 1e3, "seconds": 0.1}
+                )  # fmt: skip
+                folder.write_metrics(state["lines"])
+            if state["step"] % 3 == 0 or stop.reason:
+                write_bytes(last, json.dumps(state).encode())
+            if stop.reason:
+                return False
+        lease.check()
+        write_json(folder.path / "weights.json", {"weights": state["weights"]})
+        folder.write_result({"status": "done", "stopped": "epochs", "epochs_run": spec.config.train.epochs})
+    return True
