@@ -22,7 +22,7 @@ from hpc_mlp.config import DataConfig, differences, identity
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.remote import Place, is_url, load_manifest
 from hpc_mlp.errors import HpcMlpError, LeaseLostError, RunError, UserError
-from hpc_mlp.lease import Lease
+from hpc_mlp.lease import Lease, hold_all
 from hpc_mlp.models.bank import bank_order
 from hpc_mlp.models.registry import build_module, count_parameters
 from hpc_mlp.plan import RunSpec
@@ -241,7 +241,7 @@ def _leases(
         leases: list[Lease] = []
         try:
             if processes.lead:
-                leases = [stack.enter_context(Lease(member.folder.path)) for member in members]
+                leases = stack.enter_context(hold_all(member.folder.path for member in members))
         except RunError as error:
             problem = error
         if processes.any(problem is not None, device):
