@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hpc_mlp.config import AugmentConfig, OptimConfig, ScheduleConfig
 from hpc_mlp.models.dropout import StatelessDropout, StepPlace, make_stateless
-from hpc_mlp.models.norm import StackedBatchNorm, make_sync
+from hpc_mlp.models.norm import BankNorm, StackedBatchNorm, replace_norms
 from hpc_mlp.models.registry import ImageShape, build_module, count_parameters
 from hpc_mlp.models.stack import FeedRun, StackedMLP
 from hpc_mlp.plan import RunSpec
@@ -88,6 +88,7 @@ class Bank(nn.Module):
         self.sizes: list[int] = []  # members of each block
         self.num_parameters: list[int] = []  # of each member
         self.dropouts: list[StatelessDropout] = []
+        self.norms: list[BankNorm | StackedBatchNorm] = []
         for key, members in itertools.groupby(range(len(specs)), key=lambda i: _stack_key(specs[i])):
             modules = []
             for i in members:
@@ -96,9 +97,12 @@ class Bank(nn.Module):
                 self.num_parameters.append(count_parameters(modules[-1]))
             if key[0] == "mlp":
                 stack = [cast(nn.Sequential, module) for module in modules]
-                self.blocks.append(StackedMLP(stack, specs[i].config.model.activation))
+                block = StackedMLP(stack, specs[i].config.model.activation)
+                self.norms += [cast(StackedBatchNorm, norm) for norm in block.norms]
+                self.blocks.append(block)
             else:
                 self.dropouts += make_stateless(modules[0], specs[i].seed)
+                self.norms += replace_norms(modules[0])
                 self.blocks.append(modules[0])
             self.sizes.append(len(modules))
 
@@ -156,12 +160,8 @@ class Bank(nn.Module):
 
     def synchronise_norms(self) -> None:
         """From here on batch-norm statistics are those of the global batch over all processes."""
-        for block in self.blocks:
-            if isinstance(block, StackedMLP):
-                for norm in block.norms:
-                    cast(StackedBatchNorm, norm).sync = True
-            else:
-                make_sync(block)
+        for norm in self.norms:
+            norm.sync = True
 
     def rows(self) -> list[Row]:
         """Where every member's tensors stand: one `Row` for each tensor of each member's plain state dict."""
