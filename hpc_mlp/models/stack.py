@@ -45,6 +45,9 @@ class StackedLinear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.stack(list(weights)), requires_grad=False)  # [V, H, D]
         self.bias = nn.Parameter(torch.stack(list(biases)))  # [V, H]
+        # 0 for members whose output is batch-normalised: their bias has a gradient of exactly zero, and what rounding
+        # leaves of it Adam would blow up to steps of ±lr, different on every device and number of processes.
+        self.register_buffer("bias_counts", torch.ones(len(weights), 1), persistent=False)
         self.factors: list[
             tuple[FeedRun, Tensor, Tensor]
         ] = []  # (members, x [B, D] or [v, B, D], dy [v, B, H])
@@ -101,7 +104,7 @@ class _MemberLinear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         ctx.layer.factors = [(FeedRun(0, 0, x.shape[0]), x, dy)]
         dx = torch.bmm(dy, weight) if ctx.needs_input_grad[0] else None
-        return dx, None, dy.sum(1), None, None
+        return dx, None, dy.sum(1) * ctx.layer.bias_counts, None, None
 
 
 class _FeedLinear(torch.autograd.Function):
@@ -125,7 +128,7 @@ class _FeedLinear(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         ctx.layer.factors = [(run, x[run.feed], dy[run.start : run.stop]) for run in ctx.runs]
-        return None, None, dy.sum(1), None, None
+        return None, None, dy.sum(1) * ctx.layer.bias_counts, None, None
 
 
 class StackedMLP(nn.Module):
@@ -150,6 +153,8 @@ class StackedMLP(nn.Module):
             for i in range(depth + 1)
         )
         normed = [v for v, names in enumerate(self.names) if names.norm]
+        for linear in list(self.linears)[:-1]:
+            linear.get_buffer("bias_counts")[normed] = 0
         self.norms = nn.ModuleList(
             StackedBatchNorm(
                 [cast(nn.BatchNorm1d, modules[v][self.names[v].norm[i]]) for v in normed],
