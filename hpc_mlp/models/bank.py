@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hpc_mlp.config import AugmentConfig, OptimConfig, ScheduleConfig
 from hpc_mlp.models.dropout import StatelessDropout, StepPlace, make_stateless
-from hpc_mlp.models.norm import make_sync
+from hpc_mlp.models.norm import BankNorm, replace_norms
 from hpc_mlp.models.parts import BatchParts
 from hpc_mlp.models.registry import ImageShape, build_module, count_parameters
 from hpc_mlp.models.stack import FeedRun, StackedMLP
@@ -91,6 +91,7 @@ class Bank(nn.Module):
         self.sizes: list[int] = []  # members of each block
         self.num_parameters: list[int] = []  # of each member
         self.dropouts: list[StatelessDropout] = []
+        self.norms: list[BankNorm] = []  # of the single modules
         for key, members in itertools.groupby(range(len(specs)), key=lambda i: _stack_key(specs[i])):
             modules = []
             for i in members:
@@ -102,6 +103,7 @@ class Bank(nn.Module):
                 self.blocks.append(StackedMLP(stack, specs[i].config.model.activation))
             else:
                 self.dropouts += make_stateless(modules[0], specs[i].seed)
+                self.norms += replace_norms(modules[0])
                 self.blocks.append(modules[0])
             self.sizes.append(len(modules))
 
@@ -173,8 +175,8 @@ class Bank(nn.Module):
         for block in self.blocks:
             if isinstance(block, StackedMLP):
                 block.share_batches(self.parts)
-            else:
-                make_sync(block)
+        for norm in self.norms:
+            norm.sync = True
 
     def is_summed(self, parameter: str) -> bool:
         """Whether this parameter's gradient is that of the whole batch already."""

@@ -1,4 +1,8 @@
-"""Batch normalisation for some of the members of a stack, with PyTorch's semantics."""
+"""Batch normalisation with PyTorch's semantics, stacked or over several processes.
+
+One exception: PyTorch refuses to train on a batch with one value per channel, which a last batch of one image is. Here
+such a batch is normalised with the running statistics, and leaves them as they are.
+"""
 
 from __future__ import annotations
 
@@ -62,9 +66,10 @@ class StackedBatchNorm(nn.Module):
         flat = h.transpose(0, 1).reshape(batch, members * width).contiguous()
         weight, bias = self.weight.flatten(), self.bias.flatten()
         mean, var = self.running_mean.view(-1), self.running_var.view(-1)
-        if self.training:
+        learning = self.training and batch > 1
+        if learning:
             self.num_batches_tracked += 1
-        y = F.batch_norm(flat, mean, var, weight, bias, self.training, self.momentum, self.eps)
+        y = F.batch_norm(flat, mean, var, weight, bias, learning, self.momentum, self.eps)
         return y.view(batch, members, width).transpose(0, 1)
 
 
@@ -104,14 +109,31 @@ class _AllSum(torch.autograd.Function):
         return grad
 
 
-def sync_batch_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, momentum: float, eps: float
-) -> Tensor:
-    """Batch normalisation of this process's part [b, F] (b may be 0) of a global batch; updates the running
-    statistics `mean` and `var` [F] in place. Two passes, so that the variance does not cancel."""
-    x32 = x.float()
+def global_count(x: Tensor) -> Tensor:
+    """Rows of x [b, F] over all processes."""
     count = torch.tensor(float(x.shape[0]), device=x.device)
     dist.all_reduce(count)
+    return count
+
+
+def single_value(x: Tensor, count: Tensor | None) -> bool:
+    """Whether the (global) batch has one row: no statistics can be taken. Reads `count` only where that can be."""
+    return x.shape[0] <= 1 and (count is None or int(count.item()) <= 1)
+
+
+def sync_batch_norm(
+    x: Tensor,
+    count: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    """Batch normalisation of this process's part [b, F] (b may be 0) of a global batch of `count` rows; updates the
+    running statistics `mean` and `var` [F] in place. Two passes, so that the variance does not cancel."""
+    x32 = x.float()
     batch_mean = _AllSum.apply(x32.sum(0)) / count
     centred = x32 - batch_mean
     batch_var = _AllSum.apply(centred.square().sum(0)) / count
@@ -122,33 +144,51 @@ def sync_batch_norm(
     return cast(Tensor, y.to(x.dtype))
 
 
-class _SyncNorm(nn.modules.batchnorm._BatchNorm):
-    """Any BatchNorm layer with statistics over the global batch, also on CPUs."""
+class BankNorm(nn.modules.batchnorm._BatchNorm):
+    """Any BatchNorm layer; with `sync`, statistics are those of the global batch, also on CPUs."""
+
+    sync = False
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass
 
     def forward(self, input: Tensor) -> Tensor:
         """[b, F, …] → [b, F, …]"""
-        if not self.training:
+        if not self.training or not self.track_running_stats:
             return super().forward(input)
         assert self.running_mean is not None and self.running_var is not None
         assert self.num_batches_tracked is not None
+        rows = input.movedim(1, -1).reshape(-1, self.num_features)
+        count = global_count(rows) if self.sync else None
+        if single_value(rows, count):
+            return F.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        if count is None:
+            return super().forward(input)
         self.num_batches_tracked += 1
-        rows = input.movedim(1, -1)
         flat = sync_batch_norm(
-            rows.reshape(-1, self.num_features), self.weight, self.bias,
-            self.running_mean, self.running_var, self.momentum or 0.1, self.eps,
-        )  # fmt: skip
-        return flat.view(rows.shape).movedim(-1, 1)
+            rows,
+            count,
+            self.weight,
+            self.bias,
+            self.running_mean,
+            self.running_var,
+            self.momentum or 0.1,
+            self.eps,
+        )
+        return flat.view(input.movedim(1, -1).shape).movedim(-1, 1)
 
 
-def make_sync(module: nn.Module) -> None:
+def replace_norms(module: nn.Module) -> list[BankNorm]:
     """Replace the BatchNorm layers inside `module`, in place; parameters and buffers stay the same tensors."""
+    replaced: list[BankNorm] = []
     for name, child in list(module.named_modules()):
-        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d) and name:
-            new = _SyncNorm(child.num_features, child.eps, child.momentum)
-            new.weight, new.bias = child.weight, child.bias
-            new.running_mean, new.running_var = child.running_mean, child.running_var
-            new.num_batches_tracked = child.num_batches_tracked
+        if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) and name:
+            new = BankNorm(
+                child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
+            )
+            new._parameters, new._buffers = child._parameters, child._buffers
             module.set_submodule(name, new.train(child.training))
+            replaced.append(new)
+    return replaced

@@ -152,7 +152,8 @@ class BankOptimizer:
                 torch._foreach_mul_(views, torch.clamp(clip / (norm + 1e-6), max=1.0))
 
     def _decay(self, name: str, optim: OptimConfig) -> float:
-        stacked = ".linears." in name or ".norms." in name  # stacked biases and norms are [V, H]
+        block = self.bank.blocks[int(name.split(".")[1])]
+        stacked = isinstance(block, StackedMLP)  # its biases and norms are [V, H]
         vector = self.parameters[name].dim() <= (2 if stacked else 1)
         return 0.0 if vector and not optim.decay_bias_and_norm else optim.weight_decay
 
