@@ -27,9 +27,13 @@ def write_rich(classes: Sequence[str], predictions: Predictions, top_k: int | No
     """→ number of images that could not be read; so for the other writers."""
     k = min(top_k or 3, len(classes))
     failed = 0
+    console = Console()
+    if not console.is_terminal:
+        console.width = 10_000  # into a file or a pipe: whole paths on one line
     rows: Iterator[Prediction] = iter(predictions)
     while block := list(islice(rows, ROWS)):
-        table = Table("image")
+        table = Table()
+        table.add_column("image", overflow="fold")
         for rank in range(1, k + 1):
             table.add_column("class" if rank == 1 else f"{rank}.")
             table.add_column("%", justify="right")
@@ -41,7 +45,7 @@ def write_rich(classes: Sequence[str], predictions: Predictions, top_k: int | No
             else:
                 problems.append(f"hpc-mlp: {prediction.name} cannot be read: {prediction.problem}")
         if table.row_count:
-            Console().print(table)
+            console.print(table)
         for problem in problems:
             click.echo(problem, err=True)
         failed += len(problems)
