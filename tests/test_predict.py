@@ -21,7 +21,7 @@ import torch
 from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trained import SIZE, Trained, class_images, image_bytes, make, same_rows, train, write_zip
+from trained import SIZE, Trained, class_images, every_kind, image_bytes, same_rows, train, write_zip
 
 import hpc_mlp
 from hpc_mlp.cli import main
@@ -32,20 +32,13 @@ from hpc_mlp.errors import UserError
 from hpc_mlp.predict.images import Images
 from hpc_mlp.predict.model import load_run
 
-KINDS = "batchnorm,dropout,cnn,resnet18"
 NAMES = ["batchnorm-s0", "dropout-s0", "cnn-s0", "resnet18-s0", "residual-s0"]
 NUM_TEST = 36
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """One run of every kind of model, and a second seed of one."""
-    root = tmp_path_factory.mktemp("trained")
-    data = make(root, KINDS)
-    (root / "residual.toml").write_text('[model]\nkind = "residual_mlp"\nblocks = 1\ndropout = 0.1\n')
-    train(root, str(root / "residual.toml"))
-    train(root, "batchnorm", "1")
-    return data
+    return every_kind(tmp_path_factory.getbasetemp())
 
 
 def call(*arguments: object) -> Result:
@@ -66,8 +59,10 @@ def probabilities(rows: list[dict[str, str]]) -> Any:
 # ── the same pixels, the same probabilities ─────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("encoding", ["png", "jpeg", "npy", "original"])
-@pytest.mark.parametrize("grayscale", [False, True])
+@pytest.mark.parametrize(
+    ("encoding", "grayscale"),
+    [("png", False), ("jpeg", False), ("npy", False), ("original", False), ("png", True), ("jpeg", True)],
+)
 def test_pixels_are_those_of_the_shards(tmp_path: Path, encoding: str, grayscale: bool) -> None:
     write_zip(tmp_path / "all.zip")
     write_zip(tmp_path / "test.zip", ["test"])

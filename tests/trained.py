@@ -96,23 +96,30 @@ class Trained:
         return np.load(self.run(name) / "predictions.npz")["probabilities"]
 
 
-def make(root: Path, variants: str, seeds: str = "0", *settings: str, **options: Any) -> Trained:
-    """Convert and train for one epoch."""
-    write_zip(root / "all.zip")
-    write_zip(root / "test.zip", ["test"])
-    hpc_mlp.convert(root / "all.zip", root / "shards", size=SIZE, workers=1, **options)
-    train(root, variants, seeds, *settings)
+def every_kind(base: Path) -> Trained:
+    """One run of every kind of model, and a second seed of one; made once for all test files."""
+    root = base / "every-kind"
+    if not root.exists():
+        root.mkdir()
+        write_zip(root / "all.zip")
+        write_zip(root / "test.zip", ["test"])
+        hpc_mlp.convert(root / "all.zip", root / "shards", size=SIZE, workers=1)
+        train(root, "batchnorm,dropout,cnn,resnet18")
+        (root / "residual.toml").write_text('[model]\nkind = "residual_mlp"\nblocks = 1\ndropout = 0.1\n')
+        train(root, str(root / "residual.toml"))
+        train(root, "batchnorm", "1")
     return Trained(root)
 
 
-def train(root: Path, variants: str, seeds: str = "0", *settings: str) -> list[Run]:
+def train(root: Path, variants: str, seeds: str = "0") -> list[Run]:
+    """For one epoch."""
     small = ["train.epochs=1", "train.batch_size=8", "model.hidden=[16, 8]"]
     return hpc_mlp.train(
         root / "shards",
         variants=variants,
         seeds=seeds,
         runs=root / "runs",
-        settings=[*small, *settings],
+        settings=small,
         cpu=True,
     )
 
