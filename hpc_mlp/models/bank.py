@@ -154,6 +154,12 @@ class Bank(nn.Module):
             first += size
         return (logits[0] if len(logits) == 1 else torch.cat(logits)).float()
 
+    def set_reference(self, image: Tensor) -> None:
+        """Any normalised image float32 [C, H, W] of the dataset, the same for all processes and attempts."""
+        for block in self.blocks:
+            if isinstance(block, StackedMLP):
+                block.set_reference(image)
+
     def synchronise_norms(self) -> None:
         """From here on batch-norm statistics are those of the global batch over all processes."""
         for block in self.blocks:

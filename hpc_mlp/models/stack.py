@@ -7,6 +7,7 @@ what batch normalisation wants.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -45,6 +46,13 @@ class StackedLinear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.stack(list(weights)), requires_grad=False)  # [V, H, D]
         self.bias = nn.Parameter(torch.stack(list(biases)))  # [V, H]
+        # 0 for members whose output is batch-normalised: their bias has a gradient of exactly zero, and what rounding
+        # leaves of it Adam would blow up to steps of ±lr, different on every device and number of processes.
+        self.register_buffer("bias_counts", torch.ones(len(weights), 1), persistent=False)
+        # The same holds for pixels that never change, which are biases too. As dy sums to zero over a batch, dyᵀ x is
+        # dyᵀ (x − reference) for any image; for a pixel that never changes, that is zero to the bit.
+        self.reference: Tensor | None = None  # [D]
+        self.normed = [False] * len(weights)
         self.factors: list[
             tuple[FeedRun, Tensor, Tensor]
         ] = []  # (members, x [B, D] or [v, B, D], dy [v, B, H])
@@ -61,7 +69,7 @@ class StackedLinear(nn.Module):
 
     def weight_gradient(self, start: int, stop: int, rows: slice, out: Tensor) -> Tensor:
         """d loss / d weight[start:stop, rows] of the last backward, written to `out` [stop − start, rows, D] float32.
-        `start:stop` must lie within one feed run."""
+        `start:stop` must lie within one entry of `factors`."""
         for run, x, dy in self.factors:
             if run.start <= start and stop <= run.stop:
                 dy = dy[start - run.start : stop - run.start, :, rows]  # [v, B, rows]
@@ -101,7 +109,7 @@ class _MemberLinear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         ctx.layer.factors = [(FeedRun(0, 0, x.shape[0]), x, dy)]
         dx = torch.bmm(dy, weight) if ctx.needs_input_grad[0] else None
-        return dx, None, dy.sum(1), None, None
+        return dx, None, dy.sum(1) * ctx.layer.bias_counts, None, None
 
 
 class _FeedLinear(torch.autograd.Function):
@@ -124,8 +132,16 @@ class _FeedLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
-        ctx.layer.factors = [(run, x[run.feed], dy[run.start : run.stop]) for run in ctx.runs]
-        return None, None, dy.sum(1), None, None
+        layer: StackedLinear = ctx.layer
+        layer.factors = []
+        shifted = x - layer.reference if layer.reference is not None and any(layer.normed) else x
+        for run in ctx.runs:
+            for normed, group in itertools.groupby(range(run.start, run.stop), key=lambda v: layer.normed[v]):
+                members = list(group)
+                start, stop = members[0], members[-1] + 1
+                part = FeedRun(run.feed, start, stop)
+                layer.factors.append((part, (shifted if normed else x)[run.feed], dy[start:stop]))
+        return None, None, dy.sum(1) * ctx.layer.bias_counts, None, None
 
 
 class StackedMLP(nn.Module):
@@ -150,6 +166,10 @@ class StackedMLP(nn.Module):
             for i in range(depth + 1)
         )
         normed = [v for v, names in enumerate(self.names) if names.norm]
+        for linear in list(self.linears)[:-1]:
+            assert isinstance(linear, StackedLinear)
+            linear.get_buffer("bias_counts")[normed] = 0
+            linear.normed = [v in normed for v in range(len(modules))]
         self.norms = nn.ModuleList(
             StackedBatchNorm(
                 [cast(nn.BatchNorm1d, modules[v][self.names[v].norm[i]]) for v in normed],
@@ -191,6 +211,12 @@ class StackedMLP(nn.Module):
             draws = torch.cat([draws[r.feed].expand(r.stop - r.start, -1, -1) for r in runs])
         keep: Tensor = draws >= self.get_buffer(f"threshold{layer}")
         return keep * self.get_buffer(f"scale{layer}")
+
+    def set_reference(self, image: Tensor) -> None:
+        """Any normalised image [C, H, W]; the same for all processes (see `StackedLinear.reference`)."""
+        first = self.linears[0]
+        assert isinstance(first, StackedLinear)
+        first.reference = image.flatten()
 
     def places(self) -> dict[str, list[tuple[int, int, str]]]:
         """Stacked tensor's name → (row, member, name in that member's own state dict) for every row."""

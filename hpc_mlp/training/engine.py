@@ -53,6 +53,7 @@ class BankTrainer:
         self.feeder, self.processes, self.view, self.guard = feeder, processes, view, guard
         self.manifest: Manifest = feeder.manifest
         self.device = feeder.device
+        self.reference = feeder.reference()
         self.train_config = members[0].spec.config.train  # batch size and precision are the same for all
         self.bank_size = len(members)
         self.epoch = self.step = 0  # finished epochs; finished steps of the next one
@@ -106,6 +107,7 @@ class BankTrainer:
         specs = [member.spec for member in self.members]
         weights = None if kept is None else [_part(tensors, "model/") for tensors in kept]
         bank = Bank(specs, self._image_shape, len(self.manifest.classes), weights).to(self.device)
+        bank.set_reference(self.reference)
         if not self.processes.alone:
             bank.synchronise_norms()
         count = self.epoch * self.steps_per_epoch + self.step

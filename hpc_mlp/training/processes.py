@@ -39,7 +39,7 @@ class Processes:
         for tensor in tensors:
             if tensor.numel() >= 1 << 16:
                 dist.all_reduce(tensor)
-        for dtype in {tensor.dtype for tensor in small}:
+        for dtype in dict.fromkeys(tensor.dtype for tensor in small):  # the same order everywhere
             group = [tensor for tensor in small if tensor.dtype == dtype]
             flat = torch.cat([tensor.reshape(-1) for tensor in group])
             dist.all_reduce(flat)

@@ -226,6 +226,9 @@ def _train(
                 view.note(str(error))
                 code = 1
             except Exception as error:
+                if not processes.lead:  # the lead writes the folders, and will only see that we are gone
+                    traceback.print_exc()
+                    return 1
                 _record_failure(members, error)
                 view.note(
                     f"failed: {_one_line(error)}; the traceback is in {members[0].folder.path}/failed.json"
