@@ -52,17 +52,13 @@ def convert(sources: tuple[Path, ...], out: Path, size: str, **options: Any) -> 
     \b
     hpc-mlp convert photos.zip shards --size 64
     """
-    from hpc_mlp.data.convert import Settings
-    from hpc_mlp.data.convert import convert as run
+    from hpc_mlp.api import convert as run
 
-    height, width = parse_size(size)
-    settings = Settings(height=height, width=width, **options)
     with _Progress() as progress:
-        run(sources, out, settings, progress)
+        manifest = run(sources, out, size=parse_size(size), progress=progress, **options)
     from hpc_mlp.data.inspection import converted_lines
-    from hpc_mlp.data.manifest import Manifest
 
-    for line in converted_lines(Manifest.load(out), out, progress.num_images, progress.seconds):
+    for line in converted_lines(manifest, out, progress.num_images, progress.seconds):
         click.echo(line)
 
 

@@ -18,6 +18,7 @@ import simplejpeg
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from hpc_mlp.data.archive import RejectError
+from hpc_mlp.data.encode import encode_jpeg
 
 Pixels = npt.NDArray[np.uint8]  # [H, W, C]
 
@@ -67,6 +68,13 @@ def decode_image(data: bytes, spec: ImageSpec) -> Pixels:
             Exception
         ) as error:  # hostile bytes make decoders raise anything, from struct.error to KeyError
             raise RejectError(f"damaged: {str(error) or type(error).__name__}"[:200]) from None
+
+
+def training_pixels(data: bytes, spec: ImageSpec, encoding: str) -> Pixels:
+    """The pixels that training sees of this image file on a dataset of `encoding`: uint8 [height, width, channels].
+    Only JPEG changes pixels on their way into a shard. RejectError as `decode_image`."""
+    pixels = decode_image(data, spec)
+    return decode_image(encode_jpeg(pixels), spec) if encoding == "jpeg" else pixels
 
 
 def image_suffix(data: bytes) -> str:

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from hpc_mlp import __version__
 from hpc_mlp.config import DataConfig, differences, identity
+from hpc_mlp.data.decode import MAX_PIXELS
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.remote import Place, is_url, load_manifest
 from hpc_mlp.errors import HpcMlpError, LeaseLostError, RunError, UserError
@@ -69,6 +70,11 @@ class Job:
                 "classes": list(manifest.classes),
                 "image_size": list(manifest.image_size),
                 "channels": manifest.channels,
+                "mean": list(manifest.mean),
+                "std": list(manifest.std),
+                "encoding": manifest.encoding,
+                "max_pixels": int(manifest.settings.get("max_pixels", MAX_PIXELS)),
+                "source": manifest.source.get("name"),
                 "num_images": {name: split.num_images for name, split in manifest.splits.items()},
             },
             "num_parameters": count_parameters(module),
