@@ -89,7 +89,7 @@ class StackedLinear(nn.Module):
 
     def bias_gradient(self, dy: Tensor) -> Tensor:
         """[V, B, H] → [V, H]. The order in which a sum is taken depends on strides, so these are made the same."""
-        return dy.contiguous().sum(1) * self.bias_counts
+        return dy.contiguous().sum(1) * self.get_buffer("bias_counts")
 
     def full_gradient(self, out: Tensor) -> None:
         """d loss / d weight of the last backward, written to `out` [V, H, D] float32."""
