@@ -99,8 +99,8 @@ class BankOptimizer:
             if isinstance(linear, StackedLinear)
         }
         self.clips = [spec.config.optim.clip_norm for spec in bank.specs]
-        # Clipping and data-parallel sums need the whole gradient at once; GPUs have no use for small blocks.
-        blockwise = reduce is None and not any(self.clips) and device.type == "cpu"
+        # Clipping needs the whole gradient at once; GPUs have no use for small blocks.
+        blockwise = not any(self.clips) and device.type == "cpu"
         self.full = {} if blockwise else {n: torch.zeros_like(self.parameters[n]) for n in self.factored}
         self.updates: dict[tuple[Recipe, float], _Update] = {}
         self.blocks = list(self._make_blocks()) if blockwise else []
@@ -131,7 +131,7 @@ class BankOptimizer:
             self.factored[name].full_gradient(full)
             gradients[name] = full
         if self.reduce is not None:
-            self.reduce(list(gradients.values()))
+            self.reduce([g for name, g in gradients.items() if not self.bank.is_summed(name)])
         if any(self.clips):
             self._clip(gradients)
         self.count += 1
@@ -152,7 +152,8 @@ class BankOptimizer:
                 torch._foreach_mul_(views, torch.clamp(clip / (norm + 1e-6), max=1.0))
 
     def _decay(self, name: str, optim: OptimConfig) -> float:
-        stacked = ".linears." in name or ".norms." in name  # stacked biases and norms are [V, H]
+        block = self.bank.blocks[int(name.split(".")[1])]
+        stacked = isinstance(block, StackedMLP)  # its biases and norms are [V, H]
         vector = self.parameters[name].dim() <= (2 if stacked else 1)
         return 0.0 if vector and not optim.decay_bias_and_norm else optim.weight_decay
 
