@@ -52,7 +52,8 @@ class StackedBatchNorm(nn.Module):
     def _normalise(self, h: Tensor) -> Tensor:
         """[R, B, H] → [R, B, H], as one BatchNorm1d of R·H features"""
         members, batch, width = h.shape
-        flat = h.transpose(0, 1).reshape(batch, members * width)
+        # Contiguous: PyTorch's kernels sum strided batches in another order, and a bank should equal its members alone.
+        flat = h.transpose(0, 1).reshape(batch, members * width).contiguous()
         weight, bias = self.weight.flatten(), self.bias.flatten()
         mean, var = self.running_mean.view(-1), self.running_var.view(-1)
         count = global_count(flat) if self.sync and self.training else None

@@ -134,7 +134,7 @@ class _FeedLinear(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         layer: StackedLinear = ctx.layer
         layer.factors = []
-        shifted = x - layer.reference if layer.reference is not None and any(layer.normed) else x
+        shifted = x - layer.reference.to(x.dtype) if layer.reference is not None and any(layer.normed) else x
         for run in ctx.runs:
             for normed, group in itertools.groupby(range(run.start, run.stop), key=lambda v: layer.normed[v]):
                 members = list(group)
