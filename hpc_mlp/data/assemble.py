@@ -40,7 +40,9 @@ class Assembly:
         self.found: dict[str, int] = {}
         self.described: dict[str, dict[str, Any]] = {}
 
-    def draw_splits(self, seed: int, val: float, test: float, drop: bool, rejects: RejectLog) -> None:
+    def draw_splits(
+        self, seed: int, val: float, test: float, drop: bool, num_pixels: int, rejects: RejectLog
+    ) -> None:
         """Split the images with equal ones kept together, and list what is equal and what is nearly so."""
         self.seed = seed
         group = split.groups_of_equals(self.records["digest"])
@@ -56,7 +58,7 @@ class Assembly:
             test,
         )
         report = duplicates.Report(self.source.names, self.classes, self.records, self.labels, splits)
-        self.found = report.write(self.folder, group)
+        self.found = report.write(self.folder, group, num_pixels)
         rejects.extend(report.reasons_of(np.flatnonzero(dropped), group), strict=False)
         self.splits = splits
         if not (splits == split.TRAIN).any():

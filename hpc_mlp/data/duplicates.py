@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hpc_mlp.data.archive import Names
+from hpc_mlp.data.near import nearest_in_earlier_split
 
 NAME = "duplicates.jsonl"
 SPLITS = ("train", "val", "test")
-TRAIN = 0
 _PREFER = np.array(
     [2, 1, 0, 3]
 )  # which copy stays, by given split (train, val, test, none): test before train
@@ -45,22 +45,47 @@ class Report:
         self.names, self.classes, self.records = names, classes, records
         self.labels, self.splits = labels, splits
 
-    def write(self, folder: Path, group: npt.NDArray[np.int64]) -> dict[str, int]:
+    def write(self, folder: Path, group: npt.NDArray[np.int64], num_pixels: int) -> dict[str, int]:
         """Write `duplicates.jsonl`, and count: groups, the images in them, groups with more than one class,
-        images of val and test that are also in train."""
+        images that an earlier split (of train, val, test) holds as well, and those that nearly equal
+        one there."""
         found = {"groups": 0, "images": 0, "conflicting_groups": 0, "leaked_images": 0}
+        lines = self._exact(group, found) + self._near(group, num_pixels, found)
+        (folder / NAME).write_text("".join(lines), encoding="utf-8")
+        return found
+
+    def _exact(self, group: npt.NDArray[np.int64], found: dict[str, int]) -> list[str]:
         lines = []
         for members in _members(group):
             splits = self.splits[members]
             conflict = len(np.unique(self.labels[members])) > 1
-            leaked = int((splits > TRAIN).sum()) if (splits == TRAIN).any() else 0
+            used = splits[splits >= 0]
+            leaked = int((used > used.min()).sum())
             found["groups"] += 1
             found["images"] += len(members)
             found["conflicting_groups"] += conflict
             found["leaked_images"] += leaked
             lines.append(self._line("exact", members, {"conflicting_classes": conflict, "leak": leaked > 0}))
-        (folder / NAME).write_text("".join(lines), encoding="utf-8")
-        return found
+        return lines
+
+    def _near(self, group: npt.NDArray[np.int64], num_pixels: int, found: dict[str, int]) -> list[str]:
+        """Images that nearly equal one in another split, each with the nearest such."""
+        keep = np.flatnonzero(self.splits >= 0)
+        _, first = np.unique(group[keep] * 4 + self.splits[keep], return_index=True)
+        chosen = np.sort(keep[first])  # one of each group and split
+        means = np.round(self.records["sum"][chosen] / num_pixels).astype(np.int16)
+        nearest = nearest_in_earlier_split(
+            self.records["print"][chosen], means, self.splits[chosen], group[chosen]
+        )
+        places = np.flatnonzero(nearest.other >= 0)
+        a, b = chosen[places], chosen[nearest.other[places]]
+        found["near_leaked_images"] = len(places)
+        lines = []
+        for image, near, distance in zip(a, b, nearest.distance[places].tolist(), strict=True):
+            conflict = bool(self.labels[image] != self.labels[near])
+            more = {"conflicting_classes": conflict, "distance": round(distance, 3)}
+            lines.append(self._line("near", np.array([image, near]), more))
+        return lines
 
     def _line(self, kind: str, members: npt.NDArray[np.int64], more: dict[str, Any]) -> str:
         images = [

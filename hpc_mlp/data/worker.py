@@ -20,7 +20,7 @@ _BUFFER = 4 << 20
 
 
 def record_type(channels: int) -> np.dtype[np.void]:
-    """What the parent keeps of an image: about 130 bytes."""
+    """What the parent keeps of an image: about 170 bytes."""
     return np.dtype(
         [
             ("entry", np.int64),  # index into the source
@@ -31,7 +31,7 @@ def record_type(channels: int) -> np.dtype[np.void]:
             ("sum", np.int64, (channels,)),
             ("square", np.int64, (channels,)),
             ("digest", np.uint64, (2,)),
-            ("print", np.uint64, (4,)),
+            ("print", np.uint8, (64,)),
         ]
     )
 
@@ -60,8 +60,9 @@ class ShardPlan:
 
 
 class Worker:
-    def __init__(self, source: Source, spec: ImageSpec, encoding: str, folder: Path) -> None:
-        self.source, self.spec, self.encoding, self.folder = source, spec, encoding, folder
+    def __init__(self, source: Source, spec: ImageSpec, encoding: str, compress: bool, folder: Path) -> None:
+        self.source, self.spec, self.folder = source, spec, folder
+        self.encoding, self.compress = encoding, compress
         self.number = -1
         self._spools: dict[int, int] = {}
 
@@ -100,9 +101,10 @@ class Worker:
         self._flush()
         records, images = records[:taken], images[:taken]
         if taken:
-            records["sum"], records["square"] = stats.image_sums(images)
-            records["print"] = stats.fingerprints(images)
-            digests = b"".join([hashlib.blake2b(image.data, digest_size=16).digest() for image in images])
+            measures = stats.measure(images)
+            records["sum"], records["square"] = measures.sums, measures.squares
+            records["print"] = measures.prints
+            digests = b"".join([hashlib.sha256(image.data).digest()[:16] for image in images])
             records["digest"] = np.frombuffer(digests, np.uint64).reshape(taken, 2)
             records["spool"] = self.number
         return Chunk(records, rejects, num_bytes)
@@ -122,7 +124,7 @@ class Worker:
         """The stored form of an image and its suffix; its pixels go to `out`."""
         out[:] = decode_image(data, self.spec)
         if self.encoding == "png":
-            return encode.encode_png(out), "png"
+            return encode.encode_png(out, self.compress), "png"
         if self.encoding == "npy":
             return encode.encode_npy(out), "npy"
         if self.encoding == "original":

@@ -157,17 +157,24 @@ class Queue:
             env = {**self.environment, "OMP_NUM_THREADS": str(slot.threads)}
             if slot.devices:
                 env["CUDA_VISIBLE_DEVICES"] = ",".join(slot.devices)
-            with job.log.open("ab") as log:
-                job.process = subprocess.Popen(
-                    job.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env,
-                    start_new_session=True, pass_fds=(lock.fileno(),),
-                )  # fmt: skip
             job.lock = lock
+            with job.log.open("ab") as log:
+                try:
+                    job.process = subprocess.Popen(
+                        job.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env,
+                        start_new_session=True, pass_fds=(lock.fileno(),),
+                    )  # fmt: skip
+                except OSError as error:  # no such program, no memory for another process
+                    log.write(f"{error}\n".encode())
             return True
         return False
 
     def _is_over(self, job: Job) -> bool:
-        assert job.process is not None and job.lock is not None
+        assert job.lock is not None
+        if job.process is None:
+            job.lock.close()
+            job.ended(127)
+            return True
         code = job.process.poll()
         if code is not None:
             _signal_group(job.process.pid, signal.SIGKILL)  # what it may have left behind

@@ -59,6 +59,7 @@ class Submission:
     cpu: bool = False
     parallel: str = "auto"
     entry: str = ENTRY
+    plugins: list[str] = field(default_factory=list)  # Python files that register models
     format: int = 1
     folder: Path = Path()  # where it was read from; not stored
 
@@ -70,6 +71,10 @@ class Submission:
     def job_name(self) -> str:
         """Slurm's name of its jobs: a job id that a wiped Slurm gave out again is not taken for ours."""
         return f"hpc-mlp-{self.id}"
+
+    def claim(self, pack: int) -> str:
+        """Names the pack's job over all its starts, for the lease of its run folders."""
+        return f"{self.id}/{pack}"
 
     def save(self) -> None:
         record = asdict(self)

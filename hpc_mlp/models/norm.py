@@ -14,11 +14,14 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hpc_mlp.models.parts import BatchParts
+
 
 class StackedBatchNorm(nn.Module):
     """`nn.BatchNorm1d` for the members in `members` (positions in a stack of V); the others pass through.
 
-    With `sync`, statistics are those of the global batch over all processes, of which each holds a part.
+    With `parts`, statistics are those of the global batch, of which each process holds some rows: they gather it, so
+    that all compute what one process would, bit for bit.
     """
 
     running_mean: Tensor
@@ -30,7 +33,7 @@ class StackedBatchNorm(nn.Module):
         super().__init__()
         self.members = list(members)
         self.size = size
-        self.sync = False
+        self.parts: BatchParts | None = None
         self.eps = norms[0].eps
         self.momentum = norms[0].momentum or 0.1
         self.register_buffer("rows", torch.tensor(self.members), persistent=False)
@@ -51,20 +54,43 @@ class StackedBatchNorm(nn.Module):
 
     def _normalise(self, h: Tensor) -> Tensor:
         """[R, B, H] → [R, B, H], as one BatchNorm1d of R·H features"""
+        if self.parts is not None and self.training:
+            normed: Tensor = _GatheredNorm.apply(h, self.weight, self.bias, self)
+            return normed
+        return self.plain(h)
+
+    def plain(self, h: Tensor) -> Tensor:
+        """[R, B, H] → [R, B, H], of the whole batch"""
         members, batch, width = h.shape
-        # Contiguous: PyTorch's kernels sum strided batches in another order, and a bank should equal its members alone.
+        # Contiguous: other strides take another kernel, slower and with other rounding.
         flat = h.transpose(0, 1).reshape(batch, members * width).contiguous()
         weight, bias = self.weight.flatten(), self.bias.flatten()
         mean, var = self.running_mean.view(-1), self.running_var.view(-1)
-        count = global_count(flat) if self.sync and self.training else None
-        learning = self.training and not single_value(flat, count)
+        learning = self.training and batch > 1
         if learning:
             self.num_batches_tracked += 1
-        if learning and count is not None:
-            y = sync_batch_norm(flat, count, weight, bias, mean, var, self.momentum, self.eps)
-        else:
-            y = F.batch_norm(flat, mean, var, weight, bias, learning, self.momentum, self.eps)
+        y = F.batch_norm(flat, mean, var, weight, bias, learning, self.momentum, self.eps)
         return y.view(batch, members, width).transpose(0, 1)
+
+
+class _GatheredNorm(torch.autograd.Function):
+    """This process's rows of the batch normalisation of the gathered batch. Parameter gradients are global."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor, norm: StackedBatchNorm) -> Tensor:
+        assert norm.parts is not None
+        ctx.parts, ctx.leaves = norm.parts, None
+        ctx.whole = norm.parts.gather(h.detach()).requires_grad_()
+        with torch.enable_grad():
+            ctx.y = norm.plain(ctx.whole)
+        ctx.parameters = (weight, bias)
+        return norm.parts.mine(ctx.y.detach()).clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        dy = ctx.parts.gather(grads[0])
+        dh, dw, db = torch.autograd.grad(ctx.y, (ctx.whole, *ctx.parameters), dy)
+        return ctx.parts.mine(dh), dw, db, None
 
 
 class _AllSum(torch.autograd.Function):

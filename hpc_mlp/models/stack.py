@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hpc_mlp.models.norm import StackedBatchNorm
+from hpc_mlp.models.parts import BatchParts
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -53,6 +54,7 @@ class StackedLinear(nn.Module):
         # dyᵀ (x − reference) for any image; for a pixel that never changes, that is zero to the bit.
         self.reference: Tensor | None = None  # [D]
         self.normed = [False] * len(weights)
+        self.parts: BatchParts | None = None  # with several processes: the factors are gathered
         self.factors: list[
             tuple[FeedRun, Tensor, Tensor]
         ] = []  # (members, x [B, D] or [v, B, D], dy [v, B, H])
@@ -74,11 +76,20 @@ class StackedLinear(nn.Module):
             if run.start <= start and stop <= run.stop:
                 dy = dy[start - run.start : stop - run.start, :, rows]  # [v, B, rows]
                 if x.dim() == 2:
-                    columns = dy.transpose(0, 1).reshape(dy.shape[1], -1)  # [B, v·rows]
+                    columns = dy.transpose(0, 1).reshape(dy.shape[1], dy.shape[0] * dy.shape[2])  # [B, v·rows]
                     return _product(columns.t(), x, out.view(-1, x.shape[1])).view_as(out)
                 x = x[start - run.start : stop - run.start]
                 return _product(dy.transpose(1, 2), x, out)
         raise AssertionError(f"no gradient for members {start}:{stop}")
+
+    def gathered(self, x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+        """The factors of the global batch: so all processes form the gradient that one process would, bit for bit, and
+        the sum over processes is not needed. Small models are what this is for: x and dy are smaller than W."""
+        return (x, dy) if self.parts is None else (self.parts.gather(x), self.parts.gather(dy))
+
+    def bias_gradient(self, dy: Tensor) -> Tensor:
+        """[V, B, H] → [V, H]. The order in which a sum is taken depends on strides, so these are made the same."""
+        return dy.contiguous().sum(1) * self.get_buffer("bias_counts")
 
     def full_gradient(self, out: Tensor) -> None:
         """d loss / d weight of the last backward, written to `out` [V, H, D] float32."""
@@ -107,9 +118,10 @@ class _MemberLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        ctx.layer.factors = [(FeedRun(0, 0, x.shape[0]), x, dy)]
         dx = torch.bmm(dy, weight) if ctx.needs_input_grad[0] else None
-        return dx, None, dy.sum(1) * ctx.layer.bias_counts, None, None
+        x, dy = ctx.layer.gathered(x, dy)
+        ctx.layer.factors = [(FeedRun(0, 0, x.shape[0]), x, dy)]
+        return dx, None, ctx.layer.bias_gradient(dy), None, None
 
 
 class _FeedLinear(torch.autograd.Function):
@@ -125,7 +137,7 @@ class _FeedLinear(torch.autograd.Function):
         for run in runs:
             w, b = weight[run.start : run.stop], bias[run.start : run.stop]
             flat = F.linear(x[run.feed], w.flatten(0, 1), b.flatten())  # [B, v·H]
-            outputs.append(flat.view(x.shape[1], run.stop - run.start, -1).transpose(0, 1))
+            outputs.append(flat.view(x.shape[1], run.stop - run.start, weight.shape[1]).transpose(0, 1))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     @staticmethod
@@ -133,6 +145,7 @@ class _FeedLinear(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         layer: StackedLinear = ctx.layer
+        x, dy = layer.gathered(x, dy)
         layer.factors = []
         shifted = x - layer.reference.to(x.dtype) if layer.reference is not None and any(layer.normed) else x
         for run in ctx.runs:
@@ -141,7 +154,7 @@ class _FeedLinear(torch.autograd.Function):
                 start, stop = members[0], members[-1] + 1
                 part = FeedRun(run.feed, start, stop)
                 layer.factors.append((part, (shifted if normed else x)[run.feed], dy[start:stop]))
-        return None, None, dy.sum(1) * ctx.layer.bias_counts, None, None
+        return None, None, layer.bias_gradient(dy), None, None
 
 
 class StackedMLP(nn.Module):
@@ -217,6 +230,12 @@ class StackedMLP(nn.Module):
         first = self.linears[0]
         assert isinstance(first, StackedLinear)
         first.reference = image.flatten()
+
+    def share_batches(self, parts: BatchParts) -> None:
+        """From here on every process holds a part of each batch."""
+        for module in [*self.linears, *self.norms]:
+            assert isinstance(module, StackedLinear | StackedBatchNorm)
+            module.parts = parts
 
     def places(self) -> dict[str, list[tuple[int, int, str]]]:
         """Stacked tensor's name → (row, member, name in that member's own state dict) for every row."""

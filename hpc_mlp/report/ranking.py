@@ -78,11 +78,12 @@ def _measure(truth: Array, scores: Array) -> tuple[Line, Line]:
     right, wrong = true_rate[1:] * positives, false_rate[1:] * (len(truth) - positives)
     precision = right / (right + wrong)
     average_precision = float(np.sum(np.diff(true_rate) * precision))
-    reached = np.searchsorted(true_rate[1:], RECALLS - 1e-12, side="left")
-    return (np.interp(RATES, false_rate, true_rate), float(auc(false_rate, true_rate))), (
-        precision[reached],
-        average_precision,
-    )
+    least = np.maximum(
+        RECALLS, 0.5 / positives
+    )  # at recall 0, the precision where the first positive is found
+    reached = np.searchsorted(true_rate[1:], least - 1e-12, side="left")
+    roc = np.interp(RATES, false_rate, true_rate), float(auc(false_rate, true_rate))
+    return roc, (precision[reached], average_precision)
 
 
 @dataclass(frozen=True)

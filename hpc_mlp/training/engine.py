@@ -14,6 +14,7 @@ from hpc_mlp.config import parse_interval
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.models.bank import Bank, Recipe, recipe_of
 from hpc_mlp.models.registry import BUILT_IN, build_module
+from hpc_mlp.processes import Processes
 from hpc_mlp.runs import PREDICTIONS, write_bytes
 from hpc_mlp.training import stop
 from hpc_mlp.training.average import WeightAverage
@@ -31,7 +32,6 @@ from hpc_mlp.training.loss import BankLoss
 from hpc_mlp.training.members import Member
 from hpc_mlp.training.metrics import Tally
 from hpc_mlp.training.optim import BankOptimizer
-from hpc_mlp.training.processes import Processes
 from hpc_mlp.training.progress import View
 from hpc_mlp.training.schedule import learning_rate
 from hpc_mlp.training.step import TrainStep
@@ -112,7 +112,7 @@ class BankTrainer:
         bank = Bank(specs, self._image_shape, len(self.manifest.classes), weights).to(self.device)
         bank.set_reference(self.reference)
         if not self.processes.alone:
-            bank.synchronise_norms()
+            bank.share_batches(self.processes)
         count = self.epoch * self.steps_per_epoch + self.step
         reduce = None if self.processes.alone else self.processes.sum
         self.bank = bank

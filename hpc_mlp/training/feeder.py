@@ -23,8 +23,8 @@ from hpc_mlp.data.streaming import StreamingSplit
 from hpc_mlp.errors import UserError
 from hpc_mlp.models.bank import Feed
 from hpc_mlp.models.dropout import StepPlace
+from hpc_mlp.processes import Processes
 from hpc_mlp.randomness import MIXUP, draws, epoch_order
-from hpc_mlp.training.processes import Processes
 
 EVAL_BATCH = 512
 

@@ -99,8 +99,8 @@ class BankOptimizer:
             if isinstance(linear, StackedLinear)
         }
         self.clips = [spec.config.optim.clip_norm for spec in bank.specs]
-        # Clipping and data-parallel sums need the whole gradient at once; GPUs have no use for small blocks.
-        blockwise = reduce is None and not any(self.clips) and device.type == "cpu"
+        # Clipping needs the whole gradient at once; GPUs have no use for small blocks.
+        blockwise = not any(self.clips) and device.type == "cpu"
         self.full = {} if blockwise else {n: torch.zeros_like(self.parameters[n]) for n in self.factored}
         self.updates: dict[tuple[Recipe, float], _Update] = {}
         self.blocks = list(self._make_blocks()) if blockwise else []
@@ -131,7 +131,7 @@ class BankOptimizer:
             self.factored[name].full_gradient(full)
             gradients[name] = full
         if self.reduce is not None:
-            self.reduce(list(gradients.values()))
+            self.reduce([g for name, g in gradients.items() if not self.bank.is_summed(name)])
         if any(self.clips):
             self._clip(gradients)
         self.count += 1

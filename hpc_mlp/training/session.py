@@ -20,20 +20,21 @@ from rich.console import Console
 
 from hpc_mlp import __version__
 from hpc_mlp.config import DataConfig, differences, identity
+from hpc_mlp.data.decode import MAX_PIXELS
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.remote import Place, is_url, load_manifest
 from hpc_mlp.errors import HpcMlpError, LeaseLostError, RunError, UserError
-from hpc_mlp.lease import Lease
+from hpc_mlp.lease import Lease, hold_all
 from hpc_mlp.models.bank import bank_order
 from hpc_mlp.models.registry import build_module, count_parameters
 from hpc_mlp.plan import RunSpec
+from hpc_mlp.processes import Processes
 from hpc_mlp.runs import Json, RunFolder
 from hpc_mlp.training import stop
 from hpc_mlp.training.checkpoint import resumable_together
 from hpc_mlp.training.engine import BankTrainer
 from hpc_mlp.training.feeder import Feeder, make_feeder
 from hpc_mlp.training.members import Member
-from hpc_mlp.training.processes import Processes
 from hpc_mlp.training.progress import Lines, LiveTable, Silent, View
 
 Parallel = Literal["auto", "members", "data"]
@@ -69,6 +70,11 @@ class Job:
                 "classes": list(manifest.classes),
                 "image_size": list(manifest.image_size),
                 "channels": manifest.channels,
+                "mean": list(manifest.mean),
+                "std": list(manifest.std),
+                "encoding": manifest.encoding,
+                "max_pixels": int(manifest.settings.get("max_pixels", MAX_PIXELS)),
+                "source": manifest.source.get("name"),
                 "num_images": {name: split.num_images for name, split in manifest.splits.items()},
             },
             "num_parameters": count_parameters(module),
@@ -255,7 +261,7 @@ def _leases(
         leases: list[Lease] = []
         try:
             if processes.lead:
-                leases = [stack.enter_context(Lease(member.folder.path)) for member in members]
+                leases = stack.enter_context(hold_all(member.folder.path for member in members))
         except RunError as error:
             problem = error
         if processes.any(problem is not None, device):
