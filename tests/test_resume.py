@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
@@ -114,10 +115,8 @@ def test_killed_between_renames(
         for attempt in (number, 3):
             with monkeypatch.context() as patch:
                 patch.setattr(os, "replace", Guillotine(os.replace, attempt, after=attempt % 2 == 1))
-                try:
+                with contextlib.suppress(Killed):
                     assert train(digits, runs) == 0
-                except Killed:
-                    pass
         assert train(digits, runs) == 0
         check_equal(runs, undisturbed)
 
@@ -146,10 +145,8 @@ def test_killed_between_steps(
             with monkeypatch.context() as patch:
                 compute = Guillotine(TrainStep.compute, rng.randint(1, 60), after=turn % 2 == 1)
                 patch.setattr(TrainStep, "compute", lambda *a, compute=compute: compute(*a))
-                try:
+                with contextlib.suppress(Killed):
                     train(digits, tmp_path / f"{turn}")
-                except Killed:
-                    pass
         assert train(digits, tmp_path / f"{turn}") == 0
         check_equal(tmp_path / f"{turn}", undisturbed)
 

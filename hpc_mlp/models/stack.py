@@ -76,7 +76,9 @@ class StackedLinear(nn.Module):
             if run.start <= start and stop <= run.stop:
                 dy = dy[start - run.start : stop - run.start, :, rows]  # [v, B, rows]
                 if x.dim() == 2:
-                    columns = dy.transpose(0, 1).reshape(dy.shape[1], dy.shape[0] * dy.shape[2])  # [B, v·rows]
+                    columns = dy.transpose(0, 1).reshape(
+                        dy.shape[1], dy.shape[0] * dy.shape[2]
+                    )  # [B, v·rows]
                     return _product(columns.t(), x, out.view(-1, x.shape[1])).view_as(out)
                 x = x[start - run.start : stop - run.start]
                 return _product(dy.transpose(1, 2), x, out)
