@@ -36,7 +36,7 @@ from rich.table import Table  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from hpc_mlp.data.manifest import Manifest  # noqa: E402
-from hpc_mlp.models.bank import Bank, bank_order, recipe_of  # noqa: E402
+from hpc_mlp.models.bank import Bank, bank_order  # noqa: E402
 from hpc_mlp.models.registry import BUILT_IN, build_module  # noqa: E402
 from hpc_mlp.plan import ALL, RunSpec, parse_variants, plan_runs  # noqa: E402
 from hpc_mlp.processes import Processes  # noqa: E402
@@ -77,7 +77,7 @@ class Setting:
         step = TrainStep(
             bank, BankOptimizer(bank), loss, "fp32", graph=graph and specs[0].config.model.kind in BUILT_IN
         )
-        rates = {recipe_of(spec): spec.config.optim.lr for spec in specs}
+        rates = [recipe.optim.lr for recipe in step.optimizer.recipes]
 
         def run(steps: int) -> None:
             done = 0
