@@ -29,7 +29,9 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("digits")
     write_digits_zip(folder / "digits.zip")
-    convert([folder / "digits.zip"], folder / "shards", Settings(height=8, width=8, grayscale=True, workers=1))
+    convert(
+        [folder / "digits.zip"], folder / "shards", Settings(height=8, width=8, grayscale=True, workers=1)
+    )
     return folder / "shards"
 
 

@@ -76,7 +76,9 @@ class StackedLinear(nn.Module):
             if run.start <= start and stop <= run.stop:
                 dy = dy[start - run.start : stop - run.start, :, rows]  # [v, B, rows]
                 if x.dim() == 2:
-                    columns = dy.transpose(0, 1).reshape(dy.shape[1], -1)  # [B, v·rows]
+                    columns = dy.transpose(0, 1).reshape(
+                        dy.shape[1], dy.shape[0] * dy.shape[2]
+                    )  # [B, v·rows]
                     return _product(columns.t(), x, out.view(-1, x.shape[1])).view_as(out)
                 x = x[start - run.start : stop - run.start]
                 return _product(dy.transpose(1, 2), x, out)
@@ -137,7 +139,7 @@ class _FeedLinear(torch.autograd.Function):
         for run in runs:
             w, b = weight[run.start : run.stop], bias[run.start : run.stop]
             flat = F.linear(x[run.feed], w.flatten(0, 1), b.flatten())  # [B, v·H]
-            outputs.append(flat.view(x.shape[1], run.stop - run.start, -1).transpose(0, 1))
+            outputs.append(flat.view(x.shape[1], run.stop - run.start, weight.shape[1]).transpose(0, 1))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     @staticmethod
@@ -147,7 +149,7 @@ class _FeedLinear(torch.autograd.Function):
         layer: StackedLinear = ctx.layer
         x, dy = layer.gathered(x, dy)
         layer.factors = []
-        shifted = x - layer.reference if layer.reference is not None and any(layer.normed) else x
+        shifted = x - layer.reference.to(x.dtype) if layer.reference is not None and any(layer.normed) else x
         for run in ctx.runs:
             for normed, group in itertools.groupby(range(run.start, run.stop), key=lambda v: layer.normed[v]):
                 members = list(group)
