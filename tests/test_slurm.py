@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -183,7 +184,11 @@ def test_disturbed_runs_equal_undisturbed_ones(cluster: None, shards: Path, tmp_
     where = {name: next(iter(states(runs).values())) for name, runs in folders.items()}
 
     killed, unplugged = where["kill"]["node"], where["unplug"]["node"]
+    twin = json.loads(next(folders["unplug"].glob(".launch/*/started/0.0.json")).read_text())["pid"]
     dev_cluster("unplug", unplugged)
+    os.kill(
+        twin, signal.SIGSTOP
+    )  # sleeps until its successor trains, so that both are alive in the middle of it
     dev_cluster("kill-node", killed)
     subprocess.run(["scontrol", "requeue", where["requeue"]["job"]], check=True)
     high = ["sbatch", "-p", "high", "-w", where["preempt"]["node"], "-c", "8", "-o", "/dev/null"]
@@ -195,6 +200,11 @@ def test_disturbed_runs_equal_undisturbed_ones(cluster: None, shards: Path, tmp_
     wait_until("the killed node's job starts again", lambda: requeued("kill"))
     dev_cluster("start-node", killed)
     wait_until("the unplugged node's job starts again", lambda: requeued("unplug"))
+    owner = folders["unplug"] / "dropout_batchnorm-s0" / "lease.json"
+    wait_until("it holds the lease", lambda: owner.exists() and json.loads(owner.read_text())["restart"] == 1)
+    os.kill(twin, signal.SIGCONT)
+    logs = list(folders["unplug"].glob(".launch/*/logs/*_log.err"))
+    wait_until("the twin gives up", lambda: any("was taken over by" in log.read_text() for log in logs), 60)
     dev_cluster("plug", unplugged)
     wait_until("all are done", all_are("done", *folders.values()), 280)
     for name in folders:

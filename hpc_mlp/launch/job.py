@@ -38,6 +38,11 @@ class PackJob:
         code, signals = run_pack(Path(self.folder), self.pack)
         if code > STOPPED:
             _leave(self._submission(), self.pack, signals, hand_back)
+        if code and self._is_superseded():
+            # Slurm has given this start up (its node was cut off) and the requeued job trains. An exit with an
+            # error would make srun end the step by its number, which is the successor's number as well.
+            time.sleep(_WAIT_FOR_KILL_SECONDS)
+            return
         if code:
             raise RunError(f"the pack ended with code {code}; see the runs' failed.json and this log.")
 
@@ -51,6 +56,10 @@ class PackJob:
         for path in (paths.submitted_pickle, paths.result_pickle):
             path.with_suffix(".pkl.save_tmp").unlink(missing_ok=True)
         return DelayedSubmission(PackJob(self.folder, self.pack))
+
+    def _is_superseded(self) -> bool:
+        restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        return len(self._submission().starts().get(self.pack, [])) > restart + 1
 
     def _submission(self) -> Submission:
         submission = read_submission(Path(self.folder))

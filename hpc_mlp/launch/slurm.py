@@ -64,10 +64,15 @@ def call(*command: str) -> str | None:
 def parameters(launch: LaunchConfig) -> dict[str, Any]:
     """The resources in submitit's names."""
     extra = {key.replace("_", "-"): value for key, value in launch.sbatch.items() if value is not False}
+    tasks = launch.tasks_per_node or max(1, launch.gpus_per_job)
+    # srun does not take over --cpus-per-task from sbatch since Slurm 22.05. One of several tasks that fails ends
+    # the job, since the others would wait for it for ever.
+    alone = launch.nodes * tasks == 1
+    srun_args = [f"--cpus-per-task={launch.cpus_per_task}", *([] if alone else ["--kill-on-bad-exit=1"])]
     return {
         "time": launch.time_minutes,
         "nodes": launch.nodes,
-        "ntasks_per_node": launch.tasks_per_node or max(1, launch.gpus_per_job),
+        "ntasks_per_node": tasks,
         "gpus_per_node": launch.gpus_per_job or None,
         "cpus_per_task": launch.cpus_per_task,
         "mem": launch.memory_gb,
@@ -78,8 +83,7 @@ def parameters(launch: LaunchConfig) -> dict[str, Any]:
         "array_parallelism": launch.array_parallelism or 1_000_000,
         "signal_delay_s": launch.signal_seconds,
         "setup": setup_lines(launch),
-        # srun does not take over --cpus-per-task from sbatch since Slurm 22.05
-        "srun_args": [f"--cpus-per-task={launch.cpus_per_task}", "--kill-on-bad-exit=1", *launch.srun_args],
+        "srun_args": [*srun_args, *launch.srun_args],
         "wckey": None,  # submitit's own default is refused where wckeys are checked
         "additional_parameters": {"requeue": True, **extra},
     }
