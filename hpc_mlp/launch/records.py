@@ -21,6 +21,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -136,7 +137,7 @@ def new_submission(
     runs: Path, cluster: Cluster, shards: Place, packs: Sequence[Pack], **options: Any
 ) -> Submission:
     """A fresh folder with record and plan; nothing is started yet."""
-    now = time.strftime("%Y%m%d-%H%M%S")
+    now = datetime.now().strftime("%Y%m%d-%H%M%S-%f")  # the names sort by age, also within a second
     identity = f"{now}-{uuid.uuid4().hex[:6]}"
     folder = (runs / FOLDER / identity).resolve()
     folder.mkdir(parents=True)
