@@ -340,6 +340,14 @@ def test_wrong_folder_is_a_user_error(tmp_path: Path) -> None:
     assert not list((tmp_path / "empty").iterdir())
 
 
+def test_out_that_cannot_be_written_is_a_user_error(trained: Path, tmp_path: Path) -> None:
+    write_failed(tmp_path / "runs", trained / "shards", "batchnorm", 0)
+    (tmp_path / "page.html").mkdir()
+    result = report(tmp_path / "runs", "--out", str(tmp_path / "page.html"))
+    assert result.exit_code == 2 and "cannot be written" in result.output
+    assert "Traceback" not in result.output
+
+
 def test_out_by_and_terminal_text(runs: Path, tmp_path: Path) -> None:
     result = report(runs, "--out", str(tmp_path / "deep" / "page.html"), "--by", "seed")
     assert result.exit_code == 0, result.output
