@@ -35,7 +35,7 @@ def parse_interval(text: str) -> tuple[float | None, int | None]:
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -117,7 +117,7 @@ class TrainConfig(Section):
     batch_size: Count = 32
     early_stopping: bool = True
     patience: Count = 3
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16"] = "fp32"
     checkpoint_every: str = "60 s"
     label_smoothing: Rate = 0.0
     class_weights: Literal["none", "balanced"] = "none"

@@ -25,7 +25,8 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -75,11 +76,13 @@ class Lease:
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Lease:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._acquire()
+        for _ in self._attempts():
+            time.sleep(self._pause)
+        return self
+
+    def _start(self) -> None:
         self._thread = threading.Thread(target=self._beat_until_stopped, name="lease", daemon=True)
         self._thread.start()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -114,13 +117,19 @@ class Lease:
 
     # -- getting it
 
-    def _acquire(self) -> None:
+    @property
+    def _pause(self) -> float:
+        return min(self.heartbeat / 4, 1.0)
+
+    def _attempts(self) -> Iterator[None]:
+        """Yields while the lease cannot be had yet; returns when it is ours and beats."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         start = seen_since = time.monotonic()
         seen, alive = _read(self.path), False
         while not self._create():
             content, now = _read(self.path), time.monotonic()
             if content is None:
-                time.sleep(0.05)
+                yield
                 continue
             if content != seen:
                 seen, seen_since, alive = content, now, True
@@ -134,7 +143,8 @@ class Lease:
                     f"{self.path.parent} is being trained by {describe(owner)}. Wait for it, or cancel it."
                 )
             else:
-                time.sleep(min(self.heartbeat / 4, 1.0))
+                yield
+        self._start()
 
     def _supersedes(self, owner: dict[str, Any]) -> bool:
         """A requeued job outranks its own earlier start, alive or not: Slurm has given that one up."""
@@ -181,6 +191,26 @@ class Lease:
             if self._token_in_file() != self._owner["token"]:
                 self.lost = True
                 return
+
+
+@contextmanager
+def hold_all(folders: Iterable[Path], **options: Any) -> Iterator[list[Lease]]:
+    """The leases of several folders, waited for together: the watch over silent owners takes its time once and
+    not once for each. `options` as for Lease. All or none: RunError gives back those already held."""
+    leases = [Lease(folder, **options) for folder in folders]
+    waiting = [(lease, lease._attempts()) for lease in leases]
+    with ExitStack() as held:
+        while waiting:
+            still = []
+            for lease, attempts in waiting:
+                if next(attempts, True) is None:
+                    still.append((lease, attempts))
+                else:
+                    held.push(lease)
+            waiting = still
+            if waiting:
+                time.sleep(waiting[0][0]._pause)
+        yield leases
 
 
 def read_owner(folder: Path) -> dict[str, Any] | None:

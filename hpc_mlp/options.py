@@ -31,7 +31,11 @@ class Command(click.Command):
 
 
 def fail(message: str, code: int) -> None:
-    click.echo(f"hpc-mlp: {message}", err=True)
+    rank = os.environ.get("RANK", "0")
+    if rank == "0":
+        click.echo(f"hpc-mlp: {message}", err=True)
+    elif code != 2:  # wrong input is found by all processes alike, and said once
+        click.echo(f"hpc-mlp (process {rank}): {message}", err=True)
     sys.exit(code)
 
 

@@ -146,6 +146,8 @@ def _expand(part: str, whole: str) -> list[Any]:
         start, stop, step = (Decimal(piece.strip()) for piece in part.split(":"))
     except InvalidOperation:
         return [parse_value(part)]
+    if not (start.is_finite() and stop.is_finite() and step.is_finite()):
+        return [parse_value(part)]
     if step <= 0 or stop < start or (stop - start) / step > 10_000:
         raise UserError(f"--set {whole!r}: a range is start:stop:step with start ≤ stop and step > 0.")
     steps = int((stop - start) / step)

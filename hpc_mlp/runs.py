@@ -106,6 +106,12 @@ class RunFolder:
     def write_failed(self, error: str, traceback: str) -> None:
         write_json(self.path / FAILED, {"status": "failed", "error": error, "traceback": traceback})
 
+    def sweep(self) -> None:
+        """Remove the temporary files that a killed process left. Only for the one who holds the lease."""
+        for name in (CONFIG, METRICS, RESULT, FAILED, BEST, LAST, PREDICTIONS):
+            for path in self.path.glob(f".{name}.*"):
+                path.unlink(missing_ok=True)
+
     def clear(self) -> None:
         """Remove the run, so that it is trained anew."""
         shutil.rmtree(self.path, ignore_errors=True)

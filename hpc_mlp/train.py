@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Literal
@@ -60,10 +59,25 @@ def train(
     from hpc_mlp.models.registry import load_plugins
 
     load_plugins(plugin for variant in chosen for plugin in variant.plugins)
-    launched = "LOCAL_RANK" in os.environ
-    wanted = 1 if launched else _processes(processes, cpu)
+    wanted = 1 if "RANK" in os.environ else _processes(processes, cpu)
     if wanted > 1:
-        sys.exit(_launch(wanted, cpu))
+        from hpc_mlp.launch.spawn import run_processes
+
+        arguments = [
+            out,
+            "--variants",
+            variants,
+            "--seeds",
+            seeds,
+            "--runs",
+            str(runs),
+            "--parallel",
+            parallel,
+        ]
+        arguments += [word for path in config_files for word in ("--config", str(path))]
+        arguments += [word for assignment in sets for word in ("--set", assignment)]
+        arguments += ["--cpu"] * (cpu or not _has_gpu()) + ["--overwrite"] * overwrite
+        sys.exit(run_processes("hpc_mlp.train", arguments, wanted))
 
     from rich.console import Console
 
@@ -81,19 +95,34 @@ def train(
 
 
 def _processes(wanted: int | None, cpu: bool) -> int:
-    if wanted is not None or cpu:
-        return wanted or 1
+    if wanted is not None:
+        return wanted
+    if os.environ.get("ACCELERATE_USE_CPU") == "True":
+        return _asked_of_accelerate()
+    if cpu or "ACCELERATE_MIXED_PRECISION" in os.environ:  # set by `accelerate launch`, which has decided
+        return 1
     import torch
 
     return max(1, torch.cuda.device_count())
 
 
-def _launch(processes: int, cpu: bool) -> int:
-    """The same command once per device of this machine, through Accelerate's launcher."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
-    command += ["--cpu"] if cpu else []
-    arguments = sys.argv[sys.argv.index("train") + 1 :] if "train" in sys.argv else sys.argv[1:]
-    return subprocess.call([*command, "-m", "hpc_mlp.train", *arguments])
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _asked_of_accelerate() -> int:
+    """`accelerate launch --cpu --num_processes N` starts a single process (1.15.0: N is only passed on to mpirun), so
+    that N has to be read from its command line."""
+    import psutil
+
+    parent = psutil.Process().parent()
+    words = [word for argument in parent.cmdline() for word in argument.split("=")] if parent else []
+    for i, word in enumerate(words[:-1]):
+        if word in ("--num_processes", "--num-processes") and words[i + 1].isdigit():
+            return int(words[i + 1])
+    return 1
 
 
 if __name__ == "__main__":

@@ -212,3 +212,11 @@ def test_a_sheet_begins_with_the_originals(tmp_path: Path) -> None:
     assert np.array_equal(sheet[:, 0].numpy(), images[:5].transpose(0, 3, 1, 2))
     assert len({sheet[0, copy].numpy().tobytes() for copy in range(4)}) == 4
     assert augmented_rows(tmp_path, manifest, AugmentConfig(), seed=0, images=50).shape == (20, 8, 3, 16, 16)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_makes_the_same_images() -> None:
+    images = photos(16)
+    here, there = run(images, **EVERYTHING), run(images.cuda(), **EVERYTHING)
+    assert there.is_cuda and torch.allclose(there.cpu(), here, atol=1e-3)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hpc_mlp.errors import LeaseLostError, RunError
-from hpc_mlp.lease import LEASE, Lease, read_owner
+from hpc_mlp.lease import LEASE, Lease, hold_all, read_owner
 
 HOLD = """
 import sys, time
@@ -171,3 +171,27 @@ def test_of_many_contenders_one_writes_at_a_time(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert overlaps == [] and len(done) == 40
+
+
+def test_many_silent_owners_are_waited_for_together(tmp_path: Path) -> None:
+    folders = [tmp_path / str(number) for number in range(6)]
+    for folder in folders:
+        silent = Lease(folder, stale_after=600).__enter__()
+        elsewhere(folder)
+        silent._stop.set()
+    begun = time.monotonic()
+    with hold_all(folders, stale_after=0.6, wait=0) as leases:
+        assert time.monotonic() - begun < 2  # not 6 × 0.6 s
+        for lease in leases:
+            lease.check()
+    assert [list(folder.iterdir()) for folder in folders] == [[]] * 6
+
+
+def test_all_or_none(tmp_path: Path) -> None:
+    with Lease(tmp_path / "b"):
+        with (
+            pytest.raises(RunError, match="b is being trained"),
+            hold_all([tmp_path / "a", tmp_path / "b"], wait=0.1),
+        ):
+            pass
+        assert read_owner(tmp_path / "a") is None

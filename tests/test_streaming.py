@@ -316,3 +316,15 @@ def test_data_is_read_ahead_while_the_consumer_works(tmp_path: Path, monkeypatch
             time.sleep(0.02)  # a step that takes longer than two workers need for its data
         waits[workers] = stream.wait_seconds
     assert waits[2] < 0.5 * waits[0]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gets_the_same_batches(folders: dict[int, tuple[Path, Manifest]]) -> None:
+    passes = []
+    for device in ("cpu", "cuda"):
+        stream = StreamingSplit(*folders[5], "train", device=torch.device(device))
+        batches = list(stream.epoch(seed=1, epoch=0, batch_size=6))
+        assert all(batch.images.device.type == batch.labels.device.type == device for batch in batches)
+        passes.append([rows(batch) for batch in batches])
+    assert passes[0] == passes[1]

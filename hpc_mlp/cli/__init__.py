@@ -18,6 +18,9 @@ COMMANDS = {
     "cancel": ("hpc_mlp.cli.launch", "End the jobs of a runs folder."),
     "table": ("hpc_mlp.cli.report", "Show the runs of a folder as one table."),
     "report": ("hpc_mlp.cli.page", "Write one HTML page with plots of all runs."),
+    "predict": ("hpc_mlp.cli.use", "Predict the classes of images with a trained run."),
+    "evaluate": ("hpc_mlp.cli.use", "Measure a trained run on another dataset with the same classes."),
+    "export": ("hpc_mlp.cli.use", "Write a trained model as ONNX, pt2 or safetensors, with a model card."),
     "doctor": ("hpc_mlp.cli.launch", "Check this machine and cluster; say what to do."),
     "demo": ("hpc_mlp.cli.demo", "Digits → ZIP → shards → four variants → table, in a minute."),
 }

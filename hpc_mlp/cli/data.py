@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     metavar="png|jpeg|npy|original",
     help="How images are stored. png and npy lose nothing; original keeps the bytes as they are.",
 )
+@click.option(
+    "--compress", is_flag=True, help="Compress the PNGs: about half the size, slower to write and read."
+)
 @click.option("--drop-duplicates", is_flag=True, help="Keep one of several images with the same pixels.")
 @click.option("--max-pixels", default=1 << 26, show_default=True, metavar="N", help="Reject larger images.")
 @click.option(
@@ -49,17 +52,13 @@ def convert(sources: tuple[Path, ...], out: Path, size: str, **options: Any) -> 
     \b
     hpc-mlp convert photos.zip shards --size 64
     """
-    from hpc_mlp.data.convert import Settings
-    from hpc_mlp.data.convert import convert as run
+    from hpc_mlp.api import convert as run
 
-    height, width = parse_size(size)
-    settings = Settings(height=height, width=width, **options)
     with _Progress() as progress:
-        run(sources, out, settings, progress)
+        manifest = run(sources, out, size=parse_size(size), progress=progress, **options)
     from hpc_mlp.data.inspection import converted_lines
-    from hpc_mlp.data.manifest import Manifest
 
-    for line in converted_lines(Manifest.load(out), out, progress.num_images, progress.seconds):
+    for line in converted_lines(manifest, out, progress.num_images, progress.seconds):
         click.echo(line)
 
 
@@ -133,11 +132,23 @@ class _Progress:
 
 @click.command(cls=Command)
 @click.argument("out", type=click.Path(path_type=Path))
-def inspect(out: Path) -> None:
-    """Show what the shards folder OUT holds: splits, class counts, statistics, rejects."""
+@click.option(
+    "--contact-sheet", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw images by class."
+)
+@click.option("--verify", "check", is_flag=True, help="Check every shard's bytes and counts.")
+def inspect(out: Path, contact_sheet: Path | None, check: bool) -> None:
+    """Show what the shards folder OUT holds: splits, classes, statistics, rejects, duplicates, leaks."""
     from rich.console import Console
 
     from hpc_mlp.data.inspection import show
     from hpc_mlp.data.manifest import Manifest
 
-    show(Manifest.load(out), out, Console())
+    manifest = Manifest.load(out)
+    show(manifest, out, Console())
+    if check or contact_sheet:
+        from hpc_mlp.data import readback
+
+        if check:
+            click.echo(readback.verify(out, manifest))
+        if contact_sheet:
+            click.echo(readback.contact_sheet(out, manifest, contact_sheet))

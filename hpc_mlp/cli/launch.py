@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -72,26 +72,27 @@ def submit(
     from hpc_mlp.launch import submit as launching
     from hpc_mlp.plan import parse_seeds, parse_set, parse_variants, plan_runs
 
-    Manifest.load(shards)
+    digest = Manifest.load(shards).digest
     values = parse_set(sets)
     for key, value in (("launch.gpus_per_job", gpus_per_job), ("launch.nodes", nodes)):
         if value is not None:
             values[key] = [value]
     launch = launching.load_launch(cluster_config, config_files, values)
     others = {key: value for key, value in values.items() if not key.startswith("launch.")}
-    specs = plan_runs(parse_variants(variants), parse_seeds(seeds), config_files, others)
+    chosen = parse_variants(variants)
+    specs = plan_runs(chosen, parse_seeds(seeds), config_files, others)
     where = launching.choose_cluster(cluster)
     size = packs.parse_per_job(per_job)
     console = Console()
     if dry_run:
-        plan = launching.make_plan(specs, runs, size, overwrite)
+        plan = launching.make_plan(specs, runs, digest, size, overwrite)
         console.print(show.plan_table(plan.packs))
         _left_out(plan)
         _show_resources(where, launch, runs, slots, cpu, len(plan.packs))
         return
     submission, plan = launching.submit(
-        specs, shards, runs, where, launch, per_job=size, slots=slots, overwrite=overwrite, cpu=cpu,
-        parallel=parallel,
+        specs, shards, digest, runs, where, launch, per_job=size, slots=slots, overwrite=overwrite, cpu=cpu,
+        parallel=parallel, plugins=[str(plugin) for variant in chosen for plugin in variant.plugins],
     )  # fmt: skip
     if submission is None:
         _left_out(plan)
@@ -127,9 +128,21 @@ def _ranges(job_ids: list[str]) -> str:
         by_master.setdefault(master, []).append(index)
     parts = []
     for master, indices in by_master.items():
-        span = indices[0] if len(indices) == 1 else f"[{indices[0]}-{indices[-1]}]"
-        parts.append(f"{master}_{span}" if master else span)
+        spans = _spans(sorted(map(int, indices)))
+        text = f"[{spans}]" if len(indices) > 1 else spans
+        parts.append(f"{master}_{text}" if master else text)
     return ", ".join(parts)
+
+
+def _spans(numbers: list[int]) -> str:
+    """`[0, 1, 2, 5]` → `"0-2,5"`."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ",".join(f"{first}-{last}" if last > first else f"{first}" for first, last in spans)
 
 
 def _left_out(plan: Plan) -> None:
@@ -200,16 +213,14 @@ def _code(statuses: list[RunStatus]) -> int:
 
 def _finish(states: Iterator[list[RunStatus]], runs: Path) -> None:
     """Follow, then the table, then the exit code."""
-    import importlib
-
     from rich.console import Console
 
     from hpc_mlp.launch import show
+    from hpc_mlp.report.table import print_table
 
     statuses = show.follow(Console(), states)
     if any(item.state in ("done", "diverged") for item in statuses):
-        table: Any = importlib.import_module("hpc_mlp.cli.report").table
-        table.main([str(runs)], standalone_mode=False)
+        print_table(runs, Console())
     for item in statuses:
         if item.state in ("failed", "lost"):
             click.echo(show.line(item), err=True)

@@ -141,6 +141,15 @@ class FolderSource:
         return total.hexdigest()
 
 
+class FileSource(FolderSource):
+    """Single files, wherever they are."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.label, self.root = "image files", Path()
+        self.problems = {}
+        self.names = Names(str(path) for path in paths)
+
+
 class SeveralSources:
     """One after the other, as if they were one."""
 

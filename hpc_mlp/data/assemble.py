@@ -40,7 +40,9 @@ class Assembly:
         self.found: dict[str, int] = {}
         self.described: dict[str, dict[str, Any]] = {}
 
-    def draw_splits(self, seed: int, val: float, test: float, drop: bool, rejects: RejectLog) -> None:
+    def draw_splits(
+        self, seed: int, val: float, test: float, drop: bool, num_pixels: int, rejects: RejectLog
+    ) -> None:
         """Split the images with equal ones kept together, and list what is equal and what is nearly so."""
         self.seed = seed
         group = split.groups_of_equals(self.records["digest"])
@@ -56,7 +58,7 @@ class Assembly:
             test,
         )
         report = duplicates.Report(self.source.names, self.classes, self.records, self.labels, splits)
-        self.found = report.write(self.folder, group)
+        self.found = report.write(self.folder, group, num_pixels)
         rejects.extend(report.reasons_of(np.flatnonzero(dropped), group), strict=False)
         self.splits = splits
         if not (splits == split.TRAIN).any():
@@ -99,7 +101,7 @@ class Assembly:
 
     def _cut(self, order: npt.NDArray[np.int64], limit: int) -> Iterator[npt.NDArray[np.int64]]:
         """`order` in pieces whose tar members take `limit` bytes, or a little more."""
-        sizes = tar_member_size(self.records["length"][order]) + tar_member_size(1)
+        sizes = tar_member_size(self.records["length"][order].astype(np.int64)) + tar_member_size(1)
         ends = np.cumsum(sizes)
         start = 0
         while start < len(order):
@@ -116,11 +118,11 @@ class Assembly:
             Manifest,
         )  # late: pydantic costs 0.15 s, and the workers run by now
 
-        train = self.records[self.splits == split.TRAIN]
+        train = self.splits == split.TRAIN
         stats = pixel_stats(
-            train["sum"].sum(axis=0).tolist(),
-            train["square"].sum(axis=0).tolist(),
-            len(train),
+            self.records["sum"][train].sum(axis=0).tolist(),
+            self.records["square"][train].sum(axis=0).tolist(),
+            int(train.sum()),
             spec.height * spec.width,
         )
         content = {

@@ -32,7 +32,6 @@ _STREAM = 0xA06  # tells these draws from others with the same seed and epoch
 _CROP_ASPECT = 4 / 3
 _ERASED_AREA = (0.02, 0.33)
 _ERASED_ASPECT = 3.3
-_LUMA = (0.2989, 0.587, 0.114)
 
 
 def is_active(config: AugmentConfig) -> bool:
@@ -56,10 +55,26 @@ def augment(
     pixels = images / 255 if images.dtype == torch.uint8 else images
     if not is_active(config) or not len(images):
         return pixels
-    draws = draw(seed, epoch, step, positions)
-    pixels = move(pixels, config, draws)
-    pixels = recolour(pixels, config, draws)
-    return erase(pixels, draws, config.erasing) if config.erasing > 0 else pixels
+    height, width = images.shape[-2:]
+    table = parameters(config, draw(seed, epoch, step, positions), height, width)
+    amounts = _Amounts(table, pixels.device)
+    pixels = move(pixels, config, amounts)
+    pixels = recolour(pixels, config, amounts)
+    return erase(pixels, amounts.box) if config.erasing > 0 else pixels
+
+
+class _Amounts:
+    """`parameters` on the device: sent in one piece, without waiting for what the device is doing."""
+
+    def __init__(self, table: NDArray[np.float32], device: torch.device) -> None:
+        host = torch.from_numpy(table)
+        sent = (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)
+        self.matrix = sent[:, :6].view(-1, 2, 3)
+        self.flipped = sent[:, 6].view(-1, 1, 1, 1) > 0
+        self.brightness, self.contrast, self.saturation, self.hue = (
+            sent[:, 7:11].view(-1, 4, 1, 1, 1).unbind(1)
+        )
+        self.box = sent[:, 11:]
 
 
 def draw(seed: int, epoch: int, step: int, positions: slice | Tensor) -> Draws:
@@ -73,16 +88,35 @@ def draw(seed: int, epoch: int, step: int, positions: slice | Tensor) -> Draws:
     return dict(zip(_NAMES, table[rows].T, strict=True))
 
 
-def move(pixels: Tensor, config: AugmentConfig, draws: Draws) -> Tensor:
-    """Flip, rotate, shift and crop: one resampling for all of them."""
+def parameters(config: AugmentConfig, draws: Draws, height: int, width: int) -> NDArray[np.float32]:
+    """float32 [B, 15]: what is done to each image. Computed on the host, where small things are quick.
+
+    Columns: the affine matrix (6); flipped or not; the factors of brightness, contrast and saturation; turns
+    of hue; the box to erase (first row, first column, rows, columns).
+    """
     flipped = draws["flip"] < config.horizontal_flip
-    if not (config.rotation or config.shift or config.min_crop < 1):
-        mirrored = _column(flipped, pixels)
-        return torch.where(mirrored, pixels.flip(-1), pixels) if config.horizontal_flip else pixels
-    height, width = pixels.shape[-2:]
-    matrix = torch.from_numpy(affine_matrices(config, draws, flipped, height / width)).to(pixels.device)
-    grid = F.affine_grid(matrix, list(pixels.shape), align_corners=False)
-    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+    def between(name: str, strength: float) -> NDArray[np.float32]:
+        return strength * (2 * draws[name] - 1)
+
+    columns = [
+        *affine_matrices(config, draws, flipped, height / width).reshape(-1, 6).T,
+        flipped,
+        1 + between("brightness", config.brightness),
+        1 + between("contrast", config.contrast),
+        1 + between("saturation", config.saturation),
+        between("hue", config.hue),
+        *_erased_boxes(config.erasing, draws, height, width),
+    ]
+    return np.stack(columns, axis=1, dtype=np.float32, casting="unsafe")
+
+
+def move(pixels: Tensor, config: AugmentConfig, amounts: _Amounts) -> Tensor:
+    """Flip, rotate, shift and crop: one resampling for all of them, none for flips alone."""
+    if config.rotation or config.shift or config.min_crop < 1:
+        grid = F.affine_grid(amounts.matrix, list(pixels.shape), align_corners=False)
+        return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return torch.where(amounts.flipped, pixels.flip(-1), pixels) if config.horizontal_flip else pixels
 
 
 def affine_matrices(
@@ -116,23 +150,17 @@ def _crop_boxes(min_crop: float, draws: Draws) -> tuple[NDArray[np.float32], ...
     return width, height, (1 - width) * (2 * draws["crop_x"] - 1), (1 - height) * (2 * draws["crop_y"] - 1)
 
 
-def recolour(pixels: Tensor, config: AugmentConfig, draws: Draws) -> Tensor:
+def recolour(pixels: Tensor, config: AugmentConfig, amounts: _Amounts) -> Tensor:
     """Brightness, contrast, saturation and hue. The last two do nothing to gray images."""
-
-    def factors(name: str, strength: float) -> Tensor:
-        return _column(1 + strength * (2 * draws[name] - 1), pixels)
-
     colour = pixels.shape[1] == 3
     if config.brightness:
-        pixels = (pixels * factors("brightness", config.brightness)).clamp_(0, 1)
+        pixels = (pixels * amounts.brightness).clamp_(0, 1)
     if config.contrast:
         mean = _gray(pixels).mean(dim=(-3, -2, -1), keepdim=True)
-        pixels = torch.lerp(mean, pixels, factors("contrast", config.contrast)).clamp_(0, 1)
+        pixels = torch.lerp(mean, pixels, amounts.contrast).clamp_(0, 1)
     if config.saturation and colour:
-        pixels = torch.lerp(_gray(pixels), pixels, factors("saturation", config.saturation)).clamp_(0, 1)
-    if config.hue and colour:
-        pixels = turn_hue(pixels, _column(config.hue * (2 * draws["hue"] - 1), pixels))
-    return pixels
+        pixels = torch.lerp(_gray(pixels), pixels, amounts.saturation).clamp_(0, 1)
+    return turn_hue(pixels, amounts.hue) if config.hue and colour else pixels
 
 
 def turn_hue(pixels: Tensor, turns: Tensor) -> Tensor:
@@ -146,43 +174,41 @@ def turn_hue(pixels: Tensor, turns: Tensor) -> Tensor:
         (green - blue) / divisor,
         torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
     )
-    offset = torch.tensor([5.0, 3.0, 1.0], device=pixels.device).view(1, 3, 1, 1)
-    place = (offset + sixths.unsqueeze(1) + 6 * turns) % 6
+    offset = torch.arange(5, 0, -2, device=pixels.device).view(1, 3, 1, 1)
+    place = offset + sixths.unsqueeze(1) + 6 * turns
+    place = place - 6 * (place / 6).floor_()  # `%` takes five times as long
     return value.unsqueeze(1) - chroma.unsqueeze(1) * torch.minimum(place, 4 - place).clamp_(0, 1)
 
 
-def erase(pixels: Tensor, draws: Draws, probability: float) -> Tensor:
-    """Fill a random box of some images with the image's mean colour; torchvision's sizes and aspects."""
-    height, width = pixels.shape[-2:]
+def _erased_boxes(
+    probability: float, draws: Draws, height: int, width: int
+) -> tuple[NDArray[np.float32], ...]:
+    """First row, first column, rows and columns of a box with torchvision's sizes and aspects, or of none."""
     smallest, largest = _ERASED_AREA
     area = (smallest + (largest - smallest) * draws["erase_area"]) * height * width
     aspect = np.exp(np.log(_ERASED_ASPECT) * (2 * draws["erase_aspect"] - 1))
-    chosen = draws["erase"] < probability
-    rows = _inside(np.sqrt(area * aspect) * chosen, draws["erase_y"], height)
-    columns = _inside(np.sqrt(area / aspect), draws["erase_x"], width)
-    box = torch.from_numpy(rows[:, None, :, None] & columns[:, None, None, :]).to(pixels.device)
-    return torch.where(box, pixels.mean(dim=(-2, -1), keepdim=True), pixels)
+    rows = np.minimum(np.rint(np.sqrt(area * aspect)), height) * (draws["erase"] < probability)
+    columns = np.minimum(np.rint(np.sqrt(area / aspect)), width)
+    top = np.floor(draws["erase_y"] * (height - rows + 1))
+    left = np.floor(draws["erase_x"] * (width - columns + 1))
+    return top, left, rows, columns
 
 
-def _inside(length: NDArray[np.float32], place: NDArray[np.float32], total: int) -> NDArray[np.bool_]:
-    """[B, total]: whether each index lies in a span of about `length` at `place` (0: first, 1: last)."""
-    whole = np.minimum(np.rint(length), total)
-    start = np.floor(place * (total - whole + 1))[:, None]
-    index = np.arange(total)
-    return np.asarray((index >= start) & (index < start + whole[:, None]))
+def erase(pixels: Tensor, boxes: Tensor) -> Tensor:
+    """Fill a box of each image with its mean colour; float32 [B, 4]: first row and column, rows, columns."""
+    top, left, rows, columns = boxes.view(-1, 4, 1, 1).unbind(1)
+    y = torch.arange(pixels.shape[-2], device=pixels.device).view(1, -1, 1)
+    x = torch.arange(pixels.shape[-1], device=pixels.device).view(1, 1, -1)
+    inside = (y >= top) & (y < top + rows) & (x >= left) & (x < left + columns)
+    return torch.where(inside.unsqueeze(1), pixels.mean(dim=(-2, -1), keepdim=True), pixels)
 
 
 def _gray(pixels: Tensor) -> Tensor:
     """[B, 1, H, W]"""
     if pixels.shape[1] != 3:
         return pixels
-    weights = torch.tensor(_LUMA, device=pixels.device).view(1, 3, 1, 1)
-    return (pixels * weights).sum(1, keepdim=True)
-
-
-def _column(values: NDArray[np.generic], like: Tensor) -> Tensor:
-    """One value for each image, shaped to go with [B, C, H, W]."""
-    return torch.from_numpy(np.ascontiguousarray(values)).to(like.device).view(-1, 1, 1, 1)
+    red, green, blue = pixels.unbind(1)
+    return (0.2989 * red + 0.587 * green + 0.114 * blue).unsqueeze(1)
 
 
 def augmented_rows(

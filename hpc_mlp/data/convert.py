@@ -46,6 +46,7 @@ class Settings:
     test: float = 0.1
     seed: int = 0
     encoding: str = "png"
+    compress: bool = False
     shard_mb: float = 64.0
     drop_duplicates: bool = False
     max_pixels: int = MAX_PIXELS
@@ -68,6 +69,8 @@ class Settings:
             raise UserError("--seed and --workers are whole numbers from 0, --max-pixels from 1.")
         if self.encoding not in ENCODINGS:
             raise unknown_name("--encoding", self.encoding, ENCODINGS)
+        if self.compress and self.encoding != "png":
+            raise UserError(f"--compress is for --encoding png, not {self.encoding}.")
 
     @property
     def spec(self) -> ImageSpec:
@@ -77,7 +80,7 @@ class Settings:
         return self.workers or len(os.sched_getaffinity(0))
 
     def recorded(self) -> dict[str, Any]:
-        names = ("val", "test", "seed", "shard_mb", "drop_duplicates", "max_pixels")
+        names = ("val", "test", "seed", "compress", "shard_mb", "drop_duplicates", "max_pixels")
         return {"size": [self.height, self.width], "grayscale": self.grayscale} | {
             name: getattr(self, name) for name in names
         }
@@ -128,7 +131,7 @@ def _convert(paths: Sequence[Path], folder: Path, settings: Settings, progress: 
     layout = find_layout(source)
     if not len(layout.entries):
         raise no_images(source, layout.rejects)
-    worker = Worker(source, settings.spec, settings.encoding, folder)
+    worker = Worker(source, settings.spec, settings.encoding, settings.compress, folder)
     count = min(settings.num_workers(), len(layout.entries) // 32 + 1)
     with Pool(worker, count) as pool, RejectLog(folder, source.label, settings.strict) as rejects:
         content = _Sum(
@@ -141,7 +144,10 @@ def _convert(paths: Sequence[Path], folder: Path, settings: Settings, progress: 
             raise no_images(source, rejects.first)
         progress.phase("drawing splits")
         assembly = Assembly(folder, source, layout, records)
-        assembly.draw_splits(settings.seed, settings.val, settings.test, settings.drop_duplicates, rejects)
+        num_pixels = settings.height * settings.width
+        assembly.draw_splits(
+            settings.seed, settings.val, settings.test, settings.drop_duplicates, num_pixels, rejects
+        )
         progress.phase("writing shards")
         assembly.write_shards(pool, int(settings.shard_mb * 1e6))
         worker.close()

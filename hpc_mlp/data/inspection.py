@@ -40,13 +40,13 @@ def duplicate_lines(manifest: Manifest) -> Iterator[str]:
         )
     if found.get("leaked_images"):
         yield (
-            f"WARNING: leak: {found['leaked_images']:,} images of val or test are in train as well, pixel "
-            f"for pixel: see duplicates.jsonl, or convert with --drop-duplicates"
+            f"WARNING: leak: {found['leaked_images']:,} images of val or test are in an earlier split as "
+            f"well, pixel for pixel: see duplicates.jsonl, or convert with --drop-duplicates"
         )
     if found.get("near_leaked_images"):
         yield (
             f"WARNING: possible leak: {found['near_leaked_images']:,} images of val or test nearly equal one "
-            f"in train: see duplicates.jsonl"
+            f"in an earlier split: see duplicates.jsonl"
         )
     if found.get("groups"):
         yield (

@@ -51,7 +51,7 @@ def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
 
 def find_layout(source: Source) -> Layout:
     """UserError where there are no images, fewer than two classes, or names that lead out of the archive."""
-    images, ignored, rejects, label_files = _sort_out(source)
+    images, ignored, rejects, label_files = sort_out(source)
     if label_files:
         return _from_labels_file(source, images, label_files, ignored, rejects)
     if not len(images):
@@ -83,7 +83,7 @@ def no_images(source: Source, rejects: Sequence[tuple[str, str]]) -> UserError:
     )
 
 
-def _sort_out(source: Source) -> tuple[npt.NDArray[np.int64], int, list[tuple[str, str]], list[int]]:
+def sort_out(source: Source) -> tuple[npt.NDArray[np.int64], int, list[tuple[str, str]], list[int]]:
     """Indices of images; the number of entries ignored; rejects; indices of files named labels.csv."""
     images: list[int] = []
     rejects: list[tuple[str, str]] = []

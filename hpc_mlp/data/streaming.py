@@ -18,7 +18,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -126,7 +126,7 @@ class StreamingSplit:
         start_step: int = 0,
         rank: int = 0,
         world_size: int = 1,
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch, None, None]:
         """The batches from `start_step` on, shuffled. `batch_size` is that of all processes together.
 
         UserError where a shard is missing or damaged, RunError where a URL cannot be read.
@@ -136,7 +136,7 @@ class StreamingSplit:
         )
         return self._batches(order, batch_size, start_step, rank, world_size)
 
-    def in_order(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+    def in_order(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Generator[Batch, None, None]:
         """All batches in shard order: for validation and test."""
         return self._batches(np.arange(len(self)), batch_size, 0, rank, world_size)
 
@@ -169,7 +169,7 @@ class StreamingSplit:
 
     def _batches(
         self, order: Rows, batch_size: int, start_step: int, rank: int, world_size: int
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch, None, None]:
         parts = []
         for step in range(start_step, self.num_steps(batch_size)):
             rows = order[step * batch_size : (step + 1) * batch_size]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,18 +21,18 @@ _BUFFER = 4 << 20
 
 
 def record_type(channels: int) -> np.dtype[np.void]:
-    """What the parent keeps of an image: about 130 bytes."""
+    """What the parent keeps of an image: about 170 bytes."""
     return np.dtype(
         [
             ("entry", np.int64),  # index into the source
             ("spool", np.int32),  # which worker's spool file
-            ("suffix", np.int32),
+            ("length", np.uint32),
             ("offset", np.int64),
-            ("length", np.int64),
+            ("suffix", np.uint8),
             ("sum", np.int64, (channels,)),
             ("square", np.int64, (channels,)),
             ("digest", np.uint64, (2,)),
-            ("print", np.uint64, (4,)),
+            ("print", np.uint8, (64,)),
         ]
     )
 
@@ -52,16 +53,28 @@ class ShardPlan:
     name: str
     spool: npt.NDArray[np.int32]
     offset: npt.NDArray[np.int64]
-    length: npt.NDArray[np.int64]
-    suffix: npt.NDArray[np.int32]
+    length: npt.NDArray[np.uint32]
+    suffix: npt.NDArray[np.uint8]
     label: npt.NDArray[np.int32]
     first_key: int
     key_width: int
 
+    def rows(self) -> Iterator[tuple[int, int, int, int, int, int]]:
+        """Key, spool, offset, length, suffix and class of each image."""
+        columns = (self.spool, self.offset, self.length, self.suffix, self.label)
+        for start in range(
+            0, len(self.label), 4096
+        ):  # as Python numbers a whole shard would take much memory
+            part = [column[start : start + 4096].tolist() for column in columns]
+            yield from zip(
+                range(self.first_key + start, self.first_key + len(self.label)), *part, strict=False
+            )
+
 
 class Worker:
-    def __init__(self, source: Source, spec: ImageSpec, encoding: str, folder: Path) -> None:
-        self.source, self.spec, self.encoding, self.folder = source, spec, encoding, folder
+    def __init__(self, source: Source, spec: ImageSpec, encoding: str, compress: bool, folder: Path) -> None:
+        self.source, self.spec, self.folder = source, spec, folder
+        self.encoding, self.compress = encoding, compress
         self.number = -1
         self._spools: dict[int, int] = {}
 
@@ -100,9 +113,10 @@ class Worker:
         self._flush()
         records, images = records[:taken], images[:taken]
         if taken:
-            records["sum"], records["square"] = stats.image_sums(images)
-            records["print"] = stats.fingerprints(images)
-            digests = b"".join([hashlib.blake2b(image.data, digest_size=16).digest() for image in images])
+            measures = stats.measure(images)
+            records["sum"], records["square"] = measures.sums, measures.squares
+            records["print"] = measures.prints
+            digests = b"".join([hashlib.sha256(image.data).digest()[:16] for image in images])
             records["digest"] = np.frombuffer(digests, np.uint64).reshape(taken, 2)
             records["spool"] = self.number
         return Chunk(records, rejects, num_bytes)
@@ -122,7 +136,7 @@ class Worker:
         """The stored form of an image and its suffix; its pixels go to `out`."""
         out[:] = decode_image(data, self.spec)
         if self.encoding == "png":
-            return encode.encode_png(out), "png"
+            return encode.encode_png(out, self.compress), "png"
         if self.encoding == "npy":
             return encode.encode_npy(out), "npy"
         if self.encoding == "original":
@@ -144,11 +158,7 @@ class Worker:
                 write_all(file.fileno(), block)
                 pending.clear()
 
-            rows = zip(
-                plan.spool.tolist(), plan.offset.tolist(), plan.length.tolist(),
-                plan.suffix.tolist(), plan.label.tolist(), strict=True,
-            )  # fmt: skip
-            for key, (spool, offset, length, suffix, label) in enumerate(rows, plan.first_key):
+            for key, spool, offset, length, suffix, label in plan.rows():
                 stem = f"{key:0{plan.key_width}d}"
                 data = read_at(self._spool(spool), length, offset)
                 image = encode.tar_member(f"{stem}.{SUFFIXES[suffix]}", data)

@@ -88,8 +88,8 @@ class ZipSource:
         """Offset and length of the central directory, and the length of what was put before the ZIP."""
         tail_start = max(0, size - 65_536 - _END.size - 20 - _END64.size)
         tail = read_at(self._fd, size - tail_start, tail_start)
-        end = tail.rfind(b"PK\5\6")
-        if end < 0 or end + _END.size > len(tail):
+        end = _end_record(tail)
+        if end < 0:
             raise self._unreadable("the list of entries at its end is missing")
         _, disk, _, _, _, length, offset, _ = _END.unpack_from(tail, end)
         directory_end = tail_start + end
@@ -191,6 +191,17 @@ class ZipSource:
 
     def sha256(self) -> str:
         return hash_file(self.path)
+
+
+def _end_record(tail: bytes) -> int:
+    """Where the end record begins, -1 if nowhere. Its signature may stand in the comment after it as well, so
+    that the one whose comment ends with the file is taken, else the last."""
+    last = at = tail.rfind(b"PK\5\6", 0, len(tail) - _END.size + 4)
+    while at >= 0:
+        if at + _END.size + _END.unpack_from(tail, at)[7] == len(tail):
+            return at
+        at = tail.rfind(b"PK\5\6", 0, at)
+    return last
 
 
 def _decode_name(name: bytes, is_utf8: bool) -> tuple[str, str]:

@@ -9,8 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,10 +19,9 @@ from hpc_mlp.launch.records import Submission, read_submission
 from hpc_mlp.lease import CLAIM, process_start
 from hpc_mlp.runs import write_bytes
 
-STOPPED = 143  # what training returns after a checkpoint on request
+STOPPED = 128  # training asked to stop returns this plus the signal's number, its checkpoint written
 _RENDEZVOUS_SECONDS = 600
 _WAIT_FOR_KILL_SECONDS = 600
-_STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 
 class PackJob:
@@ -37,16 +35,21 @@ class PackJob:
 
     def __call__(self) -> None:
         hand_back = signal.getsignal(signal.SIGUSR2)  # submitit's: dumps `checkpoint()`, asks for the requeue
-        code, stopped_by = run_pack(Path(self.folder), self.pack)
-        if code == STOPPED and stopped_by:
-            _leave(self._submission(), self.pack, stopped_by, hand_back)
+        code, signals = run_pack(Path(self.folder), self.pack)
+        if code > STOPPED:
+            _leave(self._submission(), self.pack, signals, hand_back)
         if code:
             raise RunError(f"the pack ended with code {code}; see the runs' failed.json and this log.")
 
     def checkpoint(self) -> Any:
         """Called by submitit (`__submitit_checkpoint__` alone would not be, see slurm/README.md)."""
+        from submitit import JobEnvironment
         from submitit.helpers import DelayedSubmission
 
+        # left by a start that was killed while it wrote this file: submitit would refuse to write it again
+        paths = JobEnvironment().paths
+        for path in (paths.submitted_pickle, paths.result_pickle):
+            path.with_suffix(".pkl.save_tmp").unlink(missing_ok=True)
         return DelayedSubmission(PackJob(self.folder, self.pack))
 
     def _submission(self) -> Submission:
@@ -58,26 +61,32 @@ class PackJob:
 
 def run_pack(folder: Path, pack: int) -> tuple[int, set[int]]:
     """Train the runs of one pack in this process (one of several, where the job has several tasks).
-    Returns the exit code and the stop signals that came."""
+    Returns the exit code and the signals that came, which may become more later."""
     submission = PackJob(str(folder), pack)._submission()
     if submission.cluster == "slurm":
         _join_processes(folder)
     restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    os.environ[CLAIM] = f"{submission.id}/{pack}"
+    os.environ[CLAIM] = submission.claim(pack)
     if os.environ.get("RANK", "0") == "0":
         submission.write_start(pack, restart, _this_start())
-    with _stop_signals() as (received, connect):
+    signals = _StopSignals()
+    with signals:
         train_specs = _load(submission.entry)
-        connect()
+        if submission.plugins:
+            importlib.import_module("hpc_mlp.models.registry").load_plugins(map(Path, submission.plugins))
+        cpu = submission.cpu or _needs_cpu()
+        if signals.received:  # while torch was being imported: nothing has begun
+            return STOPPED + max(signals.received), signals.received
+        signals.training = True
         code = train_specs(
             Path(submission.shards),
             submission.specs(pack),
             folder.parent.parent,
-            cpu=submission.cpu or _needs_cpu(),
+            cpu=cpu,
             parallel=submission.parallel,
             overwrite=False,  # done by `submit`; a requeued job must not start over
         )
-    return code, received
+    return code, signals.received
 
 
 def _load(entry: str) -> Callable[..., int]:
@@ -110,36 +119,30 @@ def _this_start() -> dict[str, Any]:
 # -- signals
 
 
-@contextmanager
-def _stop_signals() -> Iterator[tuple[set[int], Callable[[], None]]]:
-    """Turn stop signals into one request to training, which writes a checkpoint after the step it is in and
-    returns. A handler that wrote the checkpoint itself would catch the model in the middle of an update."""
-    received: set[int] = set()
-    connected = False
+class _StopSignals:
+    """Turns stop signals into one request to training, which writes a checkpoint after the step it is in and
+    returns. A handler that wrote the checkpoint itself would catch the model in the middle of an update.
+    USR2 keeps this handler afterwards: it may come later than the TERM that ended the training."""
 
-    def pass_on() -> None:
-        stop = importlib.import_module("hpc_mlp.training.stop")
-        stop.request_stop(", ".join(signal.Signals(number).name for number in sorted(received)))
+    def __init__(self) -> None:
+        self.received: set[int] = set()
+        self.training = False
+        self._before: dict[int, Any] = {}
 
-    def connect() -> None:
-        nonlocal connected
-        connected = True
-        if received:
-            pass_on()
+    def __enter__(self) -> _StopSignals:
+        for number in (signal.SIGUSR2, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._handle)
+        return self
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        received.add(number)
-        print(f"hpc-mlp: {signal.Signals(number).name}: checkpoint, then stop", file=sys.stderr, flush=True)
-        if connected:
-            pass_on()
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self._before[signal.SIGTERM])
 
-    previous = {number: signal.signal(number, handle) for number in _STOP_SIGNALS}
-    try:
-        yield received, connect
-    finally:
-        for number, old in previous.items():
-            if number != signal.SIGUSR2 and old is not None:
-                signal.signal(number, old)
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.received.add(number)
+        name = signal.Signals(number).name
+        print(f"hpc-mlp: {name}: checkpoint, then stop", file=sys.stderr, flush=True)
+        if self.training:
+            importlib.import_module("hpc_mlp.training.stop").request_stop(name)
 
 
 def _leave(submission: Submission, pack: int, received: set[int], hand_back: Any) -> None:
@@ -222,7 +225,7 @@ def run_processes(folder: Path, pack: int, world: int) -> int:
     codes: list[int] = []
     while len(codes) < world:
         codes = [code for process in processes if (code := process.poll()) is not None]
-        if any(code not in (0, STOPPED) for code in codes):  # the others would wait for it for ever
+        if any(code < 0 or 0 < code < STOPPED for code in codes):  # the others would wait for it for ever
             time.sleep(5)
             for process in processes:
                 process.kill()

@@ -157,17 +157,24 @@ class Queue:
             env = {**self.environment, "OMP_NUM_THREADS": str(slot.threads)}
             if slot.devices:
                 env["CUDA_VISIBLE_DEVICES"] = ",".join(slot.devices)
-            with job.log.open("ab") as log:
-                job.process = subprocess.Popen(
-                    job.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env,
-                    start_new_session=True, pass_fds=(lock.fileno(),),
-                )  # fmt: skip
             job.lock = lock
+            with job.log.open("ab") as log:
+                try:
+                    job.process = subprocess.Popen(
+                        job.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env,
+                        start_new_session=True, pass_fds=(lock.fileno(),),
+                    )  # fmt: skip
+                except OSError as error:  # no such program, no memory for another process
+                    log.write(f"{error}\n".encode())
             return True
         return False
 
     def _is_over(self, job: Job) -> bool:
-        assert job.process is not None and job.lock is not None
+        assert job.lock is not None
+        if job.process is None:
+            job.lock.close()
+            job.ended(127)
+            return True
         code = job.process.poll()
         if code is not None:
             _signal_group(job.process.pid, signal.SIGKILL)  # what it may have left behind
@@ -231,12 +238,12 @@ def log_path(submission: Submission, index: int) -> Path:
 
 def query(submission: Submission) -> dict[str, JobInfo]:
     """Every pack's state by job id."""
-    queue_lives = is_held(submission.folder)
+    queue_lives, all_starts = is_held(submission.folder), submission.starts()
     known = {}
     for pack in submission.packs:
         if pack.job_id is None:
             continue
-        starts, end = submission.starts(pack.index), submission.ended(pack.index)
+        starts, end = all_starts.get(pack.index), submission.ended(pack.index)
         if end is not None:
             known[pack.job_id] = JobInfo("over", _how_it_ended(int(end["code"])))
         elif starts and (queue_lives or _lives(starts[-1])):
@@ -266,8 +273,9 @@ def cancel(submission: Submission, packs: Iterable[int]) -> None:
     for index in chosen:
         submission.mark_cancelled(index)
     if not is_held(submission.folder):  # nobody is left to look: end what still runs here ourselves
+        all_starts = submission.starts()
         for index in chosen:
-            starts = submission.starts(index)
+            starts = all_starts.get(index)
             if starts and submission.ended(index) is None and _lives(starts[-1]):
                 os.kill(int(starts[-1]["pid"]), signal.SIGTERM)
     deadline = time.monotonic() + _GRACE_SECONDS + 10

@@ -59,6 +59,7 @@ class Submission:
     cpu: bool = False
     parallel: str = "auto"
     entry: str = ENTRY
+    plugins: list[str] = field(default_factory=list)  # Python files that register models
     format: int = 1
     folder: Path = Path()  # where it was read from; not stored
 
@@ -70,6 +71,10 @@ class Submission:
     def job_name(self) -> str:
         """Slurm's name of its jobs: a job id that a wiped Slurm gave out again is not taken for ours."""
         return f"hpc-mlp-{self.id}"
+
+    def claim(self, pack: int) -> str:
+        """Names the pack's job over all its starts, for the lease of its run folders."""
+        return f"{self.id}/{pack}"
 
     def save(self) -> None:
         record = asdict(self)
@@ -90,11 +95,20 @@ class Submission:
             for run in plan["packs"][pack]
         ]
 
-    def starts(self, pack: int) -> list[dict[str, Any]]:
-        """One record for every time the pack was started, oldest first."""
-        paths = (self.folder / "started").glob(f"{pack}.*.json")
-        ordered = sorted(paths, key=lambda path: int(path.name.split(".")[1]))
-        return [start for path in ordered if (start := read_json(path))]
+    def starts(self) -> dict[int, list[dict[str, Any]]]:
+        """For every pack that was ever started: one record for each time, oldest first."""
+        numbers = sorted(
+            (int(pack), int(restart))
+            for pack, restart, _ in (
+                path.name.split(".") for path in (self.folder / "started").glob("*.json")
+            )
+            if pack  # a record that is just being written has a name that begins with a dot
+        )
+        starts: dict[int, list[dict[str, Any]]] = {}
+        for pack, restart in numbers:
+            if start := read_json(self.folder / "started" / f"{pack}.{restart}.json"):
+                starts.setdefault(pack, []).append(start)
+        return starts
 
     def write_start(self, pack: int, restart: int, record: dict[str, Any]) -> None:
         write_json(self.folder / "started" / f"{pack}.{restart}.json", record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -95,7 +96,8 @@ def _newest(submissions: list[Submission], runs: Path) -> list[list[_Job]]:
         here: dict[str, JobInfo] | None = {}
         if submission in wanted:
             here = on_slurm if submission.cluster == "slurm" else local.query(submission)
-        listed.append([_job(submission, pack, here) for pack in submission.packs])
+        starts = submission.starts()
+        listed.append([_job(submission, pack, here, starts.get(pack.index, [])) for pack in submission.packs])
     return listed
 
 
@@ -103,8 +105,12 @@ def _is_complete(runs: Path, pack: PackRecord) -> bool:
     return all((runs / run["name"] / "result.json").exists() for run in pack.runs)
 
 
-def _job(submission: Submission, pack: PackRecord, known: dict[str, JobInfo] | None) -> _Job:
-    starts = submission.starts(pack.index)
+def _job(
+    submission: Submission,
+    pack: PackRecord,
+    known: dict[str, JobInfo] | None,
+    starts: list[dict[str, Any]],
+) -> _Job:
     info = known if known is None else known.get(pack.job_id or "", slurm.UNKNOWN)
     node = str(starts[-1]["host"]) if starts else ""
     return _Job(submission, pack, info, max(0, len(starts) - 1), node)
@@ -150,10 +156,12 @@ def _over(base: RunStatus, path: Path, info: JobInfo, job: _Job) -> RunStatus:
     base = replace(base, node=job.node or info.node)
     if job.submission.is_cancelled(job.pack.index) or info.detail.startswith("CANCELLED"):
         return replace(base, state="cancelled", detail="cancelled")
-    if is_held(path):  # by its twin on an unplugged node, or by someone's `hpc-mlp train`
-        owner = read_owner(path) or {}
+    owner = read_owner(path) or {}
+    own = owner.get("claim") == job.submission.claim(job.pack.index)
+    if is_held(path) and not (own and info.state == "over"):  # by someone's `hpc-mlp train`
         return replace(base, state="running", detail="", node=str(owner.get("host", "")))
-    if info.state == "unknown" and _age(job.submission) < 60:
+    may_come = job.submission.cluster == "slurm" or job.pack.job_id is None
+    if info.state == "unknown" and may_come and _age(job.submission) < 60:
         return replace(base, state="queued", detail="just submitted")
     if info.state == "unknown":
         cluster = "Slurm" if job.submission.cluster == "slurm" else "the local queue"
@@ -179,14 +187,14 @@ def _of_files(path: Path, run: Run) -> RunStatus:
     state: State = "stopped"
     detail = ""
     if run.state == "failed":
-        state, detail = "failed", str((run.failed or {}).get("error", "")).strip()
+        state, detail = "failed", _last_line(run.failed or {})
     elif run.state != "unfinished":
         state = run.state
     if state in ("stopped", "failed") and is_held(path):
         state, detail = "running", ""
     seconds = [line["seconds"] for line in run.metrics if "seconds" in line]
     left = None
-    if state == "running" and seconds and epochs:
+    if seconds and epochs and state not in COMPLETE:
         left = sum(seconds) / len(seconds) * (epochs - int(last.get("epoch", 0)))
     return RunStatus(
         name=run.name,
@@ -203,6 +211,11 @@ def _of_files(path: Path, run: Run) -> RunStatus:
     )
 
 
+def _last_line(failed: dict[str, Any]) -> str:
+    lines = str(failed.get("traceback") or failed.get("error", "")).strip().splitlines()
+    return lines[-1].strip() if lines else ""
+
+
 def _is_of_this_submission(path: Path, submission: Submission) -> bool:
     """A failed.json from before this submission says nothing about it. Both times are the file system's."""
     try:
@@ -213,8 +226,6 @@ def _is_of_this_submission(path: Path, submission: Submission) -> bool:
 
 
 def _age(submission: Submission) -> float:
-    import time
-
     return time.time() - (submission.folder / PLAN).stat().st_mtime
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from hpc_mlp.config import (
     read_toml,
     set_key,
 )
-from hpc_mlp.errors import RunError, UserError, unknown_name
+from hpc_mlp.errors import HpcMlpError, RunError, UserError, unknown_name
 from hpc_mlp.launch import local, slurm
 from hpc_mlp.launch.packs import Pack, make_packs
 from hpc_mlp.launch.records import FOLDER, Cluster, Submission, list_submissions, new_submission, write_index
@@ -81,7 +82,9 @@ def _cluster_file(name: str) -> Path:
     raise UserError(f"{unknown_name('cluster profile', name, shipped)} A file of your own ends in .toml.")
 
 
-def make_plan(specs: Sequence[RunSpec], runs: Path, per_job: int | None, overwrite: bool = False) -> Plan:
+def make_plan(
+    specs: Sequence[RunSpec], runs: Path, digest: str, per_job: int | None, overwrite: bool = False
+) -> Plan:
     """Which runs still have to be sent, in packs."""
     known = {status.name: status for status in read_status(runs)} if runs.is_dir() else {}
     left_out, wanted = [], []
@@ -91,7 +94,7 @@ def make_plan(specs: Sequence[RunSpec], runs: Path, per_job: int | None, overwri
             wanted.append(spec)
             continue
         if not overwrite:
-            _same_run(runs / spec.name, spec)
+            _same_run(runs / spec.name, spec, digest)
         if status.state in ACTIVE or (status.state in COMPLETE and not overwrite):
             left_out.append(status)
         else:
@@ -101,18 +104,19 @@ def make_plan(specs: Sequence[RunSpec], runs: Path, per_job: int | None, overwri
     return Plan(make_packs(wanted, per_job), left_out)
 
 
-def _same_run(path: Path, spec: RunSpec) -> None:
-    """UserError where the folder holds a run of another configuration."""
-    config = (read_json(path / CONFIG) or {}).get("config")
-    if config is None:
+def _same_run(path: Path, spec: RunSpec, digest: str) -> None:
+    """UserError where the folder holds a run of another configuration or dataset."""
+    stored = read_json(path / CONFIG)
+    if stored is None:
         return
     try:
-        old = identity(flatten(build_config(config)))
+        old = identity(flatten(build_config(stored["config"])))
     except UserError:  # written by a version with other keys; training will say what to do
         return
-    if changed := differences(old, identity(flatten(spec.config))):
+    old["dataset"] = stored.get("dataset", {}).get("digest")
+    if changed := differences(old, identity(flatten(spec.config)) | {"dataset": digest}):
         raise UserError(
-            f"{path} holds a run with another configuration ({'; '.join(changed[:3])}). "
+            f"{path} holds a run with another configuration or dataset ({'; '.join(changed[:3])}). "
             "Choose another --runs folder, or --overwrite to train it anew."
         )
 
@@ -120,6 +124,7 @@ def _same_run(path: Path, spec: RunSpec) -> None:
 def submit(
     specs: Sequence[RunSpec],
     shards: Path,
+    digest: str,
     runs: Path,
     cluster: Cluster,
     launch: LaunchConfig,
@@ -130,7 +135,8 @@ def submit(
     **options: Any,
 ) -> tuple[Submission | None, Plan]:
     """Send what is not done and not on its way. None where nothing is left to do. Two shells that submit to
-    one folder take turns, so that no run is sent twice. `options`: cpu, parallel, entry of the Submission."""
+    one folder take turns, so that no run is sent twice. `digest` names the dataset; `options`: cpu, parallel,
+    plugins, entry of the Submission."""
     if cluster == "slurm":
         slurm.require()
     elif launch.nodes > 1:
@@ -138,7 +144,7 @@ def submit(
     else:
         local.make_slots(launch, slots, bool(options.get("cpu")))  # refuses what cannot be
     with Lease(runs / FOLDER, wait=600, claim=""):
-        plan = make_plan(specs, runs, per_job, overwrite)
+        plan = make_plan(specs, runs, digest, per_job, overwrite)
         if not plan.packs:
             return None, plan
         if overwrite:
@@ -148,7 +154,11 @@ def submit(
         submission = new_submission(
             runs, cluster, shards, plan.packs, launch=launch.model_dump(mode="json"), slots=slots, **options
         )
-        job_ids = slurm.submit(submission, launch) if cluster == "slurm" else local.start(submission)
+        try:
+            job_ids = slurm.submit(submission, launch) if cluster == "slurm" else local.start(submission)
+        except HpcMlpError:  # refused: as if it had never been tried
+            shutil.rmtree(submission.folder, ignore_errors=True)
+            raise
         submission = submission.with_jobs(job_ids)
         submission.save()
         write_index(runs)

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from hpc_mlp.config import AugmentConfig, OptimConfig, ScheduleConfig
 from hpc_mlp.models.dropout import StatelessDropout, StepPlace, make_stateless
-from hpc_mlp.models.norm import StackedBatchNorm, make_sync
+from hpc_mlp.models.norm import BankNorm, replace_norms
+from hpc_mlp.models.parts import BatchParts
 from hpc_mlp.models.registry import ImageShape, build_module, count_parameters
 from hpc_mlp.models.stack import FeedRun, StackedMLP
 from hpc_mlp.plan import RunSpec
+from hpc_mlp.processes import Processes
 from hpc_mlp.randomness import dropout_draws
 
 K = TypeVar("K")
@@ -84,10 +86,12 @@ class Bank(nn.Module):
         self.specs = list(specs)
         self.feeds = list(dict.fromkeys(feed_of(spec) for spec in specs))
         self.member_feeds = [self.feeds.index(feed_of(spec)) for spec in specs]
+        self.parts: BatchParts | None = None
         self.blocks = nn.ModuleList()
         self.sizes: list[int] = []  # members of each block
         self.num_parameters: list[int] = []  # of each member
         self.dropouts: list[StatelessDropout] = []
+        self.norms: list[BankNorm] = []  # of the single modules
         for key, members in itertools.groupby(range(len(specs)), key=lambda i: _stack_key(specs[i])):
             modules = []
             for i in members:
@@ -99,6 +103,7 @@ class Bank(nn.Module):
                 self.blocks.append(StackedMLP(stack, specs[i].config.model.activation))
             else:
                 self.dropouts += make_stateless(modules[0], specs[i].seed)
+                self.norms += replace_norms(modules[0])
                 self.blocks.append(modules[0])
             self.sizes.append(len(modules))
 
@@ -115,11 +120,14 @@ class Bank(nn.Module):
                 runs.append(FeedRun(feed, i, i + 1))
         return runs
 
-    def dropout_draws(self, place: StepPlace, device: torch.device) -> list[dict[int, Tensor]]:
-        """For every block: hidden layer → draws int16 [S, b, H] of this process's part of the batch."""
+    def prepare(self, place: StepPlace, device: torch.device) -> list[dict[int, Tensor]]:
+        """Set up the step at `place`. → for every block: hidden layer → dropout draws int16 [S, b, H] of this
+        process's part of the batch"""
         cache: dict[tuple[int, int], Tensor] = {}
         for dropout in self.dropouts:
             dropout.place = place
+        if self.parts is not None:
+            self.parts.total = place.batch_size
 
         def draws(layer: int, width: int) -> Tensor:
             if (layer, width) not in cache:
@@ -154,14 +162,25 @@ class Bank(nn.Module):
             first += size
         return (logits[0] if len(logits) == 1 else torch.cat(logits)).float()
 
-    def synchronise_norms(self) -> None:
-        """From here on batch-norm statistics are those of the global batch over all processes."""
+    def set_reference(self, image: Tensor) -> None:
+        """Any normalised image float32 [C, H, W] of the dataset, the same for all processes and attempts."""
         for block in self.blocks:
             if isinstance(block, StackedMLP):
-                for norm in block.norms:
-                    cast(StackedBatchNorm, norm).sync = True
-            else:
-                make_sync(block)
+                block.set_reference(image)
+
+    def share_batches(self, processes: Processes) -> None:
+        """From here on every process holds a part of each batch; batch-norm statistics are those of the whole. The
+        gradients of stacks are then the same on all processes; those of the other blocks must be summed."""
+        self.parts = BatchParts(processes)
+        for block in self.blocks:
+            if isinstance(block, StackedMLP):
+                block.share_batches(self.parts)
+        for norm in self.norms:
+            norm.sync = True
+
+    def is_summed(self, parameter: str) -> bool:
+        """Whether this parameter's gradient is that of the whole batch already."""
+        return isinstance(self.blocks[int(parameter.split(".")[1])], StackedMLP)
 
     def rows(self) -> list[Row]:
         """Where every member's tensors stand: one `Row` for each tensor of each member's plain state dict."""

@@ -20,7 +20,7 @@ def cnn(config: ModelConfig, image_shape: ImageShape, num_classes: int) -> nn.Se
     channels, height, width = image_shape
     layers: list[nn.Module] = []
     for out in config.channels:
-        layers.append(nn.Conv2d(channels, out, 3, padding=1))
+        layers.append(nn.Conv2d(channels, out, 3, padding=1, bias=not config.batchnorm))
         if config.batchnorm:
             layers.append(nn.BatchNorm2d(out))
         layers.append(ACTIVATIONS[config.activation]())

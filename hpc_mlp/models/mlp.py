@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from hpc_mlp.config import ModelConfig
+from hpc_mlp.errors import UserError
 from hpc_mlp.models.registry import ImageShape, register
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -68,6 +69,8 @@ class ResidualMLP(nn.Module):
 
     def __init__(self, config: ModelConfig, num_features: int, num_classes: int) -> None:
         super().__init__()
+        if not config.hidden:
+            raise UserError("model.hidden is empty: residual_mlp takes its width from the first number.")
         width = config.hidden[0]
         rates = config.dropout_rates(config.blocks)
         self.embed = nn.Linear(num_features, width)

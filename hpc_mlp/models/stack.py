@@ -7,6 +7,7 @@ what batch normalisation wants.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hpc_mlp.models.norm import StackedBatchNorm
+from hpc_mlp.models.parts import BatchParts
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -45,6 +47,14 @@ class StackedLinear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.stack(list(weights)), requires_grad=False)  # [V, H, D]
         self.bias = nn.Parameter(torch.stack(list(biases)))  # [V, H]
+        # 0 for members whose output is batch-normalised: their bias has a gradient of exactly zero, and what rounding
+        # leaves of it Adam would blow up to steps of ±lr, different on every device and number of processes.
+        self.register_buffer("bias_counts", torch.ones(len(weights), 1), persistent=False)
+        # The same holds for pixels that never change, which are biases too. As dy sums to zero over a batch, dyᵀ x is
+        # dyᵀ (x − reference) for any image; for a pixel that never changes, that is zero to the bit.
+        self.reference: Tensor | None = None  # [D]
+        self.normed = [False] * len(weights)
+        self.parts: BatchParts | None = None  # with several processes: the factors are gathered
         self.factors: list[
             tuple[FeedRun, Tensor, Tensor]
         ] = []  # (members, x [B, D] or [v, B, D], dy [v, B, H])
@@ -61,16 +71,27 @@ class StackedLinear(nn.Module):
 
     def weight_gradient(self, start: int, stop: int, rows: slice, out: Tensor) -> Tensor:
         """d loss / d weight[start:stop, rows] of the last backward, written to `out` [stop − start, rows, D] float32.
-        `start:stop` must lie within one feed run."""
+        `start:stop` must lie within one entry of `factors`."""
         for run, x, dy in self.factors:
             if run.start <= start and stop <= run.stop:
                 dy = dy[start - run.start : stop - run.start, :, rows]  # [v, B, rows]
                 if x.dim() == 2:
-                    columns = dy.transpose(0, 1).reshape(dy.shape[1], -1)  # [B, v·rows]
+                    columns = dy.transpose(0, 1).reshape(
+                        dy.shape[1], dy.shape[0] * dy.shape[2]
+                    )  # [B, v·rows]
                     return _product(columns.t(), x, out.view(-1, x.shape[1])).view_as(out)
                 x = x[start - run.start : stop - run.start]
                 return _product(dy.transpose(1, 2), x, out)
         raise AssertionError(f"no gradient for members {start}:{stop}")
+
+    def gathered(self, x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+        """The factors of the global batch: so all processes form the gradient that one process would, bit for bit, and
+        the sum over processes is not needed. Small models are what this is for: x and dy are smaller than W."""
+        return (x, dy) if self.parts is None else (self.parts.gather(x), self.parts.gather(dy))
+
+    def bias_gradient(self, dy: Tensor) -> Tensor:
+        """[V, B, H] → [V, H]. The order in which a sum is taken depends on strides, so these are made the same."""
+        return dy.contiguous().sum(1) * self.get_buffer("bias_counts")
 
     def full_gradient(self, out: Tensor) -> None:
         """d loss / d weight of the last backward, written to `out` [V, H, D] float32."""
@@ -99,9 +120,10 @@ class _MemberLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        ctx.layer.factors = [(FeedRun(0, 0, x.shape[0]), x, dy)]
         dx = torch.bmm(dy, weight) if ctx.needs_input_grad[0] else None
-        return dx, None, dy.sum(1), None, None
+        x, dy = ctx.layer.gathered(x, dy)
+        ctx.layer.factors = [(FeedRun(0, 0, x.shape[0]), x, dy)]
+        return dx, None, ctx.layer.bias_gradient(dy), None, None
 
 
 class _FeedLinear(torch.autograd.Function):
@@ -117,15 +139,24 @@ class _FeedLinear(torch.autograd.Function):
         for run in runs:
             w, b = weight[run.start : run.stop], bias[run.start : run.stop]
             flat = F.linear(x[run.feed], w.flatten(0, 1), b.flatten())  # [B, v·H]
-            outputs.append(flat.view(x.shape[1], run.stop - run.start, -1).transpose(0, 1))
+            outputs.append(flat.view(x.shape[1], run.stop - run.start, weight.shape[1]).transpose(0, 1))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
-        ctx.layer.factors = [(run, x[run.feed], dy[run.start : run.stop]) for run in ctx.runs]
-        return None, None, dy.sum(1), None, None
+        layer: StackedLinear = ctx.layer
+        x, dy = layer.gathered(x, dy)
+        layer.factors = []
+        shifted = x - layer.reference.to(x.dtype) if layer.reference is not None and any(layer.normed) else x
+        for run in ctx.runs:
+            for normed, group in itertools.groupby(range(run.start, run.stop), key=lambda v: layer.normed[v]):
+                members = list(group)
+                start, stop = members[0], members[-1] + 1
+                part = FeedRun(run.feed, start, stop)
+                layer.factors.append((part, (shifted if normed else x)[run.feed], dy[start:stop]))
+        return None, None, layer.bias_gradient(dy), None, None
 
 
 class StackedMLP(nn.Module):
@@ -150,6 +181,10 @@ class StackedMLP(nn.Module):
             for i in range(depth + 1)
         )
         normed = [v for v, names in enumerate(self.names) if names.norm]
+        for linear in list(self.linears)[:-1]:
+            assert isinstance(linear, StackedLinear)
+            linear.get_buffer("bias_counts")[normed] = 0
+            linear.normed = [v in normed for v in range(len(modules))]
         self.norms = nn.ModuleList(
             StackedBatchNorm(
                 [cast(nn.BatchNorm1d, modules[v][self.names[v].norm[i]]) for v in normed],
@@ -191,6 +226,18 @@ class StackedMLP(nn.Module):
             draws = torch.cat([draws[r.feed].expand(r.stop - r.start, -1, -1) for r in runs])
         keep: Tensor = draws >= self.get_buffer(f"threshold{layer}")
         return keep * self.get_buffer(f"scale{layer}")
+
+    def set_reference(self, image: Tensor) -> None:
+        """Any normalised image [C, H, W]; the same for all processes (see `StackedLinear.reference`)."""
+        first = self.linears[0]
+        assert isinstance(first, StackedLinear)
+        first.reference = image.flatten()
+
+    def share_batches(self, parts: BatchParts) -> None:
+        """From here on every process holds a part of each batch."""
+        for module in [*self.linears, *self.norms]:
+            assert isinstance(module, StackedLinear | StackedBatchNorm)
+            module.parts = parts
 
     def places(self) -> dict[str, list[tuple[int, int, str]]]:
         """Stacked tensor's name → (row, member, name in that member's own state dict) for every row."""

@@ -29,7 +29,8 @@ class WeightAverage:
         if states is not None:
             for mine, given in zip(bank.member_states(self.tensors), states, strict=True):
                 for key, tensor in mine.items():
-                    tensor.copy_(given[f"average/{key}"])
+                    if f"average/{key}" in given:  # else it has none and trained in other company before
+                        tensor.copy_(given[f"average/{key}"])
 
     @torch.no_grad()
     def update(self, count: int) -> None:

@@ -58,14 +58,7 @@ def save_checkpoints(folders: Sequence[Path], checkpoints: Sequence[Checkpoint])
 
 def load_checkpoints(folders: Sequence[Path], device: str = "cpu") -> list[Checkpoint] | None:
     """The members' checkpoints at the newest position that all of them have; None if there is no such position."""
-    found = [
-        {
-            position: path
-            for path in (folder / LAST, _new(folder))
-            if (position := _position(path)) is not None
-        }
-        for folder in folders
-    ]
+    found = [_positions(folder) for folder in folders]
     common = set.intersection(*(set(paths) for paths in found))
     if not common:
         return None
@@ -77,6 +70,35 @@ def load_checkpoints(folders: Sequence[Path], device: str = "cpu") -> list[Check
             state = json.loads(file.metadata()["hpc_mlp"])["state"]
         checkpoints.append(Checkpoint(position, state, load_file(path, device=device)))
     return checkpoints
+
+
+def settle_checkpoints(folders: Sequence[Path], position: Position) -> None:
+    """Finish what a kill interrupted: the checkpoint of `position` becomes `last.ckpt`, and no other remains. Without,
+    the next save would overwrite a `last.ckpt.new` that is the only one of its position."""
+    for folder in folders:
+        new = _new(folder)
+        if _position(new) == position:
+            os.replace(new, folder / LAST)
+        else:
+            new.unlink(missing_ok=True)
+
+
+def resumable_together(folders: Sequence[Path]) -> list[list[int]]:
+    """Indices of `folders` in groups that share a position, so that each group can go on where it was."""
+    groups: list[tuple[set[Position | None], list[int]]] = []
+    for i, folder in enumerate(folders):
+        positions: set[Position | None] = set(_positions(folder)) or {None}
+        indices = [i]
+        for group in [group for group in groups if group[0] & positions]:
+            groups.remove(group)
+            positions, indices = positions | group[0], group[1] + indices
+        groups.append((positions, indices))
+    return sorted(sorted(indices) for _, indices in groups)
+
+
+def _positions(folder: Path) -> dict[Position, Path]:
+    paths = (folder / LAST, _new(folder))
+    return {position: path for path in paths if (position := _position(path)) is not None}
 
 
 def _new(folder: Path) -> Path:

@@ -14,6 +14,7 @@ from hpc_mlp.config import parse_interval
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.models.bank import Bank, Recipe, recipe_of
 from hpc_mlp.models.registry import BUILT_IN, build_module
+from hpc_mlp.processes import Processes
 from hpc_mlp.runs import PREDICTIONS, write_bytes
 from hpc_mlp.training import stop
 from hpc_mlp.training.average import WeightAverage
@@ -23,6 +24,7 @@ from hpc_mlp.training.checkpoint import (
     load_checkpoints,
     save_best,
     save_checkpoints,
+    settle_checkpoints,
 )
 from hpc_mlp.training.evaluate import evaluate
 from hpc_mlp.training.feeder import Feeder, num_steps
@@ -30,7 +32,6 @@ from hpc_mlp.training.loss import BankLoss
 from hpc_mlp.training.members import Member
 from hpc_mlp.training.metrics import Tally
 from hpc_mlp.training.optim import BankOptimizer
-from hpc_mlp.training.processes import Processes
 from hpc_mlp.training.progress import View
 from hpc_mlp.training.schedule import learning_rate
 from hpc_mlp.training.step import TrainStep
@@ -53,6 +54,7 @@ class BankTrainer:
         self.feeder, self.processes, self.view, self.guard = feeder, processes, view, guard
         self.manifest: Manifest = feeder.manifest
         self.device = feeder.device
+        self.reference = feeder.reference()
         self.train_config = members[0].spec.config.train  # batch size and precision are the same for all
         self.bank_size = len(members)
         self.epoch = self.step = 0  # finished epochs; finished steps of the next one
@@ -93,6 +95,8 @@ class BankTrainer:
                     )  # was cut off between checkpoint and best weights
                 member.folder.write_metrics(member.history)
         self.processes.wait()
+        if self.processes.lead:
+            settle_checkpoints([member.folder.path for member in self.members], checkpoints[0].position)
         self._build(checkpoints, None)
         self.view.note(f"resuming after epoch {self.epoch}, step {self.step}")
 
@@ -106,8 +110,9 @@ class BankTrainer:
         specs = [member.spec for member in self.members]
         weights = None if kept is None else [_part(tensors, "model/") for tensors in kept]
         bank = Bank(specs, self._image_shape, len(self.manifest.classes), weights).to(self.device)
+        bank.set_reference(self.reference)
         if not self.processes.alone:
-            bank.synchronise_norms()
+            bank.share_batches(self.processes)
         count = self.epoch * self.steps_per_epoch + self.step
         reduce = None if self.processes.alone else self.processes.sum
         self.bank = bank
@@ -120,8 +125,15 @@ class BankTrainer:
             self.processes.alone and not bank.dropouts and all(s.config.model.kind in BUILT_IN for s in specs)
         )
         self.train_step = TrainStep(bank, self.optimizer, loss, self.train_config.precision, graph=graph)
-        if checkpoints is not None and self.processes.lead:  # the sum over all processes, at the time
-            self.train_step.loss_sum.copy_(torch.stack([c.tensors["loss_sum"] for c in checkpoints]))
+        if checkpoints is not None:
+            self._restore_loss_sum(torch.stack([c.tensors["loss_sum"] for c in checkpoints], 1))
+
+    def _restore_loss_sum(self, table: Tensor) -> None:
+        """`table` [W, V]: what each of the processes had summed up when the checkpoint was written."""
+        if len(table) == self.processes.world_size:
+            self.train_step.loss_sum.copy_(table[self.processes.rank])
+        elif self.processes.lead:
+            self.train_step.loss_sum.copy_(table.sum(0))
 
     def _member_tensors(self) -> list[dict[str, Tensor]]:
         """The tensors of each member's checkpoint, as views (without "loss_sum")."""
@@ -134,12 +146,13 @@ class BankTrainer:
         ]
 
     def _save(self) -> None:
-        loss_sum = self.train_step.loss_sum.clone()
+        loss_sum = torch.zeros(self.processes.world_size, len(self.members), device=self.device)
+        loss_sum[self.processes.rank] = self.train_step.loss_sum
         self.processes.sum([loss_sum])
         if self.processes.lead:
             self.guard()
             checkpoints = [
-                Checkpoint((self.epoch, self.step), member.state(), tensors | {"loss_sum": loss_sum[i]})
+                Checkpoint((self.epoch, self.step), member.state(), tensors | {"loss_sum": loss_sum[:, i]})
                 for i, (member, tensors) in enumerate(zip(self.members, self._member_tensors(), strict=True))
             ]
             save_checkpoints([member.folder.path for member in self.members], checkpoints)
@@ -163,18 +176,18 @@ class BankTrainer:
             if self.average.pairs:
                 self.average.update(self.epoch * self.steps_per_epoch + self.step)
             self.view.step(self.epoch, self.step, self.steps_per_epoch, batch.place.batch_size)
-            stopping = stop.stop_reason() is not None
+            stopping, due = False, self.save_steps is not None and self.step % self.save_steps == 0
             if self.processes.alone or self.step % AGREE_EVERY == 0:
-                stopping, due = self._agreed(stopping), self._agreed(self._due())
-                if stopping or due:
-                    self._clock(started, before)
-                    self._save()
-                if stopping:
-                    return False
+                stopping = self._agreed(stop.stop_reason() is not None)
+                due |= self._agreed(self._due())
+            if stopping or due:
+                self._clock(started, before)
+                self._save()
+            if stopping:
+                return False
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         self._clock(started, before)
-        self.train_seconds = time.perf_counter() - started
         return True
 
     def _rates(self) -> dict[Recipe, float]:
@@ -195,13 +208,16 @@ class BankTrainer:
         return self.processes.any(flag, self.device)
 
     def _due(self) -> bool:
-        if self.save_steps is not None:
-            return self.step % self.save_steps == 0
         return self.save_seconds is not None and time.monotonic() - self.saved_at >= self.save_seconds
 
     def _clock(self, started: float, before: Sequence[float]) -> None:
+        """Add the time since `started`, by the lead's clock: `max_seconds` must mean the same to every process."""
+        elapsed = torch.tensor(
+            time.perf_counter() - started if self.processes.lead else 0.0, device=self.device
+        )
+        self.processes.sum([elapsed])
         for member, seconds in zip(self.members, before, strict=True):
-            member.seconds = seconds + time.perf_counter() - started
+            member.seconds = seconds + elapsed.item()
 
     @torch.no_grad()
     def _validate(self) -> Tally:
@@ -217,6 +233,7 @@ class BankTrainer:
         """Validation, bookkeeping, checkpoint: in the order that makes a kill at any moment harmless."""
         rates = self._rates()
         started, before = time.perf_counter(), [member.seconds for member in self.members]
+        trained = [member.epoch_seconds for member in self.members]
         loss_sum = self.train_step.loss_sum
         self.processes.sum([loss_sum])
         train_losses = (loss_sum / self.feeder.num_images).tolist()
@@ -233,8 +250,8 @@ class BankTrainer:
                 "val_loss": val_losses[i],
                 "val_accuracy": accuracies[i],
                 "learning_rate": rates[recipe_of(member.spec)],
-                "images_per_second": self.feeder.num_images / max(self.train_seconds, 1e-9),
-                "seconds": self.train_seconds + time.perf_counter() - started,
+                "images_per_second": self.feeder.num_images / max(trained[i], 1e-9),
+                "seconds": member.epoch_seconds,
             }
             improved.append(member.finish_epoch(line))
         self._save()

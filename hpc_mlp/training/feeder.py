@@ -23,8 +23,8 @@ from hpc_mlp.data.streaming import StreamingSplit
 from hpc_mlp.errors import UserError
 from hpc_mlp.models.bank import Feed
 from hpc_mlp.models.dropout import StepPlace
+from hpc_mlp.processes import Processes
 from hpc_mlp.randomness import MIXUP, draws, epoch_order
-from hpc_mlp.training.processes import Processes
 
 EVAL_BATCH = 512
 
@@ -60,6 +60,9 @@ class Feeder(Protocol):
 
     def in_order(self, split: str, processes: Processes) -> Iterator[tuple[Tensor, Tensor]]:
         """All images of a split once, this process's part: float32 [b, C, H, W], int64 [b]."""
+
+    def reference(self) -> Tensor:
+        """The first training image, normalised: float32 [C, H, W]"""
 
 
 def make_feeder(place: Place, manifest: Manifest, config: DataConfig, device: torch.device) -> Feeder:
@@ -168,6 +171,9 @@ class ResidentFeeder:
             rows = slice(first, min(first + EVAL_BATCH, stop))
             yield self.pixels.normalise(data.images[rows]), data.labels[rows]
 
+    def reference(self) -> Tensor:
+        return self.pixels.normalise(self.splits["train"].images[:1])[0]
+
 
 class StreamingFeeder:
     """Feeds banks from shards that are read as they are needed, once for every seed in the bank."""
@@ -231,3 +237,10 @@ class StreamingFeeder:
     def in_order(self, split: str, processes: Processes) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in self.splits[split].in_order(EVAL_BATCH, processes.rank, processes.world_size):
             yield self.pixels.normalise(batch.images), batch.labels
+
+    def reference(self) -> Tensor:
+        batches = self.splits["train"].in_order(1)
+        try:
+            return self.pixels.normalise(next(batches).images)[0]
+        finally:
+            batches.close()

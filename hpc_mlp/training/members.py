@@ -39,6 +39,11 @@ class Member:
         """The metrics line of the best epoch."""
         return self.history[self.best_epoch - 1] if self.best_epoch else None
 
+    @property
+    def epoch_seconds(self) -> float:
+        """What the present epoch has taken so far, over all attempts."""
+        return self.seconds - sum(float(line["seconds"]) for line in self.history)
+
     def finish_epoch(self, line: Json) -> bool:
         """Take in an epoch's line; decide whether the run goes on. True if this is the best epoch so far."""
         self.history.append(line)

@@ -19,6 +19,8 @@ from hpc_mlp.models.stack import StackedLinear, StackedMLP
 # The best of 0.4–25 MB for 12288×512 weights on 2 cores with 1 MB of L2 each (10.1 ms a step; undivided 12.0).
 BLOCK_BYTES = 3 << 20
 
+VECTOR = 16  # floats in the widest vector register (AVX-512)
+
 Rate = float | Tensor
 
 
@@ -97,8 +99,8 @@ class BankOptimizer:
             if isinstance(linear, StackedLinear)
         }
         self.clips = [spec.config.optim.clip_norm for spec in bank.specs]
-        # Clipping and data-parallel sums need the whole gradient at once; GPUs have no use for small blocks.
-        blockwise = reduce is None and not any(self.clips) and device.type == "cpu"
+        # Clipping needs the whole gradient at once; GPUs have no use for small blocks.
+        blockwise = not any(self.clips) and device.type == "cpu"
         self.full = {} if blockwise else {n: torch.zeros_like(self.parameters[n]) for n in self.factored}
         self.updates: dict[tuple[Recipe, float], _Update] = {}
         self.blocks = list(self._make_blocks()) if blockwise else []
@@ -129,7 +131,7 @@ class BankOptimizer:
             self.factored[name].full_gradient(full)
             gradients[name] = full
         if self.reduce is not None:
-            self.reduce(list(gradients.values()))
+            self.reduce([g for name, g in gradients.items() if not self.bank.is_summed(name)])
         if any(self.clips):
             self._clip(gradients)
         self.count += 1
@@ -150,7 +152,8 @@ class BankOptimizer:
                 torch._foreach_mul_(views, torch.clamp(clip / (norm + 1e-6), max=1.0))
 
     def _decay(self, name: str, optim: OptimConfig) -> float:
-        stacked = ".linears." in name or ".norms." in name  # stacked biases and norms are [V, H]
+        block = self.bank.blocks[int(name.split(".")[1])]
+        stacked = isinstance(block, StackedMLP)  # its biases and norms are [V, H]
         vector = self.parameters[name].dim() <= (2 if stacked else 1)
         return 0.0 if vector and not optim.decay_bias_and_norm else optim.weight_decay
 
@@ -161,22 +164,27 @@ class BankOptimizer:
     def _add(self, name: str, run: Run[Recipe]) -> None:
         decay = self._decay(name, run.key.optim)
         update = self.updates.setdefault((run.key, decay), _Update(run.key, decay))
-        parameter, first, second = self._views(name, run.rows)
-        update.parameters.append(parameter)
-        update.first.append(first)
-        update.second.append(second)
-        update.gradients.append((name, run.rows))
+        parts = [run.rows]
+        if run.rows is not None and self.parameters[name][0].numel() % VECTOR:
+            # A kernel rounds what does not fill a vector differently: no member's bits may depend on its neighbours.
+            parts = [slice(row, row + 1) for row in range(run.rows.start, run.rows.stop)]
+        for rows in parts:
+            parameter, first, second = self._views(name, rows)
+            update.parameters.append(parameter)
+            update.first.append(first)
+            update.second.append(second)
+            update.gradients.append((name, rows))
 
     def _make_blocks(self) -> Iterator[_Block]:
         scratch = torch.empty(0)
         for name, layer in self.factored.items():
             height, width = layer.weight.shape[1:]
             rows = max(1, min(height, BLOCK_BYTES // (4 * width)))
-            members = max(1, BLOCK_BYTES // (4 * width * height))
+            members = max(1, BLOCK_BYTES // (4 * width * height)) if width * height % VECTOR == 0 else 1
             scratch = (
                 scratch if scratch.numel() >= members * rows * width else torch.empty(members * rows * width)
             )
-            for run in self.bank.runs(name, lambda spec: (recipe_of(spec), feed_of(spec))):
+            for run in self.bank.runs(name, lambda s: (recipe_of(s), feed_of(s), s.config.model.batchnorm)):
                 assert run.rows is not None
                 for start in range(run.rows.start, run.rows.stop, members):
                     stop = min(start + members, run.rows.stop)

@@ -10,28 +10,31 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from rich.console import Console
 
 from hpc_mlp import __version__
 from hpc_mlp.config import DataConfig, differences, identity
+from hpc_mlp.data.decode import MAX_PIXELS
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.remote import Place, is_url, load_manifest
 from hpc_mlp.errors import HpcMlpError, LeaseLostError, RunError, UserError
-from hpc_mlp.lease import Lease
+from hpc_mlp.lease import Lease, hold_all
 from hpc_mlp.models.bank import bank_order
 from hpc_mlp.models.registry import build_module, count_parameters
 from hpc_mlp.plan import RunSpec
+from hpc_mlp.processes import Processes
 from hpc_mlp.runs import Json, RunFolder
 from hpc_mlp.training import stop
+from hpc_mlp.training.checkpoint import resumable_together
 from hpc_mlp.training.engine import BankTrainer
 from hpc_mlp.training.feeder import Feeder, make_feeder
 from hpc_mlp.training.members import Member
-from hpc_mlp.training.processes import Processes
 from hpc_mlp.training.progress import Lines, LiveTable, Silent, View
 
 Parallel = Literal["auto", "members", "data"]
@@ -67,6 +70,11 @@ class Job:
                 "classes": list(manifest.classes),
                 "image_size": list(manifest.image_size),
                 "channels": manifest.channels,
+                "mean": list(manifest.mean),
+                "std": list(manifest.std),
+                "encoding": manifest.encoding,
+                "max_pixels": int(manifest.settings.get("max_pixels", MAX_PIXELS)),
+                "source": manifest.source.get("name"),
                 "num_images": {name: split.num_images for name, split in manifest.splits.items()},
             },
             "num_parameters": count_parameters(module),
@@ -100,7 +108,9 @@ def train_specs(
         manifest = load_manifest(shards)
         job = Job(shards, manifest, list(specs), runs)
         check(job)
-        accelerator = Accelerator(cpu=cpu)
+        # Processes that train for themselves meet only at the end, hours apart: Accelerate's 10 minutes are too few.
+        patience = InitProcessGroupKwargs(timeout=timedelta(days=30))
+        accelerator = Accelerator(cpu=cpu, kwargs_handlers=[patience])
         device = accelerator.device
         everybody = Processes(accelerator.process_index, accelerator.num_processes)
         todo = list(job.specs) if overwrite else unfinished(job, device)
@@ -129,6 +139,8 @@ def train_specs(
 def check(job: Job) -> None:
     """UserError where these runs cannot be trained on this dataset."""
     manifest = job.manifest
+    if job.runs.exists() and not job.runs.is_dir():
+        raise UserError(f"--runs {job.runs}: this is a file; name a folder.")
     for split in ("train", "val", "test"):
         if manifest.split(split).num_images == 0:
             raise UserError(
@@ -182,15 +194,20 @@ def _identity(config: Json) -> Json:
     return identity(flat) | {"seed": config["seed"], "dataset.digest": config["dataset"]["digest"]}
 
 
-def banks(specs: Sequence[RunSpec]) -> list[list[RunSpec]]:
-    """Runs that can share batches and precision, together."""
+def banks(job: Job, specs: Sequence[RunSpec]) -> list[list[RunSpec]]:
+    """Runs that can share batches and precision, and go on from the same step, together."""
     groups: dict[object, list[RunSpec]] = {}
     for spec in specs:
         train = spec.config.train
         groups.setdefault(
             (train.batch_size, train.precision, train.checkpoint_every, spec.config.data), []
         ).append(spec)
-    return [bank_order(group) for group in groups.values()]
+    ordered = [bank_order(group) for group in groups.values()]
+    return [
+        [group[i] for i in part]
+        for group in ordered
+        for part in resumable_together([job.folder(spec).path for spec in group])
+    ]
 
 
 def _train(
@@ -205,10 +222,13 @@ def _train(
     if not todo:
         return code
     with _view(console) as view:
-        for specs in banks(todo):
+        for specs in banks(job, todo):
             members = [Member(spec, job.folder(spec)) for spec in specs]
             try:
                 with _leases(members, processes, device) as guard:
+                    if processes.lead:
+                        for member in members:
+                            member.folder.sweep()
                     feeder = feeders[specs[0].config.data]
                     open_members = [member for member in members if member.folder.result() is None]
                     if not open_members or BankTrainer(open_members, feeder, processes, view, guard).run():
@@ -220,6 +240,9 @@ def _train(
                 view.note(str(error))
                 code = 1
             except Exception as error:
+                if not processes.lead:  # the lead writes the folders, and will only see that we are gone
+                    traceback.print_exc()
+                    return 1
                 _record_failure(members, error)
                 view.note(
                     f"failed: {_one_line(error)}; the traceback is in {members[0].folder.path}/failed.json"
@@ -238,7 +261,7 @@ def _leases(
         leases: list[Lease] = []
         try:
             if processes.lead:
-                leases = [stack.enter_context(Lease(member.folder.path)) for member in members]
+                leases = stack.enter_context(hold_all(member.folder.path for member in members))
         except RunError as error:
             problem = error
         if processes.any(problem is not None, device):

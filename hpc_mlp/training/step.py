@@ -57,7 +57,7 @@ class TrainStep:
         inputs = _Inputs(
             batch.images,
             Targets(batch.labels[self.feeds], self._by_member(batch.partners), self._by_member(batch.share)),
-            self.bank.dropout_draws(batch.place, self.device),
+            self.bank.prepare(batch.place, self.device),
         )  # fmt: skip
         if self.graph is not None and batch.full:
             self.graph.replay(inputs, rates, batch.place.batch_size)

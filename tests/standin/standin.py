@@ -12,6 +12,7 @@ import time
 import traceback
 from pathlib import Path
 
+from hpc_mlp.errors import LeaseLostError
 from hpc_mlp.lease import Lease
 from hpc_mlp.plan import RunSpec
 from hpc_mlp.runs import LAST, RunFolder, write_bytes, write_json
@@ -23,6 +24,7 @@ STEPS = 10
 def train_specs(
     shards: Path, specs: list[RunSpec], runs: Path, *, cpu: bool, parallel: str, overwrite: bool
 ) -> int:
+    stop.clear()
     code = 0
     for spec in specs:
         folder = RunFolder(runs / spec.name)
@@ -31,6 +33,8 @@ def train_specs(
         try:
             if not _train(spec, folder):
                 return 143
+        except LeaseLostError:  # the folder is another's now
+            code = 1
         except Exception as error:
             folder.write_failed(str(error), traceback.format_exc())
             code = 1
@@ -42,7 +46,7 @@ def _train(spec: RunSpec, folder: RunFolder) -> bool:
     with Lease(folder.path, stale_after=5, wait=60) as lease:
         folder.write_config(
             {"name": spec.name, "variant": spec.variant, "seed": spec.seed, "swept": spec.swept,
-             "config": spec.config.model_dump(mode="json"), "dataset": {}, "versions": {}}
+             "config": spec.config.model_dump(mode="json"), "dataset": {"digest": "x"}, "versions": {}}
         )  # fmt: skip
         last = folder.path / LAST
         state = (
@@ -61,9 +65,9 @@ def _train(spec: RunSpec, folder: RunFolder) -> bool:
                      "val_accuracy": 0.5, "learning_rate": 1e-3, "images_per_second": 1e3, "seconds": 0.1}
                 )  # fmt: skip
                 folder.write_metrics(state["lines"])
-            if state["step"] % 3 == 0 or stop.reason:
+            if state["step"] % 3 == 0 or stop.stop_reason():
                 write_bytes(last, json.dumps(state).encode())
-            if stop.reason:
+            if stop.stop_reason():
                 return False
         lease.check()
         write_json(folder.path / "weights.json", {"weights": state["weights"]})

@@ -33,13 +33,13 @@ class Processes:
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """Sum each tensor over the processes, in place; small ones travel together."""
-        if self.alone:
+        if self.alone or not tensors:
             return
         small = [tensor for tensor in tensors if tensor.numel() < 1 << 16]
         for tensor in tensors:
             if tensor.numel() >= 1 << 16:
                 dist.all_reduce(tensor)
-        for dtype in {tensor.dtype for tensor in small}:
+        for dtype in dict.fromkeys(tensor.dtype for tensor in small):  # the same order everywhere
             group = [tensor for tensor in small if tensor.dtype == dtype]
             flat = torch.cat([tensor.reshape(-1) for tensor in group])
             dist.all_reduce(flat)
@@ -47,6 +47,18 @@ class Processes:
             for tensor in group:
                 tensor.copy_(flat[first : first + tensor.numel()].view_as(tensor))
                 first += tensor.numel()
+
+    def gather(self, part: Tensor, dim: int, total: int) -> Tensor:
+        """The parts (cut along `dim` as `part` cuts `total`) of all processes, joined."""
+        rows = part.movedim(dim, 0)
+        size = -(-total // self.world_size)
+        padded = rows.new_zeros((size, *rows.shape[1:]))
+        padded[: len(rows)] = rows
+        joined = rows.new_empty((self.world_size * size, *rows.shape[1:]))
+        dist.all_gather_into_tensor(joined, padded)
+        bounds = [Processes(rank, self.world_size).part(total) for rank in range(self.world_size)]
+        parts = [joined[r * size : r * size + stop - start] for r, (start, stop) in enumerate(bounds)]
+        return torch.cat(parts).movedim(0, dim)
 
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether the flag is set on any process."""

@@ -1,0 +1,113 @@
+"""Nearly equal images, found by their fingerprints without comparing each with each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+# Two images are nearly equal where the means of their 8 × 8 gray cells differ by at most MAX_MEAN levels (of
+# 255) on average and by MAX_CELL anywhere, and the means of each channel by MAX_CHANNEL. On photographs,
+# JPEG quality 50, half the resolution or noise of ±6 levels stay below this.
+MAX_MEAN, MAX_CELL, MAX_CHANNEL = 2.0, 8, 3
+
+_STEP = 12  # levels; width of a bucket along each of the coarse features
+_GRIDS = 6  # shifted grids of buckets: a near pair that one grid parts lies together in another
+_BATCH = 50_000  # images at a time, so that memory stays flat
+_WINDOW = 24  # an image is compared with so many next ones of its bucket, in order of brightness
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """For each image the nearest near one in an earlier split: its place, -1 where there is none, and the
+    mean difference of their cells in levels. One in train goes before one in val."""
+
+    other: npt.NDArray[np.int64]
+    distance: npt.NDArray[np.float32]
+
+
+def nearest_in_earlier_split(
+    prints: npt.NDArray[np.uint8],
+    means: npt.NDArray[np.int16],
+    splits: npt.NDArray[np.int8],
+    group: npt.NDArray[np.int64],
+    chosen: npt.NDArray[np.int64],
+) -> Nearest:
+    """Among the images at the places `chosen`, with fingerprints [N, 64], channel means [N, C], split numbers
+    and groups of equal images, which do not count. Time and memory grow linearly with N. Nearly all near
+    images are found (98 % of the pairs in photos.zip), fewer where thousands are alike."""
+    other, best = np.full(len(prints), -1, np.int64), np.full(len(prints), np.inf, np.float32)
+    features = _features(prints, means, chosen)
+    brightness = features[:, :4].sum(axis=1) / 4
+    for grid in range(_GRIDS):
+        keys = _keys(features, grid)
+        order = np.lexsort((brightness, keys))
+        keys, bright, order = keys[order], brightness[order], chosen[order]
+        for step in range(1, _WINDOW + 1):
+            close = np.flatnonzero(
+                (keys[step:] == keys[:-step]) & (bright[step:] - bright[:-step] <= MAX_MEAN)
+            )
+            if not len(close):
+                break
+            a, b = order[close], order[close + step]
+            useful = (splits[a] != splits[b]) & (group[a] != group[b])
+            a, b = a[useful], b[useful]
+            for later, earlier in ((a, b), (b, a)):  # in each direction an image comes once only
+                right = splits[later] > splits[earlier]
+                _improve(prints, means, splits, later[right], earlier[right], other, best)
+    best[other < 0] = 0
+    return Nearest(other, best % _LATER)
+
+
+_LATER = np.float32(1000)  # added to the distance of an image in val, so that any in train goes before
+
+
+def _improve(
+    prints: npt.NDArray[np.uint8],
+    means: npt.NDArray[np.int16],
+    splits: npt.NDArray[np.int8],
+    later: npt.NDArray[np.int64],
+    earlier: npt.NDArray[np.int64],
+    other: npt.NDArray[np.int64],
+    best: npt.NDArray[np.float32],
+) -> None:
+    """Enter images `earlier` in `other` and `best` where they are near, and nearer than what is there."""
+    for start in range(0, len(later), _BATCH):
+        a, b = later[start : start + _BATCH], earlier[start : start + _BATCH]
+        alike = (np.abs(means[a] - means[b]) <= MAX_CHANNEL).all(axis=1)
+        a, b = a[alike], b[alike]
+        x, y = prints[a], prints[b]
+        difference = np.maximum(x, y) - np.minimum(x, y)
+        distance = difference.mean(axis=1, dtype=np.float32)
+        near = (difference.max(axis=1, initial=0) <= MAX_CELL) & (distance <= MAX_MEAN)
+        distance += _LATER * splits[b]
+        near &= distance < best[a]
+        best[a[near]], other[a[near]] = distance[near], b[near]
+
+
+def _features(
+    prints: npt.NDArray[np.uint8], means: npt.NDArray[np.int16], chosen: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
+    """What hardly differs between near images and much between others: the brightness of the four quarters
+    and of the middle, and the colour."""
+    result = np.empty((len(chosen), 4 + means.shape[1]), np.float32)
+    for start in range(0, len(chosen), _BATCH):
+        here = chosen[start : start + _BATCH]
+        cells = prints[here].reshape(-1, 8, 8)
+        out = result[start : start + _BATCH]
+        for column, (i, j) in enumerate(((0, 0), (0, 4), (4, 0), (4, 4), (2, 2))):
+            out[:, column] = cells[:, i : i + 4, j : j + 4].mean(axis=(1, 2), dtype=np.float32)
+        out[:, 5:] = means[here, 1:] - means[here, :1]
+    return result
+
+
+def _keys(features: npt.NDArray[np.float32], grid: int) -> npt.NDArray[np.uint64]:
+    """The bucket of each image in one of the shifted grids."""
+    keys = np.zeros(len(features), np.uint64)
+    for number, column in enumerate(features.T):
+        shift = np.float32((number * 5 + grid * _STEP / _GRIDS) % _STEP)  # another in every dimension
+        keys ^= ((column + shift) // _STEP).astype(np.int64).view(np.uint64)
+        keys *= np.uint64(0x9E3779B97F4A7C15)
+        keys ^= keys >> np.uint64(29)
+    return keys

@@ -1,0 +1,72 @@
+"""Several processes of the same command on this machine, with the environment that Accelerate reads.
+
+Smaller than `accelerate launch`, which starts but one process on CPUs, and with the exit codes and messages of the
+processes themselves.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from types import FrameType
+
+_GRACE_SECONDS = 30.0  # for the others, once one has failed
+
+
+def run_processes(module: str, arguments: Sequence[str], count: int) -> int:
+    """Run `python -m module arguments` `count` times as ranks 0 … count − 1; → the highest exit code.
+
+    Signals are passed on. Once a process fails, the others get SIGTERM, and SIGKILL if they do not leave.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    threads = str(max(1, len(os.sched_getaffinity(0)) // count))
+    children = []
+    for rank in range(count):
+        environment = {
+            "OMP_NUM_THREADS": threads,
+            **os.environ,
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        }  # fmt: skip
+        # Not in our process group: a Ctrl-C reaches them once, through us.
+        command = [sys.executable, "-m", module, *arguments]
+        children.append(subprocess.Popen(command, env=environment, start_new_session=True))
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        for child in children:
+            if child.poll() is None:
+                child.send_signal(number)
+
+    before = {n: signal.signal(n, forward) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        return _wait(children)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for child in children:
+            if child.poll() is None:
+                child.kill()
+
+
+def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int:
+    deadline: float | None = None
+    while any(child.poll() is None for child in children):
+        failed = any(child.returncode for child in children)
+        if failed and deadline is None:
+            deadline = time.monotonic() + _GRACE_SECONDS
+            for child in children:
+                if child.poll() is None:
+                    child.terminate()
+        if deadline is not None and time.monotonic() > deadline:
+            for child in children:
+                child.kill()
+        time.sleep(0.05)
+    codes = [child.returncode if child.returncode >= 0 else 128 - child.returncode for child in children]
+    return next((code for code in (2, 130, 1) if code in codes), max(codes))

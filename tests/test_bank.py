@@ -1,0 +1,324 @@
+"""A bank's members equal plain torch modules trained alone by torch.optim."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Cli, result
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from hpc_mlp.models.bank import Bank, bank_order, feed_of, recipe_of
+from hpc_mlp.models.dropout import StepPlace
+from hpc_mlp.models.registry import build_module
+from hpc_mlp.plan import RunSpec, parse_set, parse_variants, plan_runs
+from hpc_mlp.randomness import dropout_draws
+from hpc_mlp.training.feeder import StepBatch
+from hpc_mlp.training.loss import BankLoss
+from hpc_mlp.training.optim import BankOptimizer
+from hpc_mlp.training.step import TrainStep
+
+SHAPE, CLASSES = (1, 4, 4), 5
+CPU = torch.device("cpu")
+FOUR = "baseline,dropout,batchnorm,dropout_batchnorm"
+
+
+def specs_of(variants: str, seeds: list[int], *sets: str) -> list[RunSpec]:
+    return bank_order(plan_runs(parse_variants(variants), seeds, (), parse_set(sets)))
+
+
+class BankUnderTest:
+    """A bank with its step, fed with random images: each feed its own."""
+
+    def __init__(self, specs: list[RunSpec], batch: int) -> None:
+        self.specs, self.batch = specs, batch
+        self.bank = Bank(specs, SHAPE, CLASSES)
+        self.optimizer = BankOptimizer(self.bank)
+        loss = BankLoss([spec.config.train for spec in specs], [1] * CLASSES, CPU)
+        self.step = TrainStep(self.bank, self.optimizer, loss, "fp32", graph=False)
+
+    def data(self, t: int, size: int | None = None) -> tuple[Tensor, Tensor]:
+        """Images [S, B, …] and labels [S, B] of step t."""
+        size = size or self.batch
+        parts = []
+        for feed in self.bank.feeds:
+            generator = torch.Generator().manual_seed(1000 * feed.seed + t)
+            images = torch.randn(size, *SHAPE, generator=generator)
+            parts.append((images, torch.randint(0, CLASSES, (size,), generator=generator)))
+        return torch.stack([p[0] for p in parts]), torch.stack([p[1] for p in parts])
+
+    def train(self, steps: int, sizes: dict[int, int] | None = None) -> None:
+        for t in range(steps):
+            images, labels = self.data(t, (sizes or {}).get(t))
+            place = StepPlace(0, t, 0, images.shape[1], images.shape[1])
+            rates = {recipe_of(spec): spec.config.optim.lr for spec in self.specs}
+            self.step(StepBatch(place, images, labels), rates)
+
+
+class Masked(nn.Module):
+    """nn.Dropout with a given mask: [B, H] of bool, True is kept."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate, self.keep = rate, torch.ones(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.keep / (1 - self.rate) if self.training else x
+
+
+def plain(spec: RunSpec) -> nn.Sequential:
+    """The model, written out with torch's own layers, the run's initial weights in it."""
+    model = spec.config.model
+    layers: list[nn.Module] = []
+    width = int(np.prod(SHAPE))
+    for hidden, rate in zip(model.hidden, model.dropout_rates(len(model.hidden)), strict=True):
+        layers.append(nn.Linear(width, hidden))
+        layers += [nn.BatchNorm1d(hidden)] if model.batchnorm else []
+        layers.append(nn.ReLU())
+        layers += [nn.Dropout(rate)] if rate else []
+        width = hidden
+    module = nn.Sequential(*layers, nn.Linear(width, CLASSES))
+    module.load_state_dict(build_module(model, SHAPE, CLASSES, spec.seed).state_dict(), strict=True)
+    return module
+
+
+def train_alone(spec: RunSpec, bank: BankUnderTest, steps: int) -> nn.Sequential:
+    """The same steps with torch.optim.Adam, a plain module and the masks of `dropout_draws`."""
+    module = plain(spec)
+    masks: list[Masked] = []
+    for i, layer in enumerate(module):
+        if isinstance(layer, nn.Dropout):
+            masks.append(Masked(layer.p))
+            module[i] = masks[-1]
+    optim = spec.config.optim
+    optimizer = torch.optim.Adam(module.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
+    feed = bank.bank.feeds.index(feed_of(spec))
+    for t in range(steps):
+        images, labels = (part[feed] for part in bank.data(t))
+        for layer, mask in enumerate(masks):
+            draws = dropout_draws(spec.seed, 0, t, layer, len(images), spec.config.model.hidden[layer])
+            mask.keep = torch.from_numpy(draws.astype(np.int64)) >= round(65536 * mask.rate) - 32768
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(module(images.flatten(1)), labels).backward()
+        for before, after in zip(module, list(module)[1:], strict=False):
+            if isinstance(after, nn.BatchNorm1d):  # its gradient is zero, but for rounding that Adam blows up
+                before.bias.grad.zero_()  # type: ignore[union-attr]
+        optimizer.step()
+    return module
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    hidden=st.lists(st.integers(1, 20), min_size=1, max_size=3),
+    variants=st.lists(st.sampled_from([*FOUR.split(","), "dropout_l2"]), min_size=1, max_size=5, unique=True),
+    seeds=st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=3, unique=True),
+    batch=st.integers(2, 40),
+    rate=st.sampled_from([1e-3, 1e-2]),
+)
+def test_members_equal_plain_modules_trained_alone(
+    hidden: list[int], variants: list[str], seeds: list[int], batch: int, rate: float
+) -> None:
+    specs = specs_of(",".join(variants), seeds, f"model.hidden={hidden}", f"optim.lr={rate}")
+    bank = BankUnderTest(specs, batch)
+    bank.train(steps=4)
+    images = torch.randn(9, *SHAPE)
+    bank.bank.eval()
+    logits = bank.bank(images.unsqueeze(0))
+    for i, (spec, state) in enumerate(zip(specs, bank.bank.member_states(), strict=True)):
+        module = train_alone(spec, bank, steps=4).eval()
+        expected = module.state_dict()
+        assert list(state) == list(expected) or set(state) == set(expected)
+        # Adam divides by the root of tiny second moments: rounding shows up to some thousandths of a step
+        tolerance = 4 * rate * 0.05
+        for key, tensor in expected.items():
+            assert torch.allclose(state[key].to(tensor.dtype), tensor, atol=tolerance, rtol=1e-3), (
+                spec.name,
+                key,
+            )
+        assert torch.allclose(logits[i], module(images.flatten(1)), atol=20 * tolerance, rtol=1e-2), spec.name
+
+
+def test_rates_and_decay_belong_to_the_member() -> None:
+    specs = specs_of(
+        "baseline", [0, 1], "model.hidden=[12]", "optim.lr=0.001,0.02", "optim.weight_decay=0,0.3"
+    )
+    assert len(specs) == 8
+    bank = BankUnderTest(specs, 16)
+    bank.train(steps=5)
+    for spec, state in zip(specs, bank.bank.member_states(), strict=True):
+        for key, tensor in train_alone(spec, bank, steps=5).state_dict().items():
+            assert torch.allclose(state[key], tensor, atol=2e-5, rtol=1e-4), (spec.name, key)
+
+
+def test_initial_weights_are_those_of_nn_linear() -> None:
+    """uniform ± 1/√fan_in, for weights and biases; one seed, one set of weights; members of a seed share them."""
+    specs = specs_of("baseline,batchnorm", [3, 4], "model.hidden=[300,200]")
+    states = Bank(specs, SHAPE, CLASSES).member_states()
+    for state in states:
+        for key, tensor in state.items():
+            if key.endswith("weight") and tensor.dim() == 2:
+                bound = tensor.shape[1] ** -0.5
+                assert tensor.abs().max() <= bound and tensor.abs().max() > 0.95 * bound
+                assert abs(tensor.std().item() - bound / 3**0.5) < 0.05 * bound
+                assert state[key.replace("weight", "bias")].abs().max() <= bound
+    by_name = dict(zip([spec.name for spec in specs], states, strict=True))
+    assert torch.equal(by_name["baseline-s3"]["0.weight"], by_name["batchnorm-s3"]["0.weight"])
+    assert not torch.equal(by_name["baseline-s3"]["0.weight"], by_name["baseline-s4"]["0.weight"])
+    torch.manual_seed(3)
+    assert torch.equal(by_name["baseline-s3"]["0.weight"], nn.Linear(16, 300).weight)
+
+
+def test_running_statistics_are_pytorchs() -> None:
+    """Unbiased variance, momentum 0.1, number of batches."""
+    (spec,) = specs_of("batchnorm", [0], "model.hidden=[7]", "optim.lr=1e-12")
+    bank = BankUnderTest([spec], 8)
+    bank.train(steps=3)
+    module = plain(spec).train()
+    for t in range(3):
+        module(bank.data(t)[0][0].flatten(1))
+    state = bank.bank.member_states()[0]
+    assert torch.allclose(state["1.running_mean"], module[1].running_mean, atol=1e-6)  # type: ignore[arg-type]
+    assert torch.allclose(state["1.running_var"], module[1].running_var, rtol=1e-5)  # type: ignore[arg-type]
+    assert int(state["1.num_batches_tracked"]) == 3
+
+
+def test_a_batch_of_one_uses_the_running_statistics_and_leaves_them() -> None:
+    specs = specs_of(FOUR, [0], "model.hidden=[7,6]")
+    bank = BankUnderTest(specs, 8)
+    bank.train(steps=2)
+    before = [{k: t.clone() for k, t in state.items()} for state in bank.bank.member_states()]
+    bank.train(steps=3, sizes={2: 1})
+    for old, new in zip(before, bank.bank.member_states(), strict=True):
+        assert all(torch.isfinite(tensor).all() for tensor in new.values())
+        for key in old:
+            if "running" in key:  # the first two steps of the second `train` moved them, the third did not
+                assert int(new[key.rsplit(".", 1)[0] + ".num_batches_tracked"]) == 4
+
+
+@pytest.mark.parametrize("kind", ["cnn", "resnet18"])
+def test_a_batch_of_one_beside_the_stack(kind: str) -> None:
+    """ResNet18 ends in one pixel: a batch of one image has one value per channel there."""
+    (spec,) = specs_of(kind, [0], "model.channels=[3,4,5]")
+    bank = BankUnderTest([spec], 1)
+    bank.train(steps=1)
+    assert all(torch.isfinite(tensor).all() for tensor in bank.bank.member_states()[0].values())
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_dropout_drops_at_its_rate_and_scales(rate: float) -> None:
+    specs = specs_of("dropout", [0, 1], "model.hidden=[400]", f"model.dropout={rate}")
+    bank = Bank(specs, SHAPE, CLASSES)
+    draws = bank.dropout_draws(StepPlace(2, 5, 0, 250, 250), CPU)
+    from hpc_mlp.models.stack import FeedRun
+
+    block = bank.blocks[0]
+    mask = block._mask(0, draws[0][0], [FeedRun(0, 0, 1), FeedRun(1, 1, 2)])
+    assert mask.shape == (2, 250, 400)
+    kept = (mask > 0).double().mean((1, 2))
+    spread = (rate * (1 - rate) / (250 * 400)) ** 0.5
+    assert ((kept - (1 - rate)).abs() < 5 * spread).all()
+    assert torch.allclose(mask[mask > 0], torch.tensor(1 / (1 - rate)), rtol=1e-4)
+    assert not torch.equal(mask[0], mask[1])  # seeds differ
+    columns = (mask > 0).double().mean((0, 1))
+    assert (columns - (1 - rate)).abs().max() < 6 * (rate * (1 - rate) / 500) ** 0.5  # every unit alike
+
+
+def test_draws_depend_on_place_and_seed_alone() -> None:
+    draws = dropout_draws(7, 1, 2, 0, 10, 33)
+    assert np.array_equal(draws, dropout_draws(7, 1, 2, 0, 10, 33))
+    for other in [(8, 1, 2, 0), (7, 2, 2, 0), (7, 1, 3, 0), (7, 1, 2, 1)]:
+        assert not np.array_equal(draws, dropout_draws(*other, 10, 33))
+
+
+@settings(max_examples=10, deadline=None)
+@given(order=st.permutations(range(24)))
+def test_bank_order_keeps_every_run_once_and_stacks_side_by_side(order: list[int]) -> None:
+    specs = plan_runs(parse_variants(FOUR + ",dropout_l2,cnn"), [0, 1], (), parse_set(["optim.lr=0.1,0.01"]))
+    ordered = bank_order([specs[i] for i in order])
+    assert sorted(s.name for s in ordered) == sorted(s.name for s in specs)
+    kinds = [kind for kind, _ in itertools.groupby(spec.config.model.kind for spec in ordered)]
+    assert kinds.count("mlp") == 1
+
+
+def test_a_bank_rebuilt_from_its_states_is_the_same() -> None:
+    specs = specs_of(FOUR + ",cnn", [0, 1], "model.channels=[3]", "model.hidden=[9,8]")
+    bank = BankUnderTest(specs, 12)
+    bank.train(steps=2)
+    states = [{k: t.clone() for k, t in state.items()} for state in bank.bank.member_states()]
+    again = Bank(specs, SHAPE, CLASSES, states)
+    images = torch.randn(1, 6, *SHAPE)
+    assert torch.equal(bank.bank.eval()(images), again.eval()(images))
+    part = Bank(specs[3:5], SHAPE, CLASSES, states[3:5])
+    assert torch.allclose(part.eval()(images), bank.bank(images)[3:5], atol=1e-6)
+
+
+# ---- what is written to disk
+
+
+@pytest.fixture(scope="module")
+def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from hpc_mlp.training.session import train_specs
+
+    runs = tmp_path_factory.mktemp("trained")
+    sets = parse_set(["model.hidden=[48,24]", "train.epochs=3"])
+    assert train_specs(digits, plan_runs(parse_variants(FOUR), [0], (), sets), runs, cpu=True) == 0
+    return runs
+
+
+@pytest.mark.parametrize("variant", FOUR.split(","))
+def test_best_weights_load_into_a_plain_sequential(trained: Path, digits: Path, variant: str) -> None:
+    from safetensors.torch import load_file
+
+    from hpc_mlp.data.manifest import Manifest
+    from hpc_mlp.data.source import load_resident, normaliser
+
+    norm, drop = "batchnorm" in variant, "dropout" in variant
+    layers: list[nn.Module] = []
+    for before, after in ((64, 48), (48, 24)):
+        layers.append(nn.Linear(before, after))
+        layers += [nn.BatchNorm1d(after)] if norm else []
+        layers.append(nn.ReLU())
+        layers += [nn.Dropout(0.5)] if drop else []
+    model = nn.Sequential(*layers, nn.Linear(24, 10))
+    folder = trained / f"{variant}-s0"
+    model.load_state_dict(load_file(folder / "best.safetensors"), strict=True)
+    manifest = Manifest.load(digits)
+    test = load_resident(digits, manifest, "test", CPU)
+    with torch.no_grad():
+        logits = model.eval()(normaliser(manifest, CPU)(test.images).flatten(1))
+    outcome = result(folder)
+    assert (logits.argmax(1) == test.labels).double().mean().item() == pytest.approx(
+        outcome["test"]["accuracy"]
+    )
+    assert nn.functional.cross_entropy(logits, test.labels).item() == pytest.approx(
+        outcome["test"]["loss"], rel=1e-5
+    )
+    assert outcome["num_parameters"] == sum(p.numel() for p in model.parameters())
+    saved = np.load(folder / "predictions.npz")
+    assert saved["probabilities"].dtype == np.float32 and saved["labels"].dtype == np.int64
+    assert np.array_equal(saved["labels"], test.labels.numpy())
+    assert np.allclose(saved["probabilities"], logits.softmax(1).numpy(), atol=1e-6)
+
+
+def test_the_best_epoch_is_what_was_saved(trained: Path, digits: Path) -> None:
+    from safetensors import safe_open
+
+    for variant in FOUR.split(","):
+        folder = trained / f"{variant}-s0"
+        with safe_open(folder / "best.safetensors", framework="pt") as file:
+            about = json.loads(file.metadata()["hpc_mlp"])
+        assert about == {"epoch": result(folder)["best_epoch"], "name": f"{variant}-s0"}
+
+
+def test_models_beside_the_stack_train_in_the_same_bank(digits: Path, tmp_path: Path, cli: Cli) -> None:
+    ran = cli("train", digits, "--runs", tmp_path, "--variants", "baseline,cnn", "--cpu", "--set", "train.epochs=2",
+              "--set", "model.channels=[8,16]", "--set", "optim.lr=0.01")  # fmt: skip
+    assert ran.exit_code == 0, ran.output
+    assert result(tmp_path / "cnn-s0")["bank_size"] == 2
+    assert result(tmp_path / "cnn-s0")["test"]["accuracy"] > 0.8

@@ -1,0 +1,95 @@
+"""The bank's loss against torch.nn.CrossEntropyLoss, member by member."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from hpc_mlp.config import TrainConfig
+from hpc_mlp.training.loss import BankLoss, Targets
+
+CPU = torch.device("cpu")
+MEMBERS = st.lists(
+    st.builds(
+        TrainConfig,
+        label_smoothing=st.sampled_from([0.0, 0.1, 0.5]),
+        class_weights=st.sampled_from(["none", "balanced"]),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+def balanced(counts: list[int]) -> torch.Tensor:
+    present = torch.tensor(counts, dtype=torch.float64).clamp(min=1)
+    return (present.sum() / (len(counts) * present)).float()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    configs=MEMBERS,
+    batch=st.integers(1, 20),
+    counts=st.lists(st.integers(0, 50), min_size=2, max_size=6),
+    seed=st.integers(0, 10**6),
+)
+def test_each_member_has_torchs_loss_and_gradient(
+    configs: list[TrainConfig], batch: int, counts: list[int], seed: int
+) -> None:
+    torch.manual_seed(seed)
+    logits = torch.randn(len(configs), batch, len(counts), requires_grad=True)
+    labels = torch.randint(0, len(counts), (len(configs), batch))
+    losses = BankLoss(configs, counts, CPU)(logits, Targets(labels), batch)
+    (gradient,) = torch.autograd.grad(losses.sum(), logits)
+    for v, config in enumerate(configs):
+        weight = balanced(counts) if config.class_weights == "balanced" else None
+        criterion = nn.CrossEntropyLoss(weight, label_smoothing=config.label_smoothing)
+        mine = logits[v].detach().requires_grad_()
+        expected = criterion(mine, labels[v])
+        assert torch.allclose(losses[v], expected, rtol=1e-5, atol=1e-6)
+        (wanted,) = torch.autograd.grad(expected, mine)
+        assert torch.allclose(gradient[v], wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("weights", ["none", "balanced"])
+def test_parts_of_a_batch_add_up_to_its_loss(weights: str) -> None:
+    """Two processes with 5 and 4 images: their shares sum to the loss of one process with nine."""
+    config = TrainConfig(class_weights=weights, label_smoothing=0.1)  # type: ignore[arg-type]
+    counts = [3, 10, 40]
+    logits, labels = torch.randn(1, 9, 3), torch.randint(0, 3, (1, 9))
+    whole = BankLoss([config], counts, CPU)(logits, Targets(labels), 9)
+    total = balanced(counts)[labels].sum(1) if weights == "balanced" else torch.tensor([9.0])
+
+    def share(part: slice) -> torch.Tensor:
+        def reduce(tensor: torch.Tensor) -> None:
+            tensor.copy_(total)
+
+        loss = BankLoss([config], counts, CPU, reduce)
+        return loss(logits[:, part], Targets(labels[:, part]), 9)
+
+    assert torch.allclose(share(slice(0, 5)) + share(slice(5, 9)), whole, rtol=1e-5)
+
+
+def test_mixup_is_the_mixture_of_two_losses() -> None:
+    config = TrainConfig(label_smoothing=0.1)
+    logits = torch.randn(2, 6, 4)
+    first, second = torch.randint(0, 4, (2, 2, 6))
+    share = torch.rand(2, 6)
+    mixed = BankLoss([config] * 2, [1] * 4, CPU)(logits, Targets(first, second, share), 6)
+    for v in range(2):
+        one, other = (
+            nn.functional.cross_entropy(logits[v], labels[v], reduction="none", label_smoothing=0.1)
+            for labels in (first, second)
+        )
+        assert torch.allclose(mixed[v], (share[v] * one + (1 - share[v]) * other).mean(), rtol=1e-5)
+
+
+def test_a_members_infinite_loss_stays_its_own() -> None:
+    logits = torch.randn(2, 3, 4)
+    logits[0, 1] = float("nan")
+    losses = BankLoss([TrainConfig()] * 2, [1] * 4, CPU)(
+        logits, Targets(torch.zeros(2, 3, dtype=torch.int64)), 3
+    )
+    assert torch.isnan(losses[0]) and torch.isfinite(losses[1])

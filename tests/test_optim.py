@@ -1,0 +1,157 @@
+"""The bank's optimizer against torch.optim, member by member."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from test_bank import CPU, SHAPE, BankUnderTest, plain, specs_of
+from torch import nn
+
+from hpc_mlp.models.bank import Bank, feed_of, recipe_of
+from hpc_mlp.models.dropout import StepPlace
+from hpc_mlp.plan import RunSpec
+from hpc_mlp.training import optim as optim_module
+from hpc_mlp.training.feeder import StepBatch
+from hpc_mlp.training.loss import BankLoss
+from hpc_mlp.training.optim import BankOptimizer
+from hpc_mlp.training.step import TrainStep
+
+
+def torch_optimizer(spec: RunSpec, module: nn.Module) -> torch.optim.Optimizer:
+    optim = spec.config.optim
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in module.parameters() if p.dim() > 1], "weight_decay": optim.weight_decay},
+        {"params": [p for p in module.parameters() if p.dim() == 1],
+         "weight_decay": optim.weight_decay if optim.decay_bias_and_norm else 0.0},
+    ]  # fmt: skip
+    if optim.name == "sgd":
+        return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov)
+    kind = torch.optim.AdamW if optim.name == "adamw" else torch.optim.Adam
+    return kind(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("optim.name=adam",),
+        ("optim.name=adam", "optim.weight_decay=0.1", "optim.betas=[0.8,0.95]", "optim.eps=1e-6"),
+        ("optim.name=adam", "optim.weight_decay=0.1", "optim.decay_bias_and_norm=false"),
+        ("optim.name=adamw", "optim.weight_decay=0.1"),
+        ("optim.name=adamw", "optim.weight_decay=0.1", "optim.decay_bias_and_norm=false"),
+        ("optim.name=sgd", "optim.momentum=0", "optim.lr=0.1"),
+        ("optim.name=sgd", "optim.lr=0.1", "optim.weight_decay=0.01"),
+        ("optim.name=sgd", "optim.lr=0.1", "optim.nesterov=true"),
+        ("optim.name=adam", "optim.clip_norm=0.05"),
+        ("optim.name=sgd", "optim.lr=0.1", "optim.clip_norm=0.05", "optim.nesterov=true"),
+        ("optim.name=adam", "optim.clip_norm=1000"),
+    ],
+    ids=" ".join,
+)
+def test_updates_are_those_of_torch(settings: tuple[str, ...]) -> None:
+    specs = specs_of("baseline", [0, 1], "model.hidden=[10,6]", *settings)
+    bank = BankUnderTest(specs, 16)
+    bank.train(steps=6)
+    for spec, state in zip(specs, bank.bank.member_states(), strict=True):
+        module, feed = plain(spec), bank.bank.feeds.index(feed_of(spec))
+        optimizer = torch_optimizer(spec, module)
+        for t in range(6):
+            images, labels = (part[feed] for part in bank.data(t))
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(module(images.flatten(1)), labels).backward()
+            if spec.config.optim.clip_norm:
+                nn.utils.clip_grad_norm_(module.parameters(), spec.config.optim.clip_norm)
+            optimizer.step()
+        for key, tensor in module.state_dict().items():
+            assert torch.allclose(state[key], tensor, atol=1e-5, rtol=1e-4), key
+
+
+def test_decay_spares_biases_and_norms_on_request() -> None:
+    """Huge decay, tiny rate of learning: what is decayed shrinks, what is not stays."""
+    specs = specs_of("batchnorm,cnn", [0], "model.hidden=[10]", "model.channels=[4]", "optim.name=adamw",
+                     "optim.weight_decay=10000", "optim.lr=1e-5", "optim.decay_bias_and_norm=false,true")  # fmt: skip
+    bank = BankUnderTest(specs, 8)
+    before = [{k: t.clone() for k, t in state.items()} for state in bank.bank.member_states()]
+    bank.train(steps=1)
+    for spec, old, new in zip(specs, before, bank.bank.member_states(), strict=True):
+        for key in old:
+            if "running" in key or "num_batches" in key or not old[key].any():
+                continue
+            decayed = new[key].abs().sum() < 0.95 * old[key].abs().sum()
+            assert decayed == (old[key].dim() > 1 or spec.config.optim.decay_bias_and_norm), (spec.name, key)
+
+
+def test_clipping_spares_neighbours() -> None:
+    both = specs_of(
+        "baseline", [0], "model.hidden=[10]", "optim.name=sgd", "optim.lr=0.1", "optim.clip_norm=0.01,1000"
+    )
+    (free,) = specs_of("baseline", [0], "model.hidden=[10]", "optim.name=sgd", "optim.lr=0.1")
+    bank, alone = BankUnderTest(both, 16), BankUnderTest([free], 16)
+    bank.train(steps=4)
+    alone.train(steps=4)
+    clipped, unclipped = bank.bank.member_states()
+    for key, tensor in alone.bank.member_states()[0].items():
+        assert torch.allclose(unclipped[key], tensor, atol=1e-6)
+        assert not torch.allclose(clipped[key], tensor, atol=1e-6)
+
+
+@pytest.mark.parametrize("block_bytes", [64, 400, 3000, 10**9])
+def test_gradients_by_blocks_and_whole_give_the_same(
+    block_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optim_module, "BLOCK_BYTES", block_bytes)
+    specs = specs_of("all,dropout_l2", [0, 1], "model.hidden=[11,7]", "optim.name=adamw")
+    blockwise = BankUnderTest(specs, 16)
+    assert blockwise.optimizer.blocks and not blockwise.optimizer.full
+    whole = BankUnderTest(specs, 16)
+    whole.optimizer = BankOptimizer(whole.bank, reduce=lambda gradients: None)
+    assert whole.optimizer.full and not whole.optimizer.blocks
+    loss = BankLoss([spec.config.train for spec in specs], [1] * 5, CPU)
+    whole.step = TrainStep(whole.bank, whole.optimizer, loss, "fp32", graph=False)
+    blockwise.train(steps=5)
+    whole.train(steps=5)
+    for one, other in zip(blockwise.bank.member_states(), whole.bank.member_states(), strict=True):
+        for key in one:
+            assert torch.allclose(one[key].double(), other[key].double(), atol=2e-5), key
+
+
+def test_state_moves_to_another_bank() -> None:
+    """Half the members leave after three steps; the others go on as if nothing had happened."""
+    specs = specs_of("all", [0], "model.hidden=[9]")
+    whole, first = BankUnderTest(specs, 16), BankUnderTest(specs, 16)
+    whole.train(steps=6)
+    first.train(steps=3)
+    weights, moments = first.bank.member_states(), first.optimizer.member_states()
+    rest = BankUnderTest(specs[1:3], 16)
+    rest.bank = Bank(specs[1:3], SHAPE, 5, weights[1:3])
+    rest.optimizer = BankOptimizer(rest.bank, count=3, states=moments[1:3])
+    loss = BankLoss([spec.config.train for spec in specs[1:3]], [1] * 5, CPU)
+    step = TrainStep(rest.bank, rest.optimizer, loss, "fp32", graph=False)
+    for t in range(3, 6):
+        images, labels = rest.data(t)
+        step(StepBatch(StepPlace(0, t, 0, 16, 16), images, labels), {recipe_of(s): 1e-3 for s in specs[1:3]})
+    for one, other in zip(rest.bank.member_states(), whole.bank.member_states()[1:3], strict=True):
+        for key in one:
+            assert torch.allclose(one[key].double(), other[key].double(), atol=1e-6), key
+
+
+def test_a_module_of_ones_own_may_have_layers_called_linears() -> None:
+    """Weights are decayed and biases spared by their shape, whatever the module calls them."""
+    from hpc_mlp.models.registry import register
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linears = nn.ModuleList([nn.Linear(16, 5)])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linears[0](x.flatten(1))  # type: ignore[no-any-return]
+
+    register("own_linears")(lambda config, shape, classes: Own())
+    (spec,) = specs_of("cnn", [0], "model.kind=own_linears", "optim.name=adamw", "optim.weight_decay=10000",
+                       "optim.lr=1e-5", "optim.decay_bias_and_norm=false")  # fmt: skip
+    bank = BankUnderTest([spec], 8)
+    before = bank.bank.member_states()[0]["linears.0.weight"].abs().sum().item()
+    bank.train(steps=1)
+    assert bank.bank.member_states()[0]["linears.0.weight"].abs().sum().item() < 0.95 * before

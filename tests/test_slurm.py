@@ -1,0 +1,334 @@
+"""The whole of launching on a real Slurm of four nodes (slurm/dev-cluster)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from hpc_mlp.data.convert import Settings, convert
+from hpc_mlp.data.digits import write_digits_zip
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+
+ROOT = Path(__file__).parent.parent
+CLUSTER = ROOT / "slurm" / "dev-cluster"
+STANDIN = Path(__file__).parent / "standin"
+Json = dict[str, Any]
+
+
+def dev_cluster(*arguments: str) -> str:
+    done = subprocess.run(
+        [str(CLUSTER), *arguments], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """Four nodes, and SLURM_CONF in the environment. Missing: a skip with its reason, but a failure under CI."""
+    running = subprocess.run([str(CLUSTER), "status"], capture_output=True, check=False).returncode == 0
+    try:
+        exports = dev_cluster("up", "4")
+    except (AssertionError, OSError, subprocess.TimeoutExpired) as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(f"no Slurm: slurm/dev-cluster up 4 says {str(error).splitlines()[-1]}")
+    changed = dict(line.removeprefix("export ").split("=", 1) for line in exports.splitlines())
+    before = dict(os.environ)
+    os.environ.update(changed, OMP_NUM_THREADS="1", PYTHONPATH=f"{ROOT}:{STANDIN}")
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+    if not running:  # somebody else's cluster is left as it was
+        dev_cluster("down")
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("digits")
+    write_digits_zip(folder / "digits.zip")
+    convert([folder / "digits.zip"], folder / "shards", Settings(height=8, width=8, grayscale=True))
+    return folder / "shards"
+
+
+def cli(*arguments: object, code: int | None = 0) -> str:
+    """`hpc-mlp …` from another working directory, as a user would call it."""
+    command = [sys.executable, "-m", "hpc_mlp", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd="/", check=False)
+    assert code is None or done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def submit(shards: Path, runs: Path, *arguments: object, sets: Json | None = None) -> str:
+    values = {"launch.cpus_per_task": 1, **(sets or {})}
+    options = [item for key, value in values.items() for item in ("--set", f"{key}={json.dumps(value)}")]
+    return cli("submit", shards, "--runs", runs, "--cluster", "slurm", *arguments, *options)
+
+
+STANDIN_SUBMIT = """
+import sys
+from pathlib import Path
+from hpc_mlp.launch.submit import load_launch, submit
+from hpc_mlp.plan import parse_seeds, parse_set, parse_variants, plan_runs
+runs, variants, seeds, *sets = sys.argv[1:]
+values = parse_set(sets)
+others = {key: value for key, value in values.items() if not key.startswith("launch.")}
+specs = plan_runs(parse_variants(variants), parse_seeds(seeds), [], others)
+launch = load_launch(None, [], values)
+submit(specs, Path("/"), "x", Path(runs), "slurm", launch, entry="standin:train_specs")
+"""
+
+
+def start_standin(runs: Path, variants: str, seeds: str, *sets: str) -> subprocess.Popen[bytes]:
+    """Submit runs of the stand-in for training, which lasts as long as it is told to."""
+    arguments = [str(runs), variants, seeds, "launch.cpus_per_task=1", *sets]
+    return subprocess.Popen([sys.executable, "-c", STANDIN_SUBMIT, *arguments])
+
+
+def submit_standin(runs: Path, variants: str, seeds: str, *sets: str) -> None:
+    assert start_standin(runs, variants, seeds, *sets).wait(timeout=120) == 0
+
+
+def states(runs: Path) -> dict[str, Json]:
+    return {run["name"]: run for run in json.loads(cli("status", runs, "--format", "json", code=None))}
+
+
+def wait_until(what: str, condition: Callable[[], bool], seconds: float = 180, hurry: bool = True) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"{what}: not within {seconds} s"
+        if hurry:
+            dev_cluster("hurry")
+        time.sleep(1)
+
+
+def all_are(state: str, *folders: Path) -> Callable[[], bool]:
+    return lambda: all(run["state"] == state for runs in folders for run in states(runs).values())
+
+
+def epoch(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def outcome(run: Path) -> tuple[bytes, list[tuple[float, ...]], Json]:
+    """What must be the same in a disturbed and an undisturbed run, to the last bit."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    metrics = [(line["epoch"], line["train_loss"], line["val_loss"], line["val_accuracy"]) for line in lines]
+    return (
+        (run / "best.safetensors").read_bytes(),
+        metrics,
+        json.loads((run / "result.json").read_text())["test"],
+    )
+
+
+def test_four_variants_two_seeds_as_one_array(cluster: None, shards: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    shown = submit(shards, runs, "--variants", "all", "--seeds", "0-1", "--wait", sets={"train.epochs": 2})
+    record = json.loads((runs / "submission.json").read_text())
+    masters = {job_id.split("_")[0] for job_id in record["job_ids"]}
+    assert len(record["job_ids"]) == 4 and len(masters) == 1
+    assert f"{masters.pop()}_[0-3]" in shown
+    found = states(runs)
+    assert len(found) == 8 and {run["state"] for run in found.values()} == {"done"}
+    table = json.loads(cli("table", runs, "--format", "json"))
+    assert "dropout_batchnorm" in json.dumps(table)
+    assert "Nothing to submit" in submit(shards, runs, "--seeds", "0-1", sets={"train.epochs": 2})
+    more = submit(shards, runs, "--seeds", "0-2", "--dry-run", sets={"train.epochs": 2})
+    assert "4 runs in 4 jobs" in more and "8 done" in more and "#SBATCH --requeue" in more
+
+
+def test_two_nodes_with_two_tasks_each_equal_one_process(cluster: None, shards: Path, tmp_path: Path) -> None:
+    """Also when they are interrupted together in the middle, and go on together."""
+    sets = {"train.epochs": 3, "optim.name": "sgd", "optim.lr": 0.05}
+    options = ("--variants", "batchnorm", "--seeds", "0")
+    four, one = tmp_path / "four", tmp_path / "one"
+    submit(
+        shards, four, *options, "--nodes", 2, "--parallel", "data", sets={**sets, "launch.tasks_per_node": 2}
+    )
+    wait_until("it has begun", lambda: epoch(four / "batchnorm-s0") >= 1)
+    job = states(four)["batchnorm-s0"]["job"]
+    subprocess.run(["scancel", "--signal=USR2", job], check=True)
+    wait_until("it is done", all_are("done", four))
+    assert states(four)["batchnorm-s0"]["requeues"] == 1
+    assert len(list(four.glob(".launch/*/logs/*_log.out"))) == 4
+    submit(shards, one, *options, "--wait", sets=sets)
+    ours, expected = (load_file(runs / "batchnorm-s0" / "best.safetensors") for runs in (four, one))
+    for name in expected:
+        np.testing.assert_allclose(ours[name], expected[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.timeout(600)
+def test_disturbed_runs_equal_undisturbed_ones(cluster: None, shards: Path, tmp_path: Path) -> None:
+    """Requeue, preemption, node failure, a cut network and the time limit, all in the middle of training."""
+    sets = {"train.epochs": 60, "train.early_stopping": False, "train.checkpoint_every": "20 steps"}
+    options = ("--variants", "dropout_batchnorm", "--seeds", "0-1")
+    whole_node = {"launch.cpus_per_task": 8, "launch.partition": "low"}
+    half_node = {"launch.cpus_per_task": 4, "launch.partition": "low"}
+    limit = {"launch.time_minutes": 1, "launch.signal_seconds": 25}
+    folders = {name: tmp_path / name for name in ("kill", "unplug", "preempt", "requeue", "limit")}
+    for name, runs in folders.items():
+        size = half_node if name in ("requeue", "limit") else whole_node
+        submit(shards, runs, *options, sets={**sets, **size, **(limit if name == "limit" else {})})
+    first = {name: runs / "dropout_batchnorm-s0" for name, runs in folders.items()}
+    for run in first.values():
+        wait_until(f"{run} has begun", lambda run=run: epoch(run) >= 2)  # type: ignore[misc]
+    where = {name: next(iter(states(runs).values())) for name, runs in folders.items()}
+
+    killed, unplugged = where["kill"]["node"], where["unplug"]["node"]
+    dev_cluster("unplug", unplugged)
+    dev_cluster("kill-node", killed)
+    subprocess.run(["scontrol", "requeue", where["requeue"]["job"]], check=True)
+    high = ["sbatch", "-p", "high", "-w", where["preempt"]["node"], "-c", "8", "-o", "/dev/null"]
+    subprocess.run([*high, "--wrap", "sleep 3"], check=True)
+
+    def requeued(name: str) -> bool:
+        return all(run["requeues"] >= 1 for run in states(folders[name]).values())
+
+    wait_until("the killed node's job starts again", lambda: requeued("kill"))
+    dev_cluster("start-node", killed)
+    wait_until("the unplugged node's job starts again", lambda: requeued("unplug"))
+    dev_cluster("plug", unplugged)
+    wait_until("all are done", all_are("done", *folders.values()), 280)
+    for name in folders:
+        assert requeued(name), f"{name} was not disturbed"
+
+    cli("train", shards, "--runs", tmp_path / "calm", *options, "--cpu",
+        *(f"--set={key}={json.dumps(value)}" for key, value in sets.items()))  # fmt: skip
+    for run in ("dropout_batchnorm-s0", "dropout_batchnorm-s1"):
+        calm = outcome(tmp_path / "calm" / run)
+        for name, runs in folders.items():
+            assert outcome(runs / run) == calm, name
+            assert not (runs / run / "failed.json").exists(), name
+
+
+def test_cancel_ends_its_own_jobs_only(cluster: None, tmp_path: Path) -> None:
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    long = ("train.epochs=1000", "model.options.seconds=0.1")
+    submit_standin(mine, "baseline,dropout,batchnorm", "0-1", *long)
+    submit_standin(other, "baseline", "0", *long)
+    wait_until("both run", all_are("running", mine, other))
+    cli("cancel", mine, "--variants", "dropout")
+    found = states(mine)
+    assert {run["variant"]: run["state"] for run in found.values()} == {
+        "baseline": "running", "dropout": "cancelled", "batchnorm": "running"
+    }  # fmt: skip
+    assert (mine / "dropout-s0" / "last.ckpt").exists()
+    cli("cancel", mine)
+    assert {run["state"] for run in states(mine).values()} == {"cancelled"}
+    assert all_are("running", other)()
+    cli("cancel", other)
+    names = subprocess.run(["squeue", "-h", "-o", "%j"], capture_output=True, text=True, check=True).stdout
+    for folder in (mine, other):
+        assert json.loads((folder / "submission.json").read_text())["id"] not in names
+
+
+def test_two_submissions_at_once_do_not_mix(cluster: None, tmp_path: Path) -> None:
+    """Two shells, one folder, overlapping runs: every run is sent exactly once, and no submission is lost."""
+    shells = [
+        start_standin(tmp_path, variants, "0-2", "train.epochs=2") for variants in ("all", "baseline,dropout")
+    ]
+    assert [shell.wait(timeout=120) for shell in shells] == [0, 0]
+    submit_standin(tmp_path, "dropout_l2", "0", "train.epochs=2")
+    folders = sorted((tmp_path / ".launch").glob("*-*"))
+    records = [json.loads((folder / "submission.json").read_text()) for folder in folders]
+    sent = [run["name"] for record in records for pack in record["packs"] for run in pack["runs"]]
+    assert sorted(sent) == sorted(set(sent)) and len(sent) == 13
+    index = json.loads((tmp_path / "submission.json").read_text())
+    assert [line["id"] for line in index["submissions"]] == [record["id"] for record in records]
+    wait_until("all are done", all_are("done", tmp_path))
+
+
+def test_a_failed_run_is_told_with_its_log(cluster: None, tmp_path: Path) -> None:
+    submit_standin(tmp_path, "baseline,dropout", "0-1", "train.epochs=2", "model.options.fail=1")
+    wait_until(
+        "all have ended",
+        lambda: not {run["state"] for run in states(tmp_path).values()} & {"queued", "running"},
+    )
+    found = states(tmp_path)
+    assert {name: run["state"] for name, run in found.items()} == {
+        "baseline-s0": "done", "baseline-s1": "failed", "dropout-s0": "done", "dropout-s1": "failed"
+    }  # fmt: skip
+    shown = cli("status", tmp_path, code=1)
+    assert "ValueError: told to fail for seed 1" in shown
+    assert "the pack ended with code 1" in Path(found["dropout-s1"]["log"]).read_text()
+    submit_standin(tmp_path, "baseline,dropout", "0-1", "train.epochs=2", "model.options.fail=1")
+    record = json.loads((tmp_path / "submission.json").read_text())
+    assert [run for pack in record["packs"] for run in pack["runs"]] == ["baseline-s1", "dropout-s1"]
+
+
+def test_a_job_killed_by_slurm_is_told(cluster: None, tmp_path: Path) -> None:
+    submit_standin(tmp_path, "baseline", "0", "train.epochs=1000", "model.options.seconds=0.1")
+    wait_until("it trains", lambda: epoch(tmp_path / "baseline-s0") >= 1)
+    start = json.loads(next((tmp_path / ".launch").glob("*/started/0.0.json")).read_text())
+    os.kill(start["pid"], 9)
+    wait_until("it is seen", all_are("failed", tmp_path), 30)
+    assert "job ended: FAILED" in states(tmp_path)["baseline-s0"]["detail"]
+
+
+def test_doctor_sends_a_job_through(cluster: None, tmp_path: Path) -> None:
+    shown = cli(
+        "doctor", "--runs", tmp_path, "--cluster", "slurm", "--test-job", "--set", "launch.cpus_per_task=1"
+    )
+    assert "test job" in shown and "on n" in shown and "preempt_send_user_signal" in shown
+    shown = cli(
+        "doctor", "--runs", tmp_path, "--cluster", "slurm", "--set", "launch.partition=nowhere", code=1
+    )
+    assert "nowhere does not exist" in " ".join(shown.split())
+
+
+def sbatch(script: str, *arguments: str, **environment: object) -> str:
+    """Submit one of the scripts of slurm/; its job id."""
+    env = {**os.environ, "PYTHON": sys.executable, **{key: str(value) for key, value in environment.items()}}
+    command = ["sbatch", "--parsable", *arguments, str(ROOT / "slurm" / script)]
+    return subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def squeue(job: str) -> list[str]:
+    done = subprocess.run(
+        ["squeue", "-h", "-o", "%T", "-j", job], capture_output=True, text=True, check=False
+    )
+    return done.stdout.split()
+
+
+def test_train_array_sbatch_goes_on_after_its_signal(cluster: None, shards: Path, tmp_path: Path) -> None:
+    sets = "--set train.epochs=25 --set train.early_stopping=false --cpu"
+    log = ("--array=0-1", "--cpus-per-task=1", f"--output={tmp_path}/%A_%a.log")
+    job = sbatch("train_array.sbatch", *log, OUT=shards, RUNS=tmp_path / "runs", SEEDS="0", EXTRA=sets,
+                 VARIANTS="baseline dropout")  # fmt: skip
+    wait_until("it has begun", lambda: epoch(tmp_path / "runs" / "dropout-s0") >= 2)
+    subprocess.run(["scancel", "--batch", "--signal=USR1", f"{job}_1"], check=True)
+    wait_until("it has ended", lambda: not squeue(job))
+    assert {run["state"] for run in states(tmp_path / "runs").values()} == {"done"}
+    text = (tmp_path / f"{job}_1.log").read_text()
+    assert "stopped by SIGUSR1" in text
+    cli("train", shards, "--runs", tmp_path / "calm", "--variants", "dropout", *sets.split())
+    assert outcome(tmp_path / "runs" / "dropout-s0") == outcome(tmp_path / "calm" / "dropout-s0")
+
+
+def test_train_multinode_sbatch(cluster: None, shards: Path, tmp_path: Path) -> None:
+    extra = "--variants batchnorm --seeds 0 --parallel data --set train.epochs=2"
+    job = sbatch("train_multinode.sbatch", "--cpus-per-task=2", f"--output={tmp_path}/%j.log", PROCESSES=2,
+                 OUT=shards, RUNS=tmp_path / "runs", EXTRA=extra)  # fmt: skip
+    wait_until("it has ended", lambda: not squeue(job))
+    text = (tmp_path / f"{job}.log").read_text()
+    assert states(tmp_path / "runs")["batchnorm-s0"]["state"] == "done", text
+    assert text.count("done after epoch 2") == 1  # four processes, one training
+
+
+def test_the_scripts_need_bash_only() -> None:
+    for script in ("train_array.sbatch", "train_multinode.sbatch", "dev-cluster"):
+        path = ROOT / "slurm" / script
+        assert subprocess.run([shutil.which("bash") or "bash", "-n", str(path)], check=False).returncode == 0
