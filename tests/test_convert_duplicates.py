@@ -122,7 +122,7 @@ def test_thousands_of_images_alike_are_not_compared_each_with_each() -> None:
     prints = rng.integers(100, 103, (30_000, 64)).astype(np.uint8)
     splits = rng.choice([0, 0, 0, 1, 2], len(prints)).astype(np.int8)
     means = np.full((len(prints), 3), 101, np.int16)
-    nearest = nearest_in_earlier_split(prints, means, splits, np.arange(len(prints)))
+    nearest = nearest_in_earlier_split(prints, means, splits, np.arange(len(prints)), np.arange(len(prints)))
     assert (nearest.other[splits > 0] >= 0).mean() > 0.99 and (nearest.other[splits == 0] < 0).all()
 
 

@@ -187,11 +187,21 @@ def test_a_job_reads_back_exactly_the_runs_that_were_planned(tmp_path: Path) -> 
         assert submission.specs(pack.index) == list(pack.specs)
 
 
-def test_the_callable_is_small_and_offers_a_checkpoint(tmp_path: Path) -> None:
+def test_the_callable_is_small_and_offers_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = PackJob(str(tmp_path), 3)
+    for name, value in {
+        "SUBMITIT_EXECUTOR": "slurm",
+        "SUBMITIT_FOLDER": str(tmp_path),
+        "SLURM_JOB_ID": "7",
+    }.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "7_submitted.pkl.save_tmp").touch()  # as left by an earlier start, killed in the middle
     assert len(pickle.dumps(job)) < 500
     again = pickle.loads(pickle.dumps(job.checkpoint()))
     assert again.function.folder == str(tmp_path) and again.function.pack == 3
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_submissions_written_at_once_are_all_in_the_index(tmp_path: Path) -> None:

@@ -215,8 +215,8 @@ def test_a_killed_job_is_failed_and_a_killed_queue_leaves_the_rest_lost(tmp_path
         tmp_path, "baseline,dropout,batchnorm", "0", "train.epochs=1000", "model.options.seconds=0.02"
     )
     assert submission is not None
-    wait_until(lambda: bool(submission.starts(0)))
-    os.kill(submission.starts(0)[0]["pid"], signal.SIGKILL)
+    wait_until(lambda: 0 in submission.starts())
+    os.kill(submission.starts()[0][0]["pid"], signal.SIGKILL)
     wait_until(lambda: states(tmp_path)["baseline-s0"] == "failed")
     assert "killed by SIGKILL" in by_name(tmp_path)["baseline-s0"].detail
     wait_until(lambda: by_name(tmp_path)["dropout-s0"].epoch >= 1)

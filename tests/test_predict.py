@@ -187,6 +187,23 @@ def test_memory_does_not_grow_with_the_archive(trained: Trained, tmp_path: Path)
     )  # the list of entries grows, about 80 bytes each; the pixels do not
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gpu_gives_the_same(trained: Trained, name: str) -> None:
+    run = load_run(trained.run(name), device="cuda", ensemble=True)
+    found = np.stack(
+        [p.probabilities for p in hpc_mlp.predict(run, trained.images) if p.probabilities is not None]
+    )
+    on_cpu = hpc_mlp.predict(trained.run(name), trained.images, ensemble=True)
+    expected = np.stack([p.probabilities for p in on_cpu if p.probabilities is not None])
+    assert found == pytest.approx(expected, abs=1e-3)  # TF32 convolutions
+    metrics = hpc_mlp.evaluate(run, trained.shards)
+    assert metrics["loss"] == pytest.approx(
+        hpc_mlp.evaluate(trained.run(name), trained.shards, ensemble=True)["loss"], rel=1e-2
+    )
+
+
 # ── what people see ─────────────────────────────────────────────────────────────────────────────────────
 
 

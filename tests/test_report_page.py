@@ -10,6 +10,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -286,13 +287,49 @@ def test_sweep_of_many_groups_says_what_it_leaves_out(trained: Path, tmp_path: P
 def test_duplicates_and_manifest_extras_are_shown(trained: Path, runs: Path, tmp_path: Path) -> None:
     shards = tmp_path / "shards"
     shutil.copytree(trained / "shards", shards)
-    (shards / "duplicates.jsonl").write_text('{"name": "one/7.png", "same_as": "one/9.png"}\nnot json\n')
+    images = [
+        {"name": f"one/{n}.png", "class": "one", "split": split} for n, split in enumerate(["train", "test"])
+    ]
+    line = {"kind": "exact", "conflicting_classes": False, "leak": True, "images": images}
+    (shards / "duplicates.jsonl").write_text(json.dumps(line) + "\nnot json\n")
     manifest = json.loads((shards / "manifest.json").read_text())
-    (shards / "manifest.json").write_text(json.dumps({**manifest, "num_leaks": 13}))
+    manifest |= {
+        "duplicates": {"groups": 1, "images": 2, "conflicting_groups": 0, "leaked_images": 1},
+        "later": 13,
+    }
+    (shards / "manifest.json").write_text(json.dumps(manifest))
     text = page_of(runs, "--data", str(shards)).text
-    assert "The conversion listed 1 duplicate." in text and "one/9.png" in text
-    assert "num leaks 13" in text
+    assert "Leak: 1 images of val or test are in train as well" in text
+    assert "exact leak 2 one/0.png (one, train), one/1.png (one, test)" in text
+    assert "later 13" in text
     assert "2 files of the source were not taken." in text and "digits/notes <draft>.txt" in text
+
+
+@pytest.mark.parametrize("encoding", ["png", "jpeg", "npy", "original"])
+def test_images_of_every_encoding(encoding: str, tmp_path: Path) -> None:
+    from hpc_mlp.data.manifest import Manifest
+    from hpc_mlp.report.gallery import LARGEST, class_samples
+
+    with zipfile.ZipFile(tmp_path / "digits.zip", "w") as archive:
+        for number, (image, label) in enumerate(zip(*digits().splits["val"], strict=True)):
+            buffer = io.BytesIO()
+            Image.fromarray(image).resize((300, 200)).save(buffer, "bmp" if label else "png")
+            archive.writestr(
+                f"{digits().classes[label]}/{number:04d}.{'bmp' if label else 'png'}", buffer.getvalue()
+            )
+    options = ["--size", "16", "--encoding", encoding]
+    done = CliRunner().invoke(
+        main, ["convert", str(tmp_path / "digits.zip"), str(tmp_path / "out"), *options]
+    )
+    assert done.exit_code == 0, done.output
+    manifest = Manifest.load(tmp_path / "out")
+    samples = class_samples(tmp_path / "out", manifest, each=2, most=20)
+    assert len(samples) == 20 and [sample.label for sample in samples] == sorted(list(range(10)) * 2)
+    for sample in samples:
+        head, _, data = sample.data_uri().partition(";base64,")
+        shown = Image.open(io.BytesIO(base64.b64decode(data)))
+        assert head in ("data:image/png", "data:image/jpeg") and max(shown.size) <= LARGEST
+        assert np.asarray(shown.convert("L")).std() > 10
 
 
 def test_wrong_folder_is_a_user_error(tmp_path: Path) -> None:
@@ -313,10 +350,11 @@ def test_out_by_and_terminal_text(runs: Path, tmp_path: Path) -> None:
 
 def test_report_leaves_matplotlib_as_it_was_and_torch_alone(runs: Path) -> None:
     program = (
-        "import sys, matplotlib; from hpc_mlp.cli import main; before = matplotlib.rcParams.copy()\n"
+        "import sys, matplotlib; from hpc_mlp.cli import main; now = lambda: "
+        "{key: matplotlib.rcParams[key] for key in matplotlib.rcParams if key != 'backend'}; before = now()\n"
         "main(['report', sys.argv[1]], standalone_mode=False)\n"
         "print([name for name in ('torch', 'torchvision', 'matplotlib.pyplot') if name in sys.modules])\n"
-        "print(matplotlib.rcParams == before)"
+        "print(now() == before)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(runs)], capture_output=True, text=True, check=True

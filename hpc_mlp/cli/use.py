@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -142,5 +142,5 @@ def _load(run: Path, ensemble: bool, cpu: bool) -> TrainedRun:
     return trained
 
 
-def _note(text: Any) -> None:
+def _note(text: str) -> None:
     click.echo(f"hpc-mlp: {text}", err=True)

@@ -101,7 +101,7 @@ class Assembly:
 
     def _cut(self, order: npt.NDArray[np.int64], limit: int) -> Iterator[npt.NDArray[np.int64]]:
         """`order` in pieces whose tar members take `limit` bytes, or a little more."""
-        sizes = tar_member_size(self.records["length"][order]) + tar_member_size(1)
+        sizes = tar_member_size(self.records["length"][order].astype(np.int64)) + tar_member_size(1)
         ends = np.cumsum(sizes)
         start = 0
         while start < len(order):
@@ -118,11 +118,11 @@ class Assembly:
             Manifest,
         )  # late: pydantic costs 0.15 s, and the workers run by now
 
-        train = self.records[self.splits == split.TRAIN]
+        train = self.splits == split.TRAIN
         stats = pixel_stats(
-            train["sum"].sum(axis=0).tolist(),
-            train["square"].sum(axis=0).tolist(),
-            len(train),
+            self.records["sum"][train].sum(axis=0).tolist(),
+            self.records["square"][train].sum(axis=0).tolist(),
+            int(train.sum()),
             spec.height * spec.width,
         )
         content = {

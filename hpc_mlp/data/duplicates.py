@@ -15,6 +15,7 @@ from hpc_mlp.data.near import nearest_in_earlier_split
 
 NAME = "duplicates.jsonl"
 SPLITS = ("train", "val", "test")
+_LISTED = 1000  # so many images of a group are named
 _PREFER = np.array(
     [2, 1, 0, 3]
 )  # which copy stays, by given split (train, val, test, none): test before train
@@ -49,13 +50,19 @@ class Report:
         """Write `duplicates.jsonl`, and count: groups, the images in them, groups with more than one class,
         images that an earlier split (of train, val, test) holds as well, and those that nearly equal
         one there."""
-        found = {"groups": 0, "images": 0, "conflicting_groups": 0, "leaked_images": 0}
-        lines = self._exact(group, found) + self._near(group, num_pixels, found)
-        (folder / NAME).write_text("".join(lines), encoding="utf-8")
+        found = {
+            "groups": 0,
+            "images": 0,
+            "conflicting_groups": 0,
+            "leaked_images": 0,
+            "near_leaked_images": 0,
+        }
+        with (folder / NAME).open("w", encoding="utf-8") as file:
+            file.writelines(self._exact(group, found))
+            file.writelines(self._near(group, num_pixels, found))
         return found
 
-    def _exact(self, group: npt.NDArray[np.int64], found: dict[str, int]) -> list[str]:
-        lines = []
+    def _exact(self, group: npt.NDArray[np.int64], found: dict[str, int]) -> Iterator[str]:
         for members in _members(group):
             splits = self.splits[members]
             conflict = len(np.unique(self.labels[members])) > 1
@@ -65,27 +72,24 @@ class Report:
             found["images"] += len(members)
             found["conflicting_groups"] += conflict
             found["leaked_images"] += leaked
-            lines.append(self._line("exact", members, {"conflicting_classes": conflict, "leak": leaked > 0}))
-        return lines
+            yield self._line("exact", members, {"conflicting_classes": conflict, "leak": leaked > 0})
 
-    def _near(self, group: npt.NDArray[np.int64], num_pixels: int, found: dict[str, int]) -> list[str]:
+    def _near(self, group: npt.NDArray[np.int64], num_pixels: int, found: dict[str, int]) -> Iterator[str]:
         """Images that nearly equal one in another split, each with the nearest such."""
         keep = np.flatnonzero(self.splits >= 0)
         _, first = np.unique(group[keep] * 4 + self.splits[keep], return_index=True)
         chosen = np.sort(keep[first])  # one of each group and split
-        means = np.round(self.records["sum"][chosen] / num_pixels).astype(np.int16)
-        nearest = nearest_in_earlier_split(
-            self.records["print"][chosen], means, self.splits[chosen], group[chosen]
-        )
+        sums = self.records["sum"]
+        means = np.empty(sums.shape, np.int16)
+        np.floor_divide(sums, num_pixels, out=means, casting="unsafe")
+        nearest = nearest_in_earlier_split(self.records["print"], means, self.splits, group, chosen)
         places = np.flatnonzero(nearest.other >= 0)
-        a, b = chosen[places], chosen[nearest.other[places]]
         found["near_leaked_images"] = len(places)
-        lines = []
-        for image, near, distance in zip(a, b, nearest.distance[places].tolist(), strict=True):
+        near_ones, distances = nearest.other[places].tolist(), nearest.distance[places].tolist()
+        for image, near, distance in zip(places.tolist(), near_ones, distances, strict=True):
             conflict = bool(self.labels[image] != self.labels[near])
             more = {"conflicting_classes": conflict, "distance": round(distance, 3)}
-            lines.append(self._line("near", np.array([image, near]), more))
-        return lines
+            yield self._line("near", np.array([image, near]), more)
 
     def _line(self, kind: str, members: npt.NDArray[np.int64], more: dict[str, Any]) -> str:
         images = [
@@ -94,9 +98,10 @@ class Report:
                 "class": self.classes[self.labels[i]],
                 "split": SPLITS[self.splits[i]] if self.splits[i] >= 0 else "dropped",
             }
-            for i in members.tolist()
+            for i in members[:_LISTED].tolist()
         ]
-        return json.dumps({"kind": kind, **more, "images": images}, ensure_ascii=False) + "\n"
+        line = {"kind": kind, "num_images": len(members), **more, "images": images}
+        return json.dumps(line, ensure_ascii=False) + "\n"
 
     def reasons_of(
         self, dropped: npt.NDArray[np.int64], group: npt.NDArray[np.int64]

@@ -14,6 +14,7 @@ MAX_MEAN, MAX_CELL, MAX_CHANNEL = 2.0, 8, 3
 
 _STEP = 12  # levels; width of a bucket along each of the coarse features
 _GRIDS = 6  # shifted grids of buckets: a near pair that one grid parts lies together in another
+_BATCH = 50_000  # images at a time, so that memory stays flat
 _WINDOW = 24  # an image is compared with so many next ones of its bucket, in order of brightness
 
 
@@ -31,24 +32,21 @@ def nearest_in_earlier_split(
     means: npt.NDArray[np.int16],
     splits: npt.NDArray[np.int8],
     group: npt.NDArray[np.int64],
+    chosen: npt.NDArray[np.int64],
 ) -> Nearest:
-    """Among images with fingerprints [N, 64], channel means [N, C], split numbers and groups of equal images,
-    which do not count. Time and memory grow linearly with N. Nearly all near images are found (98 % of the
-    pairs in photos.zip), fewer where thousands are alike."""
-    count = len(prints)
-    other, best = np.full(count, -1, np.int64), np.full(count, np.inf, np.float32)
-    features = _features(prints, means)
+    """Among the images at the places `chosen`, with fingerprints [N, 64], channel means [N, C], split numbers
+    and groups of equal images, which do not count. Time and memory grow linearly with N. Nearly all near
+    images are found (98 % of the pairs in photos.zip), fewer where thousands are alike."""
+    other, best = np.full(len(prints), -1, np.int64), np.full(len(prints), np.inf, np.float32)
+    features = _features(prints, means, chosen)
     brightness = features[:, :4].sum(axis=1) / 4
     for grid in range(_GRIDS):
-        shifts = (
-            np.arange(features.shape[1]) * 5 + grid * _STEP / _GRIDS
-        ) % _STEP  # other in every dimension
-        keys = _mix(((features + shifts) // _STEP).astype(np.int64))
+        keys = _keys(features, grid)
         order = np.lexsort((brightness, keys))
-        ranked, bright = keys[order], brightness[order]
+        keys, bright, order = keys[order], brightness[order], chosen[order]
         for step in range(1, _WINDOW + 1):
             close = np.flatnonzero(
-                (ranked[step:] == ranked[:-step]) & (bright[step:] - bright[:-step] <= MAX_MEAN)
+                (keys[step:] == keys[:-step]) & (bright[step:] - bright[:-step] <= MAX_MEAN)
             )
             if not len(close):
                 break
@@ -75,8 +73,8 @@ def _improve(
     best: npt.NDArray[np.float32],
 ) -> None:
     """Enter images `earlier` in `other` and `best` where they are near, and nearer than what is there."""
-    for start in range(0, len(later), 100_000):  # flat memory
-        a, b = later[start : start + 100_000], earlier[start : start + 100_000]
+    for start in range(0, len(later), _BATCH):
+        a, b = later[start : start + _BATCH], earlier[start : start + _BATCH]
         alike = (np.abs(means[a] - means[b]) <= MAX_CHANNEL).all(axis=1)
         a, b = a[alike], b[alike]
         x, y = prints[a], prints[b]
@@ -88,19 +86,28 @@ def _improve(
         best[a[near]], other[a[near]] = distance[near], b[near]
 
 
-def _features(prints: npt.NDArray[np.uint8], means: npt.NDArray[np.int16]) -> npt.NDArray[np.float32]:
+def _features(
+    prints: npt.NDArray[np.uint8], means: npt.NDArray[np.int16], chosen: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
     """What hardly differs between near images and much between others: the brightness of the four quarters
     and of the middle, and the colour."""
-    cells = prints.reshape(-1, 8, 8)
-    parts = [cells[:, i : i + 4, j : j + 4] for i, j in ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2))]
-    columns = [part.mean(axis=(1, 2), dtype=np.float32) for part in parts]
-    columns += [(means[:, c] - means[:, 0]).astype(np.float32) for c in range(1, means.shape[1])]
-    return np.stack(columns, axis=1)
+    result = np.empty((len(chosen), 4 + means.shape[1]), np.float32)
+    for start in range(0, len(chosen), _BATCH):
+        here = chosen[start : start + _BATCH]
+        cells = prints[here].reshape(-1, 8, 8)
+        out = result[start : start + _BATCH]
+        for column, (i, j) in enumerate(((0, 0), (0, 4), (4, 0), (4, 4), (2, 2))):
+            out[:, column] = cells[:, i : i + 4, j : j + 4].mean(axis=(1, 2), dtype=np.float32)
+        out[:, 5:] = means[here, 1:] - means[here, :1]
+    return result
 
 
-def _mix(buckets: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
-    keys = np.zeros(len(buckets), np.uint64)
-    for column in buckets.T:
-        keys = (keys ^ column.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+def _keys(features: npt.NDArray[np.float32], grid: int) -> npt.NDArray[np.uint64]:
+    """The bucket of each image in one of the shifted grids."""
+    keys = np.zeros(len(features), np.uint64)
+    for number, column in enumerate(features.T):
+        shift = np.float32((number * 5 + grid * _STEP / _GRIDS) % _STEP)  # another in every dimension
+        keys ^= ((column + shift) // _STEP).astype(np.int64).view(np.uint64)
+        keys *= np.uint64(0x9E3779B97F4A7C15)
         keys ^= keys >> np.uint64(29)
     return keys

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +26,9 @@ def record_type(channels: int) -> np.dtype[np.void]:
         [
             ("entry", np.int64),  # index into the source
             ("spool", np.int32),  # which worker's spool file
-            ("suffix", np.int32),
+            ("length", np.uint32),
             ("offset", np.int64),
-            ("length", np.int64),
+            ("suffix", np.uint8),
             ("sum", np.int64, (channels,)),
             ("square", np.int64, (channels,)),
             ("digest", np.uint64, (2,)),
@@ -52,11 +53,22 @@ class ShardPlan:
     name: str
     spool: npt.NDArray[np.int32]
     offset: npt.NDArray[np.int64]
-    length: npt.NDArray[np.int64]
-    suffix: npt.NDArray[np.int32]
+    length: npt.NDArray[np.uint32]
+    suffix: npt.NDArray[np.uint8]
     label: npt.NDArray[np.int32]
     first_key: int
     key_width: int
+
+    def rows(self) -> Iterator[tuple[int, int, int, int, int, int]]:
+        """Key, spool, offset, length, suffix and class of each image."""
+        columns = (self.spool, self.offset, self.length, self.suffix, self.label)
+        for start in range(
+            0, len(self.label), 4096
+        ):  # as Python numbers a whole shard would take much memory
+            part = [column[start : start + 4096].tolist() for column in columns]
+            yield from zip(
+                range(self.first_key + start, self.first_key + len(self.label)), *part, strict=False
+            )
 
 
 class Worker:
@@ -146,11 +158,7 @@ class Worker:
                 write_all(file.fileno(), block)
                 pending.clear()
 
-            rows = zip(
-                plan.spool.tolist(), plan.offset.tolist(), plan.length.tolist(),
-                plan.suffix.tolist(), plan.label.tolist(), strict=True,
-            )  # fmt: skip
-            for key, (spool, offset, length, suffix, label) in enumerate(rows, plan.first_key):
+            for key, spool, offset, length, suffix, label in plan.rows():
                 stem = f"{key:0{plan.key_width}d}"
                 data = read_at(self._spool(spool), length, offset)
                 image = encode.tar_member(f"{stem}.{SUFFIXES[suffix]}", data)

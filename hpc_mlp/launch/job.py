@@ -43,8 +43,13 @@ class PackJob:
 
     def checkpoint(self) -> Any:
         """Called by submitit (`__submitit_checkpoint__` alone would not be, see slurm/README.md)."""
+        from submitit import JobEnvironment
         from submitit.helpers import DelayedSubmission
 
+        # left by a start that was killed while it wrote this file: submitit would refuse to write it again
+        paths = JobEnvironment().paths
+        for path in (paths.submitted_pickle, paths.result_pickle):
+            path.with_suffix(".pkl.save_tmp").unlink(missing_ok=True)
         return DelayedSubmission(PackJob(self.folder, self.pack))
 
     def _submission(self) -> Submission:

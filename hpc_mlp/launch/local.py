@@ -238,12 +238,12 @@ def log_path(submission: Submission, index: int) -> Path:
 
 def query(submission: Submission) -> dict[str, JobInfo]:
     """Every pack's state by job id."""
-    queue_lives = is_held(submission.folder)
+    queue_lives, all_starts = is_held(submission.folder), submission.starts()
     known = {}
     for pack in submission.packs:
         if pack.job_id is None:
             continue
-        starts, end = submission.starts(pack.index), submission.ended(pack.index)
+        starts, end = all_starts.get(pack.index), submission.ended(pack.index)
         if end is not None:
             known[pack.job_id] = JobInfo("over", _how_it_ended(int(end["code"])))
         elif starts and (queue_lives or _lives(starts[-1])):
@@ -273,8 +273,9 @@ def cancel(submission: Submission, packs: Iterable[int]) -> None:
     for index in chosen:
         submission.mark_cancelled(index)
     if not is_held(submission.folder):  # nobody is left to look: end what still runs here ourselves
+        all_starts = submission.starts()
         for index in chosen:
-            starts = submission.starts(index)
+            starts = all_starts.get(index)
             if starts and submission.ended(index) is None and _lives(starts[-1]):
                 os.kill(int(starts[-1]["pid"]), signal.SIGTERM)
     deadline = time.monotonic() + _GRACE_SECONDS + 10

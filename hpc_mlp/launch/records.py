@@ -95,11 +95,20 @@ class Submission:
             for run in plan["packs"][pack]
         ]
 
-    def starts(self, pack: int) -> list[dict[str, Any]]:
-        """One record for every time the pack was started, oldest first."""
-        paths = (self.folder / "started").glob(f"{pack}.*.json")
-        ordered = sorted(paths, key=lambda path: int(path.name.split(".")[1]))
-        return [start for path in ordered if (start := read_json(path))]
+    def starts(self) -> dict[int, list[dict[str, Any]]]:
+        """For every pack that was ever started: one record for each time, oldest first."""
+        numbers = sorted(
+            (int(pack), int(restart))
+            for pack, restart, _ in (
+                path.name.split(".") for path in (self.folder / "started").glob("*.json")
+            )
+            if pack  # a record that is just being written has a name that begins with a dot
+        )
+        starts: dict[int, list[dict[str, Any]]] = {}
+        for pack, restart in numbers:
+            if start := read_json(self.folder / "started" / f"{pack}.{restart}.json"):
+                starts.setdefault(pack, []).append(start)
+        return starts
 
     def write_start(self, pack: int, restart: int, record: dict[str, Any]) -> None:
         write_json(self.folder / "started" / f"{pack}.{restart}.json", record)

@@ -79,7 +79,7 @@ def parameters(launch: LaunchConfig) -> dict[str, Any]:
         "signal_delay_s": launch.signal_seconds,
         "setup": setup_lines(launch),
         # srun does not take over --cpus-per-task from sbatch since Slurm 22.05
-        "srun_args": [f"--cpus-per-task={launch.cpus_per_task}", *launch.srun_args],
+        "srun_args": [f"--cpus-per-task={launch.cpus_per_task}", "--kill-on-bad-exit=1", *launch.srun_args],
         "wckey": None,  # submitit's own default is refused where wckeys are checked
         "additional_parameters": {"requeue": True, **extra},
     }

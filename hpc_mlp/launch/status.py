@@ -96,7 +96,8 @@ def _newest(submissions: list[Submission], runs: Path) -> list[list[_Job]]:
         here: dict[str, JobInfo] | None = {}
         if submission in wanted:
             here = on_slurm if submission.cluster == "slurm" else local.query(submission)
-        listed.append([_job(submission, pack, here) for pack in submission.packs])
+        starts = submission.starts()
+        listed.append([_job(submission, pack, here, starts.get(pack.index, [])) for pack in submission.packs])
     return listed
 
 
@@ -104,8 +105,12 @@ def _is_complete(runs: Path, pack: PackRecord) -> bool:
     return all((runs / run["name"] / "result.json").exists() for run in pack.runs)
 
 
-def _job(submission: Submission, pack: PackRecord, known: dict[str, JobInfo] | None) -> _Job:
-    starts = submission.starts(pack.index)
+def _job(
+    submission: Submission,
+    pack: PackRecord,
+    known: dict[str, JobInfo] | None,
+    starts: list[dict[str, Any]],
+) -> _Job:
     info = known if known is None else known.get(pack.job_id or "", slurm.UNKNOWN)
     node = str(starts[-1]["host"]) if starts else ""
     return _Job(submission, pack, info, max(0, len(starts) - 1), node)

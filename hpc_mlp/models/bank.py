@@ -106,6 +106,10 @@ class Bank(nn.Module):
                 self.norms += replace_norms(modules[0])
                 self.blocks.append(modules[0])
             self.sizes.append(len(modules))
+        firsts = [0, *itertools.accumulate(self.sizes)]
+        self.feed_runs = [
+            self._feed_runs(first, size) for first, size in zip(firsts, self.sizes, strict=False)
+        ]
 
     def __len__(self) -> int:
         return len(self.specs)
@@ -154,7 +158,7 @@ class Bank(nn.Module):
         first = 0
         for i, (block, size) in enumerate(zip(self.blocks, self.sizes, strict=True)):
             if isinstance(block, StackedMLP):
-                runs = [FeedRun(0, 0, size)] if draws is None else self._feed_runs(first, size)
+                runs = [FeedRun(0, 0, size)] if draws is None else self.feed_runs[i]
                 logits.append(block(images, runs, draws[i] if draws is not None else None))
             else:
                 feed = 0 if draws is None else self.member_feeds[first]

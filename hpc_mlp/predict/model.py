@@ -45,9 +45,8 @@ class Classifier(nn.Module):
         outputs: list[Tensor] = [member(normalised).float() for member in self.members]
         if len(outputs) == 1:
             return outputs[0]
-        summed: Tensor = F.log_softmax(torch.stack(outputs), 2).logsumexp(
-            0
-        )  # log of the summed probabilities
+        # The log of the summed probabilities: its softmax is their mean.
+        summed: Tensor = F.log_softmax(torch.stack(outputs), 2).logsumexp(0)
         return summed
 
     def forward(self, images: Tensor) -> Tensor:

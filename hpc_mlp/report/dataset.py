@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from hpc_mlp.data import duplicates, rejects
+from hpc_mlp.data.inspection import duplicate_lines
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.errors import UserError
 from hpc_mlp.report import confusion, gallery, html
@@ -31,17 +33,20 @@ def mistakes_section(material: Material) -> Section:
     others = [found for found in material.predictions.values() if np.array_equal(found.labels, chosen.labels)]
     try:
         found = gallery.confident_mistakes(material.shards, material.manifest, chosen, others, MOST_MISTAKES)
+        shown = (
+            _mistakes(material, found, run.name) if found else html.paragraph(f"{run.name} made no mistake.")
+        )
     except UserError as error:
         material.missing.append(f"No gallery of mistakes: {error}")
-        return Section("mistakes", "Mistakes", html.paragraph(f"The images cannot be shown: {error}"))
-    if not found:
-        return Section(
-            "mistakes", "Mistakes", html.paragraph(f"{run.name} made no mistake on the test images.")
-        )
+        shown = html.paragraph(f"The images cannot be shown: {error}")
+    return Section("mistakes", "Mistakes", shown)
+
+
+def _mistakes(material: Material, found: Sequence[gallery.Mistake], run: str) -> Html:
     classes = material.classes
     pictures = [
         Picture(
-            item.sample.data_uri,
+            item.sample.data_uri(),
             f"test image {item.sample.key}",
             Html(
                 f"<b>{html.text(classes[item.predicted])}</b> {100 * item.probability:.1f}&nbsp;%<br>"
@@ -56,16 +61,13 @@ def mistakes_section(material: Material) -> Section:
         f"is {short(classes[m.sample.label], 16)}"
         for m in found
     ]
-    gallery.image_grid([m.sample for m in found], captions, material.folder, "mistakes",
-                       f"Most confident mistakes: {run.name}")  # fmt: skip
+    samples = [m.sample for m in found]
+    gallery.image_grid(samples, captions, material.folder, "mistakes", f"Most confident mistakes: {run}")
     note = (
-        f"The test images that {run.name} got wrong with the highest probability: predicted class in bold, "
-        "true class below. "
-        "An image that all runs get wrong may carry the wrong label."
+        f"The test images that {run} got wrong with the highest probability: predicted class in bold, "
+        "true class below. An image that all runs get wrong may carry the wrong label."
     )
-    return Section(
-        "mistakes", "Mistakes", html.join(html.paragraph(note, kind="note"), html.gallery(pictures))
-    )
+    return html.join(html.paragraph(note, kind="note"), html.gallery(pictures))
 
 
 def dataset_section(material: Material) -> Section:
@@ -106,12 +108,14 @@ def _facts(manifest: Manifest) -> list[tuple[str, object]]:
         ("standard deviation", ", ".join(f"{value:.4f}" for value in manifest.std)),
     ]
     if manifest.settings:
-        settings = ", ".join(f"{key}={_plain(value)}" for key, value in manifest.settings.items())
-        rows.append(("conversion settings", settings))
-    return rows
+        rows.append(("conversion settings", _plain(manifest.settings)))
+    extras = (manifest.model_extra or {}).items()  # of this and later versions of the converter
+    return rows + [(key.replace("_", " "), _plain(value)) for key, value in extras]
 
 
 def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={_plain(item)}" for key, item in value.items())
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -140,41 +144,51 @@ def _splits(manifest: Manifest) -> Html:
 def _samples(material: Material, manifest: Manifest, shards: Path) -> Html:
     try:
         samples = gallery.class_samples(shards, manifest, EACH, MOST_SAMPLES)
+        names = [manifest.classes[sample.label] for sample in samples]
+        pictures = [
+            Picture(sample.data_uri(), f"training image of class {name}", Html(html.text(name)))
+            for sample, name in zip(samples, names, strict=True)
+        ]
+        if samples:
+            captions = [short(name, 18) for name in names]
+            gallery.image_grid(samples, captions, material.folder, "samples", "Training images")
     except UserError as error:
         material.missing.append(f"No sample images: {error}")
         return Html("")
-    if not samples:
-        return Html("")
-    names = [manifest.classes[sample.label] for sample in samples]
-    gallery.image_grid(
-        samples, [short(name, 18) for name in names], material.folder, "samples", "Training images"
-    )
-    pictures = [
-        Picture(sample.data_uri, f"training image of class {name}", Html(html.text(name)))
-        for sample, name in zip(samples, names, strict=True)
-    ]
     return html.join(html.heading("Training images"), html.gallery(pictures, kind="small"))
 
 
 def _duplicates(manifest: Manifest, shards: Path) -> Html:
-    """`duplicates.jsonl` and what the manifest says beyond its fixed keys (leaks between splits, say)."""
-    extras = [(key.replace("_", " "), _plain(value)) for key, value in (manifest.model_extra or {}).items()]
-    lines = read_lines(shards / "duplicates.jsonl")
-    parts: list[object] = [html.table(["", ""], extras) if extras else ""]
-    if lines is None:
-        parts.append(html.paragraph("The conversion left no list of duplicates (duplicates.jsonl)."))
-    elif not lines:
-        parts.append(html.paragraph("The conversion looked for duplicates and found none."))
-    else:
-        parts.append(
-            html.paragraph(f"The conversion listed {len(lines):,} {_plural(len(lines), 'duplicate')}.")
+    """What the conversion found, in its own words, and the groups it listed in `duplicates.jsonl`."""
+    lines = read_lines(shards / duplicates.NAME)
+    said = [line.removeprefix("WARNING: ").capitalize() + "." for line in duplicate_lines(manifest)]
+    if not said and not lines:
+        known = lines is not None or manifest.duplicates
+        text = (
+            "No image is in the dataset twice." if known else "The conversion did not look for equal images."
         )
-        parts.append(_line_table(lines))
-    return html.join(*parts)
+        return html.paragraph(text)
+    rows = [_group(line) for line in (lines or [])[:MOST_LINES]]
+    listed = html.table(["kind", "", "#images", "which"], rows, _first_of(lines or [])) if rows else ""
+    return html.join(
+        html.bullets(said) if said else "", html.details("Which images", listed) if listed else ""
+    )
+
+
+def _group(line: Json) -> tuple[object, ...]:
+    """One line of `duplicates.jsonl`: a group of equal images."""
+    images = [image for image in line.get("images", []) if isinstance(image, dict)]
+    marks = [
+        name for key, name in (("leak", "leak"), ("conflicting_classes", "classes differ")) if line.get(key)
+    ]
+    some = [f"{image.get('name')} ({image.get('class')}, {image.get('split')})" for image in images[:4]]
+    more = f" and {len(images) - 4} more" if len(images) > 4 else ""
+    return line.get("kind", ""), ", ".join(marks), len(images), ", ".join(some) + more
 
 
 def _rejects(manifest: Manifest, shards: Path) -> Html:
-    lines = read_lines(shards / "rejects.jsonl") or []
+    lines = read_lines(shards / rejects.NAME) or []
+    which = [(line.get("name", ""), line.get("reason", "")) for line in lines[:MOST_LINES]]
     number = max(manifest.num_rejects, len(lines))
     if not number:
         return html.paragraph("Every file of the source was taken.")
@@ -183,7 +197,7 @@ def _rejects(manifest: Manifest, shards: Path) -> Html:
     return html.join(
         html.paragraph(f"{number:,} {_plural(number, 'file')} of the source {were} not taken."),
         html.table(["reason", "#files"], [(reason, f"{n:,}") for reason, n in counts]) if counts else "",
-        html.details("Which files", _line_table(lines)) if lines else "",
+        html.details("Which files", html.table(["file", "reason"], which, _first_of(lines))) if lines else "",
     )
 
 
@@ -191,11 +205,8 @@ def _plural(number: int, word: str) -> str:
     return word if number == 1 else f"{word}s"
 
 
-def _line_table(lines: Sequence[Json]) -> Html:
-    columns = list(dict.fromkeys(key for line in lines[:MOST_LINES] for key in line))
-    rows = [[_plain(line.get(key, "")) for key in columns] for line in lines[:MOST_LINES]]
-    more = f"The first {MOST_LINES} of {len(lines):,}." if len(lines) > MOST_LINES else ""
-    return html.table(columns, rows, more)
+def _first_of(lines: Sequence[Json]) -> str:
+    return f"The first {MOST_LINES} of {len(lines):,}." if len(lines) > MOST_LINES else ""
 
 
 def read_lines(path: Path) -> list[Json] | None:

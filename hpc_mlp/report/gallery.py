@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from PIL import Image, ImageOps
 
 from hpc_mlp.data.manifest import Manifest, Split
 from hpc_mlp.errors import UserError
@@ -17,7 +18,8 @@ from hpc_mlp.report import figures
 from hpc_mlp.report.figures import Drawn
 from hpc_mlp.report.groups import Predictions
 
-MEDIA = {"png": "image/png", "jpg": "image/jpeg", "jpeg": "image/jpeg", "webp": "image/webp"}
+MEDIA = {"png": "image/png", "jpg": "image/jpeg", "jpeg": "image/jpeg"}  # a browser shows these as they are
+LARGEST = 160  # pixels; larger images (shards may hold the original files) go into the page reduced
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,28 @@ class Sample:
     data: bytes
     extension: str
 
-    @property
+    def image(self) -> Image.Image:
+        """The image in RGB, at most `LARGEST` pixels wide and high. UserError where it cannot be decoded."""
+        try:
+            if self.extension == "npy":
+                array = np.load(io.BytesIO(self.data), allow_pickle=False)
+                image = Image.fromarray(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array)
+            else:
+                image = ImageOps.exif_transpose(Image.open(io.BytesIO(self.data)))
+            image = image.convert("RGB")
+        except (OSError, ValueError, TypeError, Image.DecompressionBombError) as error:
+            raise UserError(f"sample {self.key} cannot be decoded ({error}).") from None
+        image.thumbnail((LARGEST, LARGEST))
+        return image
+
     def data_uri(self) -> str:
-        return f"data:{MEDIA[self.extension]};base64,{base64.b64encode(self.data).decode()}"
+        """For an `img`: the file's own bytes where they are small and a browser shows them."""
+        media, data = MEDIA.get(self.extension), self.data
+        if media is None or max(Image.open(io.BytesIO(data)).size) > LARGEST:
+            buffer = io.BytesIO()
+            self.image().save(buffer, "PNG")
+            media, data = "image/png", buffer.getvalue()
+        return f"data:{media};base64,{base64.b64encode(data).decode()}"
 
 
 def read_samples(folder: Path, split: Split, wanted: Iterable[int]) -> dict[int, Sample]:
@@ -73,7 +94,7 @@ def _shard_samples(path: Path, wanted: set[int], start: int) -> Iterator[Sample]
 
 
 def _sample(path: Path, index: int, key: str, parts: dict[str, bytes]) -> Sample:
-    image = next((extension for extension in parts if extension in MEDIA), None)
+    image = next((extension for extension in parts if extension != "cls"), None)
     try:
         label = int(parts["cls"])
     except (KeyError, ValueError):
@@ -144,14 +165,12 @@ def image_grid(
     samples: Sequence[Sample], captions: Sequence[str], folder: Path, name: str, title: str
 ) -> Drawn:
     """The gallery as one figure file, up to eight images in a row."""
-    from PIL import Image
-
     columns = min(8, len(samples))
     rows = -(-len(samples) // columns)
     axes = figures.new_axes(title, "", "", 1.1 * columns + 0.2, 0.4 + 1.45 * rows)
     for number, (sample, caption) in enumerate(zip(samples, captions, strict=True)):
         row, column = divmod(number, columns)
-        pixels = np.asarray(Image.open(io.BytesIO(sample.data)).convert("RGB"))
+        pixels = np.asarray(sample.image())
         height, width = pixels.shape[:2]
         half_w, half_h = 0.46 * width / max(width, height), 0.46 * height / max(width, height)
         x, y = column, 1.35 * row

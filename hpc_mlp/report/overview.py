@@ -8,6 +8,7 @@ from hpc_mlp.report.figures import PALETTE
 from hpc_mlp.report.groups import Group, drawable, finite
 from hpc_mlp.report.html import Html, Section
 from hpc_mlp.report.material import Material
+from hpc_mlp.report.summary import Summary
 
 ELSEWHERE = ("images_per_second", "seconds")  # they have a section of their own
 
@@ -43,6 +44,7 @@ def summary_section(material: Material) -> Section:
     marked = next((g.index for g in material.groups if g.row.best), -1)
     parts: list[object] = [
         html.table(titles, rows, marked=marked),
+        _comparisons(summary),
         *(html.paragraph(line, kind="note") for line in table.legend(summary, columns)),
         html.bullets(summary.sentences) if summary.sentences else "",
     ]
@@ -54,6 +56,13 @@ def summary_section(material: Material) -> Section:
         )
         parts.append(html.paragraph(one, f"loss, {why}."))
     return Section("summary", "Summary", html.join(*parts))
+
+
+def _comparisons(summary: Summary) -> Html:
+    cells = table.comparison_cells(summary)
+    if not cells:
+        return Html("")
+    return html.table([cells[0][0], *(f"#{title}" for title in cells[0][1:])], cells[1:])
 
 
 def missing_note(material: Material) -> Html:

@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from hpc_mlp.config import parse_interval
 from hpc_mlp.data.manifest import Manifest
-from hpc_mlp.models.bank import Bank, Recipe, recipe_of
-from hpc_mlp.models.registry import BUILT_IN, build_module
+from hpc_mlp.models.bank import recipe_of
 from hpc_mlp.processes import Processes
-from hpc_mlp.runs import PREDICTIONS, write_bytes
 from hpc_mlp.training import stop
-from hpc_mlp.training.average import WeightAverage
 from hpc_mlp.training.checkpoint import (
     Checkpoint,
-    load_best,
     load_checkpoints,
     save_best,
     save_checkpoints,
     settle_checkpoints,
 )
-from hpc_mlp.training.evaluate import evaluate
 from hpc_mlp.training.feeder import Feeder, num_steps
-from hpc_mlp.training.loss import BankLoss
+from hpc_mlp.training.finish import write_result
 from hpc_mlp.training.members import Member
 from hpc_mlp.training.metrics import Tally
-from hpc_mlp.training.optim import BankOptimizer
 from hpc_mlp.training.progress import View
-from hpc_mlp.training.schedule import learning_rate
-from hpc_mlp.training.step import TrainStep
+from hpc_mlp.training.state import BankState, best_weights
+from hpc_mlp.training.trackers import Trackers
 
 AGREE_EVERY = 8  # steps after which data-parallel processes agree on stopping and saving
 
@@ -61,6 +53,9 @@ class BankTrainer:
         self.steps_per_epoch = num_steps(feeder.num_images, self.train_config.batch_size)
         self.save_seconds, self.save_steps = parse_interval(self.train_config.checkpoint_every)
         self.saved_at = time.monotonic()
+        self.trackers = {
+            member.spec.name: Trackers(member.spec, member.folder) for member in members if processes.lead
+        }
 
     def run(self) -> bool:
         """Train until every member has stopped: True. Asked to stop: write a checkpoint and return False."""
@@ -76,105 +71,64 @@ class BankTrainer:
 
     # ---- state
 
-    @property
-    def _image_shape(self) -> tuple[int, int, int]:
-        return (self.manifest.channels, *self.manifest.image_size)
-
     def _resume(self) -> None:
         checkpoints = load_checkpoints([member.folder.path for member in self.members])
         if checkpoints is None:
-            self._build(None, None)
+            self._build(None)
             return
         self.epoch, self.step = checkpoints[0].position
         for member, checkpoint in zip(self.members, checkpoints, strict=True):
             member.restore(checkpoint.state)
             if self.processes.lead:
-                if member.best_epoch == self.epoch and self.step == 0 and member.best_epoch:
-                    self._save_best(
-                        member, checkpoint.tensors
-                    )  # was cut off between checkpoint and best weights
+                if member.best_epoch and (self.epoch, self.step) == (member.best_epoch, 0):
+                    self._save_best(member, checkpoint.tensors)  # a kill may have come before it was
                 member.folder.write_metrics(member.history)
         self.processes.wait()
         if self.processes.lead:
             settle_checkpoints([member.folder.path for member in self.members], checkpoints[0].position)
-        self._build(checkpoints, None)
+        self._build([checkpoint.tensors for checkpoint in checkpoints])
+        self.state.restore_losses(torch.stack([c.tensors["loss_sum"] for c in checkpoints], 1))
         self.view.note(f"resuming after epoch {self.epoch}, step {self.step}")
 
-    def _build(
-        self, checkpoints: Sequence[Checkpoint] | None, kept: Sequence[dict[str, Tensor]] | None
-    ) -> None:
-        """The bank and what belongs to it, for the present members: new, from checkpoints, or from the `kept`
-        tensors of members that stay while others leave."""
-        if checkpoints is not None:
-            kept = [checkpoint.tensors for checkpoint in checkpoints]
+    def _build(self, tensors: Sequence[dict[str, Tensor]] | None) -> None:
         specs = [member.spec for member in self.members]
-        weights = None if kept is None else [_part(tensors, "model/") for tensors in kept]
-        bank = Bank(specs, self._image_shape, len(self.manifest.classes), weights).to(self.device)
-        bank.set_reference(self.reference)
-        if not self.processes.alone:
-            bank.share_batches(self.processes)
-        count = self.epoch * self.steps_per_epoch + self.step
-        reduce = None if self.processes.alone else self.processes.sum
-        self.bank = bank
-        self.optimizer = BankOptimizer(bank, count=count, states=kept, reduce=reduce)
-        self.average = WeightAverage(bank, kept)
-        configs = [spec.config.train for spec in specs]
-        counts = self.manifest.split("train").class_counts
-        loss = BankLoss(configs, counts, self.device, None if reduce is None else lambda t: reduce([t]))
-        graph = (
-            self.processes.alone and not bank.dropouts and all(s.config.model.kind in BUILT_IN for s in specs)
+        self.state = BankState(
+            specs, self.feeder, self.processes, self.reference, count=self._count, tensors=tensors
         )
-        self.train_step = TrainStep(bank, self.optimizer, loss, self.train_config.precision, graph=graph)
-        if checkpoints is not None:
-            self._restore_loss_sum(torch.stack([c.tensors["loss_sum"] for c in checkpoints], 1))
 
-    def _restore_loss_sum(self, table: Tensor) -> None:
-        """`table` [W, V]: what each of the processes had summed up when the checkpoint was written."""
-        if len(table) == self.processes.world_size:
-            self.train_step.loss_sum.copy_(table[self.processes.rank])
-        elif self.processes.lead:
-            self.train_step.loss_sum.copy_(table.sum(0))
-
-    def _member_tensors(self) -> list[dict[str, Tensor]]:
-        """The tensors of each member's checkpoint, as views (without "loss_sum")."""
-        weights, optim, average = (
-            part.member_states() for part in (self.bank, self.optimizer, self.average)
-        )  # fmt: skip
-        return [
-            {f"model/{key}": t for key, t in weights[i].items()} | optim[i] | average[i]
-            for i in range(len(self.members))
-        ]
+    @property
+    def _count(self) -> int:
+        """Global steps taken."""
+        return self.epoch * self.steps_per_epoch + self.step
 
     def _save(self) -> None:
-        loss_sum = torch.zeros(self.processes.world_size, len(self.members), device=self.device)
-        loss_sum[self.processes.rank] = self.train_step.loss_sum
-        self.processes.sum([loss_sum])
+        losses = self.state.loss_table()
         if self.processes.lead:
             self.guard()
             checkpoints = [
-                Checkpoint((self.epoch, self.step), member.state(), tensors | {"loss_sum": loss_sum[:, i]})
-                for i, (member, tensors) in enumerate(zip(self.members, self._member_tensors(), strict=True))
+                Checkpoint((self.epoch, self.step), member.state(), tensors | {"loss_sum": losses[:, i]})
+                for i, (member, tensors) in enumerate(
+                    zip(self.members, self.state.member_tensors(), strict=True)
+                )
             ]
             save_checkpoints([member.folder.path for member in self.members], checkpoints)
         self.saved_at = time.monotonic()
 
     def _save_best(self, member: Member, tensors: dict[str, Tensor]) -> None:
-        weights = _part(tensors, "average/" if member.spec.config.train.ema else "model/")
-        if member.spec.config.train.ema:  # integer buffers have no average
-            weights = _part(tensors, "model/") | weights
-        save_best(member.folder.path, weights, {"epoch": member.best_epoch, "name": member.spec.name})
+        about = {"epoch": member.best_epoch, "name": member.spec.name}
+        save_best(member.folder.path, best_weights(member.spec, tensors), about)
 
     # ---- an epoch
 
     def _train_epoch(self) -> bool:
         """The rest of the present epoch; False if asked to stop, with a checkpoint written."""
         started, before = time.perf_counter(), [member.seconds for member in self.members]
-        feeds, train = self.bank.feeds, self.train_config
-        for batch in self.feeder.epoch(feeds, self.epoch, self.step, train.batch_size, self.processes):
-            self.train_step(batch, self._rates())
+        state, size = self.state, self.train_config.batch_size
+        for batch in self.feeder.epoch(state.bank.feeds, self.epoch, self.step, size, self.processes):
+            state.train_step(batch, state.rates(self._count))
             self.step += 1
-            if self.average.pairs:
-                self.average.update(self.epoch * self.steps_per_epoch + self.step)
+            if state.average.pairs:
+                state.average.update(self._count)
             self.view.step(self.epoch, self.step, self.steps_per_epoch, batch.place.batch_size)
             stopping, due = False, self.save_steps is not None and self.step % self.save_steps == 0
             if self.processes.alone or self.step % AGREE_EVERY == 0:
@@ -189,19 +143,6 @@ class BankTrainer:
             torch.cuda.synchronize()
         self._clock(started, before)
         return True
-
-    def _rates(self) -> dict[Recipe, float]:
-        step = self.epoch * self.steps_per_epoch + self.step
-        return {
-            recipe_of(m.spec): learning_rate(
-                m.spec.config.schedule,
-                m.spec.config.optim,
-                step,
-                self.steps_per_epoch,
-                m.spec.config.train.epochs,
-            )
-            for m in self.members
-        }
 
     def _agreed(self, flag: bool) -> bool:
         """Whether the flag is set on any of the processes, which must stop and save at the same step."""
@@ -222,31 +163,28 @@ class BankTrainer:
     @torch.no_grad()
     def _validate(self) -> Tally:
         tally = Tally(len(self.members), len(self.manifest.classes), self.device)
-        self.bank.eval()
-        with self.average.applied():
+        self.state.bank.eval()
+        with self.state.average.applied():
             for images, labels in self.feeder.in_order("val", self.processes):
-                tally.add(self.bank(images.unsqueeze(0)), labels)
+                tally.add(self.state.bank(images.unsqueeze(0)), labels)
         self.processes.sum(tally.tensors())
         return tally
 
     def _finish_epoch(self) -> None:
         """Validation, bookkeeping, checkpoint: in the order that makes a kill at any moment harmless."""
-        rates = self._rates()
+        rates = dict(zip(self.state.optimizer.recipes, self.state.rates(self._count - 1), strict=True))
         started, before = time.perf_counter(), [member.seconds for member in self.members]
         trained = [member.epoch_seconds for member in self.members]
-        loss_sum = self.train_step.loss_sum
-        self.processes.sum([loss_sum])
-        train_losses = (loss_sum / self.feeder.num_images).tolist()
+        losses = self.state.take_losses()
         tally = self._validate()
         val_losses, accuracies = tally.losses(), tally.accuracies()
         self._clock(started, before)
-        loss_sum.zero_()
         self.epoch, self.step = self.epoch + 1, 0
         improved = []
         for i, member in enumerate(self.members):
             line = {
                 "epoch": self.epoch,
-                "train_loss": train_losses[i],
+                "train_loss": losses[i] / self.feeder.num_images,
                 "val_loss": val_losses[i],
                 "val_accuracy": accuracies[i],
                 "learning_rate": rates[recipe_of(member.spec)],
@@ -256,10 +194,13 @@ class BankTrainer:
             improved.append(member.finish_epoch(line))
         self._save()
         if self.processes.lead:
-            for member, tensors, better in zip(self.members, self._member_tensors(), improved, strict=True):
+            for member, tensors, better in zip(
+                self.members, self.state.member_tensors(), improved, strict=True
+            ):
                 if better:
                     self._save_best(member, tensors)
                 member.folder.write_metrics(member.history)
+                self.trackers[member.spec.name].log(member.history[-1])
         self.view.epoch(self.members)
 
     # ---- the end of a run
@@ -268,39 +209,16 @@ class BankTrainer:
         """Members that have stopped get their result and leave the bank."""
         if not any(member.stopped for member in self.members):
             return
-        staying = [i for i, member in enumerate(self.members) if not member.stopped]
-        kept = self._member_tensors()
-        for i, member in enumerate(self.members):
+        kept = self.state.member_tensors()
+        for member, parameters in zip(self.members, self.state.bank.num_parameters, strict=True):
             if member.stopped:
-                accuracy = (
-                    self._write_result(member, self.bank.num_parameters[i]) if self.processes.lead else None
-                )
+                accuracy = None
+                if self.processes.lead:
+                    self.guard()
+                    accuracy = write_result(member, self.feeder, parameters, self.bank_size)
+                    self.trackers[member.spec.name].close()
                 self.view.finished(member, accuracy)
+        staying = [i for i, member in enumerate(self.members) if not member.stopped]
         self.members = [self.members[i] for i in staying]
         if self.members:
-            self._build(None, [kept[i] for i in staying])
-
-    def _write_result(self, member: Member, num_parameters: int) -> float | None:
-        """The test split, once, with the best weights; → test accuracy."""
-        test = None
-        self.guard()
-        if member.best_epoch:
-            spec = member.spec
-            module = build_module(spec.config.model, self._image_shape, len(self.manifest.classes), spec.seed)
-            module.load_state_dict(load_best(member.folder.path))
-            metrics, probabilities, labels = evaluate(
-                module.to(self.device), self.feeder.in_order("test", Processes()), self.device
-            )
-            test = metrics.as_json(self.manifest.classes)
-            buffer = io.BytesIO()
-            np.savez(buffer, probabilities=probabilities, labels=labels)
-            write_bytes(member.folder.path / PREDICTIONS, buffer.getvalue())
-        result = member.result(
-            test, num_parameters, self.feeder.num_images, str(self.device), self.bank_size
-        )  # fmt: skip
-        member.folder.write_result(result)
-        return test["accuracy"] if test else None
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+            self._build([kept[i] for i in staying])

@@ -28,7 +28,8 @@ Rate = float | Tensor
 class _Update:
     """Slices of tensors that one kernel call updates: parallel lists."""
 
-    recipe: Recipe
+    recipe: int  # position in `BankOptimizer.recipes`
+    optim: OptimConfig
     decay: float
     parameters: list[Tensor] = field(default_factory=list)
     first: list[Tensor] = field(default_factory=list)
@@ -36,7 +37,7 @@ class _Update:
     gradients: list[tuple[str, slice | None]] = field(default_factory=list)  # (tensor, rows)
 
     def apply(self, gradients: list[Tensor], counts: list[Tensor], rate: Rate) -> None:
-        optim = self.recipe.optim
+        optim = self.optim
         if optim.name == "sgd":
             torch._fused_sgd_(
                 self.parameters, gradients, self.first if optim.momentum else [],
@@ -80,7 +81,8 @@ class BankOptimizer:
     ) -> None:
         self.bank = bank
         self.reduce = reduce
-        self.parameters = {name: parameter for name, parameter in bank.named_parameters()}
+        self.parameters = dict(bank.named_parameters())
+        self.recipes = list(dict.fromkeys(recipe_of(spec) for spec in bank.specs))
         device = next(iter(self.parameters.values())).device
         self.count = torch.full((), float(count), device=device)  # one for all: members start together
         self.moments = {
@@ -102,7 +104,8 @@ class BankOptimizer:
         # Clipping needs the whole gradient at once; GPUs have no use for small blocks.
         blockwise = not any(self.clips) and device.type == "cpu"
         self.full = {} if blockwise else {n: torch.zeros_like(self.parameters[n]) for n in self.factored}
-        self.updates: dict[tuple[Recipe, float], _Update] = {}
+        self.small = [name for name in self.parameters if name not in self.factored]
+        self.updates: dict[tuple[int, float], _Update] = {}
         self.blocks = list(self._make_blocks()) if blockwise else []
         for name in self.parameters:
             if not (blockwise and name in self.factored):
@@ -118,9 +121,9 @@ class BankOptimizer:
         return states
 
     @torch.no_grad()
-    def step(self, loss: Tensor, rates: dict[Recipe, Rate]) -> None:
-        """Backward of the summed loss of all members, then one update of every member."""
-        small = [name for name in self.parameters if name not in self.factored]
+    def step(self, loss: Tensor, rates: Sequence[Rate]) -> None:
+        """Backward of the summed loss of all members, then one update of every member; `rates` are of `recipes`."""
+        small = self.small
         with torch.enable_grad():
             found = torch.autograd.grad(loss, [self.parameters[n] for n in small], allow_unused=True)
         gradients = {
@@ -157,13 +160,16 @@ class BankOptimizer:
         vector = self.parameters[name].dim() <= (2 if stacked else 1)
         return 0.0 if vector and not optim.decay_bias_and_norm else optim.weight_decay
 
+    def _new_update(self, name: str, recipe: Recipe) -> _Update:
+        return _Update(self.recipes.index(recipe), recipe.optim, self._decay(name, recipe.optim))
+
     def _views(self, name: str, rows: slice | None) -> list[Tensor]:
         tensors = [self.parameters[name].detach(), self.moments["first"][name], self.moments["second"][name]]
         return tensors if rows is None else [tensor[rows] for tensor in tensors]
 
     def _add(self, name: str, run: Run[Recipe]) -> None:
-        decay = self._decay(name, run.key.optim)
-        update = self.updates.setdefault((run.key, decay), _Update(run.key, decay))
+        update = self._new_update(name, run.key)
+        update = self.updates.setdefault((update.recipe, update.decay), update)
         parts = [run.rows]
         if run.rows is not None and self.parameters[name][0].numel() % VECTOR:
             # A kernel rounds what does not fill a vector differently: no member's bits may depend on its neighbours.
@@ -191,8 +197,7 @@ class BankOptimizer:
                     for top in range(0, height, rows):
                         bottom = min(top + rows, height)
                         views = [view[:, top:bottom] for view in self._views(name, slice(start, stop))]
-                        recipe = run.key[0]
-                        update = _Update(recipe, self._decay(name, recipe.optim))
+                        update = self._new_update(name, run.key[0])
                         update.parameters, update.first, update.second = ([view] for view in views)
                         shape = (stop - start, bottom - top, width)
                         gradient = scratch[: shape[0] * shape[1] * shape[2]].view(shape)

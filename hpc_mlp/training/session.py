@@ -36,6 +36,7 @@ from hpc_mlp.training.engine import BankTrainer
 from hpc_mlp.training.feeder import Feeder, make_feeder
 from hpc_mlp.training.members import Member
 from hpc_mlp.training.progress import Lines, LiveTable, Silent, View
+from hpc_mlp.training.trackers import check_trackers
 
 Parallel = Literal["auto", "members", "data"]
 
@@ -150,6 +151,7 @@ def check(job: Job) -> None:
         config = spec.config
         if config.model.batchnorm and config.train.batch_size < 2:
             raise UserError(f"{spec.name}: batch normalisation needs train.batch_size of at least 2.")
+        check_trackers(spec)
         shape = (manifest.channels, *manifest.image_size)
         with torch.device("meta"):  # wrong kinds and shapes show here, before anything is written
             build_module(config.model, shape, len(manifest.classes), spec.seed)

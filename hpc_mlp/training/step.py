@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from hpc_mlp.models.bank import Bank, Recipe
+from hpc_mlp.models.bank import Bank
 from hpc_mlp.training.feeder import StepBatch
 from hpc_mlp.training.loss import BankLoss, Targets
 from hpc_mlp.training.optim import BankOptimizer, Rate
@@ -40,7 +41,7 @@ class _Inputs:
 
 
 class TrainStep:
-    """Callable: takes a `StepBatch` and the rates of the recipes, updates the bank, adds to `loss_sum` [V]."""
+    """Callable: takes a `StepBatch` and the rates of the optimizer's recipes, updates the bank, adds to `loss_sum`."""
 
     def __init__(
         self, bank: Bank, optimizer: BankOptimizer, loss: BankLoss, precision: str, *, graph: bool
@@ -52,7 +53,7 @@ class TrainStep:
         self.feeds = torch.tensor(bank.member_feeds, device=self.device)
         self.graph = _Graph(self) if graph and self.device.type == "cuda" else None
 
-    def __call__(self, batch: StepBatch, rates: dict[Recipe, float]) -> None:
+    def __call__(self, batch: StepBatch, rates: Sequence[float]) -> None:
         self.bank.train()
         inputs = _Inputs(
             batch.images,
@@ -62,13 +63,13 @@ class TrainStep:
         if self.graph is not None and batch.full:
             self.graph.replay(inputs, rates, batch.place.batch_size)
         else:
-            self.compute(inputs, dict(rates), batch.place.batch_size)
+            self.compute(inputs, rates, batch.place.batch_size)
 
     def _by_member(self, values: Tensor | None) -> Tensor | None:
         """[S, b] → [V, b]"""
         return None if values is None else values[self.feeds]
 
-    def compute(self, inputs: _Inputs, rates: dict[Recipe, Rate], batch_size: int) -> None:
+    def compute(self, inputs: _Inputs, rates: Sequence[Rate], batch_size: int) -> None:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.bank(inputs.images, inputs.draws)
         losses = self.loss(logits, inputs.targets, batch_size)
@@ -83,19 +84,15 @@ class _Graph:
         self.step = step
         self.graph: torch.cuda.CUDAGraph | None = None
         self.inputs: _Inputs | None = None
-        self.rates: dict[Recipe, Rate] = {}
+        self.rates: list[Tensor] = []
 
-    def replay(self, inputs: _Inputs, rates: dict[Recipe, float], batch_size: int) -> None:
+    def replay(self, inputs: _Inputs, rates: Sequence[float], batch_size: int) -> None:
         if self.inputs is None:
             self.inputs = inputs.clone()
-            self.rates = {
-                recipe: torch.tensor(rate, device=self.step.device) for recipe, rate in rates.items()
-            }
+            self.rates = [torch.tensor(rate, device=self.step.device) for rate in rates]
         for mine, given in zip(self.inputs.tensors(), inputs.tensors(), strict=True):
             mine.copy_(given, non_blocking=True)
-        for recipe, rate in rates.items():
-            tensor = self.rates[recipe]
-            assert isinstance(tensor, Tensor)
+        for tensor, rate in zip(self.rates, rates, strict=True):
             tensor.fill_(rate)
         if self.graph is None:
             self._capture(self.inputs, batch_size)

@@ -1,0 +1,117 @@
+"""What a bank's training holds in memory: weights, optimizer state, averages, loss sums."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hpc_mlp.models.bank import Bank, recipe_of
+from hpc_mlp.models.registry import BUILT_IN
+from hpc_mlp.plan import RunSpec
+from hpc_mlp.processes import Processes
+from hpc_mlp.training.average import WeightAverage
+from hpc_mlp.training.feeder import Feeder, num_steps
+from hpc_mlp.training.loss import BankLoss
+from hpc_mlp.training.optim import BankOptimizer
+from hpc_mlp.training.schedule import learning_rate
+from hpc_mlp.training.step import TrainStep
+
+
+class BankState:
+    """Built for the members present after `count` steps, and built anew when some leave.
+
+    `tensors`: what `member_tensors` gave for each of them, or their checkpoints hold; without: a new start.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[RunSpec],
+        feeder: Feeder,
+        processes: Processes,
+        reference: Tensor,
+        *,
+        count: int = 0,
+        tensors: Sequence[dict[str, Tensor]] | None = None,
+    ) -> None:
+        manifest, device = feeder.manifest, feeder.device
+        self.processes = processes
+        shape = (manifest.channels, *manifest.image_size)
+        weights = None if tensors is None else [part(held, "model/") for held in tensors]
+        self.bank = Bank(specs, shape, len(manifest.classes), weights).to(device)
+        self.bank.set_reference(reference)
+        if not processes.alone:
+            self.bank.share_batches(processes)
+        reduce = None if processes.alone else processes.sum
+        self.optimizer = BankOptimizer(self.bank, count=count, states=tensors, reduce=reduce)
+        self.average = WeightAverage(self.bank, tensors)
+        configs = [spec.config.train for spec in specs]
+        counts = manifest.split("train").class_counts
+        loss = BankLoss(configs, counts, device, None if reduce is None else lambda t: reduce([t]))
+        capturable = not self.bank.dropouts and all(spec.config.model.kind in BUILT_IN for spec in specs)
+        self.train_step = TrainStep(
+            self.bank, self.optimizer, loss, configs[0].precision, graph=processes.alone and capturable
+        )
+        self.steps_per_epoch = num_steps(feeder.num_images, configs[0].batch_size)
+        self._epochs = {recipe_of(spec): spec.config.train.epochs for spec in specs}
+        self._constant = all(
+            recipe.schedule.name == "constant" and not recipe.schedule.warmup_epochs
+            for recipe in self.optimizer.recipes
+        )
+        self._rates: list[float] | None = None
+
+    def rates(self, step: int) -> list[float]:
+        """The learning rates of `optimizer.recipes` at a global step (from 0)."""
+        if self._rates is None or not self._constant:
+            self._rates = [
+                learning_rate(r.schedule, r.optim, step, self.steps_per_epoch, self._epochs[r])
+                for r in self.optimizer.recipes
+            ]
+        return self._rates
+
+    def member_tensors(self) -> list[dict[str, Tensor]]:
+        """The tensors of each member's checkpoint, as views (without "loss_sum")."""
+        weights, optim, average = (
+            held.member_states() for held in (self.bank, self.optimizer, self.average)
+        )  # fmt: skip
+        return [
+            {f"model/{key}": t for key, t in weights[i].items()} | optim[i] | average[i]
+            for i in range(len(weights))
+        ]
+
+    # ---- the loss summed up in the present epoch: a part of it on each process
+
+    def loss_table(self) -> Tensor:
+        """[W, V]: what each of the processes has summed up."""
+        own = self.train_step.loss_sum
+        table = torch.zeros(self.processes.world_size, len(own), device=own.device)
+        table[self.processes.rank] = own
+        self.processes.sum([table])
+        return table
+
+    def restore_losses(self, table: Tensor) -> None:
+        """From a `loss_table` of any number of processes."""
+        if len(table) == self.processes.world_size:
+            self.train_step.loss_sum.copy_(table[self.processes.rank])
+        elif self.processes.lead:
+            self.train_step.loss_sum.copy_(table.sum(0))
+
+    def take_losses(self) -> list[float]:
+        """Summed over the processes, and set back to zero."""
+        total = self.train_step.loss_sum
+        self.processes.sum([total])
+        losses: list[float] = total.tolist()
+        total.zero_()
+        return losses
+
+
+def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries whose names begin with `prefix`, without it."""
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+
+
+def best_weights(spec: RunSpec, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights that are evaluated and kept: the averages where there are some (integer buffers have none)."""
+    weights = part(tensors, "model/")
+    return weights | part(tensors, "average/") if spec.config.train.ema else weights
