@@ -11,7 +11,7 @@ from conftest import metrics, num_correct, timeless
 from test_bank import BankUnderTest, specs_of
 from test_resume import Guillotine, Killed, specs, tensors
 
-from hpc_mlp.models.bank import Bank, recipe_of
+from hpc_mlp.models.bank import Bank
 from hpc_mlp.models.dropout import StepPlace
 from hpc_mlp.plan import parse_set, parse_variants, plan_runs
 from hpc_mlp.training.feeder import StepBatch
@@ -42,7 +42,7 @@ def train(test: BankUnderTest, steps: int, *, last: int = 32) -> list[dict[str, 
         size = last if t == steps - 1 else 32
         images, labels = (part.cuda() for part in test.data(t, size))
         place = StepPlace(0, t, 0, size, size)
-        rates = {recipe_of(spec): spec.config.optim.lr / (t + 1) for spec in test.specs}
+        rates = [recipe.optim.lr / (t + 1) for recipe in test.optimizer.recipes]
         test.step(StepBatch(place, images, labels, full=size == 32), rates)
     torch.cuda.synchronize()
     return [{key: tensor.cpu() for key, tensor in state.items()} for state in test.bank.member_states()]
@@ -87,7 +87,7 @@ def test_no_host_round_trips_in_a_step() -> None:
     torch.cuda.set_sync_debug_mode("error")
     try:
         test.step(
-            StepBatch(StepPlace(0, 2, 0, 32, 32), images, labels), {recipe_of(s): 1e-3 for s in test.specs}
+            StepBatch(StepPlace(0, 2, 0, 32, 32), images, labels), [1e-3 for _ in test.optimizer.recipes]
         )
     finally:
         torch.cuda.set_sync_debug_mode("default")
