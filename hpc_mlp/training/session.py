@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import socket
 import sys
 import traceback
@@ -85,7 +86,7 @@ class Job:
                 "python": platform.python_version(),
                 "torch": torch.__version__,
             },
-            "command": " ".join(sys.argv),
+            "command": _command(),
             "device": _device_name(device),
             "hostname": socket.gethostname(),
         }
@@ -304,6 +305,13 @@ def _worst(code: int, processes: Processes, device: torch.device) -> int:
     codes[processes.rank] = code
     processes.sum([codes])
     return int(codes.max().item())
+
+
+def _command() -> str:
+    """The command line as a person would type it again."""
+    program = Path(sys.argv[0]).name
+    module = {"__main__.py": "hpc-mlp", "train.py": "python -m hpc_mlp.train"}
+    return f"{module.get(program, program)} {shlex.join(sys.argv[1:])}".strip()
 
 
 def _device_name(device: torch.device) -> str:
