@@ -104,7 +104,9 @@ class LiveTable:
         pass
 
     def finished(self, member: Member, accuracy: float | None) -> None:
-        self.endings[member.spec.name] = _ending(member, accuracy)
+        why = {"epochs": "done", "early": "early stop", "max_seconds": "time up", "diverged": "diverged"}
+        text = why[member.stopped or "epochs"]
+        self.endings[member.spec.name] = text if accuracy is None else f"{text}, test {accuracy:.3f}"
 
     def note(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
