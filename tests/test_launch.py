@@ -127,6 +127,14 @@ def test_wrong_resources_are_answered_with_the_right_ones(shards: Path, tmp_path
     assert result.exit_code == 2 and "launch.memory_gb" in result.stderr
 
 
+def test_shards_may_lie_elsewhere(shards: Path, tmp_path: Path) -> None:
+    place = f"pipe:cat {shards}/{{}}"
+    result = run("submit", place, "--runs", tmp_path / "runs", "--cluster", "slurm", "--dry-run")
+    assert result.exit_code == 0 and "4 runs in 4 jobs" in result.output
+    assert new_submission(tmp_path, "slurm", place, []).place == place
+    assert new_submission(tmp_path, "slurm", shards, []).place == shards
+
+
 def test_no_shards_folder_is_the_users_mistake(tmp_path: Path) -> None:
     result = run("submit", tmp_path, "--cluster", "local")
     assert result.exit_code == 2 and "hpc-mlp convert" in result.stderr

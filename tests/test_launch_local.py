@@ -249,6 +249,20 @@ import time; time.sleep(60)
     wait_until(lambda: set(states(tmp_path).values()) == {"done"})
 
 
+@pytest.mark.slow
+def test_a_job_of_two_processes_splits_its_batches(tmp_path: Path, digits: Path) -> None:
+    """Real training over gloo, as on a machine with several GPUs per job."""
+    result = CliRunner().invoke(
+        main,
+        ["submit", str(digits), "--runs", str(tmp_path / "runs"), "--cluster", "local", "--variants", "baseline",
+         "--parallel", "data", "--set", "launch.tasks_per_node=2", "--set", "train.epochs=1", "--wait"],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    log = next((tmp_path / "runs").glob(".launch/*/logs/0.log")).read_text()
+    assert log.count("done after epoch 1") == 1
+    assert "baseline-s0: done epoch 1/1" in result.output
+
+
 def test_status_as_json_and_watch_as_lines(tmp_path: Path) -> None:
     start(tmp_path, "baseline", "0-1", "train.epochs=2", "model.options.seconds=0.05")
     watched = CliRunner().invoke(main, ["status", str(tmp_path), "--watch"])

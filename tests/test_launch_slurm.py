@@ -364,7 +364,8 @@ def test_set_up_lines_and_options_reach_the_script(tmp_path: Path) -> None:
                    "launch.srun_args": [["--mpi=none"]], "launch.sbatch.exclude": ["n3"], "launch.memory_gb": [1.5]}
     )  # fmt: skip
     text = slurm.script(launch, "name", tmp_path / "a folder", 1)
-    for line in ("module load cuda", "apptainer exec x.sif python -u -m submitit.core._submit", "--mpi=none",
+    assert text.index("export OMP_NUM_THREADS=2") < text.index("module load cuda") < text.index("srun")
+    for line in ("apptainer exec x.sif python -u -m submitit.core._submit", "--mpi=none",
                  "#SBATCH --exclude=n3", "#SBATCH --mem=1536MB", "--cpus-per-task=2", "a folder"):  # fmt: skip
         assert line in text, line
     assert "--array" not in text

@@ -16,9 +16,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from hpc_mlp.data.convert import Settings, convert
-from hpc_mlp.data.digits import write_digits_zip
-
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 ROOT = Path(__file__).parent.parent
@@ -56,11 +53,8 @@ def cluster() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("digits")
-    write_digits_zip(folder / "digits.zip")
-    convert([folder / "digits.zip"], folder / "shards", Settings(height=8, width=8, grayscale=True))
-    return folder / "shards"
+def shards(digits: Path) -> Path:
+    return digits
 
 
 def cli(*arguments: object, code: int | None = 0) -> str:
@@ -175,8 +169,9 @@ def test_disturbed_runs_equal_undisturbed_ones(cluster: None, shards: Path, tmp_
     """Requeue, preemption, node failure, a cut network and the time limit, all in the middle of training."""
     sets = {"train.epochs": 60, "train.early_stopping": False, "train.checkpoint_every": "20 steps"}
     options = ("--variants", "dropout_batchnorm", "--seeds", "0-1")
-    whole_node = {"launch.cpus_per_task": 8, "launch.partition": "low"}
-    half_node = {"launch.cpus_per_task": 4, "launch.partition": "low"}
+    threads = {"launch.setup": ["export OMP_NUM_THREADS=1"], "launch.partition": "low"}
+    whole_node = {"launch.cpus_per_task": 8, **threads}
+    half_node = {"launch.cpus_per_task": 4, **threads}
     limit = {"launch.time_minutes": 1, "launch.signal_seconds": 25}
     folders = {name: tmp_path / name for name in ("kill", "unplug", "preempt", "requeue", "limit")}
     for name, runs in folders.items():

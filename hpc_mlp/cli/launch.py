@@ -23,7 +23,7 @@ _POLL_SECONDS = 2.0
 
 
 @click.command(cls=Command)
-@click.argument("shards", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("out")
 @run_options
 @click.option(
     "--cluster",
@@ -55,7 +55,7 @@ _POLL_SECONDS = 2.0
 @click.option("--dry-run", is_flag=True, help="Show the plan, the resources and the script; send nothing.")
 @click.option("--wait", is_flag=True, help="Follow the jobs to their end, then show the table.")
 def submit(
-    shards: Path, variants: str, seeds: str, runs: Path, config_files: tuple[Path, ...],
+    out: str, variants: str, seeds: str, runs: Path, config_files: tuple[Path, ...],
     sets: tuple[str, ...], cluster: str, cluster_config: str | None, per_job: str | None,
     gpus_per_job: int | None, nodes: int | None, slots: int | None, parallel: str, cpu: bool,
     overwrite: bool, dry_run: bool, wait: bool,
@@ -67,12 +67,13 @@ def submit(
     """
     from rich.console import Console
 
-    from hpc_mlp.data.manifest import Manifest
+    from hpc_mlp.data.remote import is_url, load_manifest
     from hpc_mlp.launch import packs, show
     from hpc_mlp.launch import submit as launching
     from hpc_mlp.plan import parse_seeds, parse_set, parse_variants, plan_runs
 
-    digest = Manifest.load(shards).digest
+    shards = out if is_url(out) else Path(out)
+    digest = load_manifest(shards).digest
     values = parse_set(sets)
     for key, value in (("launch.gpus_per_job", gpus_per_job), ("launch.nodes", nodes)):
         if value is not None:

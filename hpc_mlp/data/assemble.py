@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from hpc_mlp.data.archive import Source
 from hpc_mlp.data.decode import ImageSpec
 from hpc_mlp.data.encode import tar_member_size
 from hpc_mlp.data.layout import Layout
-from hpc_mlp.data.pool import Pool
+from hpc_mlp.data.pool import Background, Pool
 from hpc_mlp.data.rejects import RejectLog
 from hpc_mlp.data.stats import pixel_stats
 from hpc_mlp.data.worker import ShardPlan, Worker
@@ -37,7 +38,6 @@ class Assembly:
         self.given = layout.splits[place]
         self.classes, self.labels = _classes_with_images(layout, layout.labels[place], source)
         self.splits = self.given
-        self.found: dict[str, int] = {}
         self.described: dict[str, dict[str, Any]] = {}
 
     def draw_splits(
@@ -58,7 +58,7 @@ class Assembly:
             test,
         )
         report = duplicates.Report(self.source.names, self.classes, self.records, self.labels, splits)
-        self.found = report.write(self.folder, group, num_pixels)
+        self._report = Background(partial(report.write, self.folder, group, num_pixels))
         rejects.extend(report.reasons_of(np.flatnonzero(dropped), group), strict=False)
         self.splits = splits
         if not (splits == split.TRAIN).any():
@@ -145,7 +145,7 @@ class Assembly:
                 "settings": settings,
                 "num_rejects": num_rejects,
                 "num_ignored": self.layout.num_ignored,
-                "duplicates": self.found,
+                "duplicates": self._report.result(),
                 "versions": {
                     "hpc_mlp": __version__, "pillow": PIL.__version__, "simplejpeg": simplejpeg.__version__,
                 },

@@ -6,7 +6,6 @@ import importlib
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import Any
 
 from hpc_mlp.errors import RunError
 from hpc_mlp.launch.records import Submission, read_submission
+from hpc_mlp.launch.spawn import run_processes
 from hpc_mlp.lease import CLAIM, process_start
 from hpc_mlp.runs import write_bytes
 
@@ -79,7 +79,7 @@ def run_pack(folder: Path, pack: int) -> tuple[int, set[int]]:
             return STOPPED + max(signals.received), signals.received
         signals.training = True
         code = train_specs(
-            Path(submission.shards),
+            submission.place,
             submission.specs(pack),
             folder.parent.parent,
             cpu=cpu,
@@ -204,40 +204,12 @@ def _is_free(port: int) -> bool:
     return True
 
 
-# -- without Slurm
-
-
-def run_processes(folder: Path, pack: int, world: int) -> int:
-    """The local queue's pack on several GPUs: one process each, on this machine."""
-    port = str(next(filter(_is_free, range(20000 + os.getpid() % 20000, 60000))))
-    processes = []
-    for rank in range(world):
-        ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
-        ranks |= {"LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        command = [sys.executable, "-u", "-m", "hpc_mlp.launch.job", str(folder), str(pack)]
-        processes.append(subprocess.Popen(command, env={**os.environ, **ranks}))
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        for process in processes:
-            process.send_signal(number)
-
-    signal.signal(signal.SIGTERM, pass_on)
-    codes: list[int] = []
-    while len(codes) < world:
-        codes = [code for process in processes if (code := process.poll()) is not None]
-        if any(code < 0 or 0 < code < STOPPED for code in codes):  # the others would wait for it for ever
-            time.sleep(5)
-            for process in processes:
-                process.kill()
-        time.sleep(0.05)
-    return max(codes, key=abs)
-
-
 def main(folder: Path, pack: int) -> int:
+    """A pack of the local queue: on several GPUs, one process each."""
     submission = PackJob(str(folder), pack)._submission()
     world = submission.launch.get("tasks_per_node") or submission.launch.get("gpus_per_job") or 1
     if world > 1 and "RANK" not in os.environ:
-        return run_processes(folder, pack, world)
+        return run_processes("hpc_mlp.launch.job", [str(folder), str(pack)], world, new_sessions=False)
     return run_pack(folder, pack)[0]
 
 

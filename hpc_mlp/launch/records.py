@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hpc_mlp.config import build_config
+from hpc_mlp.data.remote import Place, is_url
 from hpc_mlp.errors import RunError
 from hpc_mlp.launch.packs import Pack
 from hpc_mlp.plan import RunSpec
@@ -62,6 +63,11 @@ class Submission:
     plugins: list[str] = field(default_factory=list)  # Python files that register models
     format: int = 1
     folder: Path = Path()  # where it was read from; not stored
+
+    @property
+    def place(self) -> Place:
+        """The shards folder, or its URL."""
+        return self.shards if is_url(self.shards) else Path(self.shards)
 
     @property
     def logs(self) -> Path:
@@ -127,7 +133,7 @@ class Submission:
 
 
 def new_submission(
-    runs: Path, cluster: Cluster, shards: Path, packs: Sequence[Pack], **options: Any
+    runs: Path, cluster: Cluster, shards: Place, packs: Sequence[Pack], **options: Any
 ) -> Submission:
     """A fresh folder with record and plan; nothing is started yet."""
     now = time.strftime("%Y%m%d-%H%M%S")
@@ -144,7 +150,7 @@ def new_submission(
         host=socket.gethostname(),
         user=_user(),
         command=shlex.join(sys.argv),
-        shards=str(shards.resolve()),
+        shards=str(shards) if is_url(shards) else str(Path(shards).resolve()),
         packs=[PackRecord(pack.index, pack.name, [_summary(spec) for spec in pack.specs]) for pack in packs],
         folder=folder,
         **options,

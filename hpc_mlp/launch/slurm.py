@@ -88,7 +88,7 @@ def parameters(launch: LaunchConfig) -> dict[str, Any]:
 def setup_lines(launch: LaunchConfig) -> list[str]:
     """Lines of the job's script before the training: the user's, then this package's place, so that the job
     runs the same code whatever its working directory."""
-    lines = [*launch.setup, f"export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{launch.cpus_per_task}}}"]
+    lines = [f"export OMP_NUM_THREADS={launch.cpus_per_task}", *launch.setup]  # a login node's may be 1
     lines.append(f"unset {' '.join(RANKS)}")
     if path := python_path():
         lines.append(f"export PYTHONPATH={shlex.quote(path)}")

@@ -18,10 +18,12 @@ from types import FrameType
 _GRACE_SECONDS = 30.0  # for the others, once one has failed
 
 
-def run_processes(module: str, arguments: Sequence[str], count: int) -> int:
+def run_processes(module: str, arguments: Sequence[str], count: int, *, new_sessions: bool = True) -> int:
     """Run `python -m module arguments` `count` times as ranks 0 … count − 1; → the highest exit code.
 
-    Signals are passed on. Once a process fails, the others get SIGTERM, and SIGKILL if they do not leave.
+    Signals are passed on. `new_sessions`: not in our process group, so that a Ctrl-C reaches them once, through
+    us; the local queue ends its packs by process group.
+    Once a process fails, the others get SIGTERM, and SIGKILL if they do not leave.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -35,9 +37,8 @@ def run_processes(module: str, arguments: Sequence[str], count: int) -> int:
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         }  # fmt: skip
-        # Not in our process group: a Ctrl-C reaches them once, through us.
         command = [sys.executable, "-m", module, *arguments]
-        children.append(subprocess.Popen(command, env=environment, start_new_session=True))
+        children.append(subprocess.Popen(command, env=environment, start_new_session=new_sessions))
 
     def forward(number: int, frame: FrameType | None) -> None:
         for child in children:

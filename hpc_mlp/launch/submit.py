@@ -19,6 +19,7 @@ from hpc_mlp.config import (
     read_toml,
     set_key,
 )
+from hpc_mlp.data.remote import Place
 from hpc_mlp.errors import HpcMlpError, RunError, UserError, unknown_name
 from hpc_mlp.launch import local, slurm
 from hpc_mlp.launch.packs import Pack, make_packs
@@ -123,7 +124,7 @@ def _same_run(path: Path, spec: RunSpec, digest: str) -> None:
 
 def submit(
     specs: Sequence[RunSpec],
-    shards: Path,
+    shards: Place,
     digest: str,
     runs: Path,
     cluster: Cluster,

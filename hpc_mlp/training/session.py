@@ -26,7 +26,7 @@ from hpc_mlp.data.remote import Place, is_url, load_manifest
 from hpc_mlp.errors import HpcMlpError, LeaseLostError, RunError, UserError
 from hpc_mlp.lease import Lease, hold_all
 from hpc_mlp.models.bank import bank_order
-from hpc_mlp.models.registry import build_module, count_parameters
+from hpc_mlp.models.registry import build_module, count_parameters, plugins_of
 from hpc_mlp.plan import RunSpec
 from hpc_mlp.processes import Processes
 from hpc_mlp.runs import Json, RunFolder
@@ -65,6 +65,7 @@ class Job:
             "seed": spec.seed,
             "swept": spec.swept,
             "config": spec.config.model_dump(mode="json"),
+            "plugins": [str(path) for path in plugins_of(spec.config.model.kind)],
             "dataset": {
                 "path": str(self.shards) if is_url(self.shards) else str(Path(self.shards).resolve()),
                 "digest": manifest.digest,
