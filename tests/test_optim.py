@@ -13,6 +13,7 @@ from torch import nn
 
 from hpc_mlp.models.bank import Bank, feed_of
 from hpc_mlp.models.dropout import StepPlace
+from hpc_mlp.models.registry import build_module
 from hpc_mlp.plan import RunSpec, parse_set, parse_variants, plan_runs
 from hpc_mlp.training import optim as optim_module
 from hpc_mlp.training.feeder import StepBatch
@@ -169,3 +170,32 @@ def test_runs_of_different_lengths_have_schedules_of_their_own(digits: Path, tmp
     short, long = (metrics(tmp_path / spec.name) for spec in runs)
     assert short[-1]["learning_rate"] < 1e-5 and long[-1]["learning_rate"] < 1e-5
     assert short[0]["learning_rate"] < long[0]["learning_rate"]
+
+
+def test_gradients_of_any_layout() -> None:
+    """A module whose gradient has other strides than its weight: fused kernels go through memory as it lies."""
+    from hpc_mlp.models.registry import register
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Conv2d(1, 3, 2)
+            self.conv = nn.Conv2d(3, 5, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.inner(x).to(memory_format=torch.channels_last)
+            return self.conv(h).flatten(1)  # type: ignore[no-any-return]
+
+    register("own_layout")(lambda config, shape, classes: Own())
+    (spec,) = specs_of("cnn", [0], "model.kind=own_layout", "optim.lr=0.01")
+    bank = BankUnderTest([spec], 8)
+    module = build_module(spec.config.model, SHAPE, 5, 0)
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
+    for t in range(3):
+        images, labels = (part[0] for part in bank.data(t))
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(module(images), labels).backward()
+        optimizer.step()
+    bank.train(steps=3)
+    for key, tensor in module.state_dict().items():
+        assert torch.allclose(bank.bank.member_states()[0][key], tensor, atol=1e-5), key
