@@ -68,36 +68,36 @@ class Assembly:
 
     def write_shards(self, pool: Pool[Worker], limit: int) -> None:
         """Shards of about `limit` bytes. Keys run through train, val and test."""
-        plans: list[ShardPlan] = []
-        sizes: dict[str, int] = {}
+        planned: dict[str, list[tuple[str, int]]] = {name: [] for name in SPLITS}  # shard, number of images
+        written = list(pool.map(Worker.write_shard, self._plans(limit, planned)))
+        results = iter(written)
+        for number, name in enumerate(SPLITS):
+            here = self.splits == number
+            self.described[name] = {
+                "num_images": int(here.sum()),
+                "class_counts": np.bincount(self.labels[here], minlength=len(self.classes)).tolist(),
+                "shards": [
+                    {"name": shard, "num_images": count}
+                    | dict(zip(("bytes", "sha256"), next(results), strict=True))
+                    for shard, count in planned[name]
+                ],
+            }
+
+    def _plans(self, limit: int, planned: dict[str, list[tuple[str, int]]]) -> Iterator[ShardPlan]:
+        """One after the other, when a worker is free for it; `planned` is told of each."""
         key = 0
         width = max(6, len(str(len(self.records))))
         for number, name in enumerate(SPLITS):
             order = split.shuffled(np.flatnonzero(self.splits == number), self.seed, len(self.records))
-            sizes[name] = len(order)
             for shard, part in enumerate(self._cut(order, limit)):
+                file = f"{name}-{shard:06d}.tar"
+                planned[name].append((file, len(part)))
                 records = self.records[part]
-                plans.append(
-                    ShardPlan(
-                        f"{name}-{shard:06d}.tar", records["spool"], records["offset"], records["length"],
-                        records["suffix"], self.labels[part], key, width,
-                    )
+                yield ShardPlan(
+                    file, records["spool"], records["offset"], records["length"],
+                    records["suffix"], self.labels[part], key, width,
                 )  # fmt: skip
                 key += len(part)
-        written = dict(zip((plan.name for plan in plans), pool.map(Worker.write_shard, plans), strict=True))
-        for number, name in enumerate(SPLITS):
-            mine = [plan for plan in plans if plan.name.startswith(f"{name}-")]
-            self.described[name] = {
-                "num_images": sizes[name],
-                "class_counts": np.bincount(
-                    self.labels[self.splits == number], minlength=len(self.classes)
-                ).tolist(),
-                "shards": [
-                    {"name": plan.name, "num_images": len(plan.label)}
-                    | dict(zip(("bytes", "sha256"), written[plan.name], strict=True))
-                    for plan in mine
-                ],
-            }
 
     def _cut(self, order: npt.NDArray[np.int64], limit: int) -> Iterator[npt.NDArray[np.int64]]:
         """`order` in pieces whose tar members take `limit` bytes, or a little more."""

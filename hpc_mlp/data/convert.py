@@ -77,7 +77,8 @@ class Settings:
         return ImageSpec(self.height, self.width, 1 if self.grayscale else 3, self.max_pixels)
 
     def num_workers(self) -> int:
-        return self.workers or len(os.sched_getaffinity(0))
+        allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+        return self.workers or len(allowed)
 
     def recorded(self) -> dict[str, Any]:
         names = ("val", "test", "seed", "compress", "shard_mb", "drop_duplicates", "max_pixels")

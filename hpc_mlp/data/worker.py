@@ -17,14 +17,14 @@ from hpc_mlp.data.decode import ImageSpec, Pixels, decode_image, image_suffix
 
 SUFFIXES = ("png", "jpg", "npy", "gif", "webp", "bmp", "tiff", "ppm", "jp2", "avif")
 
-_BUFFER = 4 << 20
+_BUFFER = 1 << 20  # bytes collected for one write
 
 
 def record_type(channels: int) -> np.dtype[np.void]:
     """What the parent keeps of an image: about 170 bytes."""
     return np.dtype(
         [
-            ("entry", np.int64),  # index into the source
+            ("entry", np.uint32),  # index into the source
             ("spool", np.int32),  # which worker's spool file
             ("length", np.uint32),
             ("offset", np.int64),
@@ -167,7 +167,7 @@ class Worker:
                 named = encode.tar_member(f"{stem}.cls", str(label).encode())
                 pending += (image, named)
                 total += len(image) + len(named)
-                waiting += len(image)
+                waiting += len(image) + len(named)
                 if waiting > _BUFFER:
                     flush()
                     waiting = 0
