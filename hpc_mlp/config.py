@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hpc_mlp.errors import UserError, unknown_name
 
@@ -89,6 +89,12 @@ class OptimConfig(Section):
     @classmethod
     def _list_is_tuple(cls, value: Any) -> Any:
         return tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> OptimConfig:
+        if self.nesterov and not self.momentum:
+            raise ValueError("optim.nesterov needs optim.momentum above 0")
+        return self
 
 
 class ScheduleConfig(Section):
@@ -267,6 +273,8 @@ def build_config(tree: Mapping[str, Any], where: str = "configuration") -> Confi
         first = error.errors()[0]
         location = [str(part) for part in first["loc"]]
         key = ".".join(location[:2])
+        if len(location) < 2:  # about a whole section
+            raise UserError(f"{where}: {first['msg'].removeprefix('Value error, ')}.") from None
         given = get_key(tree, key)
         raise UserError(
             f"{where}: {key} = {given!r}: {first['msg'].removeprefix('Value error, ')}."

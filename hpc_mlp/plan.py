@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_mlp.config import (
+    AugmentConfig,
     Config,
     Tree,
     build_config,
@@ -119,6 +120,17 @@ def parse_set(assignments: Iterable[str]) -> dict[str, list[Any]]:
         check_key(key, "--set")
         values[key] = [parsed for part in _split(value) for parsed in _expand(part, text)]
     return values
+
+
+def augment_config(assignments: Iterable[str]) -> AugmentConfig:
+    """`["augment.rotation=15"]` (or `rotation=15`) → the section."""
+    tree: Tree = {}
+    texts = [text if text.startswith("augment.") else f"augment.{text}" for text in assignments]
+    for key, values in parse_set(texts).items():
+        if len(values) > 1:
+            raise UserError(f"--augment {key}: give one value.")
+        set_key(tree, key, values[0])
+    return build_config(tree, "--augment").augment
 
 
 def _split(text: str) -> list[str]:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from hpc_mlp.models.bank import Bank, bank_order, feed_of, recipe_of
+from hpc_mlp.models.bank import Bank, bank_order, feed_of
 from hpc_mlp.models.dropout import StepPlace
 from hpc_mlp.models.registry import build_module
 from hpc_mlp.plan import RunSpec, parse_set, parse_variants, plan_runs
@@ -57,7 +57,7 @@ class BankUnderTest:
         for t in range(steps):
             images, labels = self.data(t, (sizes or {}).get(t))
             place = StepPlace(0, t, 0, images.shape[1], images.shape[1])
-            rates = {recipe_of(spec): spec.config.optim.lr for spec in self.specs}
+            rates = [recipe.optim.lr for recipe in self.optimizer.recipes]
             self.step(StepBatch(place, images, labels), rates)
 
 
@@ -214,7 +214,7 @@ def test_a_batch_of_one_beside_the_stack(kind: str) -> None:
 def test_dropout_drops_at_its_rate_and_scales(rate: float) -> None:
     specs = specs_of("dropout", [0, 1], "model.hidden=[400]", f"model.dropout={rate}")
     bank = Bank(specs, SHAPE, CLASSES)
-    draws = bank.dropout_draws(StepPlace(2, 5, 0, 250, 250), CPU)
+    draws = bank.prepare(StepPlace(2, 5, 0, 250, 250), CPU)
     from hpc_mlp.models.stack import FeedRun
 
     block = bank.blocks[0]

@@ -240,6 +240,15 @@ def test_what_is_no_image_is_ignored(tmp_path: Path) -> None:
     )
 
 
+def test_names_with_odd_folders(tmp_path: Path) -> None:
+    files = {f"./x//{name}": data for name, data in two_classes(3).items()}
+    manifest = converted(make_zip(tmp_path / "a.zip", files), tmp_path / "out", "--size", 8)
+    assert manifest.classes == ("cat", "dog") and manifest.num_ignored == 0
+    path = make_zip(tmp_path / "b.zip", two_classes(3) | {"cat/special.png": b""})
+    path.write_bytes(path.read_bytes().replace(b"cat/special.png", b"\0" * 15))
+    converted(path, tmp_path / "zeros", "--size", 8)
+
+
 def test_damaged_images_are_listed_and_left_out(tmp_path: Path) -> None:
     whole = encoded(picture(7, (200, 160)), "JPEG")
     bad = {

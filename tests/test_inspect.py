@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from click.testing import CliRunner
-from test_convert import converted, make_zip, refused, two_classes
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+from test_convert import converted, encoded, make_zip, refused, two_classes
 
 from hpc_mlp.cli import main
 
@@ -32,3 +36,54 @@ def test_inspect_shows_splits_classes_statistics_and_rejects(tmp_path: Path) -> 
 
 def test_inspect_refuses_what_is_no_shards_folder(tmp_path: Path) -> None:
     refused(CliRunner().invoke(main, ["inspect", str(tmp_path)]), "not a shards folder", "convert")
+
+
+def inspect(*words: object) -> Result:
+    return CliRunner().invoke(main, ["inspect", *map(str, words)], catch_exceptions=False)
+
+
+def test_verify_notices_every_change_of_a_shard(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    manifest = converted(
+        make_zip(tmp_path / "a.zip", two_classes(20)), out, "--size", 8, "--shard-mb", "0.02"
+    )
+    shards = [shard.name for split in manifest.splits.values() for shard in split.shards]
+    result = inspect(out, "--verify")
+    assert result.exit_code == 0 and f"verified: {len(shards)} shards, 40 images" in result.output
+    for name in shards:
+        whole = (out / name).read_bytes()
+        (out / name).write_bytes(whole[:700] + bytes([whole[700] ^ 1]) + whole[701:])
+        refused(inspect(out, "--verify"), name, "damaged")
+        (out / name).unlink()
+        refused(inspect(out, "--verify"), name, "missing")
+        (out / name).write_bytes(whole)
+    assert inspect(out, "--verify").exit_code == 0
+
+
+def test_verify_notices_a_manifest_that_counts_wrongly(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    converted(make_zip(tmp_path / "a.zip", two_classes(20)), out, "--size", 8)
+    path = out / "manifest.json"
+    content = json.loads(path.read_text())
+    content["splits"]["train"]["class_counts"] = [15, 17]
+    path.write_text(json.dumps(content))
+    refused(inspect(out, "--verify"), "train", "not counted right")
+
+
+@pytest.mark.parametrize("options", [[], ["--grayscale"], ["--encoding", "original"], ["--size", "20x60"]])
+def test_the_contact_sheet_has_a_row_of_images_for_each_class(tmp_path: Path, options: list[str]) -> None:
+    white = {f"white/{i}.png": encoded(Image.new("RGB", (9, 9), (255, 255, 250 - i))) for i in range(9)}
+    black = {f"black/{i}.png": encoded(Image.new("RGB", (9, 9), (0, 0, i))) for i in range(9)}
+    converted(make_zip(tmp_path / "a.zip", white | black), tmp_path / "out", *options)
+    sheet = tmp_path / "sheet.png"
+    result = inspect(tmp_path / "out", "--contact-sheet", sheet)
+    assert result.exit_code == 0 and str(sheet) in result.output
+    drawn = np.asarray(Image.open(sheet).convert("L")).astype(int)
+    row, left = drawn.shape[0] // 2, 150  # a row for each class, names to the left of the images
+    assert drawn[32:48, left + 36].max() < 20 and drawn[row + 32 : row + 48, left + 36].min() > 240
+    assert (drawn[:row, :left] < 128).any() and (drawn[row:, :left] < 128).any()
+
+
+def test_a_contact_sheet_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    converted(make_zip(tmp_path / "a.zip", two_classes(5)), tmp_path / "out", "--size", 8)
+    refused(inspect(tmp_path / "out", "--contact-sheet", tmp_path / "no" / "sheet.png"), "sheet.png")

@@ -7,11 +7,11 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hpc_mlp.processes import Processes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, precision_recall_fscore_support
 
+from hpc_mlp.processes import Processes
 from hpc_mlp.training.metrics import Metrics, Tally
 
 CPU = torch.device("cpu")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import metrics
 from test_bank import CPU, SHAPE, BankUnderTest, plain, specs_of
 from torch import nn
 
-from hpc_mlp.models.bank import Bank, feed_of, recipe_of
+from hpc_mlp.models.bank import Bank, feed_of
 from hpc_mlp.models.dropout import StepPlace
-from hpc_mlp.plan import RunSpec
+from hpc_mlp.models.registry import build_module
+from hpc_mlp.plan import RunSpec, parse_set, parse_variants, plan_runs
 from hpc_mlp.training import optim as optim_module
 from hpc_mlp.training.feeder import StepBatch
 from hpc_mlp.training.loss import BankLoss
@@ -101,14 +104,14 @@ def test_gradients_by_blocks_and_whole_give_the_same(
     block_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(optim_module, "BLOCK_BYTES", block_bytes)
-    specs = specs_of("all,dropout_l2", [0, 1], "model.hidden=[11,7]", "optim.name=adamw")
+    settings = ("model.hidden=[11,7]", "optim.name=adamw")
+    specs = specs_of("all,dropout_l2", [0, 1], *settings)
     blockwise = BankUnderTest(specs, 16)
     assert blockwise.optimizer.blocks and not blockwise.optimizer.full
-    whole = BankUnderTest(specs, 16)
-    whole.optimizer = BankOptimizer(whole.bank, reduce=lambda gradients: None)
+    # clipping needs the whole gradient, and at this norm it does nothing
+    unclipped = specs_of("all,dropout_l2", [0, 1], *settings, "optim.clip_norm=1e9")
+    whole = BankUnderTest(unclipped, 16)
     assert whole.optimizer.full and not whole.optimizer.blocks
-    loss = BankLoss([spec.config.train for spec in specs], [1] * 5, CPU)
-    whole.step = TrainStep(whole.bank, whole.optimizer, loss, "fp32", graph=False)
     blockwise.train(steps=5)
     whole.train(steps=5)
     for one, other in zip(blockwise.bank.member_states(), whole.bank.member_states(), strict=True):
@@ -130,7 +133,7 @@ def test_state_moves_to_another_bank() -> None:
     step = TrainStep(rest.bank, rest.optimizer, loss, "fp32", graph=False)
     for t in range(3, 6):
         images, labels = rest.data(t)
-        step(StepBatch(StepPlace(0, t, 0, 16, 16), images, labels), {recipe_of(s): 1e-3 for s in specs[1:3]})
+        step(StepBatch(StepPlace(0, t, 0, 16, 16), images, labels), [1e-3 for _ in rest.optimizer.recipes])
     for one, other in zip(rest.bank.member_states(), whole.bank.member_states()[1:3], strict=True):
         for key in one:
             assert torch.allclose(one[key].double(), other[key].double(), atol=1e-6), key
@@ -155,3 +158,44 @@ def test_a_module_of_ones_own_may_have_layers_called_linears() -> None:
     before = bank.bank.member_states()[0]["linears.0.weight"].abs().sum().item()
     bank.train(steps=1)
     assert bank.bank.member_states()[0]["linears.0.weight"].abs().sum().item() < 0.95 * before
+
+
+def test_runs_of_different_lengths_have_schedules_of_their_own(digits: Path, tmp_path: Path) -> None:
+    """Members that differ in nothing but train.epochs: each rate falls over its own run."""
+    from hpc_mlp.training.session import train_specs
+
+    sets = parse_set(["train.epochs=2,4", "schedule.name=cosine", "model.hidden=[8]"])
+    runs = plan_runs(parse_variants("baseline"), [0], (), sets)
+    assert train_specs(digits, runs, tmp_path, cpu=True) == 0
+    short, long = (metrics(tmp_path / spec.name) for spec in runs)
+    assert short[-1]["learning_rate"] < 1e-5 and long[-1]["learning_rate"] < 1e-5
+    assert short[0]["learning_rate"] < long[0]["learning_rate"]
+
+
+def test_gradients_of_any_layout() -> None:
+    """A module whose gradient has other strides than its weight: fused kernels go through memory as it lies."""
+    from hpc_mlp.models.registry import register
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Conv2d(1, 3, 2)
+            self.conv = nn.Conv2d(3, 5, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.inner(x).to(memory_format=torch.channels_last)
+            return self.conv(h).flatten(1)  # type: ignore[no-any-return]
+
+    register("own_layout")(lambda config, shape, classes: Own())
+    (spec,) = specs_of("cnn", [0], "model.kind=own_layout", "optim.lr=0.01")
+    bank = BankUnderTest([spec], 8)
+    module = build_module(spec.config.model, SHAPE, 5, 0)
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
+    for t in range(3):
+        images, labels = (part[0] for part in bank.data(t))
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(module(images), labels).backward()
+        optimizer.step()
+    bank.train(steps=3)
+    for key, tensor in module.state_dict().items():
+        assert torch.allclose(bank.bank.member_states()[0][key], tensor, atol=1e-5), key

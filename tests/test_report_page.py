@@ -99,6 +99,13 @@ def runs(trained: Path, tmp_path: Path) -> Iterator[Path]:
     yield tmp_path / "runs"
 
 
+@pytest.fixture
+def one(trained: Path, tmp_path: Path) -> Path:
+    """A copy of one run: the least there is to draw."""
+    shutil.copytree(trained / "runs" / "baseline-s0", tmp_path / "one" / "baseline-s0")
+    return tmp_path / "one"
+
+
 @pytest.fixture(scope="session")
 def whole(trained: Path) -> Page:
     return page_of(trained / "runs")
@@ -146,13 +153,13 @@ def test_figures_follow_the_theme(whole: Page) -> None:
             assert whole.source.count(f"--{variable}: ") >= 1
 
 
-def test_same_runs_give_the_same_bytes(runs: Path) -> None:
-    page_of(runs)
-    first = {path.name: path.read_bytes() for path in [runs / "report.html", *(runs / "figures").iterdir()]}
-    page_of(runs)
-    second = {path.name: path.read_bytes() for path in [runs / "report.html", *(runs / "figures").iterdir()]}
+def test_same_runs_give_the_same_bytes(one: Path) -> None:
+    page_of(one)
+    first = {path.name: path.read_bytes() for path in [one / "report.html", *(one / "figures").iterdir()]}
+    page_of(one)
+    second = {path.name: path.read_bytes() for path in [one / "report.html", *(one / "figures").iterdir()]}
     assert first == second
-    assert sorted(path.name for path in runs.iterdir() if path.name.startswith(".")) == []
+    assert sorted(path.name for path in one.iterdir() if path.name.startswith(".")) == []
 
 
 def test_numbers_on_the_page_are_those_of_the_runs(whole: Page, trained: Path) -> None:
@@ -202,26 +209,26 @@ def test_gallery_shows_the_most_confident_mistakes(whole: Page, trained: Path) -
         assert caption in captions.replace("\xa0", " ")
 
 
-def test_shards_elsewhere_or_gone(trained: Path, runs: Path, tmp_path: Path) -> None:
-    for config in runs.glob("*/config.json"):
+def test_shards_elsewhere_or_gone(trained: Path, one: Path, tmp_path: Path) -> None:
+    for config in one.glob("*/config.json"):
         tree = json.loads(config.read_text())
         tree["dataset"]["path"] = str(tmp_path / "gone")
         config.write_text(json.dumps(tree))
-    gone = page_of(runs)
+    gone = page_of(one)
     assert gone.sections == SECTIONS and not gone.images
     assert "not a shards folder" in gone.text and "The images cannot be shown" in gone.text
-    assert page_of(runs, "--data", str(trained / "shards")).images
+    assert page_of(one, "--data", str(trained / "shards")).images
     write_shards(tmp_path / "other", digits(100))
-    other = page_of(runs, "--data", str(tmp_path / "other"))
+    other = page_of(one, "--data", str(tmp_path / "other"))
     assert not other.images and "holds another dataset" in other.text
 
 
-def test_damaged_shards_are_no_traceback(trained: Path, runs: Path, tmp_path: Path) -> None:
+def test_damaged_shards_are_no_traceback(trained: Path, one: Path, tmp_path: Path) -> None:
     shutil.copytree(trained / "shards", tmp_path / "shards")
     for path in (tmp_path / "shards").glob("test-*.tar"):
         path.write_bytes(path.read_bytes()[:700])
     (tmp_path / "shards" / "train-000000.tar").unlink()
-    page = page_of(runs, "--data", str(tmp_path / "shards"))
+    page = page_of(one, "--data", str(tmp_path / "shards"))
     assert "No gallery of mistakes" in page.text and "No sample images" in page.text
 
 
@@ -284,7 +291,7 @@ def test_sweep_of_many_groups_says_what_it_leaves_out(trained: Path, tmp_path: P
     assert "optim.lr" in page.text.partition("What differs between the groups")[2]
 
 
-def test_duplicates_and_manifest_extras_are_shown(trained: Path, runs: Path, tmp_path: Path) -> None:
+def test_duplicates_and_manifest_extras_are_shown(trained: Path, one: Path, tmp_path: Path) -> None:
     shards = tmp_path / "shards"
     shutil.copytree(trained / "shards", shards)
     images = [
@@ -298,8 +305,9 @@ def test_duplicates_and_manifest_extras_are_shown(trained: Path, runs: Path, tmp
         "later": 13,
     }
     (shards / "manifest.json").write_text(json.dumps(manifest))
-    text = page_of(runs, "--data", str(shards)).text
-    assert "Leak: 1 images of val or test are in train as well" in text
+    text = page_of(one, "--data", str(shards)).text
+    said = text.partition("Leaks and duplicates")[2].partition("Which images")[0]
+    assert re.search(r"\bleak\b.*\b1 image", said, flags=re.IGNORECASE)
     assert "exact leak 2 one/0.png (one, train), one/1.png (one, test)" in text
     assert "later 13" in text
     assert "2 files of the source were not taken." in text and "digits/notes <draft>.txt" in text
@@ -340,6 +348,14 @@ def test_wrong_folder_is_a_user_error(tmp_path: Path) -> None:
     assert not list((tmp_path / "empty").iterdir())
 
 
+def test_out_that_cannot_be_written_is_a_user_error(trained: Path, tmp_path: Path) -> None:
+    write_failed(tmp_path / "runs", trained / "shards", "batchnorm", 0)
+    (tmp_path / "page.html").mkdir()
+    result = report(tmp_path / "runs", "--out", str(tmp_path / "page.html"))
+    assert result.exit_code == 2 and "cannot be written" in result.output
+    assert "Traceback" not in result.output
+
+
 def test_out_by_and_terminal_text(runs: Path, tmp_path: Path) -> None:
     result = report(runs, "--out", str(tmp_path / "deep" / "page.html"), "--by", "seed")
     assert result.exit_code == 0, result.output
@@ -348,7 +364,7 @@ def test_out_by_and_terminal_text(runs: Path, tmp_path: Path) -> None:
     assert Page(tmp_path / "deep" / "page.html").text.count("dropout seed=1") >= 1
 
 
-def test_report_leaves_matplotlib_as_it_was_and_torch_alone(runs: Path) -> None:
+def test_report_leaves_matplotlib_as_it_was_and_torch_alone(one: Path) -> None:
     program = (
         "import sys, matplotlib; from hpc_mlp.cli import main; now = lambda: "
         "{key: matplotlib.rcParams[key] for key in matplotlib.rcParams if key != 'backend'}; before = now()\n"
@@ -357,7 +373,7 @@ def test_report_leaves_matplotlib_as_it_was_and_torch_alone(runs: Path) -> None:
         "print(now() == before)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, str(runs)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", program, str(one)], capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-2:] == ["[]", "True"] and not done.stderr
 

@@ -104,13 +104,13 @@ def renames(digits: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> int:
 def test_killed_between_renames(
     digits: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every file appears by a rename. Cut off at 28 of them, among these all of the first epoch's end, where
+    """Every file appears by a rename. Cut off at 20 of them, among these all of the first epoch's end, where
     checkpoints, best weights and metrics of two runs change hands; twice each, for kills of what resumed."""
     total = renames(digits, tmp_path / "count", monkeypatch)
     assert total > 100
     check_equal(tmp_path / "count", undisturbed)
     first_end = 2 + 4 * 7  # two config.json; seven step checkpoints of two files, each written and renamed
-    for number in [*range(first_end, first_end + 20), *range(60, total, total // 6), total - 1, total]:
+    for number in [*range(first_end, first_end + 14), *range(60, total, total // 4), total - 1, total]:
         runs = tmp_path / f"kill{number}"
         for attempt in (number, 3):
             with monkeypatch.context() as patch:

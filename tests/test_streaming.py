@@ -24,8 +24,9 @@ from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.remote import load_manifest
 from hpc_mlp.data.shards import OpenShard
 from hpc_mlp.data.source import choose_mode, load_resident, resident_bytes
-from hpc_mlp.data.streaming import Batch, StreamingSplit, epoch_order, part_of
+from hpc_mlp.data.streaming import Batch, StreamingSplit, epoch_order
 from hpc_mlp.errors import RunError, UserError
+from hpc_mlp.processes import Processes
 
 CPU = torch.device("cpu")
 SIZES = {"train": 53, "val": 7, "test": 1}
@@ -119,7 +120,7 @@ def test_parts_are_those_of_tensor_split() -> None:
     for size in range(20):
         for world in range(1, 7):
             pieces = torch.tensor_split(torch.arange(size), world)
-            assert [list(range(*part_of(size, rank, world))) for rank in range(world)] == [
+            assert [list(range(*Processes(rank, world).part(size))) for rank in range(world)] == [
                 p.tolist() for p in pieces
             ]
 

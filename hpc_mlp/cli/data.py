@@ -135,15 +135,36 @@ class _Progress:
 @click.option(
     "--contact-sheet", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw images by class."
 )
+@click.option(
+    "--augment",
+    "augments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Draw training images as they are and augmented, e.g. augment.rotation=15. [needs --contact-sheet]",
+)
 @click.option("--verify", "check", is_flag=True, help="Check every shard's bytes and counts.")
-def inspect(out: Path, contact_sheet: Path | None, check: bool) -> None:
-    """Show what the shards folder OUT holds: splits, classes, statistics, rejects, duplicates, leaks."""
+def inspect(out: Path, contact_sheet: Path | None, augments: tuple[str, ...], check: bool) -> None:
+    """Show what the shards folder OUT holds: splits, classes, statistics, rejects, duplicates, leaks.
+
+    \b
+    hpc-mlp inspect shards --verify --contact-sheet images.png
+    hpc-mlp inspect shards --augment augment.rotation=15 --contact-sheet augmented.png
+    """
     from rich.console import Console
 
     from hpc_mlp.data.inspection import show
     from hpc_mlp.data.manifest import Manifest
 
     manifest = Manifest.load(out)
+    if augments:
+        if contact_sheet is None:
+            raise UserError("--augment draws images: say where, with --contact-sheet FILE.png.")
+        from hpc_mlp.data.augment import draw_augmented
+        from hpc_mlp.plan import augment_config
+
+        draw_augmented(out, manifest, augment_config(augments), contact_sheet)
+        click.echo(f"augmented training images, the first of each row as it is: {contact_sheet}")
+        return
     show(manifest, out, Console())
     if check or contact_sheet:
         from hpc_mlp.data import readback

@@ -64,6 +64,10 @@ def submit(
 
     Returns at once; `status`, `cancel` and `table` work from any shell later. Runs that are done or on their
     way are left out, so the same command sends only what is missing.
+
+    \b
+    hpc-mlp submit shards --variants all --seeds 0-4 --cluster slurm --cluster-config gpu
+    hpc-mlp submit shards --cluster local --slots 2 --wait
     """
     from rich.console import Console
 
@@ -178,7 +182,11 @@ def _show_resources(
 @click.option("--watch", is_flag=True, help="Follow until every run has ended.")
 @click.option("--format", "style", default="rich", show_default=True, type=click.Choice(["rich", "json"]))
 def status(runs: Path, watch: bool, style: str) -> None:
-    """Show every run's state: queued, running, done, failed, lost. Exit code 1 when any run failed."""
+    """Show every run's state: queued, running, done, failed, lost. Exit code 1 when any run failed.
+
+    \b
+    hpc-mlp status runs --watch
+    """
     from rich.console import Console
 
     from hpc_mlp.launch import show
@@ -232,7 +240,11 @@ def _finish(states: Iterator[list[RunStatus]], runs: Path) -> None:
 @click.argument("runs", default="runs", metavar="[RUNS]", type=click.Path(path_type=Path))
 @click.option("--variants", metavar="a,b", help="Only the jobs of these variants.")
 def cancel(runs: Path, variants: str | None) -> None:
-    """End the jobs of a runs folder: exactly those submitted from it, nothing else of yours."""
+    """End the jobs of a runs folder: exactly those submitted from it, nothing else of yours.
+
+    \b
+    hpc-mlp cancel runs --variants dropout
+    """
     from hpc_mlp.launch import submit as launching
     from hpc_mlp.launch.status import require_status
 
@@ -257,7 +269,11 @@ def cancel(runs: Path, variants: str | None) -> None:
 def doctor(
     runs: Path, cluster: str, cluster_config: str | None, sets: tuple[str, ...], send_test_job: bool
 ) -> None:
-    """Check this machine and cluster: what is there, what is missing, what to do about it."""
+    """Check this machine and cluster: what is there, what is missing, what to do about it.
+
+    \b
+    hpc-mlp doctor --cluster slurm --test-job
+    """
     from rich.console import Console
 
     from hpc_mlp.launch import doctor as checks

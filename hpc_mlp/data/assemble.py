@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from hpc_mlp.data.archive import Source
 from hpc_mlp.data.decode import ImageSpec
 from hpc_mlp.data.encode import tar_member_size
 from hpc_mlp.data.layout import Layout
-from hpc_mlp.data.pool import Pool
+from hpc_mlp.data.pool import Background, Pool
 from hpc_mlp.data.rejects import RejectLog
 from hpc_mlp.data.stats import pixel_stats
 from hpc_mlp.data.worker import ShardPlan, Worker
@@ -37,7 +38,6 @@ class Assembly:
         self.given = layout.splits[place]
         self.classes, self.labels = _classes_with_images(layout, layout.labels[place], source)
         self.splits = self.given
-        self.found: dict[str, int] = {}
         self.described: dict[str, dict[str, Any]] = {}
 
     def draw_splits(
@@ -58,7 +58,7 @@ class Assembly:
             test,
         )
         report = duplicates.Report(self.source.names, self.classes, self.records, self.labels, splits)
-        self.found = report.write(self.folder, group, num_pixels)
+        self._report = Background(partial(report.write, self.folder, group, num_pixels))
         rejects.extend(report.reasons_of(np.flatnonzero(dropped), group), strict=False)
         self.splits = splits
         if not (splits == split.TRAIN).any():
@@ -68,36 +68,36 @@ class Assembly:
 
     def write_shards(self, pool: Pool[Worker], limit: int) -> None:
         """Shards of about `limit` bytes. Keys run through train, val and test."""
-        plans: list[ShardPlan] = []
-        sizes: dict[str, int] = {}
+        planned: dict[str, list[tuple[str, int]]] = {name: [] for name in SPLITS}  # shard, number of images
+        written = list(pool.map(Worker.write_shard, self._plans(limit, planned)))
+        results = iter(written)
+        for number, name in enumerate(SPLITS):
+            here = self.splits == number
+            self.described[name] = {
+                "num_images": int(here.sum()),
+                "class_counts": np.bincount(self.labels[here], minlength=len(self.classes)).tolist(),
+                "shards": [
+                    {"name": shard, "num_images": count}
+                    | dict(zip(("bytes", "sha256"), next(results), strict=True))
+                    for shard, count in planned[name]
+                ],
+            }
+
+    def _plans(self, limit: int, planned: dict[str, list[tuple[str, int]]]) -> Iterator[ShardPlan]:
+        """One after the other, when a worker is free for it; `planned` is told of each."""
         key = 0
         width = max(6, len(str(len(self.records))))
         for number, name in enumerate(SPLITS):
             order = split.shuffled(np.flatnonzero(self.splits == number), self.seed, len(self.records))
-            sizes[name] = len(order)
             for shard, part in enumerate(self._cut(order, limit)):
+                file = f"{name}-{shard:06d}.tar"
+                planned[name].append((file, len(part)))
                 records = self.records[part]
-                plans.append(
-                    ShardPlan(
-                        f"{name}-{shard:06d}.tar", records["spool"], records["offset"], records["length"],
-                        records["suffix"], self.labels[part], key, width,
-                    )
+                yield ShardPlan(
+                    file, records["spool"], records["offset"], records["length"],
+                    records["suffix"], self.labels[part], key, width,
                 )  # fmt: skip
                 key += len(part)
-        written = dict(zip((plan.name for plan in plans), pool.map(Worker.write_shard, plans), strict=True))
-        for number, name in enumerate(SPLITS):
-            mine = [plan for plan in plans if plan.name.startswith(f"{name}-")]
-            self.described[name] = {
-                "num_images": sizes[name],
-                "class_counts": np.bincount(
-                    self.labels[self.splits == number], minlength=len(self.classes)
-                ).tolist(),
-                "shards": [
-                    {"name": plan.name, "num_images": len(plan.label)}
-                    | dict(zip(("bytes", "sha256"), written[plan.name], strict=True))
-                    for plan in mine
-                ],
-            }
 
     def _cut(self, order: npt.NDArray[np.int64], limit: int) -> Iterator[npt.NDArray[np.int64]]:
         """`order` in pieces whose tar members take `limit` bytes, or a little more."""
@@ -145,7 +145,7 @@ class Assembly:
                 "settings": settings,
                 "num_rejects": num_rejects,
                 "num_ignored": self.layout.num_ignored,
-                "duplicates": self.found,
+                "duplicates": self._report.result(),
                 "versions": {
                     "hpc_mlp": __version__, "pillow": PIL.__version__, "simplejpeg": simplejpeg.__version__,
                 },

@@ -8,6 +8,8 @@ over processes nor on what was drawn before.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -223,3 +225,16 @@ def augmented_rows(
         pixels = augment(original, config, seed=seed, epoch=0, step=step, positions=slice(0, len(original)))
         columns.append((pixels * 255).round().to(torch.uint8))
     return torch.stack(columns, dim=1)
+
+
+def draw_augmented(place: Place, manifest: Manifest, config: AugmentConfig, file: Path) -> None:
+    """A PNG of eight training images, each in a row: as it is, then seven times augmented."""
+    from PIL import Image
+
+    rows = augmented_rows(place, manifest, config, seed=0)  # [R, N, C, H, W]
+    sheet = F.pad(rows, (1, 1, 1, 1), value=255).permute(0, 3, 1, 4, 2).numpy()  # [R, H, N, W, C]
+    height, width = sheet.shape[0] * sheet.shape[1], sheet.shape[2] * sheet.shape[3]
+    pixels = sheet.reshape(height, width, manifest.channels)
+    image = Image.fromarray(pixels if manifest.channels == 3 else pixels[:, :, 0])
+    factor = max(1, 96 // manifest.image_size[0])  # small images are drawn larger
+    image.resize((width * factor, height * factor), Image.Resampling.NEAREST).save(file)

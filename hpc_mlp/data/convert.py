@@ -25,7 +25,7 @@ from hpc_mlp.data.decode import MAX_PIXELS, ImageSpec
 from hpc_mlp.data.encode import ENCODINGS
 from hpc_mlp.data.layout import Layout, find_layout, no_images
 from hpc_mlp.data.partial import check_target, new_folder
-from hpc_mlp.data.pool import Pool
+from hpc_mlp.data.pool import Background, Pool
 from hpc_mlp.data.rejects import RejectLog
 from hpc_mlp.data.worker import Worker, record_type
 from hpc_mlp.errors import RunError, UserError, unknown_name
@@ -77,7 +77,8 @@ class Settings:
         return ImageSpec(self.height, self.width, 1 if self.grayscale else 3, self.max_pixels)
 
     def num_workers(self) -> int:
-        return self.workers or len(os.sched_getaffinity(0))
+        allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+        return self.workers or len(allowed)
 
     def recorded(self) -> dict[str, Any]:
         names = ("val", "test", "seed", "compress", "shard_mb", "drop_duplicates", "max_pixels")
@@ -134,9 +135,7 @@ def _convert(paths: Sequence[Path], folder: Path, settings: Settings, progress: 
     worker = Worker(source, settings.spec, settings.encoding, settings.compress, folder)
     count = min(settings.num_workers(), len(layout.entries) // 32 + 1)
     with Pool(worker, count) as pool, RejectLog(folder, source.label, settings.strict) as rejects:
-        content = _Sum(
-            source
-        )  # of the whole source, meanwhile: the pages it reads are those the workers read
+        content = Background(source.sha256)  # the pages it reads are those that the workers read
         progress.start(layout)
         rejects.extend(layout.rejects)
         records = _convert_all(pool, source, layout, settings, rejects, progress)
@@ -179,28 +178,6 @@ def _convert_all(
         rejects.extend((source.names[entry], reason) for entry, reason in chunk.rejects)
         progress.advance(len(chunk.records) + len(chunk.rejects), chunk.num_bytes, rejects.count)
     return records[:taken]
-
-
-class _Sum:
-    """The source's sha256, computed in a thread."""
-
-    def __init__(self, source: Source) -> None:
-        self._sum = ""
-        self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._run, args=(source,), daemon=True)
-        self._thread.start()
-
-    def _run(self, source: Source) -> None:
-        try:
-            self._sum = source.sha256()
-        except Exception as error:
-            self._error = error
-
-    def result(self) -> str:
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        return self._sum
 
 
 @contextmanager

@@ -27,6 +27,7 @@ _USUAL = ("PNG", "JPEG", "GIF", "BMP", "PPM")  # Pillow knows these without impo
 _OTHER = ("WEBP", "TIFF", "DIB", "MPO", "JPEG2000", "AVIF")
 SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tiff", "JPEG2000": "jp2", "DIB": "bmp"}
 FILTER = Image.Resampling.BILINEAR  # a triangle as wide as the scale: antialiased
+GAP = 1.0  # first a quick box filter by a whole number, as far as it goes
 MAX_PIXELS = 1 << 26  # 67 megapixels
 
 _TURNS = {
@@ -118,7 +119,7 @@ def _decode_jpeg(data: bytes, spec: ImageSpec) -> Pixels | None:
     except ValueError:  # damaged, or a kind of JPEG that it does not know: Pillow says which
         return None
     image = Image.fromarray(raw[:, :, 0] if gray else raw)
-    return _finish(image.resize((width, height), FILTER), turn, spec)
+    return _finish(image.resize((width, height), FILTER, reducing_gap=GAP), turn, spec)
 
 
 def _decode_any(data: bytes, spec: ImageSpec) -> Pixels:
@@ -132,7 +133,7 @@ def _decode_any(data: bytes, spec: ImageSpec) -> Pixels:
         plain = _to_8_bits(image)
         size = _wanted(turn, spec)
         if plain.size != size:
-            plain = plain.resize(size, FILTER)
+            plain = plain.resize(size, FILTER, reducing_gap=GAP)
         return _finish(plain, turn, spec)
 
 

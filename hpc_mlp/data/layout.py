@@ -90,12 +90,11 @@ def sort_out(source: Source) -> tuple[npt.NDArray[np.int64], int, list[tuple[str
     label_files: list[int] = []
     ignored = 0
     for index, name in enumerate(source.names):
-        if name.endswith("/"):
+        if not name or name.endswith("/"):
             continue  # a folder
         base = name.rsplit("/", 1)[-1]
         suffix = base.rsplit(".", 1)[-1].lower() if "." in base else ""
-        hidden = base[0] == "." or "/." in name or name[0] == "."
-        if (hidden and "../" not in name) or "__MACOSX/" in name or base == "Thumbs.db":
+        if _is_hidden(name) or "__MACOSX/" in name or base == "Thumbs.db":
             ignored += 1
         elif base.lower() == "labels.csv":
             label_files.append(index)
@@ -109,6 +108,12 @@ def sort_out(source: Source) -> tuple[npt.NDArray[np.int64], int, list[tuple[str
             check_safe(name, source)
             images.append(index)
     return np.array(images, np.int64), ignored, rejects, label_files
+
+
+def _is_hidden(name: str) -> bool:
+    if name[0] != "." and "/." not in name:  # nearly always
+        return False
+    return any(part[:1] == "." and part not in (".", "..") for part in name.split("/"))
 
 
 def check_safe(name: str, source: Source) -> None:

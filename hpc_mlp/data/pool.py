@@ -86,6 +86,30 @@ class Pool(Generic[T]):
             wanted += 1
 
 
+class Background(Generic[Result]):
+    """A function called in a thread while this one goes on; a daemon, so that it holds up no exit."""
+
+    def __init__(self, function: Callable[[], Result]) -> None:
+        self._function = function
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._result = self._function()
+        except BaseException as error:
+            self._error: BaseException | None = error
+        else:
+            self._error = None
+
+    def result(self) -> Result:
+        """What the function returned; what it raised is raised here."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+
 def _send(pipe: connection.Connection, message: object) -> None:
     try:
         pipe.send(message)

@@ -110,5 +110,6 @@ def _draw(found: dict[int, list[Image.Image]], classes: tuple[str, ...]) -> Imag
         text = name if len(name) <= 18 else name[:17] + "…"
         draw.text((_GAP + 4, top + _CELL / 2), text, fill="black", font=font, anchor="lm")
         for column, image in enumerate(found[row]):
-            sheet.paste(image, (_LABEL + column * step, top))
+            left = _LABEL + column * step
+            sheet.paste(image, (left + (_CELL - image.width) // 2, top + (_CELL - image.height) // 2))
     return sheet

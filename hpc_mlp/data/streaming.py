@@ -30,6 +30,7 @@ from torch import Tensor
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.remote import Place
 from hpc_mlp.data.shards import OpenShard, ShardIndex, blocks, open_shard
+from hpc_mlp.processes import Processes
 
 Rows = NDArray[np.int64]
 
@@ -55,13 +56,6 @@ class Batch:
     def positions(self) -> slice:
         """The images' places in the global batch."""
         return slice(self.first, self.first + len(self.labels))
-
-
-def part_of(size: int, rank: int, world_size: int) -> tuple[int, int]:
-    """(start, stop) of a rank's part of `size` rows: the parts of `torch.tensor_split`."""
-    small, larger = divmod(size, world_size)
-    start = rank * small + min(rank, larger)
-    return start, start + small + (rank < larger)
 
 
 def epoch_order(counts: list[int], *, seed: int, epoch: int, shuffle_buffer: int) -> Rows:
@@ -173,7 +167,7 @@ class StreamingSplit:
         parts = []
         for step in range(start_step, self.num_steps(batch_size)):
             rows = order[step * batch_size : (step + 1) * batch_size]
-            first, stop = part_of(len(rows), rank, world_size)
+            first, stop = Processes(rank, world_size).part(len(rows))
             parts.append(_Part(step, first, rows[first:stop]))
         reader = _Reader(self, parts)
         try:

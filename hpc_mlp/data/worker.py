@@ -17,14 +17,14 @@ from hpc_mlp.data.decode import ImageSpec, Pixels, decode_image, image_suffix
 
 SUFFIXES = ("png", "jpg", "npy", "gif", "webp", "bmp", "tiff", "ppm", "jp2", "avif")
 
-_BUFFER = 4 << 20
+_BUFFER = 1 << 20  # bytes collected for one write
 
 
 def record_type(channels: int) -> np.dtype[np.void]:
     """What the parent keeps of an image: about 170 bytes."""
     return np.dtype(
         [
-            ("entry", np.int64),  # index into the source
+            ("entry", np.uint32),  # index into the source
             ("spool", np.int32),  # which worker's spool file
             ("length", np.uint32),
             ("offset", np.int64),
@@ -94,31 +94,33 @@ class Worker:
             self._open_spool()
         spec = self.spec
         images = np.empty((len(entries), spec.height, spec.width, spec.channels), np.uint8)
-        records = np.zeros(len(entries), record_type(spec.channels))
+        taken: list[tuple[int, int, int, int]] = []  # entry, suffix, length, offset
         rejects: list[tuple[int, str]] = []
-        taken = num_bytes = 0
+        num_bytes = 0
         for entry in entries.tolist():
             try:
                 data = self.source.read(entry)
                 num_bytes += len(data)
-                blob, suffix = self._one(data, images[taken])
+                blob, suffix = self._one(data, images[len(taken)])
             except RejectError as error:
                 rejects.append((entry, str(error)))
                 continue
-            record = records[taken]
-            record["entry"], record["suffix"], record["length"] = entry, SUFFIXES.index(suffix), len(blob)
-            record["offset"] = self._end
+            taken.append((entry, SUFFIXES.index(suffix), len(blob), self._end))
             self._spool_out(blob)
-            taken += 1
         self._flush()
-        records, images = records[:taken], images[:taken]
+        records = np.zeros(len(taken), record_type(spec.channels))
         if taken:
+            images = images[: len(taken)]
+            for name, column in zip(
+                ("entry", "suffix", "length", "offset"), zip(*taken, strict=True), strict=True
+            ):
+                records[name] = column
+            records["spool"] = self.number
             measures = stats.measure(images)
             records["sum"], records["square"] = measures.sums, measures.squares
             records["print"] = measures.prints
             digests = b"".join([hashlib.sha256(image.data).digest()[:16] for image in images])
-            records["digest"] = np.frombuffer(digests, np.uint64).reshape(taken, 2)
-            records["spool"] = self.number
+            records["digest"] = np.frombuffer(digests, np.uint64).reshape(len(taken), 2)
         return Chunk(records, rejects, num_bytes)
 
     def _spool_out(self, blob: bytes) -> None:
@@ -165,7 +167,7 @@ class Worker:
                 named = encode.tar_member(f"{stem}.cls", str(label).encode())
                 pending += (image, named)
                 total += len(image) + len(named)
-                waiting += len(image)
+                waiting += len(image) + len(named)
                 if waiting > _BUFFER:
                     flush()
                     waiting = 0

@@ -43,6 +43,7 @@ class Recipe:
     optim: OptimConfig
     schedule: ScheduleConfig
     ema: float
+    epochs: int  # schedules end with the run
 
 
 def feed_of(spec: RunSpec) -> Feed:
@@ -50,7 +51,8 @@ def feed_of(spec: RunSpec) -> Feed:
 
 
 def recipe_of(spec: RunSpec) -> Recipe:
-    return Recipe(spec.config.optim, spec.config.schedule, spec.config.train.ema)
+    train = spec.config.train
+    return Recipe(spec.config.optim, spec.config.schedule, train.ema, train.epochs)
 
 
 def _stack_key(spec: RunSpec) -> tuple[object, ...]:

@@ -48,9 +48,11 @@ class StackedBatchNorm(nn.Module):
             return self._normalise(h)
         first, last = self.members[0], self.members[-1] + 1
         if last - first == len(self.members):
-            return torch.cat([h[:first], self._normalise(h[first:last]), h[last:]])
-        normed = self._normalise(h.index_select(0, self.rows))
-        return h.index_copy(0, self.rows, normed.to(h.dtype))
+            # split, not three slices: its backward is one concatenation instead of three sums with zeros
+            before, normed, after = torch.split(h, [first, last - first, self.size - last])
+            return torch.cat([before, self._normalise(normed), after])
+        some = self._normalise(h.index_select(0, self.rows))
+        return h.index_copy(0, self.rows, some.to(h.dtype))
 
     def _normalise(self, h: Tensor) -> Tensor:
         """[R, B, H] → [R, B, H], as one BatchNorm1d of R·H features"""

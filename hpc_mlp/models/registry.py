@@ -22,7 +22,7 @@ Factory = Callable[[ModelConfig, ImageShape, int], nn.Module]
 BUILT_IN = ("mlp", "residual_mlp", "cnn", "resnet18")
 
 _FACTORIES: dict[str, Factory] = {}
-_PLUGINS: set[Path] = set()
+_PLUGINS: dict[Path, list[str]] = {}  # file → the kinds that it registered
 
 
 def register(kind: str) -> Callable[[Factory], Factory]:
@@ -47,11 +47,17 @@ def load_plugins(paths: Iterable[Path]) -> None:
         spec = importlib.util.spec_from_file_location(f"hpc_mlp_plugin_{path.stem}", path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
+        before = set(_FACTORIES)
         try:
             spec.loader.exec_module(module)
         except Exception as error:
             raise UserError(f"plugin {path} failed: {type(error).__name__}: {error}") from error
-        _PLUGINS.add(path)
+        _PLUGINS[path] = [kind for kind in _FACTORIES if kind not in before]
+
+
+def plugins_of(kind: str) -> list[Path]:
+    """The plugin that registered a kind, if one did."""
+    return [path for path, kinds in _PLUGINS.items() if kind in kinds]
 
 
 def build_module(config: ModelConfig, image_shape: ImageShape, num_classes: int, seed: int) -> nn.Module:

@@ -101,7 +101,7 @@ class StackedLinear(nn.Module):
 
 def _product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     if a.dtype == out.dtype:
-        return torch.matmul(a, b, out=out)
+        return (torch.bmm if a.dim() == 3 else torch.mm)(a, b, out=out)
     return out.copy_(torch.matmul(a, b))  # mixed precision
 
 

@@ -161,7 +161,7 @@ def _samples(material: Material, manifest: Manifest, shards: Path) -> Html:
 def _duplicates(manifest: Manifest, shards: Path) -> Html:
     """What the conversion found, in its own words, and the groups it listed in `duplicates.jsonl`."""
     lines = read_lines(shards / duplicates.NAME)
-    said = [line.removeprefix("WARNING: ").capitalize() + "." for line in duplicate_lines(manifest)]
+    said = [_sentence(line) for line in duplicate_lines(manifest)]
     if not said and not lines:
         known = lines is not None or manifest.duplicates
         text = (
@@ -173,6 +173,11 @@ def _duplicates(manifest: Manifest, shards: Path) -> Html:
     return html.join(
         html.bullets(said) if said else "", html.details("Which images", listed) if listed else ""
     )
+
+
+def _sentence(line: str) -> str:
+    line = line.removeprefix("WARNING: ").removesuffix(".")
+    return f"{line[:1].upper()}{line[1:]}."
 
 
 def _group(line: Json) -> tuple[object, ...]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hpc_mlp import __version__
+from hpc_mlp.errors import UserError
 from hpc_mlp.report import figures, html
 from hpc_mlp.report.dataset import dataset_section, mistakes_section
 from hpc_mlp.report.evaluation import (
@@ -29,17 +30,21 @@ from hpc_mlp.runs import write_bytes
 def write_report(summary: Summary, runs: Path, out: Path, shards: Path | None = None) -> Material:
     """Write the page to `out` and its figures to `runs/figures` (replaced as a whole). `shards` overrides the
     shards folder that the runs name. The same runs give the same bytes. Returns what it was made of; its
-    `missing` says what could not be shown."""
-    with tempfile.TemporaryDirectory(dir=runs, prefix=".figures.") as temporary:
-        folder = Path(temporary) / "figures"
-        with figures.style():
-            material = gather(summary, make_groups(summary), folder, shards)
-            text = render(material)
-        final = runs / "figures"
-        shutil.rmtree(final, ignore_errors=True)
-        if folder.is_dir():
-            folder.replace(final)
-    write_bytes(out, text.encode())
+    `missing` says what could not be shown. UserError where nothing can be written there."""
+    try:
+        with tempfile.TemporaryDirectory(dir=runs, prefix=".figures.") as temporary:
+            folder = Path(temporary) / "figures"
+            with figures.style():
+                material = gather(summary, make_groups(summary), folder, shards)
+                text = render(material)
+            shutil.rmtree(runs / "figures", ignore_errors=True)
+            if folder.is_dir():
+                folder.replace(runs / "figures")
+        write_bytes(out, text.encode())
+    except OSError as error:
+        raise UserError(
+            f"the report cannot be written ({error}). Choose a file elsewhere with --out FILE."
+        ) from None
     return material
 
 

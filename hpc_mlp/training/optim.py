@@ -64,6 +64,15 @@ class _Block:
     gradient: Tensor  # scratch [stop − start, rows, D], shared between blocks
 
 
+def _laid_out_as(parameter: Tensor, gradient: Tensor | None) -> Tensor:
+    """The fused kernels go through memory and heed no strides, which a gradient (of a convolution, say) may have."""
+    if gradient is None:
+        return torch.zeros_like(parameter)
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
+
+
 class BankOptimizer:
     """Adam, AdamW and SGD; rate, decay and clipping belong to the member.
 
@@ -127,7 +136,7 @@ class BankOptimizer:
         with torch.enable_grad():
             found = torch.autograd.grad(loss, [self.parameters[n] for n in small], allow_unused=True)
         gradients = {
-            name: torch.zeros_like(self.parameters[name]) if gradient is None else gradient
+            name: _laid_out_as(self.parameters[name], gradient)
             for name, gradient in zip(small, found, strict=True)
         }
         for name, full in self.full.items():

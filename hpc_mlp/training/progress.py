@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Protocol
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -16,27 +15,26 @@ from rich.text import Text
 from hpc_mlp.training.members import Member
 
 
-class View(Protocol):
-    """Told about every step and epoch of a bank."""
+class View:
+    """Told about every step and epoch of a bank. This one shows nothing: for processes that do not own the terminal."""
 
-    def start(self, members: Sequence[Member]) -> None: ...
-    def step(self, epoch: int, step: int, num_steps: int, batch_size: int) -> None: ...
-    def epoch(self, members: Sequence[Member]) -> None: ...
-    def finished(self, member: Member, accuracy: float | None) -> None: ...
-    def note(self, text: str) -> None: ...
+    def start(self, members: Sequence[Member]) -> None:
+        pass
+
+    def step(self, epoch: int, step: int, num_steps: int, batch_size: int) -> None:
+        pass
+
+    def epoch(self, members: Sequence[Member]) -> None:
+        pass
+
+    def finished(self, member: Member, accuracy: float | None) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
 
 
-class Silent:
-    """For the processes that do not own the terminal."""
-
-    def start(self, members: Sequence[Member]) -> None: ...
-    def step(self, epoch: int, step: int, num_steps: int, batch_size: int) -> None: ...
-    def epoch(self, members: Sequence[Member]) -> None: ...
-    def finished(self, member: Member, accuracy: float | None) -> None: ...
-    def note(self, text: str) -> None: ...
-
-
-class Lines:
+class Lines(View):
     """One plain line for each epoch of each run."""
 
     def __init__(self, console: Console) -> None:
@@ -45,9 +43,6 @@ class Lines:
     def start(self, members: Sequence[Member]) -> None:
         names = ", ".join(member.spec.name for member in members)
         self.note(f"training {len(members)} run{'s' * (len(members) > 1)} in one bank: {names}")
-
-    def step(self, epoch: int, step: int, num_steps: int, batch_size: int) -> None:
-        pass
 
     def epoch(self, members: Sequence[Member]) -> None:
         for member in members:
@@ -65,7 +60,7 @@ class Lines:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-class LiveTable:
+class LiveTable(View):
     """A table that is redrawn in place, four times a second."""
 
     def __init__(self, console: Console) -> None:
@@ -100,11 +95,10 @@ class LiveTable:
             self.rate = now if not self.rate else 0.7 * self.rate + 0.3 * now
             self.mark = (time.perf_counter(), 0)
 
-    def epoch(self, members: Sequence[Member]) -> None:
-        pass
-
     def finished(self, member: Member, accuracy: float | None) -> None:
-        self.endings[member.spec.name] = _ending(member, accuracy)
+        why = {"epochs": "done", "early": "early stop", "max_seconds": "time up", "diverged": "diverged"}
+        text = why[member.stopped or "epochs"]
+        self.endings[member.spec.name] = text if accuracy is None else f"{text}, test {accuracy:.3f}"
 
     def note(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import socket
-import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
@@ -18,76 +13,22 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from rich.console import Console
 
-from hpc_mlp import __version__
-from hpc_mlp.config import DataConfig, differences, identity
-from hpc_mlp.data.decode import MAX_PIXELS
-from hpc_mlp.data.manifest import Manifest
-from hpc_mlp.data.remote import Place, is_url, load_manifest
-from hpc_mlp.errors import HpcMlpError, LeaseLostError, RunError, UserError
+from hpc_mlp.config import DataConfig
+from hpc_mlp.data.remote import Place, load_manifest
+from hpc_mlp.errors import HpcMlpError, LeaseLostError, RunError
 from hpc_mlp.lease import Lease, hold_all
 from hpc_mlp.models.bank import bank_order
-from hpc_mlp.models.registry import build_module, count_parameters
 from hpc_mlp.plan import RunSpec
 from hpc_mlp.processes import Processes
-from hpc_mlp.runs import Json, RunFolder
 from hpc_mlp.training import stop
 from hpc_mlp.training.checkpoint import resumable_together
 from hpc_mlp.training.engine import BankTrainer
 from hpc_mlp.training.feeder import Feeder, make_feeder
+from hpc_mlp.training.job import Job, check, prepare, unfinished
 from hpc_mlp.training.members import Member
-from hpc_mlp.training.progress import Lines, LiveTable, Silent, View
-from hpc_mlp.training.trackers import check_trackers
+from hpc_mlp.training.progress import Lines, LiveTable, View
 
 Parallel = Literal["auto", "members", "data"]
-
-
-@dataclass(frozen=True)
-class Job:
-    """What one call of `train_specs` works on."""
-
-    shards: Place
-    manifest: Manifest
-    specs: list[RunSpec]
-    runs: Path
-
-    def folder(self, spec: RunSpec) -> RunFolder:
-        return RunFolder(self.runs / spec.name)
-
-    def describe(self, spec: RunSpec, device: torch.device) -> Json:
-        """config.json of a run."""
-        manifest = self.manifest
-        shape = (manifest.channels, *manifest.image_size)
-        with torch.device("meta"):
-            module = build_module(spec.config.model, shape, len(manifest.classes), spec.seed)
-        return {
-            "name": spec.name,
-            "variant": spec.variant,
-            "seed": spec.seed,
-            "swept": spec.swept,
-            "config": spec.config.model_dump(mode="json"),
-            "dataset": {
-                "path": str(self.shards) if is_url(self.shards) else str(Path(self.shards).resolve()),
-                "digest": manifest.digest,
-                "classes": list(manifest.classes),
-                "image_size": list(manifest.image_size),
-                "channels": manifest.channels,
-                "mean": list(manifest.mean),
-                "std": list(manifest.std),
-                "encoding": manifest.encoding,
-                "max_pixels": int(manifest.settings.get("max_pixels", MAX_PIXELS)),
-                "source": manifest.source.get("name"),
-                "num_images": {name: split.num_images for name, split in manifest.splits.items()},
-            },
-            "num_parameters": count_parameters(module),
-            "versions": {
-                "hpc_mlp": __version__,
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-            },
-            "command": " ".join(sys.argv),
-            "device": _device_name(device),
-            "hostname": socket.gethostname(),
-        }
 
 
 def train_specs(
@@ -123,7 +64,8 @@ def train_specs(
             )
         split = parallel == "data" or (parallel == "auto" and 0 < len(todo) < everybody.world_size)
         first, last = (0, len(todo)) if split else everybody.part(len(todo))
-        mine = todo[first:last]
+        # By seed: runs of one seed share their batches.
+        mine = sorted(todo, key=lambda spec: spec.seed)[first:last]
         configs = dict.fromkeys(spec.config.data for spec in mine)
         feeders = {config: make_feeder(job.shards, manifest, config, device) for config in configs}
         everybody.wait()  # nobody has written anything until everybody has read everything
@@ -135,65 +77,6 @@ def train_specs(
             code = _worst(code, everybody, device)
         accelerator.end_training()
         return code
-
-
-def check(job: Job) -> None:
-    """UserError where these runs cannot be trained on this dataset."""
-    manifest = job.manifest
-    if job.runs.exists() and not job.runs.is_dir():
-        raise UserError(f"--runs {job.runs}: this is a file; name a folder.")
-    for split in ("train", "val", "test"):
-        if manifest.split(split).num_images == 0:
-            raise UserError(
-                f"{job.shards} has no {split} images. Convert with larger --val and --test shares."
-            )
-    for spec in job.specs:
-        config = spec.config
-        if config.model.batchnorm and config.train.batch_size < 2:
-            raise UserError(f"{spec.name}: batch normalisation needs train.batch_size of at least 2.")
-        check_trackers(spec)
-        shape = (manifest.channels, *manifest.image_size)
-        with torch.device("meta"):  # wrong kinds and shapes show here, before anything is written
-            build_module(config.model, shape, len(manifest.classes), spec.seed)
-
-
-def unfinished(job: Job, device: torch.device) -> list[RunSpec]:
-    """The runs still to be trained. UserError where a folder holds another run."""
-    todo = []
-    for spec in job.specs:
-        folder = job.folder(spec)
-        old = folder.config()
-        if old is not None:
-            _compare(folder, old, job.describe(spec, device))
-        if old is None or folder.result() is None:
-            todo.append(spec)
-    return todo
-
-
-def prepare(job: Job, todo: Sequence[RunSpec], device: torch.device, overwrite: bool) -> None:
-    """Make the run folders of `todo`."""
-    for spec in todo:
-        folder = job.folder(spec)
-        if overwrite:
-            folder.clear()
-        folder.path.mkdir(parents=True, exist_ok=True)
-        if folder.config() is None:
-            folder.write_config(job.describe(spec, device))
-
-
-def _compare(folder: RunFolder, old: Json, new: Json) -> None:
-    lines = differences(_identity(old), _identity(new))
-    if lines:
-        raise UserError(
-            f"{folder.path} holds a run with another configuration or dataset:\n  "
-            + "\n  ".join(lines)
-            + "\nUse another --runs folder, or --overwrite to train it anew."
-        )
-
-
-def _identity(config: Json) -> Json:
-    flat = {f"{s}.{k}": value for s, keys in config["config"].items() for k, value in keys.items()}
-    return identity(flat) | {"seed": config["seed"], "dataset.digest": config["dataset"]["digest"]}
 
 
 def banks(job: Job, specs: Sequence[RunSpec]) -> list[list[RunSpec]]:
@@ -290,7 +173,7 @@ def _one_line(error: Exception) -> str:
 @contextmanager
 def _view(console: Console | None) -> Iterator[View]:
     if console is None:
-        yield Silent()
+        yield View()
     elif console.is_terminal:
         with LiveTable(console) as live:
             yield live
@@ -303,9 +186,3 @@ def _worst(code: int, processes: Processes, device: torch.device) -> int:
     codes[processes.rank] = code
     processes.sum([codes])
     return int(codes.max().item())
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({os.cpu_count()} cores)" if device.type == "cpu" else device.type

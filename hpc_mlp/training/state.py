@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hpc_mlp.models.bank import Bank, recipe_of
+from hpc_mlp.models.bank import Bank
 from hpc_mlp.models.registry import BUILT_IN
 from hpc_mlp.plan import RunSpec
 from hpc_mlp.processes import Processes
@@ -54,7 +54,6 @@ class BankState:
             self.bank, self.optimizer, loss, configs[0].precision, graph=processes.alone and capturable
         )
         self.steps_per_epoch = num_steps(feeder.num_images, configs[0].batch_size)
-        self._epochs = {recipe_of(spec): spec.config.train.epochs for spec in specs}
         self._constant = all(
             recipe.schedule.name == "constant" and not recipe.schedule.warmup_epochs
             for recipe in self.optimizer.recipes
@@ -65,7 +64,7 @@ class BankState:
         """The learning rates of `optimizer.recipes` at a global step (from 0)."""
         if self._rates is None or not self._constant:
             self._rates = [
-                learning_rate(r.schedule, r.optim, step, self.steps_per_epoch, self._epochs[r])
+                learning_rate(r.schedule, r.optim, step, self.steps_per_epoch, r.epochs)
                 for r in self.optimizer.recipes
             ]
         return self._rates

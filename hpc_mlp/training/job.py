@@ -1,0 +1,147 @@
+"""What one call of training works on: the runs, their folders, what they hold already."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hpc_mlp import __version__
+from hpc_mlp.config import differences, identity
+from hpc_mlp.data.decode import MAX_PIXELS
+from hpc_mlp.data.manifest import Manifest
+from hpc_mlp.data.remote import Place, is_url
+from hpc_mlp.errors import UserError
+from hpc_mlp.models.registry import build_module, count_parameters, plugins_of
+from hpc_mlp.plan import RunSpec
+from hpc_mlp.runs import Json, RunFolder
+from hpc_mlp.training.trackers import check_trackers
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one call of `train_specs` works on."""
+
+    shards: Place
+    manifest: Manifest
+    specs: list[RunSpec]
+    runs: Path
+
+    def folder(self, spec: RunSpec) -> RunFolder:
+        return RunFolder(self.runs / spec.name)
+
+    def describe(self, spec: RunSpec, device: torch.device) -> Json:
+        """config.json of a run."""
+        manifest = self.manifest
+        shape = (manifest.channels, *manifest.image_size)
+        with torch.device("meta"):
+            module = build_module(spec.config.model, shape, len(manifest.classes), spec.seed)
+        return {
+            "name": spec.name,
+            "variant": spec.variant,
+            "seed": spec.seed,
+            "swept": spec.swept,
+            "config": spec.config.model_dump(mode="json"),
+            "plugins": [str(path) for path in plugins_of(spec.config.model.kind)],
+            "dataset": {
+                "path": str(self.shards) if is_url(self.shards) else str(Path(self.shards).resolve()),
+                "digest": manifest.digest,
+                "classes": list(manifest.classes),
+                "image_size": list(manifest.image_size),
+                "channels": manifest.channels,
+                "mean": list(manifest.mean),
+                "std": list(manifest.std),
+                "encoding": manifest.encoding,
+                "max_pixels": int(manifest.settings.get("max_pixels", MAX_PIXELS)),
+                "source": manifest.source.get("name"),
+                "num_images": {name: split.num_images for name, split in manifest.splits.items()},
+            },
+            "num_parameters": count_parameters(module),
+            "versions": {
+                "hpc_mlp": __version__,
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+            },
+            "command": _command(),
+            "device": _device_name(device),
+            "hostname": socket.gethostname(),
+        }
+
+
+def check(job: Job) -> None:
+    """UserError where these runs cannot be trained on this dataset."""
+    manifest = job.manifest
+    if job.runs.exists() and not job.runs.is_dir():
+        raise UserError(f"--runs {job.runs}: this is a file; name a folder.")
+    for split in ("train", "val", "test"):
+        if manifest.split(split).num_images == 0:
+            raise UserError(
+                f"{job.shards} has no {split} images. Convert with larger --val and --test shares."
+            )
+    for spec in job.specs:
+        config = spec.config
+        if config.model.batchnorm and config.train.batch_size < 2:
+            raise UserError(f"{spec.name}: batch normalisation needs train.batch_size of at least 2.")
+        check_trackers(spec)
+        shape = (manifest.channels, *manifest.image_size)
+        with torch.device("meta"):  # wrong kinds and shapes show here, before anything is written
+            build_module(config.model, shape, len(manifest.classes), spec.seed)
+
+
+def unfinished(job: Job, device: torch.device) -> list[RunSpec]:
+    """The runs still to be trained. UserError where a folder holds another run."""
+    todo = []
+    for spec in job.specs:
+        folder = job.folder(spec)
+        old = folder.config()
+        if old is not None:
+            _compare(folder, old, job.describe(spec, device))
+        if old is None or folder.result() is None:
+            todo.append(spec)
+    return todo
+
+
+def prepare(job: Job, todo: Sequence[RunSpec], device: torch.device, overwrite: bool) -> None:
+    """Make the run folders of `todo`."""
+    for spec in todo:
+        folder = job.folder(spec)
+        if overwrite:
+            folder.clear()
+        folder.path.mkdir(parents=True, exist_ok=True)
+        if folder.config() is None:
+            folder.write_config(job.describe(spec, device))
+
+
+def _compare(folder: RunFolder, old: Json, new: Json) -> None:
+    lines = differences(_identity(old), _identity(new))
+    if lines:
+        raise UserError(
+            f"{folder.path} holds a run with another configuration or dataset:\n  "
+            + "\n  ".join(lines)
+            + "\nUse another --runs folder, or --overwrite to train it anew."
+        )
+
+
+def _identity(config: Json) -> Json:
+    flat = {f"{s}.{k}": value for s, keys in config["config"].items() for k, value in keys.items()}
+    return identity(flat) | {"seed": config["seed"], "dataset.digest": config["dataset"]["digest"]}
+
+
+def _command() -> str:
+    """The command line as a person would type it again."""
+    program = Path(sys.argv[0]).name
+    module = {"__main__.py": "hpc-mlp", "train.py": "python -m hpc_mlp.train"}
+    return f"{module.get(program, program)} {shlex.join(sys.argv[1:])}".strip()
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({os.cpu_count()} cores)" if device.type == "cpu" else device.type

@@ -1,0 +1,195 @@
+"""The house: arrows point down, no cycles, and the login-node commands start without torch."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, environment
+from fake_runs import write_run
+
+PACKAGE = REPOSITORY / "hpc_mlp"
+
+# From the ground up; a module imports from its own floor and those below.
+FLOORS = [
+    {"errors", "__init__", "randomness"},
+    {"config"},
+    {"plan", "options"},
+    {"runs", "lease", "processes"},
+    {"data"},
+    {"models"},
+    {"training", "predict", "launch", "report", "export", "card"},
+    {"train", "api"},
+    {"cli", "__main__"},
+]
+TORCH_FREE = (
+    "launch",
+    "report",
+    "cli",
+    "runs",
+    "lease",
+    "plan",
+    "options",
+    "config",
+    "errors",
+    "__init__",
+    "__main__",
+)
+TORCH_FREE_MODULES = ("hpc_mlp.data.manifest", "hpc_mlp.training.stop")
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name → file, of the whole package."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if "_configs" not in path.parts:
+            parts = path.relative_to(REPOSITORY).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(path: Path, *, top_only: bool) -> set[str]:
+    """Dotted names that a file imports: at its top level, or anywhere. Not what is for type checkers alone."""
+    names: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            return
+        if top_only and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            return
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text()))
+    return names
+
+
+def room(name: str) -> str:
+    """`hpc_mlp.data.shards` → `data`"""
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def floor(name: str) -> int:
+    for height, rooms in enumerate(FLOORS):
+        if room(name) in rooms:
+            return height
+    raise AssertionError(f"{name}: put the room {room(name)!r} on one of the FLOORS")
+
+
+def inner(path: Path, *, top_only: bool) -> set[str]:
+    known = modules()
+    return {name for name in imports(path, top_only=top_only) if name in known and name != "hpc_mlp"}
+
+
+@pytest.mark.parametrize("name", modules())
+def test_arrows_point_down(name: str) -> None:
+    for other in inner(modules()[name], top_only=False):
+        assert floor(other) <= floor(name), f"{name} imports {other}, which is above it"
+
+
+def test_no_cycles_between_modules() -> None:
+    graph = {name: inner(path, top_only=True) - {name} for name, path in modules().items()}
+    graphlib.TopologicalSorter(graph).prepare()  # CycleError names the modules
+
+
+def test_no_cycles_between_rooms() -> None:
+    graph: dict[str, set[str]] = {}
+    for name, path in modules().items():
+        graph.setdefault(room(name), set()).update(room(other) for other in inner(path, top_only=False))
+    graphlib.TopologicalSorter({one: others - {one} for one, others in graph.items()}).prepare()
+
+
+def test_nothing_imports_tools_or_slurm() -> None:
+    for path in modules().values():
+        assert not {
+            name
+            for name in imports(path, top_only=False)
+            if name.split(".")[0] in ("tools", "slurm", "tests")
+        }
+
+
+def torch_free() -> list[str]:
+    return [name for name in modules() if room(name) in TORCH_FREE or name in TORCH_FREE_MODULES]
+
+
+def test_login_node_modules_never_import_torch() -> None:
+    """Imported all together in a fresh process."""
+    names = [name for name in torch_free() if name != "hpc_mlp.__main__"]
+    code = f"import sys, importlib\nfor n in {names!r}: importlib.import_module(n)\n"
+    code += (
+        "print([m for m in ('torch', 'torchvision', 'accelerate', 'safetensors.torch') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0 and done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def loaded_by(*arguments: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """Run the command line in a fresh process; → what it said, and the top-level modules it had loaded."""
+    code = (
+        "import sys, json, atexit\n"
+        "atexit.register(lambda: print('\\n' + json.dumps(sorted({m.split('.')[0] for m in sys.modules}))))\n"
+        "from hpc_mlp.cli import main\n"
+        f"main({list(arguments)!r})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=60
+    )
+    return done, json.loads(done.stdout.splitlines()[-1])
+
+
+def test_help_and_table_start_without_torch(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_run(tmp_path / "runs", "baseline", seed)
+        write_run(tmp_path / "runs", "dropout", seed)
+    commands = [
+        ("--help",), ("train", "--help"), ("submit", "--help"), ("convert", "--help"),
+        ("table", str(tmp_path / "runs")), ("status", str(tmp_path / "runs")),
+    ]  # fmt: skip
+    for arguments in commands:
+        done, loaded = loaded_by(*arguments)
+        assert done.returncode == 0, done.stderr
+        assert not {"torch", "torchvision", "accelerate"} & set(loaded), arguments
+
+
+def test_wrong_options_are_answered_without_torch(tmp_path: Path) -> None:
+    for wrong in (("--set", "optim.lrr=1"), ("--variants", "nosuch"), ("--seeds", "x")):
+        done, loaded = loaded_by("train", str(tmp_path), *wrong)
+        assert done.returncode == 2 and "torch" not in loaded
+
+
+def test_help_takes_at_most_0_4_seconds_of_processor_time() -> None:
+    def seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(
+            [sys.executable, "-m", "hpc_mlp", "--help"], env=environment(), capture_output=True
+        )
+        assert done.returncode == 0 and b"convert" in done.stdout
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    measured = []
+    for _ in range(8):  # the least of some: other work on the machine only adds
+        measured.append(seconds())
+        if measured[-1] <= 0.4:
+            break
+    assert min(measured) <= 0.4, measured
+
+
+def test_files_are_of_a_size_that_reads_well() -> None:
+    for path in modules().values():
+        assert len(path.read_text().splitlines()) <= 400, f"{os.fspath(path)}: cut it in two"
