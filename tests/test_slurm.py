@@ -173,7 +173,7 @@ def test_disturbed_runs_equal_undisturbed_ones(cluster: None, shards: Path, tmp_
     threads = {"launch.setup": ["export OMP_NUM_THREADS=1"], "launch.partition": "low"}
     whole_node = {"launch.cpus_per_task": 8, **threads}
     half_node = {"launch.cpus_per_task": 4, **threads}
-    limit = {"launch.time_minutes": 1, "launch.signal_seconds": 25}
+    limit = {"launch.time_minutes": 1, "launch.signal_seconds": 45}
     folders = {name: tmp_path / name for name in ("kill", "unplug", "preempt", "requeue", "limit")}
     for name, runs in folders.items():
         size = half_node if name in ("requeue", "limit") else whole_node
