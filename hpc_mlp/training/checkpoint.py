@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor
 from hpc_mlp.errors import RunError
 from hpc_mlp.runs import BEST, LAST, publish
 
+Guard = Callable[[], None]  # raises if this process may no longer write
 Position = tuple[int, int]  # finished epochs, finished steps of the next one
 
 
@@ -33,13 +35,16 @@ class Checkpoint:
     tensors: dict[str, Tensor]
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Written under a temporary name, then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], guard: Guard = lambda: None
+) -> None:
+    """Written under a name of its own, then renamed, if `guard` does not raise: it is asked at the last moment."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
         # One metadata key: safetensors writes several in an order that changes from call to call.
         save_file(contiguous, temporary, {"hpc_mlp": json.dumps(metadata)})
+        guard()
         publish(temporary, path)
     except (OSError, SafetensorError) as error:
         raise RunError(f"cannot write {path}: {error}") from error
@@ -47,12 +52,15 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         temporary.unlink(missing_ok=True)
 
 
-def save_checkpoints(folders: Sequence[Path], checkpoints: Sequence[Checkpoint]) -> None:
+def save_checkpoints(
+    folders: Sequence[Path], checkpoints: Sequence[Checkpoint], guard: Guard = lambda: None
+) -> None:
     """Publish the checkpoints of all members of a bank, all or none."""
     for folder, checkpoint in zip(folders, checkpoints, strict=True):
         metadata = {"position": checkpoint.position, "state": checkpoint.state}
-        save_tensors(_new(folder), checkpoint.tensors, metadata)
+        save_tensors(_new(folder), checkpoint.tensors, metadata, guard)
     for folder in folders:
+        guard()
         os.replace(_new(folder), folder / LAST)
 
 
@@ -116,8 +124,10 @@ def _position(path: Path) -> Position | None:
         return None  # cut short by a crash of the machine: as good as absent
 
 
-def save_best(folder: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    save_tensors(folder / BEST, weights, metadata)
+def save_best(
+    folder: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, Any], guard: Guard = lambda: None
+) -> None:
+    save_tensors(folder / BEST, weights, metadata, guard)
 
 
 def load_best(folder: Path) -> dict[str, Tensor]:

@@ -104,19 +104,18 @@ class BankTrainer:
     def _save(self) -> None:
         losses = self.state.loss_table()
         if self.processes.lead:
-            self.guard()
             checkpoints = [
                 Checkpoint((self.epoch, self.step), member.state(), tensors | {"loss_sum": losses[:, i]})
                 for i, (member, tensors) in enumerate(
                     zip(self.members, self.state.member_tensors(), strict=True)
                 )
             ]
-            save_checkpoints([member.folder.path for member in self.members], checkpoints)
+            save_checkpoints([member.folder.path for member in self.members], checkpoints, self.guard)
         self.saved_at = time.monotonic()
 
     def _save_best(self, member: Member, tensors: dict[str, Tensor]) -> None:
         about = {"epoch": member.best_epoch, "name": member.spec.name}
-        save_best(member.folder.path, best_weights(member.spec, tensors), about)
+        save_best(member.folder.path, best_weights(member.spec, tensors), about, self.guard)
 
     # ---- an epoch
 
@@ -199,6 +198,7 @@ class BankTrainer:
             ):
                 if better:
                     self._save_best(member, tensors)
+                self.guard()
                 member.folder.write_metrics(member.history)
                 self.trackers[member.spec.name].log(member.history[-1])
         self.view.epoch(self.members)
@@ -214,8 +214,7 @@ class BankTrainer:
             if member.stopped:
                 accuracy = None
                 if self.processes.lead:
-                    self.guard()
-                    accuracy = write_result(member, self.feeder, parameters, self.bank_size)
+                    accuracy = write_result(member, self.feeder, parameters, self.bank_size, self.guard)
                     self.trackers[member.spec.name].close()
                 self.view.finished(member, accuracy)
         staying = [i for i, member in enumerate(self.members) if not member.stopped]

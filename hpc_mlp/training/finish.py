@@ -9,14 +9,16 @@ import numpy as np
 from hpc_mlp.models.registry import build_module
 from hpc_mlp.processes import Processes
 from hpc_mlp.runs import PREDICTIONS, write_bytes
-from hpc_mlp.training.checkpoint import load_best
+from hpc_mlp.training.checkpoint import Guard, load_best
 from hpc_mlp.training.evaluate import evaluate
 from hpc_mlp.training.feeder import Feeder
 from hpc_mlp.training.members import Member
 
 
-def write_result(member: Member, feeder: Feeder, num_parameters: int, bank_size: int) -> float | None:
-    """→ test accuracy; None where the run diverged before its first epoch ended."""
+def write_result(
+    member: Member, feeder: Feeder, num_parameters: int, bank_size: int, guard: Guard
+) -> float | None:
+    """→ test accuracy; None where the run diverged before its first epoch ended. `guard` is asked before each file."""
     manifest, spec, test = feeder.manifest, member.spec, None
     if member.best_epoch:
         shape = (manifest.channels, *manifest.image_size)
@@ -27,7 +29,9 @@ def write_result(member: Member, feeder: Feeder, num_parameters: int, bank_size:
         test = metrics.as_json(manifest.classes)
         buffer = io.BytesIO()
         np.savez(buffer, probabilities=probabilities, labels=labels)
+        guard()
         write_bytes(member.folder.path / PREDICTIONS, buffer.getvalue())
     result = member.result(test, num_parameters, feeder.num_images, str(feeder.device), bank_size)
+    guard()
     member.folder.write_result(result)
     return test["accuracy"] if test else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +21,7 @@ from hpc_mlp.models.bank import bank_order
 from hpc_mlp.plan import RunSpec
 from hpc_mlp.processes import Processes
 from hpc_mlp.training import stop
-from hpc_mlp.training.checkpoint import resumable_together
+from hpc_mlp.training.checkpoint import Guard, resumable_together
 from hpc_mlp.training.engine import BankTrainer
 from hpc_mlp.training.feeder import Feeder, make_feeder
 from hpc_mlp.training.job import Job, check, prepare, unfinished
@@ -29,6 +29,7 @@ from hpc_mlp.training.members import Member
 from hpc_mlp.training.progress import Lines, LiveTable, View
 
 Parallel = Literal["auto", "members", "data"]
+STOPPED = -1  # a bank was asked to stop, and has written its checkpoint
 
 
 def train_specs(
@@ -111,35 +112,45 @@ def _train(
             members = [Member(spec, job.folder(spec)) for spec in specs]
             try:
                 with _leases(members, processes, device) as guard:
-                    if processes.lead:
-                        for member in members:
-                            member.folder.sweep()
                     feeder = feeders[specs[0].config.data]
-                    open_members = [member for member in members if member.folder.result() is None]
-                    if not open_members or BankTrainer(open_members, feeder, processes, view, guard).run():
-                        continue
+                    done = _train_bank(members, feeder, processes, view, guard)
+            except LeaseLostError as error:  # the folders are another's now: nothing may be written there
+                view.note(str(error))
+                done = 1
+            if done == STOPPED:
                 reason = stop.stop_reason() or "SIGTERM"
                 view.note(f"stopped by {reason}; the same command goes on from here.")
                 return stop.exit_code(reason)
-            except LeaseLostError as error:  # the folders are another's now: nothing may be written there
-                view.note(str(error))
-                code = 1
-            except Exception as error:
-                if not processes.lead:  # the lead writes the folders, and will only see that we are gone
-                    traceback.print_exc()
-                    return 1
-                _record_failure(members, error)
-                view.note(
-                    f"failed: {_one_line(error)}; the traceback is in {members[0].folder.path}/failed.json"
-                )
-                code = 1
+            code = max(code, done)
     return code
 
 
+def _train_bank(
+    members: Sequence[Member], feeder: Feeder, processes: Processes, view: View, guard: Guard
+) -> int:
+    """→ 0, 1 (failed, and recorded in the run folders) or STOPPED."""
+    try:
+        if processes.lead:
+            for member in members:
+                member.folder.sweep()
+        unfinished_members = [member for member in members if member.folder.result() is None]
+        if not unfinished_members or BankTrainer(unfinished_members, feeder, processes, view, guard).run():
+            return 0
+        return STOPPED
+    except Exception as error:
+        if isinstance(error, LeaseLostError):
+            raise
+        if not processes.lead:  # the lead writes the folders, and will only see that we are gone
+            traceback.print_exc()
+            return 1
+        guard()  # what failed may have failed because another process took over
+        _record_failure(members, error)
+        view.note(f"failed: {_one_line(error)}; the traceback is in {members[0].folder.path}/failed.json")
+        return 1
+
+
 @contextmanager
-def _leases(
-    members: Sequence[Member], processes: Processes, device: torch.device
-) -> Iterator[Callable[[], None]]:
+def _leases(members: Sequence[Member], processes: Processes, device: torch.device) -> Iterator[Guard]:
     """Hold the run folders, so that one process at a time writes them; → a check to call before writing."""
     with ExitStack() as stack:
         problem: Exception | None = None
