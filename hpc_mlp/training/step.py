@@ -54,7 +54,8 @@ class TrainStep:
         self.graph = _Graph(self) if graph and self.device.type == "cuda" else None
 
     def __call__(self, batch: StepBatch, rates: Sequence[float]) -> None:
-        self.bank.train()
+        if not self.bank.training:
+            self.bank.train()
         inputs = _Inputs(
             batch.images,
             Targets(batch.labels[self.feeds], self._by_member(batch.partners), self._by_member(batch.share)),
