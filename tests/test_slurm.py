@@ -165,15 +165,15 @@ def test_two_nodes_with_two_tasks_each_equal_one_process(cluster: None, shards: 
         np.testing.assert_allclose(ours[name], expected[name], rtol=1e-3, atol=1e-4, err_msg=name)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_disturbed_runs_equal_undisturbed_ones(cluster: None, shards: Path, tmp_path: Path) -> None:
     """Requeue, preemption, node failure, a cut network and the time limit, all in the middle of training."""
-    sets = {"train.epochs": 60, "train.early_stopping": False, "train.checkpoint_every": "20 steps"}
+    sets = {"train.epochs": 150, "train.early_stopping": False, "train.checkpoint_every": "20 steps"}
     options = ("--variants", "dropout_batchnorm", "--seeds", "0-1")
     threads = {"launch.setup": ["export OMP_NUM_THREADS=1"], "launch.partition": "low"}
     whole_node = {"launch.cpus_per_task": 8, **threads}
     half_node = {"launch.cpus_per_task": 4, **threads}
-    limit = {"launch.time_minutes": 1, "launch.signal_seconds": 45}
+    limit = {"launch.time_minutes": 1, "launch.signal_seconds": 30}
     folders = {name: tmp_path / name for name in ("kill", "unplug", "preempt", "requeue", "limit")}
     for name, runs in folders.items():
         size = half_node if name in ("requeue", "limit") else whole_node
@@ -206,8 +206,9 @@ def test_disturbed_runs_equal_undisturbed_ones(cluster: None, shards: Path, tmp_
     logs = list(folders["unplug"].glob(".launch/*/logs/*_log.err"))
     told = "was taken over by"
     wait_until("the twin gives up", lambda: any(told in log.read_text() for log in logs), 60)
+    # Only now: Slurm 22.05, told by a node that comes back that its copy of the step has ended, ends the successor's.
+    wait_until("all are done", all_are("done", *folders.values()), 400)
     dev_cluster("plug", unplugged)
-    wait_until("all are done", all_are("done", *folders.values()), 280)
     for name in folders:
         assert requeued(name), f"{name} was not disturbed"
 
