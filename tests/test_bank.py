@@ -218,7 +218,9 @@ def test_dropout_drops_at_its_rate_and_scales(rate: float) -> None:
     from hpc_mlp.models.stack import FeedRun
 
     block = bank.blocks[0]
-    mask = block._mask(0, draws[0][0], [FeedRun(0, 0, 1), FeedRun(1, 1, 2)])
+    masks = block.masks(0, draws[0][0], [FeedRun(0, 0, 1), FeedRun(1, 1, 2)])
+    assert [(mask.start, mask.stop) for mask in masks] == [(0, 1), (1, 2)]
+    mask = torch.stack([mask.values for mask in masks])
     assert mask.shape == (2, 250, 400)
     kept = (mask > 0).double().mean((1, 2))
     spread = (rate * (1 - rate) / (250 * 400)) ** 0.5

@@ -61,14 +61,19 @@ def _stack_key(spec: RunSpec) -> tuple[object, ...]:
 
 
 def bank_order(specs: Sequence[RunSpec]) -> list[RunSpec]:
-    """The order in which a bank holds its members: those that stack, share a recipe, share a feed side by side."""
+    """The order in which a bank holds its members: side by side those that stack, share a recipe, are batch-normalised,
+    share a feed."""
     stacks, recipes, feeds = (
         list(dict.fromkeys(key(spec) for spec in specs)) for key in (_stack_key, recipe_of, feed_of)
     )
-    return sorted(
-        specs,
-        key=lambda s: (stacks.index(_stack_key(s)), recipes.index(recipe_of(s)), feeds.index(feed_of(s))),
-    )
+
+    def place(spec: RunSpec) -> tuple[int, int, bool, int]:
+        model = spec.config.model
+        return (
+            stacks.index(_stack_key(spec)), recipes.index(recipe_of(spec)), model.batchnorm, feeds.index(feed_of(spec))
+        )  # fmt: skip
+
+    return sorted(specs, key=place)
 
 
 class Bank(nn.Module):

@@ -6,7 +6,9 @@ such a batch is normalised with the running statistics, and leaves them as they 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -17,8 +19,21 @@ from torch import Tensor, nn
 from hpc_mlp.models.parts import BatchParts
 
 
+@dataclass(frozen=True)
+class Normed:
+    """A normalised span of members, and what its gradient needs. `y` [v, b, H] are this process's images; the rest is
+    of the whole batch."""
+
+    rows: slice  # of the parameters
+    y: Tensor
+    flat: Tensor  # what was normalised: [B, v·H]
+    mean: Tensor
+    inverse_std: Tensor
+    learning: bool
+
+
 class StackedBatchNorm(nn.Module):
-    """`nn.BatchNorm1d` for the members in `members` (positions in a stack of V); the others pass through.
+    """`nn.BatchNorm1d` for the members in `members` (positions in a stack of V, ascending).
 
     With `parts`, statistics are those of the global batch, of which each process holds some rows: they gather it, so
     that all compute what one process would, bit for bit.
@@ -27,72 +42,54 @@ class StackedBatchNorm(nn.Module):
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
-    rows: Tensor
 
     def __init__(self, norms: Sequence[nn.BatchNorm1d], members: Sequence[int], size: int) -> None:
         super().__init__()
         self.members = list(members)
-        self.size = size
         self.parts: BatchParts | None = None
         self.eps = norms[0].eps
         self.momentum = norms[0].momentum or 0.1
-        self.register_buffer("rows", torch.tensor(self.members), persistent=False)
         self.weight = nn.Parameter(torch.stack([norm.weight.detach() for norm in norms]))  # [R, H]
         self.bias = nn.Parameter(torch.stack([norm.bias.detach() for norm in norms]))  # [R, H]
         for name in ("running_mean", "running_var", "num_batches_tracked"):
             self.register_buffer(name, torch.stack([getattr(norm, name) for norm in norms]))
+        self.spans: list[tuple[slice, bool]] = []  # neighbouring members that are (not) normalised
+        for normed, group in itertools.groupby(range(size), key=lambda v: v in self.members):
+            span = list(group)
+            self.spans.append((slice(span[0], span[-1] + 1), normed))
 
-    def forward(self, h: Tensor) -> Tensor:
-        """[V, B, H] → [V, B, H]"""
-        if len(self.members) == self.size:
-            return self._normalise(h)
-        first, last = self.members[0], self.members[-1] + 1
-        if last - first == len(self.members):
-            # split, not three slices: its backward is one concatenation instead of three sums with zeros
-            before, normed, after = torch.split(h, [first, last - first, self.size - last])
-            return torch.cat([before, self._normalise(normed), after])
-        some = self._normalise(h.index_select(0, self.rows))
-        return h.index_copy(0, self.rows, some.to(h.dtype))
-
-    def _normalise(self, h: Tensor) -> Tensor:
-        """[R, B, H] → [R, B, H], as one BatchNorm1d of R·H features"""
-        if self.parts is not None and self.training:
-            normed: Tensor = _GatheredNorm.apply(h, self.weight, self.bias, self)
-            return normed
-        return self.plain(h)
-
-    def plain(self, h: Tensor) -> Tensor:
-        """[R, B, H] → [R, B, H], of the whole batch"""
-        members, batch, width = h.shape
+    def normalise(self, h: Tensor, span: slice) -> Normed:
+        """h [v, b, H] of the members in `span`, as one BatchNorm1d of v·H features. No gradient is recorded."""
+        parts = self.parts if self.training else None
+        whole = h if parts is None else parts.gather(h)
+        members, batch, width = whole.shape
+        first = self.members.index(span.start)
+        rows = slice(first, first + members)
         # Contiguous: other strides take another kernel, slower and with other rounding.
-        flat = h.transpose(0, 1).reshape(batch, members * width).contiguous()
-        weight, bias = self.weight.flatten(), self.bias.flatten()
-        mean, var = self.running_mean.view(-1), self.running_var.view(-1)
+        flat = whole.transpose(0, 1).reshape(batch, members * width).contiguous()
         learning = self.training and batch > 1
         if learning:
-            self.num_batches_tracked += 1
-        y = F.batch_norm(flat, mean, var, weight, bias, learning, self.momentum, self.eps)
-        return y.view(batch, members, width).transpose(0, 1)
+            self.num_batches_tracked[rows] += 1
+        y, mean, inverse_std = torch.native_batch_norm(
+            flat, self.weight[rows].flatten(), self.bias[rows].flatten(), self.running_mean[rows].view(-1),
+            self.running_var[rows].view(-1), learning, self.momentum, self.eps,
+        )  # fmt: skip
+        y = y.view(batch, members, width).transpose(0, 1)
+        return Normed(rows, y if parts is None else parts.mine(y), flat, mean, inverse_std, learning)
 
-
-class _GatheredNorm(torch.autograd.Function):
-    """This process's rows of the batch normalisation of the gathered batch. Parameter gradients are global."""
-
-    @staticmethod
-    def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor, norm: StackedBatchNorm) -> Tensor:
-        assert norm.parts is not None
-        ctx.parts, ctx.leaves = norm.parts, None
-        ctx.whole = norm.parts.gather(h.detach()).requires_grad_()
-        with torch.enable_grad():
-            ctx.y = norm.plain(ctx.whole)
-        ctx.parameters = (weight, bias)
-        return norm.parts.mine(ctx.y.detach()).clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        dy = ctx.parts.gather(grads[0])
-        dh, dw, db = torch.autograd.grad(ctx.y, (ctx.whole, *ctx.parameters), dy)
-        return ctx.parts.mine(dh), dw, db, None
+    def gradient(self, dy: Tensor, normed: Normed) -> tuple[Tensor, Tensor, Tensor]:
+        """dy [v, b, H] → gradients of the input [v, b, H], and of weight and bias [v, H] over the whole batch."""
+        parts = self.parts if self.training else None
+        whole = dy if parts is None else parts.gather(dy)
+        members, batch, width = whole.shape
+        rows = normed.rows
+        dx, dw, db = torch.ops.aten.native_batch_norm_backward(
+            whole.transpose(0, 1).reshape(batch, members * width).contiguous(), normed.flat,
+            self.weight[rows].flatten(), self.running_mean[rows].view(-1), self.running_var[rows].view(-1),
+            normed.mean, normed.inverse_std, normed.learning, self.eps, [True, True, True],
+        )  # fmt: skip
+        dx = dx.view(batch, members, width).transpose(0, 1)
+        return dx if parts is None else parts.mine(dx), dw.view(members, width), db.view(members, width)
 
 
 class _AllSum(torch.autograd.Function):

@@ -8,25 +8,18 @@ what batch normalisation wants.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from hpc_mlp.models import products
+from hpc_mlp.models.hidden import ACTIVATIONS, Mask, hidden
 from hpc_mlp.models.norm import StackedBatchNorm
 from hpc_mlp.models.parts import BatchParts
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "silu": F.silu,
-    "tanh": torch.tanh,
-    "leaky_relu": F.leaky_relu,
-}
 
 
 @dataclass(frozen=True)
@@ -70,18 +63,13 @@ class StackedLinear(nn.Module):
         return cast(Tensor, function.apply(x, weight, bias, self, runs))
 
     def weight_gradient(self, start: int, stop: int, rows: slice, out: Tensor) -> Tensor:
-        """d loss / d weight[start:stop, rows] of the last backward, written to `out` [stop − start, rows, D] float32.
-        `start:stop` must lie within one entry of `factors`."""
+        """d loss / d weight[start:stop, rows] of the last backward, float32 [stop − start, rows, D], in the scratch
+        `out` or elsewhere. `start:stop` must lie within one entry of `factors`."""
         for run, x, dy in self.factors:
             if run.start <= start and stop <= run.stop:
                 dy = dy[start - run.start : stop - run.start, :, rows]  # [v, B, rows]
-                if x.dim() == 2:
-                    columns = dy.transpose(0, 1).reshape(
-                        dy.shape[1], dy.shape[0] * dy.shape[2]
-                    )  # [B, v·rows]
-                    return _product(columns.t(), x, out.view(-1, x.shape[1])).view_as(out)
-                x = x[start - run.start : stop - run.start]
-                return _product(dy.transpose(1, 2), x, out)
+                x = x if x.dim() == 2 else x[start - run.start : stop - run.start]
+                return products.weight_gradient(dy, x, out, self.weight[0].numel())
         raise AssertionError(f"no gradient for members {start}:{stop}")
 
     def gathered(self, x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,13 +84,10 @@ class StackedLinear(nn.Module):
     def full_gradient(self, out: Tensor) -> None:
         """d loss / d weight of the last backward, written to `out` [V, H, D] float32."""
         for run, _, _ in self.factors:
-            self.weight_gradient(run.start, run.stop, slice(None), out[run.start : run.stop])
-
-
-def _product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    if a.dtype == out.dtype:
-        return (torch.bmm if a.dim() == 3 else torch.mm)(a, b, out=out)
-    return out.copy_(torch.matmul(a, b))  # mixed precision
+            rows = out[run.start : run.stop]
+            gradient = self.weight_gradient(run.start, run.stop, slice(None), rows)
+            if gradient is not rows:
+                rows.copy_(gradient)
 
 
 class _MemberLinear(torch.autograd.Function):
@@ -114,13 +99,13 @@ class _MemberLinear(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.layer = layer
-        return torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
+        return products.own_inputs(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        dx = torch.bmm(dy, weight) if ctx.needs_input_grad[0] else None
+        dx = products.input_gradient(dy, weight) if ctx.needs_input_grad[0] else None
         x, dy = ctx.layer.gathered(x, dy)
         ctx.layer.factors = [(FeedRun(0, 0, x.shape[0]), x, dy)]
         return dx, None, ctx.layer.bias_gradient(dy), None, None
@@ -137,9 +122,8 @@ class _FeedLinear(torch.autograd.Function):
         ctx.layer, ctx.runs = layer, runs
         outputs = []
         for run in runs:
-            w, b = weight[run.start : run.stop], bias[run.start : run.stop]
-            flat = F.linear(x[run.feed], w.flatten(0, 1), b.flatten())  # [B, v·H]
-            outputs.append(flat.view(x.shape[1], run.stop - run.start, weight.shape[1]).transpose(0, 1))
+            members = slice(run.start, run.stop)
+            outputs.append(products.shared_input(x[run.feed], weight[members], bias[members]))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     @staticmethod
@@ -167,7 +151,7 @@ class StackedMLP(nn.Module):
 
     def __init__(self, modules: Sequence[nn.Sequential], activation: str) -> None:
         super().__init__()
-        self.activation = _ACTIVATIONS[activation]
+        self.activation = ACTIVATIONS[activation]
         self.names = [_layer_names(module) for module in modules]
         depth = len(self.names[0].linear) - 1
         linears = [
@@ -195,6 +179,7 @@ class StackedMLP(nn.Module):
         )
         self.widths = [cast(StackedLinear, linear).weight.shape[1] for linear in list(self.linears)[:-1]]
         self.dropout_layers = []  # hidden layers in which some member drops units
+        self.dropped: list[list[int]] = []  # hidden layer → member → units dropped of 65536
         for i in range(depth):
             rates = [_rate(module, names, i) for module, names in zip(modules, self.names, strict=True)]
             dropped = [min(65535, round(65536 * rate)) for rate in rates]  # of 65536
@@ -202,6 +187,7 @@ class StackedMLP(nn.Module):
             scale = torch.tensor([65536 / (65536 - n) for n in dropped])
             self.register_buffer(f"threshold{i}", threshold.view(-1, 1, 1), persistent=False)
             self.register_buffer(f"scale{i}", scale.view(-1, 1, 1), persistent=False)
+            self.dropped.append(dropped)
             if any(dropped):
                 self.dropout_layers.append(i)
 
@@ -212,20 +198,31 @@ class StackedMLP(nn.Module):
         `randomness.dropout_draws` of each feed, int16 [S, B, H]; None for evaluation."""
         h = self.linears[0](images.flatten(2), runs)
         for i in range(len(self.widths)):
-            if self.norms:
-                h = self.norms[i](h)
-            h = self.activation(h)
-            if draws is not None and i in self.dropout_layers:
-                h = h * self._mask(i, draws[i], runs).to(h.dtype)
-            h = self.linears[i + 1](h)
+            norm = cast(StackedBatchNorm, self.norms[i]) if self.norms else None
+            masks = self.masks(i, draws[i], runs) if draws is not None and i in self.dropout_layers else []
+            h = self.linears[i + 1](hidden(h, norm, self.activation, masks))
         return cast(Tensor, h)
 
-    def _mask(self, layer: int, draws: Tensor, runs: Sequence[FeedRun]) -> Tensor:
-        """0 where a unit is dropped, else 1 / (1 − p): float32 [V, B, H]"""
-        if draws.shape[0] > 1:
-            draws = torch.cat([draws[r.feed].expand(r.stop - r.start, -1, -1) for r in runs])
-        keep: Tensor = draws >= self.get_buffer(f"threshold{layer}")
-        return keep * self.get_buffer(f"scale{layer}")
+    def masks(self, layer: int, draws: Tensor, runs: Sequence[FeedRun]) -> list[Mask]:
+        """`draws` int16 [S, B, H] of a hidden layer → what its members' outputs are multiplied with"""
+        if draws.is_cuda:  # few large kernels
+            if draws.shape[0] > 1:
+                draws = torch.cat([draws[r.feed].expand(r.stop - r.start, -1, -1) for r in runs])
+            keep: Tensor = draws >= self.get_buffer(f"threshold{layer}")
+            return [Mask(0, len(keep), keep * self.get_buffer(f"scale{layer}"))]
+        masks: list[Mask] = []
+        made: dict[tuple[int, int], Tensor] = {}  # members of equal feed and rate drop the same units
+        for run in runs:
+            for v in range(run.start, run.stop):
+                dropped = self.dropped[layer][v]
+                if not dropped:
+                    continue
+                key = (run.feed, dropped)
+                if key not in made:
+                    kept = draws[run.feed] >= dropped - 32768
+                    made[key] = kept.float().mul_(65536 / (65536 - dropped))
+                masks.append(Mask(v, v + 1, made[key]))
+        return masks
 
     def set_reference(self, image: Tensor) -> None:
         """Any normalised image [C, H, W]; the same for all processes (see `StackedLinear.reference`)."""

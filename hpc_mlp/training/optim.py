@@ -61,7 +61,7 @@ class _Block:
     stop: int
     rows: slice
     update: _Update
-    gradient: Tensor  # scratch [stop − start, rows, D], shared between blocks
+    scratch: Tensor  # [stop − start, rows, D], shared between blocks
 
 
 def _laid_out_as(parameter: Tensor, gradient: Tensor | None) -> Tensor:
@@ -151,8 +151,8 @@ class BankOptimizer:
             rows = [gradients[n] if rows is None else gradients[n][rows] for n, rows in update.gradients]
             update.apply(rows, [self.count] * len(rows), rates[update.recipe])
         for block in self.blocks:
-            block.layer.weight_gradient(block.start, block.stop, block.rows, block.gradient)
-            block.update.apply([block.gradient], [self.count], rates[block.update.recipe])
+            gradient = block.layer.weight_gradient(block.start, block.stop, block.rows, block.scratch)
+            block.update.apply([gradient], [self.count], rates[block.update.recipe])
 
     def _clip(self, gradients: dict[str, Tensor]) -> None:
         """Scale each member's gradient to a norm of at most its `clip_norm`, as `torch.nn.utils.clip_grad_norm_`."""

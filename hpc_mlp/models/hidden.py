@@ -1,0 +1,112 @@
+"""What stands between two linear layers of a stack: batch normalisation, activation and dropout as one function, with
+its gradient. One buffer is written instead of one for each of the three, for each of the members that need it.
+
+Legend: V members, B images of a batch, H width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hpc_mlp.models.norm import Normed, StackedBatchNorm
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Activation:
+    """`forward(x, out)`; `backward(dy, x, out)`, where x is the activation's input."""
+
+    forward: Callable[[Tensor, Tensor], object]
+    backward: Callable[[Tensor, Tensor, Tensor], object]
+
+
+ACTIVATIONS = {
+    "relu": Activation(
+        lambda x, out: aten.relu.out(x, out=out),
+        lambda dy, x, out: aten.threshold_backward.grad_input(dy, x, 0, grad_input=out),
+    ),
+    "gelu": Activation(
+        lambda x, out: aten.gelu.out(x, out=out),
+        lambda dy, x, out: aten.gelu_backward.grad_input(dy, x, grad_input=out),
+    ),
+    "silu": Activation(
+        lambda x, out: aten.silu.out(x, out=out),
+        lambda dy, x, out: aten.silu_backward.grad_input(dy, x, grad_input=out),
+    ),
+    "tanh": Activation(
+        lambda x, out: torch.tanh(x, out=out),
+        lambda dy, x, out: aten.tanh_backward.grad_input(dy, x.tanh(), grad_input=out),
+    ),
+    "leaky_relu": Activation(
+        lambda x, out: aten.leaky_relu.out(x, out=out),
+        lambda dy, x, out: aten.leaky_relu_backward.grad_input(dy, x, 0.01, False, grad_input=out),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Dropout of members `start:stop`: `values` [B, H] or [stop − start, B, H], 0 or 1 / (1 − p)"""
+
+    start: int
+    stop: int
+    values: Tensor
+
+
+def hidden(
+    z: Tensor, norm: StackedBatchNorm | None, activation: Activation, masks: Sequence[Mask] = ()
+) -> Tensor:
+    """dropout(activation(norm(z))), [V, B, H] → [V, B, H] contiguous. `norm` says which members it is for."""
+    weight, bias = (None, None) if norm is None else (norm.weight, norm.bias)
+    return cast(Tensor, _Hidden.apply(z, weight, bias, norm, activation, masks))
+
+
+class _Hidden(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        norm: StackedBatchNorm | None,
+        activation: Activation,
+        masks: Sequence[Mask],
+    ) -> Tensor:
+        y = torch.empty(z.shape, dtype=z.dtype, device=z.device)
+        ctx.norm, ctx.activation, ctx.masks = norm, activation, masks
+        inputs: list[tuple[slice, Tensor, Normed | None]] = []  # of the activation
+        for span, is_normed in [(slice(0, len(z)), False)] if norm is None else norm.spans:
+            normed = norm.normalise(z[span], span) if norm is not None and is_normed else None
+            x = z[span] if normed is None else normed.y
+            activation.forward(x, y[span])
+            inputs.append((span, x, normed))
+        ctx.inputs = inputs
+        for mask in masks:
+            y[mask.start : mask.stop].mul_(mask.values)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        dz = torch.empty(dy.shape, dtype=dy.dtype, device=dy.device)
+        if ctx.masks:
+            dy = dy.clone(memory_format=torch.contiguous_format)
+            for mask in ctx.masks:
+                dy[mask.start : mask.stop].mul_(mask.values)
+        norm: StackedBatchNorm | None = ctx.norm
+        parameters = [] if norm is None else [torch.empty_like(norm.weight), torch.empty_like(norm.bias)]
+        for span, x, normed in ctx.inputs:
+            ctx.activation.backward(dy[span], x, dz[span])
+            if norm is not None and normed is not None:
+                dz[span], *gradients = norm.gradient(dz[span], normed)
+                for whole, part in zip(parameters, gradients, strict=True):
+                    whole[normed.rows] = part
+        dw, db = parameters or (None, None)
+        return dz, dw, db, None, None, None
