@@ -42,7 +42,7 @@ def _large(weight: Tensor) -> Callable[..., Tensor] | None:
     """oneDNN's operator, if it is the one for products with `weight` [..., H, D]."""
     if weight.shape[-2] * weight.shape[-1] <= ONEDNN_ABOVE or weight.dtype != torch.float32:
         return None
-    return None if weight.is_cuda else _onednn_linear()
+    return _onednn_linear() if weight.device.type == "cpu" else None
 
 
 def shared_input(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -73,7 +73,11 @@ def input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
 def weight_gradient(dy: Tensor, x: Tensor, out: Tensor, size: int) -> Tensor:
     """dy [V, B, h], x [V, B, D] or for all members [B, D] → [V, h, D] float32, in `out` or elsewhere. `size`: inputs ×
     outputs of one member's whole layer, of which these are some rows."""
-    linear = _onednn_linear() if size > ONEDNN_ABOVE and not out.is_cuda and dy.dtype == out.dtype else None
+    linear = (
+        _onednn_linear()
+        if size > ONEDNN_ABOVE and dy.device.type == "cpu" and dy.dtype == out.dtype
+        else None
+    )
     if linear is None:
         return _into(dy, x, out)
     if x.dim() == 2:
