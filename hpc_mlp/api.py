@@ -75,19 +75,18 @@ def train(
     → the runs, in order, as read back from their folders: `run.path`, `run.state`, `run.metrics` (epochs) and
     `run.test` (metrics; fractions). RunError names the runs that failed; KeyboardInterrupt after Ctrl-C.
     """
-    from hpc_mlp.data.remote import is_url
+    from hpc_mlp.data.remote import shards_place
     from hpc_mlp.errors import RunError
-    from hpc_mlp.models.registry import load_plugins
-    from hpc_mlp.plan import parse_seeds, parse_set, parse_variants, plan_runs
+    from hpc_mlp.plan import make_request
     from hpc_mlp.runs import read_run
     from hpc_mlp.training.session import train_specs
 
-    chosen = parse_variants(variants if isinstance(variants, str) else ",".join(variants))
-    numbers = parse_seeds(seeds if isinstance(seeds, str) else ",".join(map(str, seeds)))
-    specs = plan_runs(chosen, numbers, _paths(config_files), parse_set(settings))
-    load_plugins(plugin for variant in chosen for plugin in variant.plugins)
-    place = str(shards) if is_url(str(shards)) else Path(shards)
-    code = train_specs(place, specs, Path(runs), cpu=cpu, parallel=parallel, overwrite=overwrite)
+    request = make_request(_words(variants), _words(seeds), _paths(config_files), settings)
+    specs = request.specs
+    code = train_specs(
+        shards_place(shards), specs, Path(runs), cpu=cpu, parallel=parallel, overwrite=overwrite,
+        plugins=request.plugins,
+    )  # fmt: skip
     if code == 130:
         raise KeyboardInterrupt
     if code > 1:
@@ -156,6 +155,10 @@ def export(
     from hpc_mlp.export import export as write
 
     return write(run, format, out, dtype=dtype, overwrite=overwrite)
+
+
+def _words(values: str | Iterable[object]) -> str:
+    return values if isinstance(values, str) else ",".join(map(str, values))
 
 
 def _paths(paths: PathLike | Sequence[PathLike]) -> list[Path]:

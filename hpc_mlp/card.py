@@ -159,7 +159,7 @@ def _percent(fraction: float) -> str:
 
 
 def _value(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False).replace("|", "\\|")
+    return _text(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def _text(text: str) -> str:

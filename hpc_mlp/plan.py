@@ -49,6 +49,14 @@ class Variant:
     plugins: tuple[Path, ...] = ()
 
 
+@dataclass(frozen=True)
+class Request:
+    """The runs that a user asked for, and the Python files that register their models."""
+
+    specs: list[RunSpec]
+    plugins: tuple[Path, ...] = ()
+
+
 def shipped_variants() -> dict[str, Path]:
     return {path.stem: path for path in sorted((configs_dir() / "variants").glob("*.toml"))}
 
@@ -206,6 +214,15 @@ def plan_runs(
     if len({spec.name for spec in specs}) != len(specs):
         raise UserError("--set: two of the swept values are the same.")
     return specs
+
+
+def make_request(
+    variants: str = "all", seeds: str = "0", config_files: Sequence[Path] = (), sets: Iterable[str] = ()
+) -> Request:
+    """From what a user wrote (`--variants`, `--seeds`, `--config`, `--set`) to what is to be run."""
+    chosen = parse_variants(variants)
+    specs = plan_runs(chosen, parse_seeds(seeds), config_files, parse_set(sets))
+    return Request(specs, tuple(plugin for variant in chosen for plugin in variant.plugins))
 
 
 def _without(tree: Tree, keys: Sequence[str]) -> Tree:

@@ -51,14 +51,9 @@ def train(
     hpc-mlp train shards --variants dropout --set model.dropout=0.1:0.5:0.1
     accelerate launch --num_processes 2 -m hpc_mlp.train shards --variants all
     """
-    from hpc_mlp.plan import parse_seeds, parse_set, parse_variants, plan_runs
+    from hpc_mlp.plan import make_request
 
-    chosen = parse_variants(variants)
-    specs = plan_runs(chosen, parse_seeds(seeds), config_files, parse_set(sets))
-
-    from hpc_mlp.models.registry import load_plugins
-
-    load_plugins(plugin for variant in chosen for plugin in variant.plugins)
+    request = make_request(variants, seeds, config_files, sets)
     wanted = 1 if "RANK" in os.environ else _processes(processes, cpu)
     if wanted > 1:
         from hpc_mlp.launch.spawn import run_processes
@@ -81,12 +76,13 @@ def train(
 
     from rich.console import Console
 
-    from hpc_mlp.data.remote import is_url
+    from hpc_mlp.data.remote import shards_place
     from hpc_mlp.training.session import train_specs
 
     code = train_specs(
-        out if is_url(out) else Path(out), specs, runs, cpu=cpu, parallel=parallel, overwrite=overwrite
-    )
+        shards_place(out), request.specs, runs, cpu=cpu, parallel=parallel, overwrite=overwrite,
+        plugins=request.plugins,
+    )  # fmt: skip
     if int(os.environ.get("RANK", "0")) == 0 and code in (0, 1):
         from hpc_mlp.report.table import print_table
 

@@ -19,7 +19,7 @@ PACKAGE = REPOSITORY / "hpc_mlp"
 
 # From the ground up; a module imports from its own floor and those below.
 FLOORS = [
-    {"errors", "__init__", "randomness"},
+    {"errors", "texts", "__init__", "randomness"},
     {"config"},
     {"plan", "options"},
     {"runs", "lease", "processes"},
@@ -39,6 +39,7 @@ TORCH_FREE = (
     "options",
     "config",
     "errors",
+    "texts",
     "__init__",
     "__main__",
 )

@@ -33,11 +33,11 @@ def demo(folder: Path, overwrite: bool) -> None:
 
     from rich.console import Console
 
-    from hpc_mlp.plan import parse_variants, plan_runs
+    from hpc_mlp.plan import make_request
     from hpc_mlp.report.table import print_table
     from hpc_mlp.training.session import train_specs
 
-    code = train_specs(shards, plan_runs(parse_variants("all"), [0]), runs, cpu=True, overwrite=overwrite)
+    code = train_specs(shards, make_request().specs, runs, cpu=True, overwrite=overwrite)
     if code in (0, 1):
         print_table(runs, Console())
         click.echo(f"4. {runs}: one folder a run (hpc-mlp table {runs}, hpc-mlp report {runs})")

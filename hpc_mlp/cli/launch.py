@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hpc_mlp.options import Command, run_options, runs_option
+from hpc_mlp.texts import spans
 
 if TYPE_CHECKING:
     from hpc_mlp.config import LaunchConfig
@@ -71,21 +72,21 @@ def submit(
     """
     from rich.console import Console
 
-    from hpc_mlp.data.remote import is_url, load_manifest
+    from hpc_mlp.data.remote import load_manifest, shards_place
     from hpc_mlp.launch import packs, show
     from hpc_mlp.launch import submit as launching
-    from hpc_mlp.plan import parse_seeds, parse_set, parse_variants, plan_runs
+    from hpc_mlp.plan import make_request, parse_set
 
-    shards = out if is_url(out) else Path(out)
+    shards = shards_place(out)
     digest = load_manifest(shards).digest
     values = parse_set(sets)
     for key, value in (("launch.gpus_per_job", gpus_per_job), ("launch.nodes", nodes)):
         if value is not None:
             values[key] = [value]
     launch = launching.load_launch(cluster_config, config_files, values)
-    others = {key: value for key, value in values.items() if not key.startswith("launch.")}
-    chosen = parse_variants(variants)
-    specs = plan_runs(chosen, parse_seeds(seeds), config_files, others)
+    others = [text for text in sets if not text.lstrip().startswith("launch.")]
+    request = make_request(variants, seeds, config_files, others)
+    specs = request.specs
     where = launching.choose_cluster(cluster)
     size = packs.parse_per_job(per_job)
     console = Console()
@@ -97,7 +98,7 @@ def submit(
         return
     submission, plan = launching.submit(
         specs, shards, digest, runs, where, launch, per_job=size, slots=slots, overwrite=overwrite, cpu=cpu,
-        parallel=parallel, plugins=[str(plugin) for variant in chosen for plugin in variant.plugins],
+        parallel=parallel, plugins=[str(plugin) for plugin in request.plugins],
     )  # fmt: skip
     if submission is None:
         _left_out(plan)
@@ -133,21 +134,10 @@ def _ranges(job_ids: list[str]) -> str:
         by_master.setdefault(master, []).append(index)
     parts = []
     for master, indices in by_master.items():
-        spans = _spans(sorted(map(int, indices)))
-        text = f"[{spans}]" if len(indices) > 1 else spans
+        numbers = spans(sorted(map(int, indices)))
+        text = f"[{numbers}]" if len(indices) > 1 else numbers
         parts.append(f"{master}_{text}" if master else text)
     return ", ".join(parts)
-
-
-def _spans(numbers: list[int]) -> str:
-    """`[0, 1, 2, 5]` → `"0-2,5"`."""
-    spans: list[list[int]] = []
-    for number in numbers:
-        if spans and number == spans[-1][1] + 1:
-            spans[-1][1] = number
-        else:
-            spans.append([number, number])
-    return ",".join(f"{first}-{last}" if last > first else f"{first}" for first, last in spans)
 
 
 def _left_out(plan: Plan) -> None:

@@ -27,6 +27,11 @@ def is_url(place: Place) -> bool:
     return isinstance(place, str) and ("://" in place or place.startswith("pipe:"))
 
 
+def shards_place(place: Path | str) -> Place:
+    """What a user wrote: a URL stays, all else is a folder."""
+    return place if is_url(place) else Path(place)
+
+
 def load_manifest(place: Place) -> Manifest:
     """The manifest of a local folder or a URL. UserError where there is none or it cannot be used."""
     if not is_url(place):

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hpc_mlp.config import build_config
-from hpc_mlp.data.remote import Place, is_url
+from hpc_mlp.data.remote import Place, is_url, shards_place
 from hpc_mlp.errors import RunError
 from hpc_mlp.launch.packs import Pack
 from hpc_mlp.plan import RunSpec
@@ -68,7 +68,7 @@ class Submission:
     @property
     def place(self) -> Place:
         """The shards folder, or its URL."""
-        return self.shards if is_url(self.shards) else Path(self.shards)
+        return shards_place(self.shards)
 
     @property
     def logs(self) -> Path:

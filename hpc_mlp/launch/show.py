@@ -14,6 +14,7 @@ from rich.text import Text
 from hpc_mlp.config import LaunchConfig
 from hpc_mlp.launch.packs import Pack
 from hpc_mlp.launch.status import RunStatus, count
+from hpc_mlp.texts import duration, spans
 
 _STYLES = {
     "done": "green", "running": "cyan", "queued": "yellow", "failed": "bold red", "lost": "red",
@@ -30,7 +31,7 @@ def plan_table(packs: list[Pack], job_ids: dict[int, str] | None = None) -> Tabl
         table.add_column(name, justify="right" if name in ("runs", "epochs") else "left")
     for pack in packs[:_MAX_ROWS]:
         variants = ", ".join(dict.fromkeys(spec.variant for spec in pack.specs))
-        seeds = ", ".join(str(seed) for seed in dict.fromkeys(spec.seed for spec in pack.specs))
+        seeds = spans(dict.fromkeys(spec.seed for spec in pack.specs))
         epochs = sorted({spec.config.train.epochs for spec in pack.specs})
         label = (job_ids or {}).get(pack.index, str(pack.index))
         table.add_row(
@@ -98,13 +99,6 @@ def _left(status: RunStatus) -> str:
     training = "" if status.seconds_left is None else duration(status.seconds_left)
     limit = f"limit in {status.time_left}" if status.time_left else ""
     return ", ".join(part for part in (training, limit) if part)
-
-
-def duration(seconds: float) -> str:
-    """`3725` → `1:02:05`."""
-    minutes, rest = divmod(round(max(0.0, seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def line(status: RunStatus) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hpc_mlp.data.manifest import Manifest
-from hpc_mlp.data.remote import Place, is_url, load_manifest
+from hpc_mlp.data.remote import Place, load_manifest, shards_place
 from hpc_mlp.data.shards import num_cpus
 from hpc_mlp.data.streaming import StreamingSplit
 from hpc_mlp.errors import UserError
@@ -38,7 +38,7 @@ def evaluate(
 
     Pixels are normalised as in training of the run. UserError where the classes or the image size differ.
     """
-    place: Place = str(shards) if is_url(str(shards)) else Path(shards)
+    place = shards_place(shards)
     if not isinstance(run, TrainedRun):
         run = load_run(run, ensemble=ensemble)
     manifest = load_manifest(place)

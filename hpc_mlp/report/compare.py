@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -10,6 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from hpc_mlp.errors import RunError
+from hpc_mlp.report.answers import read_predictions
 from hpc_mlp.report.paired import holm, mcnemar, paired_bootstrap, paired_interval
 from hpc_mlp.report.rows import Row, val_loss_order
 from hpc_mlp.runs import PREDICTIONS, Run
@@ -185,15 +186,15 @@ def _answers(row: Row, labels: NDArray[np.int64] | None, notes: list[str]) -> By
 def read_answers(run: Run) -> Answers | str:
     """From predictions.npz; or what is wrong with it."""
     try:
-        with np.load(run.path / PREDICTIONS) as file:
-            probabilities, labels = file["probabilities"], file["labels"]
-    except FileNotFoundError:
+        predictions = read_predictions(run)
+    except RunError:
+        return f"{PREDICTIONS} is damaged"
+    if predictions is None:
         return f"no {PREDICTIONS}"
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
-        return f"{PREDICTIONS} is damaged"
-    if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1] or labels.size < 2:
-        return f"{PREDICTIONS} is damaged"
-    correct = probabilities.argmax(1) == labels
+    labels = predictions.labels
+    if labels.size < 2:
+        return f"{PREDICTIONS} has one image"
+    correct = predictions.predicted == labels
     accuracy = (run.test or {}).get("accuracy", 0.0)
     if abs(float(correct.mean()) - accuracy) > 0.002 + 2 / labels.size:  # ties may fall either way
         return f"{PREDICTIONS} does not belong to its result.json"

@@ -13,8 +13,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from hpc_mlp.report import figures
+from hpc_mlp.report.answers import Array
 from hpc_mlp.report.figures import BLUE, VERMILLION, Drawn
-from hpc_mlp.report.groups import Array
 from hpc_mlp.runs import Json
 
 T = TypeVar("T")

@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from hpc_mlp.report import figures
+from hpc_mlp.report.answers import Array
 from hpc_mlp.report.figures import Drawn
-from hpc_mlp.report.groups import Array, Group, curve, finite
+from hpc_mlp.report.groups import Group, curve, finite
 from hpc_mlp.runs import Run
 
 MOST_PANELS, MOST_LINES = 6, 12

@@ -15,8 +15,8 @@ from PIL import Image, ImageOps
 from hpc_mlp.data.manifest import Manifest, Split
 from hpc_mlp.errors import UserError
 from hpc_mlp.report import figures
+from hpc_mlp.report.answers import Predictions
 from hpc_mlp.report.figures import Drawn
-from hpc_mlp.report.groups import Predictions
 
 MEDIA = {"png": "image/png", "jpg": "image/jpeg", "jpeg": "image/jpeg"}  # a browser shows these as they are
 LARGEST = 160  # pixels; larger images (shards may hold the original files) go into the page reduced

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.errors import HpcMlpError, UserError
-from hpc_mlp.report.groups import Group, Predictions, read_predictions, winner
+from hpc_mlp.report.answers import Predictions, read_predictions
+from hpc_mlp.report.groups import Group, winner
 from hpc_mlp.report.summary import Summary
 from hpc_mlp.runs import Run
 

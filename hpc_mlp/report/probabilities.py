@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from hpc_mlp.report import figures
+from hpc_mlp.report.answers import Array
 from hpc_mlp.report.figures import Drawn
-from hpc_mlp.report.groups import Array, Group
+from hpc_mlp.report.groups import Group
 from hpc_mlp.report.ranking import NUM_BINS, Calibration, Curves, Ranking
 
 Kind = Literal["roc", "pr"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpc_mlp.report.groups import Array, Predictions
+from hpc_mlp.report.answers import Array, Predictions
 
 NUM_BINS = 15
 RATES = np.linspace(0.0, 1.0, 201) ** 2  # false-positive rates, dense near 0 where good curves turn

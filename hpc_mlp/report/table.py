@@ -16,6 +16,7 @@ from rich.text import Text
 from hpc_mlp.report.rows import Row, show
 from hpc_mlp.report.sentences import method, p_text, points
 from hpc_mlp.report.summary import Summary, read_runs, summarise
+from hpc_mlp.texts import spans
 
 DEFAULT = (
     "variant", "seeds", "n", "parameters", "best_epoch", "val_loss", "test_accuracy", "precision", "recall",
@@ -125,7 +126,7 @@ def comparison_cells(summary: Summary) -> list[list[str]]:
         name = c.name if title != "comparison" else f"{c.name} against {c.against}"
         span = f"{points(c.low, c, sign=True)} … {points(c.high, c, sign=True)}"
         p = [p_text(c.p), *([p_text(c.p_holm)] if several else [])]
-        lines.append([name, points(c.difference, c, sign=True), span, *p, seed_text(c.seeds)])
+        lines.append([name, points(c.difference, c, sign=True), span, *p, spans(c.seeds)])
     return lines
 
 
@@ -163,17 +164,6 @@ def _variant(row: Row) -> str:
     return f"{row.variant} ★" if row.best else row.variant
 
 
-def seed_text(seeds: Sequence[int]) -> str:
-    """[0, 1, 2, 5] → `0-2, 5`."""
-    spans: list[list[int]] = []
-    for seed in seeds:
-        if spans and seed == spans[-1][1] + 1:
-            spans[-1][1] = seed
-        else:
-            spans.append([seed, seed])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
-
-
 def _statistic(name: str, form: Callable[[float, Row], str], with_sd: bool = True) -> Callable[[Row], str]:
     def cell(row: Row) -> str:
         value = row.values[name]
@@ -207,7 +197,7 @@ def _seconds(x: float, row: Row) -> str:
 
 COLUMNS = {
     "variant": Column("variant", _variant, left=True),
-    "seeds": Column("seeds", lambda row: seed_text(row.seeds), left=True),
+    "seeds": Column("seeds", lambda row: spans(row.seeds), left=True),
     "n": Column("n", lambda row: str(row.n)),
     "parameters": Column("parameters", lambda row: "–" if row.parameters is None else f"{row.parameters:,}"),
     "best_epoch": Column("epoch", _statistic("best_epoch", _epoch, with_sd=False)),

@@ -9,8 +9,8 @@ import numpy as np
 
 from hpc_mlp.errors import RunError
 from hpc_mlp.report import figures
+from hpc_mlp.report.answers import Array
 from hpc_mlp.report.figures import Drawn
-from hpc_mlp.report.groups import Array
 from hpc_mlp.runs import BEST, Run
 
 MOST_UNITS = 36

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +18,7 @@ from hpc_mlp.data.remote import Place, load_manifest
 from hpc_mlp.errors import HpcMlpError, LeaseLostError, RunError
 from hpc_mlp.lease import Lease, hold_all
 from hpc_mlp.models.bank import bank_order
+from hpc_mlp.models.registry import load_plugins
 from hpc_mlp.plan import RunSpec
 from hpc_mlp.processes import Processes
 from hpc_mlp.training import stop
@@ -40,13 +41,15 @@ def train_specs(
     cpu: bool = False,
     parallel: Parallel = "auto",
     overwrite: bool = False,
+    plugins: Iterable[Path] = (),
 ) -> int:
     """Train every run that is not complete; → exit code 0, 1 (a run failed) or 128 + signal (stopped on request).
 
     Under several processes (Accelerate's environment) the runs are dealt out over them, or each batch is split.
-    UserError, before anything is written, where the input is wrong.
+    `plugins`: files that register models. UserError, before anything is written, where the input is wrong.
     """
     stop.clear()
+    load_plugins(plugins)
     with stop.stop_on_signals():
         manifest = load_manifest(shards)
         job = Job(shards, manifest, list(specs), runs)
