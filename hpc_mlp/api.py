@@ -6,7 +6,7 @@ Importing this module is cheap; torch is imported when a function that needs it 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hpc_mlp.data.manifest import Manifest
     from hpc_mlp.export import Format, InputType
     from hpc_mlp.predict.model import TrainedRun
-    from hpc_mlp.predict.predictions import Prediction
+    from hpc_mlp.predict.predictions import Predictions
     from hpc_mlp.runs import Json, Run
 
 PathLike = str | Path
@@ -117,12 +117,13 @@ def predict(
     *,
     ensemble: bool = False,
     batch_size: int = 256,
-) -> Iterator[Prediction]:
+) -> Predictions:
     """Predict image files, folders and ZIPs with a run folder or a loaded run; see `Prediction`: `name`,
     `top(k)` → [(class, probability), …], `probabilities` float32 [K].
 
     Pixels are exactly those of a conversion. Results come as they are computed, in order; memory does not grow
-    with their number. An image that cannot be read is a `Prediction` with a `problem`.
+    with their number, which is the `len()` of what is returned. An image that cannot be read is a
+    `Prediction` with a `problem`.
     """
     from hpc_mlp.predict.predictions import predict as iterate
 

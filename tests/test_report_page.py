@@ -10,6 +10,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import warnings
 import zipfile
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -32,6 +33,7 @@ from page_runs import (
 from PIL import Image
 
 from hpc_mlp.cli import main
+from hpc_mlp.report import figures, fonts
 
 SECTIONS = ["summary", "training", "confusion", "classes", "probabilities", "mistakes", "weights", "dataset",
             "throughput", "reproduce"]  # fmt: skip
@@ -279,6 +281,32 @@ def test_class_names_are_text_not_html(tmp_path: Path) -> None:
     assert "<b>bold" not in page.source
     for path in (tmp_path / "runs" / "figures").glob("*.svg"):
         ElementTree.parse(path)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_class_names_of_any_script_are_no_boxes(
+    installed: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ("猫", "🐱 cat", "カタナ", "한국어", "👩\u200d🔬", "Käse", "кот")
+    files = fonts.font_manager.findSystemFonts() if installed else []
+    monkeypatch.setattr(fonts.font_manager, "findSystemFonts", lambda: files)
+    for function in (fonts.families, fonts._characters, fonts.legible):
+        function.cache_clear()
+    try:
+        shown = [fonts.legible(name) for name in names]
+        assert shown[5:] == ["Käse", "кот"] and shown[4] == "woman microscope"
+        if len(fonts.families()) == 1:  # also where this machine has no such font
+            assert shown[0] == "U+732B" and shown[2] == "ka ta na" and shown[3] == "han gug eo"
+        with figures.style():
+            axes = figures.new_axes("猫", "日本", "y")
+            axes.set_yticks(range(len(names)), names)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # "Glyph … missing from font(s)": a box
+                axes.figure.savefig(io.BytesIO(), format="png")
+    finally:
+        for function in (fonts.families, fonts._characters, fonts.legible):
+            function.cache_clear()
+    assert not caplog.records
 
 
 def test_sweep_of_many_groups_says_what_it_leaves_out(trained: Path, tmp_path: Path) -> None:

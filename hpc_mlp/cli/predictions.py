@@ -3,35 +3,72 @@
 from __future__ import annotations
 
 import csv
-import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from hpc_mlp.runs import Json
+from hpc_mlp.texts import json_text
 
 if TYPE_CHECKING:
-    from hpc_mlp.predict.predictions import Prediction
+    from hpc_mlp.predict.predictions import Prediction, Predictions
 
-Predictions = Iterable["Prediction"]
 ROWS = 500  # of one table on the screen; more images make more tables
+_PATIENCE = 1.0  # seconds without a bar
 
 
-def write_rich(classes: Sequence[str], predictions: Predictions, top_k: int | None) -> int:
+class Counted(Iterator["Prediction"]):
+    """The predictions, with a bar on standard error where that is a terminal and it takes its time. Not where
+    lines of results go to the same terminal as they come."""
+
+    def __init__(self, predictions: Predictions, form: str) -> None:
+        self._predictions, self._total = predictions, len(predictions)
+        self._shown = sys.stderr.isatty() and (form == "rich" or not sys.stdout.isatty())
+        self._began, self._count = time.monotonic(), 0
+        self._bar: Progress | None = None
+
+    def __next__(self) -> Prediction:
+        try:
+            prediction = next(self._predictions)
+        except BaseException:
+            self.hide()
+            raise
+        self._count += 1
+        if self._shown and self._bar is None and time.monotonic() - self._began > _PATIENCE:
+            self._bar = Progress(
+                TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                console=Console(stderr=True), transient=True,
+            )  # fmt: skip
+            self._bar.add_task("", total=self._total)
+            self._bar.start()
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self._count)
+        return prediction
+
+    def hide(self) -> None:
+        """Before something is printed."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def write_rich(classes: Sequence[str], predictions: Counted, top_k: int | None) -> int:
     """→ number of images that could not be read; so for the other writers."""
     k = min(top_k or 3, len(classes))
     failed = 0
     console = Console()
     if not console.is_terminal:
         console.width = 10_000  # into a file or a pipe: whole paths on one line
-    rows: Iterator[Prediction] = iter(predictions)
-    while block := list(islice(rows, ROWS)):
+    while block := list(islice(predictions, ROWS)):
+        predictions.hide()
         table = Table()
         table.add_column("image", overflow="fold")
         for rank in range(1, k + 1):
@@ -52,7 +89,7 @@ def write_rich(classes: Sequence[str], predictions: Predictions, top_k: int | No
     return failed
 
 
-def write_json(classes: Sequence[str], predictions: Predictions, top_k: int | None) -> int:
+def write_json(classes: Sequence[str], predictions: Counted, top_k: int | None) -> int:
     """An array with an object for each image, one a line."""
     failed, before = 0, "["
     for prediction in predictions:
@@ -63,13 +100,13 @@ def write_json(classes: Sequence[str], predictions: Predictions, top_k: int | No
         else:
             record["error"] = prediction.problem
             failed += 1
-        print(before, json.dumps(record, ensure_ascii=False), sep="\n", end="")
+        print(before, json_text(record), sep="\n", end="")
         before = ","
     print("\n]")
     return failed
 
 
-def write_csv(classes: Sequence[str], predictions: Predictions, top_k: int | None) -> int:
+def write_csv(classes: Sequence[str], predictions: Counted, top_k: int | None) -> int:
     """image, class, probability, error; then a column for each class, or with `top_k` pairs of columns for the
     second class and so on."""
     k = min(top_k or len(classes), len(classes))
@@ -95,7 +132,7 @@ def _number(p: float) -> str:
     return f"{p:.7g}"
 
 
-WRITERS: dict[str, Callable[[Sequence[str], Predictions, int | None], int]] = {
+WRITERS: dict[str, Callable[[Sequence[str], Counted, int | None], int]] = {
     "rich": write_rich,
     "json": write_json,
     "csv": write_csv,

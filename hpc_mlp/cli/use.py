@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hpc_mlp.options import Command
+from hpc_mlp.texts import json_text
 
 if TYPE_CHECKING:
     from hpc_mlp.predict.model import TrainedRun
@@ -55,10 +56,14 @@ def predict(
     hpc-mlp predict runs/batchnorm-s0 photos.zip --ensemble --format csv > predictions.csv
     """
     from hpc_mlp.api import predict as api_predict
-    from hpc_mlp.cli.predictions import WRITERS
+    from hpc_mlp.cli.predictions import WRITERS, Counted
 
     trained = _load(run, ensemble, cpu)
-    failed = WRITERS[form](trained.classes, api_predict(trained, images, batch_size=batch_size), top_k)
+    predictions = Counted(api_predict(trained, images, batch_size=batch_size), form)
+    try:
+        failed = WRITERS[form](trained.classes, predictions, top_k)
+    finally:
+        predictions.hide()
     if failed:
         one = "1 image" if failed == 1 else f"{failed:,} images"
         click.echo(f"hpc-mlp: {one} could not be read.", err=True)
@@ -81,15 +86,13 @@ def evaluate(run: Path, shards: str, split: str, form: str, ensemble: bool, cpu:
     hpc-mlp evaluate runs/batchnorm-s0 other-shards
     hpc-mlp evaluate runs/batchnorm-s0 other-shards --split val --format json
     """
-    import json
-
     from hpc_mlp.api import evaluate as api_evaluate
 
     trained = _load(run, ensemble, cpu)
     metrics = api_evaluate(trained, shards, split=split)
     if form == "json":
         about = {"run": trained.name, "members": list(trained.members), "dataset": shards, "split": split}
-        click.echo(json.dumps(about | metrics, indent=1, ensure_ascii=False))
+        click.echo(json_text(about | metrics, indent=1))
     else:
         from hpc_mlp.cli.predictions import print_metrics
 

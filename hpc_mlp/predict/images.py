@@ -50,6 +50,9 @@ class Images:
         with tempfile.TemporaryDirectory(prefix="hpc-mlp-") as scratch:
             self._parts = [_open(path, Path(scratch)) for path in paths]
 
+    def __len__(self) -> int:
+        return sum(len(part.entries) + len(part.rejects) for part in self._parts)
+
     def batches(self, spec: ImageSpec, encoding: str, batch_size: int) -> Iterator[list[Decoded]]:
         """Decoded by threads, one batch ahead; memory does not grow with the number of images. Those that
         the listing rules out come last."""

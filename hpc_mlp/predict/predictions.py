@@ -37,13 +37,26 @@ class Prediction:
         return [(self.classes[i], float(self.probabilities[i])) for i in order.tolist()]
 
 
+class Predictions(Iterator[Prediction]):
+    """One for each image, as they are computed; `len()`: of how many images in all."""
+
+    def __init__(self, predictions: Iterator[Prediction], total: int) -> None:
+        self._predictions, self._total = predictions, total
+
+    def __next__(self) -> Prediction:
+        return next(self._predictions)
+
+    def __len__(self) -> int:
+        return self._total
+
+
 def predict(
     run: TrainedRun | str | Path,
     images: str | Path | Sequence[str | Path],
     *,
     ensemble: bool = False,
     batch_size: int = BATCH,
-) -> Iterator[Prediction]:
+) -> Predictions:
     """Predict every image at `images`: image files, folders, ZIPs, tars, or a sequence of these.
 
     `run` is a run folder, or what `load_run` returned (then `ensemble` was its argument). Images are decoded
@@ -58,7 +71,8 @@ def predict(
     elif ensemble:
         raise UserError("ensemble is chosen when the run is loaded: load_run(path, ensemble=True).")
     paths = [images] if isinstance(images, str | Path) else images
-    return _predict(run, Images([Path(path) for path in paths]), batch_size)
+    found = Images([Path(path) for path in paths])
+    return Predictions(_predict(run, found, batch_size), len(found))
 
 
 def _predict(run: TrainedRun, images: Images, batch_size: int) -> Iterator[Prediction]:

@@ -6,6 +6,7 @@ matplotlib's objects are used directly: no pyplot, no window, no figure left ope
 from __future__ import annotations
 
 import io
+import logging
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,10 +17,10 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 
+from hpc_mlp.report.fonts import Canvas, families
 from hpc_mlp.report.groups import Group
 from hpc_mlp.runs import write_bytes
 
@@ -35,7 +36,7 @@ WIDTH = 4.6  # inches: one panel, half of the page, all of a phone
 THEME = {INK: "ink", MUTED: "muted", GRID: "grid", **{color: f"c{i}" for i, color in enumerate(PALETTE)}}
 
 _SETTINGS = {
-    "font.size": 9, "font.family": "DejaVu Sans", "svg.fonttype": "none", "svg.hashsalt": "hpc-mlp",
+    "font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "hpc-mlp",
     "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlepad": 8,
     "axes.titlecolor": INK, "axes.labelcolor": MUTED, "axes.labelsize": 9, "axes.edgecolor": MUTED,
     "axes.linewidth": 0.8, "axes.spines.top": False, "axes.spines.right": False, "axes.facecolor": "none",
@@ -50,16 +51,24 @@ _SETTINGS = {
 @contextmanager
 def style() -> Iterator[None]:
     """Draw inside this: the figures' settings, and none of them left behind."""
-    with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
-        # The font lacks, say, 日: boxes in the PNG, right in SVG and page (the viewer's fonts).
+    with matplotlib.rc_context({**_SETTINGS, "font.family": families()}), warnings.catch_warnings():
+        # Measuring text for SVG: what our fonts lack, those of its viewer may have.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        yield
+        logger = logging.getLogger(
+            "matplotlib.font_manager"
+        )  # "Failed to find font weight": it takes another
+        level = logger.level
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
 
 
 def new_figure(width: float = WIDTH, height: float = 3.3) -> Figure:
     """A figure of `width` × `height` inches without axes."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
+    Canvas(figure)
     return figure
 
 
