@@ -237,3 +237,18 @@ def test_rows_of_two_datasets_stay_apart(tmp_path: Path) -> None:
     assert [(row["dataset"][0], row["variant"], row["best"]) for row in found] == [
         ("a", "baseline", True), ("b", "baseline", True), ("a", "dropout", False), ("b", "dropout", False)
     ]  # fmt: skip
+
+
+def test_comparison_columns_can_be_chosen_and_sorted(runs: Path) -> None:
+    columns = "variant,difference,interval,p_holm"
+    told = json.loads(table(runs, "--format", "json", "--sort", "difference", "--columns", columns).output)
+    assert list(told[0]) == ["variant", "difference", "difference_low", "difference_high", "p_holm"]
+    known = [row["difference"] for row in told if row["difference"] is not None]
+    assert known == sorted(known, reverse=True) and len(known) >= 2
+    assert told[-1]["difference"] is None  # the baseline itself
+    for form in ("rich", "markdown"):
+        text = table(runs, "--format", form, "--sort", "difference", "--columns", columns).output
+        first = next(line for line in text.splitlines() if told[0]["variant"] in line)
+        assert f"{100 * told[0]['difference']:+.1f}".replace("-", "−") in first and " … " in first
+    csv = table(runs, "--format", "csv", "--columns", columns).output.splitlines()
+    assert csv[0] == "variant,difference,difference_low,difference_high,p_holm"

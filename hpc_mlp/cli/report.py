@@ -24,6 +24,7 @@ def table(runs: Path, form: str, by: str | None, sort: str | None, columns: str 
     hpc-mlp table runs
     hpc-mlp table runs --format csv > runs.csv
     hpc-mlp table runs --by optim.lr --sort val_loss --columns variant,optim.lr,val_loss,test_accuracy
+    hpc-mlp table runs --sort difference --columns variant,test_accuracy,difference,interval,p_holm
     """
     from hpc_mlp.report import records
     from hpc_mlp.report import table as people
@@ -33,7 +34,9 @@ def table(runs: Path, form: str, by: str | None, sort: str | None, columns: str 
     names = _names(columns)
     if names is not None:
         for_people = form in ("rich", "markdown")
-        known = people.known_columns(summary) if for_people else list(records.records(summary)[0])
+        known = (
+            people.known_columns(summary) if for_people else [*records.records(summary)[0], *records.SHORT]
+        )
         records.check_names(names, known)
     if sort:
         summary = records.sort_rows(summary, sort)

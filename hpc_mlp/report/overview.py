@@ -35,10 +35,10 @@ def summary_section(material: Material) -> Section:
         material.summary,
         [name for name in table.default_columns(material.summary) if name not in ELSEWHERE],
     )
-    titles = [("" if table.column_of(name).left else "#") + table.column_of(name).title for name in columns]
+    titles = [("" if table.column_of(name, summary).left else "#") + table.column_of(name).title for name in columns]
     rows = []
     for group in material.groups:
-        cells: list[object] = [table.column_of(name).cell(group.row) for name in columns]
+        cells: list[object] = [table.column_of(name, summary).cell(group.row) for name in columns]
         cells[0] = named(group, cells[0])
         rows.append(cells)
     marked = next((g.index for g in material.groups if g.row.best), -1)

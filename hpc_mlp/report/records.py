@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,10 +13,13 @@ from hpc_mlp.errors import UserError, unknown_name
 from hpc_mlp.report.rows import STATISTICS, Row, Value
 from hpc_mlp.report.summary import Summary
 from hpc_mlp.runs import Json
+from hpc_mlp.texts import json_text
 
 HIGHER_IS_BETTER = {
     "val_accuracy", "test_accuracy", "precision", "recall", "f1", "images_per_second", "difference",
 }  # fmt: skip
+
+SHORT = {"interval": ["difference_low", "difference_high"]}  # one column for people, two for machines
 
 
 def check_names(names: Sequence[str], known: Sequence[str]) -> None:
@@ -80,11 +82,12 @@ def _whole(x: float | None) -> float | int | None:
 
 def chosen(summary: Summary, columns: Sequence[str] | None) -> list[Json]:
     table = records(summary)
-    return [{name: record[name] for name in columns} for record in table] if columns else table
+    names = [name for column in columns or table[0] for name in SHORT.get(column, [column])]
+    return [{name: record[name] for name in names} for record in table]
 
 
 def as_json(summary: Summary, columns: Sequence[str] | None = None) -> str:
-    return json.dumps(chosen(summary, columns), indent=1, ensure_ascii=False)
+    return json_text(chosen(summary, columns), indent=1)
 
 
 def as_csv(summary: Summary, columns: Sequence[str] | None = None) -> str:

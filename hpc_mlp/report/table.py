@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hpc_mlp.report.compare import Comparison
 from hpc_mlp.report.rows import Row, show
 from hpc_mlp.report.sentences import method, p_text, points
 from hpc_mlp.report.summary import Summary, read_runs, summarise
@@ -47,7 +48,7 @@ def print_summary(summary: Summary, console: Console, columns: Sequence[str] | N
     against = comparison_table(summary, safe)
     asides = legend(summary, names)
     if dropped:
-        titles = ", ".join(COLUMNS[name].title for name in reversed(dropped))
+        titles = ", ".join(column_of(name, summary).title for name in reversed(dropped))
         asides.append(f"No room here for {titles}: widen the terminal, or choose --columns.")
     terminal, width = console.is_terminal, console.width
     console.width = width if terminal else max(width, _width(table, console))
@@ -88,12 +89,12 @@ def rich_table(
 ) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     for name in names:
-        column = column_of(name)
+        column = column_of(name, summary)
         title = column.title if wide else column.title.replace(" ", "\n")
         table.add_column(title, justify="left" if column.left else "right", no_wrap=not fold, overflow="fold")
     for row in summary.rows:
         style = "bold" if row.best else "" if row.n else "dim"
-        cells = [safe(column_of(name).cell(row)).replace(", ", ",\n" if name == "status" else ", ")
+        cells = [safe(column_of(name, summary).cell(row)).replace(", ", ",\n" if name == "status" else ", ")
                  for name in names]  # fmt: skip
         if fold:
             cells = [cell.replace(safe(" ± "), safe("\n± ")) for cell in cells]
@@ -124,9 +125,8 @@ def comparison_cells(summary: Summary) -> list[list[str]]:
     lines = [[title, "test acc.", "95 % interval", "p", *(["p (Holm)"] if several else []), "seeds"]]
     for c in summary.comparisons:
         name = c.name if title != "comparison" else f"{c.name} against {c.against}"
-        span = f"{points(c.low, c, sign=True)} … {points(c.high, c, sign=True)}"
         p = [p_text(c.p), *([p_text(c.p_holm)] if several else [])]
-        lines.append([name, points(c.difference, c, sign=True), span, *p, spans(c.seeds)])
+        lines.append([name, points(c.difference, c, sign=True), interval_cell(c), *p, spans(c.seeds)])
     return lines
 
 
@@ -216,20 +216,40 @@ COLUMNS = {
 }
 
 
-def column_of(name: str) -> Column:
+# Of the row's comparison with its reference.
+COMPARED: dict[str, tuple[str, Callable[[Comparison], str]]] = {
+    "compared_with": ("against", lambda c: c.against),
+    "difference": ("difference", lambda c: points(c.difference, c, sign=True)),
+    "interval": ("95 % interval", lambda c: interval_cell(c)),
+    "difference_low": ("95 % from", lambda c: points(c.low, c, sign=True)),
+    "difference_high": ("95 % to", lambda c: points(c.high, c, sign=True)),
+    "p": ("p", lambda c: p_text(c.p)),
+    "p_holm": ("p (Holm)", lambda c: p_text(c.p_holm)),
+}
+
+
+def column_of(name: str, summary: Summary) -> Column:
     if name in COLUMNS:
         return COLUMNS[name]
-    return Column(name, lambda row: show(row.by[name]))
+    if name not in COMPARED:
+        return Column(name, lambda row: show(row.by[name]))
+    title, cell = COMPARED[name]
+    return Column(title, lambda row: "" if (c := summary.comparison_of(row)) is None else cell(c),
+                  left=name == "compared_with")  # fmt: skip
+
+
+def interval_cell(c: Comparison) -> str:
+    return f"{points(c.low, c, sign=True)} … {points(c.high, c, sign=True)}"
 
 
 def known_columns(summary: Summary) -> list[str]:
-    return [*summary.by, *COLUMNS]
+    return [*summary.by, *COLUMNS, *COMPARED]
 
 
 def as_markdown(summary: Summary, columns: Sequence[str] | None = None) -> str:
     """The table as a person reads it, and the sentences under it."""
     names = list(columns or default_columns(summary))
-    shown = [column_of(name) for name in names]
+    shown = [column_of(name, summary) for name in names]
     lines = _markdown_head([column.title for column in shown], [column.left for column in shown])
     for row in summary.rows:
         cells = [column.cell(row).replace("|", "\\|") for column in shown]
