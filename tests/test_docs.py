@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -89,6 +90,24 @@ def test_readme_links_and_make_targets_exist() -> None:
     assert set(re.findall(r"^ +make ([a-z-]+)", README, flags=re.M)) <= targets
 
 
+def test_generated_regions_of_the_readme_are_fresh_and_staleness_is_seen(tmp_path: Path) -> None:
+    tool = ROOT / "tools" / "readme.py"
+    checked = subprocess.run([sys.executable, tool, "--check"], capture_output=True, text=True)
+    assert checked.returncode == 0, f"{checked.stdout}\nRun python tools/readme.py"
+    for name in ("commands", "variants", "exit-codes"):
+        assert README.count(f"<!-- {name} -->") == README.count(f"<!-- /{name} -->") == 1
+    # A copy of the tree in which a number of the README was edited by hand.
+    for path in ("hpc_mlp", "configs", "tools"):
+        shutil.copytree(ROOT / path, tmp_path / path, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "README.md").write_text(README.replace("Dropout 0.5", "Dropout 0.4"))
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    command = [sys.executable, tmp_path / "tools" / "readme.py"]
+    stale = subprocess.run([*command, "--check"], capture_output=True, text=True, env=environment)
+    assert stale.returncode == 1 and "+| `dropout` | Linear → ReLU → Dropout 0.5 |" in stale.stdout
+    assert subprocess.run(command, env=environment).returncode == 0
+    assert (tmp_path / "README.md").read_text() == README
+
+
 def test_default_toml_is_the_defaults_and_names_every_key() -> None:
     path = ROOT / "configs" / "default.toml"
     assert flatten(build_config(read_toml(path))) == flatten(Config())
@@ -115,7 +134,13 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_has_help_with_an_example(name: str) -> None:
+    command = main.get_command(click.Context(main), name)
+    assert command is not None
     result = CliRunner().invoke(main, [name, "--help"], prog_name="hpc-mlp")
     assert result.exit_code == 0
-    assert f"hpc-mlp {name}" in result.output.partition("Usage:")[2].partition("\n")[2]
+    examples = [line for line in result.output.splitlines() if re.match(rf"\s+hpc-mlp {name}\b", line)]
+    assert examples
+    for line in examples:  # its options exist
+        for option in re.findall(r"--[a-z-]+", line):
+            assert any(option in parameter.opts for parameter in command.params), line
     assert COMMANDS[name][1].endswith(".")
