@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from hpc_mlp.card import model_card
 from hpc_mlp.errors import RunError, UserError, unknown_name
 from hpc_mlp.predict.model import Classifier, TrainedRun, load_run
 from hpc_mlp.runs import Json, write_bytes
+from hpc_mlp.texts import json_text
 
 Format = Literal["onnx", "pt2", "safetensors"]
 InputType = Literal["uint8", "float32"]
@@ -87,7 +87,7 @@ def metadata(run: TrainedRun) -> Json:
 
 
 def _metadata_text(run: TrainedRun) -> str:
-    return json.dumps(metadata(run), ensure_ascii=False)
+    return json_text(metadata(run))
 
 
 def _program(run: TrainedRun, dtype: InputType) -> torch.export.ExportedProgram:

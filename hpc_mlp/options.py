@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 
@@ -30,7 +30,7 @@ class Command(click.Command):
             sys.exit(1)
 
 
-def fail(message: str, code: int) -> None:
+def fail(message: str, code: int) -> NoReturn:
     rank = os.environ.get("RANK", "0")
     if rank == "0":
         click.echo(f"hpc-mlp: {message}", err=True)
@@ -55,6 +55,13 @@ def run_options(command: F) -> F:
     ):  # fmt: skip
         command = option(command)
     return command
+
+
+def log_format_option(command: F) -> F:
+    option = click.option("--log-format", default="auto", show_default=True,
+                          type=click.Choice(["auto", "text", "json"]),
+                          help="auto: live on a terminal, else lines. json: JSON lines on stdout.")  # fmt: skip
+    return option(command)
 
 
 def runs_option(command: F) -> F:

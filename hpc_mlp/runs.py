@@ -1,12 +1,13 @@
 """The run folder: what a training run leaves on disk, written whole or not at all, read without torch.
 
 RUNS/<name>/config.json        resolved configuration, dataset digest, versions
-            metrics.jsonl      one line an epoch
+            metrics.jsonl      one line an epoch; null where a number is not finite
             best.safetensors   the best weights so far
             last.ckpt          everything needed to go on
             result.json        the run is complete: status, epochs, test metrics
             predictions.npz    test probabilities [N, K] float32 and labels [N] int64
             failed.json        the last attempt failed: error and traceback
+            live.json          while it is trained: where in its epoch it is
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from hpc_mlp.errors import RunError, UserError
+from hpc_mlp.texts import json_text
 
 CONFIG, METRICS, RESULT, FAILED = "config.json", "metrics.jsonl", "result.json", "failed.json"
-BEST, LAST, PREDICTIONS = "best.safetensors", "last.ckpt", "predictions.npz"
+BEST, LAST, PREDICTIONS, LIVE = "best.safetensors", "last.ckpt", "predictions.npz", "live.json"
 
 State = Literal["done", "diverged", "failed", "unfinished"]
 Json = dict[str, Any]
@@ -64,7 +66,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, (json_text(value, indent=1) + "\n").encode())
 
 
 def read_json(path: Path) -> Json | None:
@@ -96,7 +98,7 @@ class RunFolder:
         write_json(self.path / CONFIG, config)
 
     def write_metrics(self, lines: list[Json]) -> None:
-        text = "".join(json.dumps(line) + "\n" for line in lines)
+        text = "".join(json_text(line) + "\n" for line in lines)
         write_bytes(self.path / METRICS, text.encode())
 
     def write_result(self, result: Json) -> None:
@@ -108,7 +110,7 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Remove the temporary files that a killed process left. Only for the one who holds the lease."""
-        for name in (CONFIG, METRICS, RESULT, FAILED, BEST, LAST, PREDICTIONS):
+        for name in (CONFIG, METRICS, RESULT, FAILED, BEST, LAST, PREDICTIONS, LIVE):
             for path in self.path.glob(f".{name}.*"):
                 path.unlink(missing_ok=True)
 

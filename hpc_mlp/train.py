@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
-from hpc_mlp.options import Command, run_options
+from hpc_mlp.options import Command, log_format_option, run_options
+
+if TYPE_CHECKING:
+    from hpc_mlp.live.display import LogFormat
 
 Parallel = Literal["auto", "members", "data"]
 
@@ -29,6 +32,7 @@ Parallel = Literal["auto", "members", "data"]
     "--processes", type=click.IntRange(min=1), help="Processes to start here. [default: one per GPU]"
 )
 @click.option("--overwrite", is_flag=True, help="Train anew what is already there.")
+@log_format_option
 def train(
     out: str,
     variants: str,
@@ -40,6 +44,7 @@ def train(
     parallel: Parallel,
     processes: int | None,
     overwrite: bool,
+    log_format: LogFormat,
 ) -> None:  # fmt: skip
     """Train variants × seeds on the shards folder OUT, all at once, and show the table.
 
@@ -50,12 +55,20 @@ def train(
     hpc-mlp train shards --variants all,dropout_l2 --seeds 0-4 --set train.epochs=20
     hpc-mlp train shards --variants dropout --set model.dropout=0.1:0.5:0.1
     accelerate launch --num_processes 2 -m hpc_mlp.train shards --variants all
+    hpc-mlp train shards --log-format json > log.jsonl
+
+    With --log-format json every line is an object: time, event, and for the event "run" (an epoch or a run has
+    ended) what `status --format json` tells of it: name, variant, seed, state, detail, epoch, epochs, loss,
+    val_loss, val_accuracy, learning_rate, best_epoch, best_val_loss, test_accuracy, images_per_second,
+    seconds_left, node, and of a job time_left, requeues, job, log, submission; for the event "note": text.
+    What is unknown is null. No table follows.
     """
     from hpc_mlp.plan import make_request
 
     request = make_request(variants, seeds, config_files, sets)
     wanted = 1 if "RANK" in os.environ else _processes(processes, cpu)
     if wanted > 1:
+        from hpc_mlp.commandline import COMMAND, command_line
         from hpc_mlp.launch.spawn import run_processes
 
         arguments = [
@@ -71,7 +84,9 @@ def train(
         ]
         arguments += [word for path in config_files for word in ("--config", str(path))]
         arguments += [word for assignment in sets for word in ("--set", assignment)]
+        arguments += ["--log-format", log_format]
         arguments += ["--cpu"] * (cpu or not _has_gpu()) + ["--overwrite"] * overwrite
+        os.environ[COMMAND] = command_line()
         sys.exit(run_processes("hpc_mlp.train", arguments, wanted))
 
     from rich.console import Console
@@ -81,9 +96,9 @@ def train(
 
     code = train_specs(
         shards_place(out), request.specs, runs, cpu=cpu, parallel=parallel, overwrite=overwrite,
-        plugins=request.plugins,
+        plugins=request.plugins, log_format=log_format,
     )  # fmt: skip
-    if int(os.environ.get("RANK", "0")) == 0 and code in (0, 1):
+    if int(os.environ.get("RANK", "0")) == 0 and code in (0, 1) and log_format != "json":
         from hpc_mlp.report.table import print_table
 
         print_table(runs, Console())

@@ -175,10 +175,10 @@ def test_states_on_the_way_and_cancel_of_a_variant_and_of_all(tmp_path: Path) ->
         slots=2,
     )
     wait_until(lambda: list(states(tmp_path).values()) == ["running", "running", "queued"])
-    wait_until(lambda: by_name(tmp_path)["baseline-s0"].epoch >= 1)
+    wait_until(lambda: by_name(tmp_path)["baseline-s0"].progress.epoch >= 1)
     running = by_name(tmp_path)["baseline-s0"]
-    assert running.epochs == 1000 and running.node == os.uname().nodename
-    assert running.seconds_left and running.seconds_left > 10
+    assert running.progress.epochs == 1000 and running.node == os.uname().nodename
+    assert (running.progress.seconds_left or 0) > 10
     assert (
         start(tmp_path, "baseline,batchnorm", "0", "train.epochs=1000", "model.options.seconds=0.02") is None
     )
@@ -219,7 +219,7 @@ def test_a_killed_job_is_failed_and_a_killed_queue_leaves_the_rest_lost(tmp_path
     os.kill(submission.starts()[0][0]["pid"], signal.SIGKILL)
     wait_until(lambda: states(tmp_path)["baseline-s0"] == "failed")
     assert "killed by SIGKILL" in by_name(tmp_path)["baseline-s0"].detail
-    wait_until(lambda: by_name(tmp_path)["dropout-s0"].epoch >= 1)
+    wait_until(lambda: by_name(tmp_path)["dropout-s0"].progress.epoch >= 1)
     os.kill(int((submission.folder / "queue.pid").read_text()), signal.SIGKILL)
     wait_until(lambda: states(tmp_path)["batchnorm-s0"] == "lost")
     assert states(tmp_path)["dropout-s0"] == "running"  # it lives on, and is ended with the rest
@@ -259,7 +259,7 @@ def test_a_job_of_two_processes_splits_its_batches(tmp_path: Path, digits: Path)
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     log = next((tmp_path / "runs").glob(".launch/*/logs/0.log")).read_text()
-    assert log.count("done after epoch 1") == 1
+    assert log.count("baseline-s0: done epoch 1/1") == 1
     assert "baseline-s0: done epoch 1/1" in result.output
 
 

@@ -219,9 +219,9 @@ def test_every_state_is_told_with_its_reason(fake: Path, tmp_path: Path) -> None
     edit(fake, "100_4", "PENDING", reason="BeginTime")
 
     runs = by_variant(tmp_path)
-    base = runs["baseline"]
-    assert (base.state, base.epoch, base.epochs, base.loss) == ("running", 2, 10, 0.5)
-    assert (base.node, base.time_left, base.requeues, base.seconds_left) == ("n4", "59:30", 1, 24.0)
+    base, now = runs["baseline"], runs["baseline"].progress
+    assert (base.state, now.epoch, now.epochs, now.train_loss) == ("running", 2, 10, 0.5)
+    assert (base.node, base.time_left, base.requeues, now.seconds_left) == ("n4", "59:30", 1, 24.0)
     assert (runs["dropout"].state, runs["dropout"].detail) == ("failed", "ValueError: boom")
     assert runs["dropout"].log == str(submission.logs / "100_1_0_log.err")
     assert runs["batchnorm"].state == "failed"

@@ -19,10 +19,11 @@ PACKAGE = REPOSITORY / "hpc_mlp"
 
 # From the ground up; a module imports from its own floor and those below.
 FLOORS = [
-    {"errors", "texts", "__init__", "randomness"},
+    {"errors", "texts", "commandline", "__init__", "randomness"},
     {"config"},
     {"plan", "options"},
     {"runs", "lease", "processes"},
+    {"live"},
     {"data"},
     {"models"},
     {"training", "predict", "launch", "report", "export", "card"},
@@ -40,6 +41,8 @@ TORCH_FREE = (
     "config",
     "errors",
     "texts",
+    "commandline",
+    "live",
     "__init__",
     "__main__",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -168,6 +169,11 @@ def test_a_diverging_member_stops_and_not_its_bank(digits: Path, tmp_path: Path,
     bad = result(tmp_path / "both/baseline-s0-optim.lr=1000000.0")
     assert bad["status"] == bad["stopped"] == "diverged"
     assert bad["test"] is None and bad["best_epoch"] == 0 and bad["epochs_run"] == 1
+    folder = tmp_path / "both/baseline-s0-optim.lr=1000000.0"
+    (line,) = (folder / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line, parse_constant=pytest.fail)["train_loss"] is None  # strict JSON has no NaN
+    told = json.loads(cli("status", tmp_path / "both", "--format", "json").stdout, parse_constant=pytest.fail)
+    assert {run["name"]: run["loss"] for run in told}[folder.name] is None
     assert "diverged" in ran.stdout
     cli("train", digits, "--runs", tmp_path / "alone", *settings, "--set", "optim.lr=0.01")
     good, alone = tmp_path / "both/baseline-s0-optim.lr=0.01", tmp_path / "alone/baseline-s0"

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from hpc_mlp.options import Command, run_options, runs_option
-from hpc_mlp.texts import spans
+from hpc_mlp.options import Command, fail, log_format_option, run_options, runs_option
+from hpc_mlp.texts import json_text, spans
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from hpc_mlp.config import LaunchConfig
     from hpc_mlp.launch.records import Submission
     from hpc_mlp.launch.status import RunStatus
     from hpc_mlp.launch.submit import Plan
+    from hpc_mlp.live.display import LogFormat
 
 _POLL_SECONDS = 2.0
 
@@ -55,11 +56,12 @@ _POLL_SECONDS = 2.0
 @click.option("--overwrite", is_flag=True, help="Train runs anew that are done already.")
 @click.option("--dry-run", is_flag=True, help="Show the plan, the resources and the script; send nothing.")
 @click.option("--wait", is_flag=True, help="Follow the jobs to their end, then show the table.")
+@log_format_option
 def submit(
     out: str, variants: str, seeds: str, runs: Path, config_files: tuple[Path, ...],
     sets: tuple[str, ...], cluster: str, cluster_config: str | None, per_job: str | None,
     gpus_per_job: int | None, nodes: int | None, slots: int | None, parallel: str, cpu: bool,
-    overwrite: bool, dry_run: bool, wait: bool,
+    overwrite: bool, dry_run: bool, wait: bool, log_format: LogFormat,
 ) -> None:  # fmt: skip
     """Train variants × seeds in jobs: on Slurm, or in a queue on this machine.
 
@@ -69,6 +71,8 @@ def submit(
     \b
     hpc-mlp submit shards --variants all --seeds 0-4 --cluster slurm --cluster-config gpu
     hpc-mlp submit shards --cluster local --slots 2 --wait
+
+    --log-format is for --wait: as with `train`, and with json no table follows.
     """
     from rich.console import Console
 
@@ -100,14 +104,15 @@ def submit(
         specs, shards, digest, runs, where, launch, per_job=size, slots=slots, overwrite=overwrite, cpu=cpu,
         parallel=parallel, plugins=[str(plugin) for plugin in request.plugins],
     )  # fmt: skip
-    if submission is None:
+    if wait and log_format == "json":
+        pass  # standard output is the log's
+    elif submission is None:
         _left_out(plan)
         click.echo("Nothing to submit: every run is done or on its way.")
     else:
         _tell(submission, plan, where, launch)
     if wait:
-        names = {spec.name for spec in specs}
-        _finish(_watch(runs, names), runs)
+        _finish(_watch(runs, console, log_format, {spec.name for spec in specs}), runs, log_format)
 
 
 def _tell(submission: Submission, plan: Plan, where: str, launch: LaunchConfig) -> None:
@@ -141,10 +146,10 @@ def _ranges(job_ids: list[str]) -> str:
 
 
 def _left_out(plan: Plan) -> None:
-    from hpc_mlp.launch import show
+    from hpc_mlp.live.rows import summary
 
     if plan.left_out:
-        click.echo(f"Left out: {show.summary(plan.left_out)}.")
+        click.echo(f"Left out: {summary(plan.left_out)}.")
 
 
 def _show_resources(
@@ -171,11 +176,15 @@ def _show_resources(
 @click.argument("runs", default="runs", metavar="[RUNS]", type=click.Path(path_type=Path))
 @click.option("--watch", is_flag=True, help="Follow until every run has ended.")
 @click.option("--format", "style", default="rich", show_default=True, type=click.Choice(["rich", "json"]))
-def status(runs: Path, watch: bool, style: str) -> None:
+@log_format_option
+def status(runs: Path, watch: bool, style: str, log_format: LogFormat) -> None:
     """Show every run's state: queued, running, done, failed, lost. Exit code 1 when any run failed.
 
     \b
+    hpc-mlp status runs
     hpc-mlp status runs --watch
+
+    --log-format is for --watch: as with `train`.
     """
     from rich.console import Console
 
@@ -184,45 +193,57 @@ def status(runs: Path, watch: bool, style: str) -> None:
 
     statuses = require_status(runs)
     if watch:
-        statuses = show.follow(Console(), _watch(runs))
+        statuses = _watch(runs, Console(), log_format)
     if style == "json":
-        click.echo(json.dumps([item.as_json() for item in statuses], indent=1))
-    elif not watch:
+        click.echo(json_text([item.as_json() for item in statuses], indent=1))
+    elif log_format != "json" or not watch:
         Console(width=None if sys.stdout.isatty() else 200).print(show.status_table(statuses))
     sys.exit(_code(statuses))
 
 
-def _watch(runs: Path, names: set[str] | None = None) -> Iterator[list[RunStatus]]:
-    """The states, again and again, until none of them is active."""
-    from hpc_mlp.launch.status import ACTIVE, read_status
+def _watch(
+    runs: Path, console: Console, log_format: LogFormat, names: set[str] | None = None
+) -> list[RunStatus]:
+    """Show the states, again and again, until none of them is active; → the last."""
+    from hpc_mlp.launch import show
+    from hpc_mlp.launch.status import read_status
+    from hpc_mlp.live.rows import ACTIVE
 
-    while True:
-        statuses = [item for item in read_status(runs) if names is None or item.name in names]
-        yield statuses
-        if not any(item.state in ACTIVE for item in statuses):
-            return
-        time.sleep(_POLL_SECONDS)
+    try:
+        with show.following(console, log_format) as told:
+            while True:
+                statuses = [item for item in read_status(runs) if names is None or item.name in names]
+                told(statuses)
+                if not any(item.state in ACTIVE for item in statuses):
+                    return statuses
+                time.sleep(_POLL_SECONDS)
+    except KeyboardInterrupt:
+        fail(
+            "stopped watching; the jobs go on.\n"
+            f"  follow them: hpc-mlp status {runs} --watch\n  end them:    hpc-mlp cancel {runs}", 130,
+        )  # fmt: skip
 
 
 def _code(statuses: list[RunStatus]) -> int:
-    from hpc_mlp.launch.status import BAD
+    from hpc_mlp.live.rows import BAD
 
     return 1 if any(item.state in BAD for item in statuses) else 0
 
 
-def _finish(states: Iterator[list[RunStatus]], runs: Path) -> None:
-    """Follow, then the table, then the exit code."""
+def _finish(statuses: list[RunStatus], runs: Path, log_format: LogFormat) -> None:
+    """The table, what went wrong, and the exit code."""
     from rich.console import Console
 
     from hpc_mlp.launch import show
+    from hpc_mlp.live.display import text_line
+    from hpc_mlp.live.rows import BAD, COMPLETE
     from hpc_mlp.report.table import print_table
 
-    statuses = show.follow(Console(), states)
-    if any(item.state in ("done", "diverged") for item in statuses):
+    if log_format != "json" and any(item.state in COMPLETE for item in statuses):
         print_table(runs, Console())
     for item in statuses:
-        if item.state in ("failed", "lost"):
-            click.echo(show.line(item), err=True)
+        if item.state in BAD:
+            click.echo(f"{text_line(item)} {show.notes(item)}", err=True)
     sys.exit(_code(statuses))
 
 

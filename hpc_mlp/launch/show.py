@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
-from rich.console import Console, Group
-from rich.live import Live
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from hpc_mlp.config import LaunchConfig
 from hpc_mlp.launch.packs import Pack
-from hpc_mlp.launch.status import RunStatus, count
+from hpc_mlp.launch.status import RunStatus
+from hpc_mlp.live.display import LogFormat, open_display
+from hpc_mlp.live.render import STYLES
+from hpc_mlp.live.rows import Frame, summary
 from hpc_mlp.texts import duration, spans
 
-_STYLES = {
-    "done": "green", "running": "cyan", "queued": "yellow", "failed": "bold red", "lost": "red",
-    "diverged": "magenta", "cancelled": "dim", "stopped": "dim",
-}  # fmt: skip
 _MAX_ROWS = 60
 
 
@@ -58,10 +55,6 @@ def resources(launch: LaunchConfig) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def summary(statuses: Iterable[RunStatus]) -> str:
-    return ", ".join(f"{number} {state}" for state, number in count(statuses).items())
-
-
 def status_table(statuses: list[RunStatus]) -> Table:
     """One row a run; what failed first gets its log's path underneath."""
     table = Table(title=summary(statuses), title_justify="left")
@@ -74,10 +67,10 @@ def status_table(statuses: list[RunStatus]) -> Table:
     for status in statuses:
         table.add_row(
             status.name,
-            Text(status.state, style=_STYLES.get(status.state, "")),
-            f"{status.epoch}/{status.epochs or '?'}" if status.epoch else "",
-            "" if status.loss is None else f"{status.loss:.4f}",
-            "" if status.images_per_second is None else f"{status.images_per_second:,.0f}",
+            Text(status.state, style=STYLES.get(status.state, "")),
+            f"{p.epoch}/{p.epochs or '?'}" if (p := status.progress).epoch else "",
+            "" if p.train_loss is None else f"{p.train_loss:.4f}",
+            "" if p.images_per_second is None else f"{p.images_per_second:,.0f}",
             status.node if status.state == "running" else "",
             _left(status),
             status.job,
@@ -96,33 +89,19 @@ def notes(status: RunStatus) -> str:
 def _left(status: RunStatus) -> str:
     if status.state != "running":
         return ""
-    training = "" if status.seconds_left is None else duration(status.seconds_left)
+    training = "" if (left := status.progress.seconds_left) is None else duration(left)
     limit = f"limit in {status.time_left}" if status.time_left else ""
     return ", ".join(part for part in (training, limit) if part)
 
 
-def line(status: RunStatus) -> str:
-    """One run as one plain line, for logs."""
-    epoch = f" epoch {status.epoch}/{status.epochs}" if status.epoch else ""
-    loss = "" if status.loss is None else f" loss {status.loss:.4f}"
-    extra = notes(status)
-    return f"{status.name}: {status.state}{epoch}{loss}{f' ({extra})' if extra else ''}"
+@contextmanager
+def following(console: Console, log_format: LogFormat) -> Iterator[Callable[[Sequence[RunStatus]], None]]:
+    """→ a function to be told the states whenever they were read; the display shows them."""
+    latest: list[Frame] = [Frame()]
 
+    def told(statuses: Sequence[RunStatus]) -> None:
+        latest[0] = Frame(statuses)
+        display.changed(latest[0])
 
-def follow(console: Console, states: Iterator[list[RunStatus]]) -> list[RunStatus]:
-    """Show the states as they come, live on a terminal, else a line for every change. Returns the last."""
-    last: list[RunStatus] = []
-    if console.is_terminal:
-        with Live(console=console, refresh_per_second=4) as live:
-            for last in states:
-                live.update(Group(status_table(last), Text(time.strftime("%H:%M:%S"), style="dim")))
-        return last
-    told: dict[str, Any] = {}
-    for last in states:
-        for status in last:
-            text = line(status)
-            if told.get(status.name) != text:
-                told[status.name] = text
-                console.file.write(f"{time.strftime('%H:%M:%S')} {text}\n")
-                console.file.flush()
-    return last
+    with open_display(console, lambda: latest[0], log_format) as display:
+        yield told

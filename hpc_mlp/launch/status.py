@@ -3,49 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from hpc_mlp.errors import RunError, UserError
 from hpc_mlp.launch import local, slurm
 from hpc_mlp.launch.records import PLAN, PackRecord, Submission, list_submissions
 from hpc_mlp.launch.slurm import JobInfo
 from hpc_mlp.lease import is_held, read_owner
-from hpc_mlp.runs import FAILED, Run, read_run
-
-State = Literal["queued", "running", "done", "diverged", "failed", "lost", "cancelled", "stopped"]
-
-ACTIVE: frozenset[State] = frozenset({"queued", "running"})
-COMPLETE: frozenset[State] = frozenset({"done", "diverged"})
-BAD: frozenset[State] = frozenset({"failed", "lost"})
+from hpc_mlp.live.beat import with_beat
+from hpc_mlp.live.rows import COMPLETE, RunRow, of_run
+from hpc_mlp.runs import FAILED, Json, Run, read_run
 
 
 @dataclass(frozen=True)
-class RunStatus:
-    """One run. `detail`: why it waits, or what went wrong. `seconds_left`: by its epochs so far; `time_left`:
-    until the job's time limit, as Slurm writes it."""
+class RunStatus(RunRow):
+    """One run with its job. `time_left`: until the job's time limit, as Slurm writes it."""
 
-    name: str
-    variant: str
-    seed: int
-    state: State
-    detail: str = ""
-    epoch: int = 0
-    epochs: int | None = None
-    loss: float | None = None
-    images_per_second: float | None = None
-    node: str = ""
-    seconds_left: float | None = None
     time_left: str = ""
     requeues: int = 0
     job: str = ""
     log: str = ""
     submission: str = ""
 
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+    def as_json(self) -> Json:
+        about = ("time_left", "requeues", "job", "log", "submission")
+        return super().as_json() | {name: getattr(self, name) for name in about}
 
 
 @dataclass(frozen=True)
@@ -128,7 +112,7 @@ def _submitted(path: Path, planned: dict[str, Any], job: _Job) -> RunStatus:
     )
     base = replace(
         base,
-        epochs=base.epochs or planned["epochs"],
+        progress=replace(base.progress, epochs=base.progress.epochs or planned["epochs"]),
         requeues=job.requeues,
         job=job.pack.job_id or "",
         log=str(_log(job)),
@@ -182,38 +166,11 @@ def _unasked(base: RunStatus, path: Path, job: _Job) -> RunStatus:
 
 def _of_files(path: Path, run: Run) -> RunStatus:
     """What the run folder alone says."""
-    last = run.metrics[-1] if run.metrics else {}
-    epochs = run.config.get("config", {}).get("train", {}).get("epochs")
-    state: State = "stopped"
-    detail = ""
-    if run.state == "failed":
-        state, detail = "failed", _last_line(run.failed or {})
-    elif run.state != "unfinished":
-        state = run.state
-    if state in ("stopped", "failed") and is_held(path):
-        state, detail = "running", ""
-    seconds = [line["seconds"] for line in run.metrics if "seconds" in line]
-    left = None
-    if seconds and epochs and state not in COMPLETE:
-        left = sum(seconds) / len(seconds) * (epochs - int(last.get("epoch", 0)))
-    return RunStatus(
-        name=run.name,
-        variant=run.variant,
-        seed=run.seed,
-        state=state,
-        detail=detail,
-        epoch=int(last.get("epoch", 0)),
-        epochs=epochs,
-        loss=last.get("train_loss"),
-        images_per_second=last.get("images_per_second"),
-        node=str((read_owner(path) or {}).get("host", "")) if state == "running" else "",
-        seconds_left=left,
-    )
-
-
-def _last_line(failed: dict[str, Any]) -> str:
-    lines = str(failed.get("traceback") or failed.get("error", "")).strip().splitlines()
-    return lines[-1].strip() if lines else ""
+    row = of_run(run)
+    if row.state in ("stopped", "failed") and is_held(path):
+        node = str((read_owner(path) or {}).get("host", ""))
+        row = with_beat(replace(row, state="running", detail="", node=node), path)
+    return RunStatus(**vars(row))
 
 
 def _is_of_this_submission(path: Path, submission: Submission) -> bool:
@@ -244,13 +201,3 @@ def _last_words(job: _Job) -> str:
     lines = [line.strip() for line in lines if line.strip()]
     errors = [line for line in lines if "rror" in line.partition(":")[0]]
     return f": {(errors or lines)[-1][:200]}" if lines else ""
-
-
-# -- all of them
-
-
-def count(statuses: Iterable[RunStatus]) -> dict[State, int]:
-    counts: dict[State, int] = {}
-    for status in statuses:
-        counts[status.state] = counts.get(status.state, 0) + 1
-    return counts

@@ -24,8 +24,9 @@ from hpc_mlp.errors import HpcMlpError, RunError, UserError, unknown_name
 from hpc_mlp.launch import local, slurm
 from hpc_mlp.launch.packs import Pack, make_packs
 from hpc_mlp.launch.records import FOLDER, Cluster, Submission, list_submissions, new_submission, write_index
-from hpc_mlp.launch.status import ACTIVE, COMPLETE, RunStatus, read_status
+from hpc_mlp.launch.status import RunStatus, read_status
 from hpc_mlp.lease import Lease
+from hpc_mlp.live.rows import ACTIVE, COMPLETE
 from hpc_mlp.plan import RunSpec
 from hpc_mlp.runs import CONFIG, RunFolder, read_json
 

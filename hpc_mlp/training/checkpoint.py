@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hpc_mlp.errors import RunError
 from hpc_mlp.runs import BEST, LAST, publish
+from hpc_mlp.texts import json_text
 
 Guard = Callable[[], None]  # raises if this process may no longer write
 Position = tuple[int, int]  # finished epochs, finished steps of the next one
@@ -43,7 +44,7 @@ def save_tensors(
     try:
         contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
         # One metadata key: safetensors writes several in an order that changes from call to call.
-        save_file(contiguous, temporary, {"hpc_mlp": json.dumps(metadata)})
+        save_file(contiguous, temporary, {"hpc_mlp": json_text(metadata)})
         guard()
         publish(temporary, path)
     except (OSError, SafetensorError) as error:

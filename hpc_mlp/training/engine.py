@@ -60,7 +60,7 @@ class BankTrainer:
     def run(self) -> bool:
         """Train until every member has stopped: True. Asked to stop: write a checkpoint and return False."""
         self._resume()
-        self.view.start(self.members)
+        self.view.start(self.members, lambda: self.feeder.wait_seconds)
         self._finish_stopped()
         while self.members:
             if self._agreed(stop.stop_reason() is not None) or not self._train_epoch():

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-import shlex
 import socket
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from pathlib import Path
 import torch
 
 from hpc_mlp import __version__
+from hpc_mlp.commandline import command_line
 from hpc_mlp.config import differences, identity
 from hpc_mlp.data.decode import MAX_PIXELS
 from hpc_mlp.data.manifest import Manifest
@@ -69,7 +68,7 @@ class Job:
                 "python": platform.python_version(),
                 "torch": torch.__version__,
             },
-            "command": _command(),
+            "command": command_line(),
             "device": _device_name(device),
             "hostname": socket.gethostname(),
         }
@@ -132,13 +131,6 @@ def _compare(folder: RunFolder, old: Json, new: Json) -> None:
 def _identity(config: Json) -> Json:
     flat = {f"{s}.{k}": value for s, keys in config["config"].items() for k, value in keys.items()}
     return identity(flat) | {"seed": config["seed"], "dataset.digest": config["dataset"]["digest"]}
-
-
-def _command() -> str:
-    """The command line as a person would type it again."""
-    program = Path(sys.argv[0]).name
-    module = {"__main__.py": "hpc-mlp", "train.py": "python -m hpc_mlp.train"}
-    return f"{module.get(program, program)} {shlex.join(sys.argv[1:])}".strip()
 
 
 def _device_name(device: torch.device) -> str:

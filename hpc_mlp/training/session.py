@@ -13,10 +13,12 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from rich.console import Console
 
+from hpc_mlp.commandline import command_line
 from hpc_mlp.config import DataConfig
 from hpc_mlp.data.remote import Place, load_manifest
 from hpc_mlp.errors import HpcMlpError, LeaseLostError, RunError
 from hpc_mlp.lease import Lease, hold_all
+from hpc_mlp.live.display import LogFormat
 from hpc_mlp.models.bank import bank_order
 from hpc_mlp.models.registry import load_plugins
 from hpc_mlp.plan import RunSpec
@@ -27,7 +29,7 @@ from hpc_mlp.training.engine import BankTrainer
 from hpc_mlp.training.feeder import Feeder, make_feeder
 from hpc_mlp.training.job import Job, check, prepare, unfinished
 from hpc_mlp.training.members import Member
-from hpc_mlp.training.progress import Lines, LiveTable, View
+from hpc_mlp.training.progress import View, watch
 
 Parallel = Literal["auto", "members", "data"]
 STOPPED = -1  # a bank was asked to stop, and has written its checkpoint
@@ -42,6 +44,7 @@ def train_specs(
     parallel: Parallel = "auto",
     overwrite: bool = False,
     plugins: Iterable[Path] = (),
+    log_format: LogFormat = "auto",
 ) -> int:
     """Train every run that is not complete; → exit code 0, 1 (a run failed) or 128 + signal (stopped on request).
 
@@ -76,7 +79,10 @@ def train_specs(
         if everybody.lead:
             prepare(job, todo, device, overwrite)
         everybody.wait()
-        code = _train(job, mine, feeders, everybody if split else Processes(), device, console)
+        code = 0
+        if mine:
+            with watch(console, log_format, todo, job.runs, device) as view:
+                code = _train(job, mine, feeders, everybody if split else Processes(), device, view)
         if not split:
             code = _worst(code, everybody, device)
         accelerator.end_training()
@@ -105,26 +111,22 @@ def _train(
     feeders: dict[DataConfig, Feeder],
     processes: Processes,
     device: torch.device,
-    console: Console | None,
+    view: View,
 ) -> int:
     code = 0
-    if not todo:
-        return code
-    with _view(console) as view:
-        for specs in banks(job, todo):
-            members = [Member(spec, job.folder(spec)) for spec in specs]
-            try:
-                with _leases(members, processes, device) as guard:
-                    feeder = feeders[specs[0].config.data]
-                    done = _train_bank(members, feeder, processes, view, guard)
-            except LeaseLostError as error:  # the folders are another's now: nothing may be written there
-                view.note(str(error))
-                done = 1
-            if done == STOPPED:
-                reason = stop.stop_reason() or "SIGTERM"
-                view.note(f"stopped by {reason}; the same command goes on from here.")
-                return stop.exit_code(reason)
-            code = max(code, done)
+    for specs in banks(job, todo):
+        members = [Member(spec, job.folder(spec)) for spec in specs]
+        try:
+            with _leases(members, processes, device) as guard:
+                done = _train_bank(members, feeders[specs[0].config.data], processes, view, guard)
+        except LeaseLostError as error:  # the folders are another's now: nothing may be written there
+            view.note(str(error))
+            done = 1
+        if done == STOPPED:
+            reason = stop.stop_reason() or "SIGTERM"
+            view.note(f"stopped by {reason}; the same command goes on from here:\n  {command_line()}")
+            return stop.exit_code(reason)
+        code = max(code, done)
     return code
 
 
@@ -148,6 +150,7 @@ def _train_bank(
             return 1
         guard()  # what failed may have failed because another process took over
         _record_failure(members, error)
+        view.failed(members, _one_line(error))
         view.note(f"failed: {_one_line(error)}; the traceback is in {members[0].folder.path}/failed.json")
         return 1
 
@@ -182,17 +185,6 @@ def _record_failure(members: Sequence[Member], error: Exception) -> None:
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     return text if isinstance(error, HpcMlpError) else f"{type(error).__name__}: {text}"
-
-
-@contextmanager
-def _view(console: Console | None) -> Iterator[View]:
-    if console is None:
-        yield View()
-    elif console.is_terminal:
-        with LiveTable(console) as live:
-            yield live
-    else:
-        yield Lines(console)
 
 
 def _worst(code: int, processes: Processes, device: torch.device) -> int:
