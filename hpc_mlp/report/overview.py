@@ -35,7 +35,7 @@ def summary_section(material: Material) -> Section:
         material.summary,
         [name for name in table.default_columns(material.summary) if name not in ELSEWHERE],
     )
-    titles = [("" if table.column_of(name, summary).left else "#") + table.column_of(name).title for name in columns]
+    titles = [("" if table.column_of(name, summary).left else "#") + table.column_of(name, summary).title for name in columns]
     rows = []
     for group in material.groups:
         cells: list[object] = [table.column_of(name, summary).cell(group.row) for name in columns]
