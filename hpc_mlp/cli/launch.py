@@ -104,13 +104,12 @@ def submit(
         specs, shards, digest, runs, where, launch, per_job=size, slots=slots, overwrite=overwrite, cpu=cpu,
         parallel=parallel, plugins=[str(plugin) for plugin in request.plugins],
     )  # fmt: skip
-    if wait and log_format == "json":
-        pass  # standard output is the log's
-    elif submission is None:
+    quiet = wait and log_format == "json"  # standard output is the log's
+    if submission is not None and not quiet:
+        _tell(submission, plan, where, launch)
+    elif not quiet:
         _left_out(plan)
         click.echo("Nothing to submit: every run is done or on its way.")
-    else:
-        _tell(submission, plan, where, launch)
     if wait:
         _finish(_watch(runs, console, log_format, {spec.name for spec in specs}), runs, log_format)
 

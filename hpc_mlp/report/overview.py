@@ -31,21 +31,20 @@ def named(group: Group, text: object = "") -> Html:
 
 def summary_section(material: Material) -> Section:
     """The table with its sentences, and what is missing from this page."""
-    summary, columns = (
-        material.summary,
-        [name for name in table.default_columns(material.summary) if name not in ELSEWHERE],
-    )
-    titles = [("" if table.column_of(name, summary).left else "#") + table.column_of(name, summary).title for name in columns]
+    summary = material.summary
+    names = [name for name in table.default_columns(summary) if name not in ELSEWHERE]
+    columns = [table.column_of(name, summary) for name in names]
+    titles = [("" if column.left else "#") + column.title for column in columns]
     rows = []
     for group in material.groups:
-        cells: list[object] = [table.column_of(name, summary).cell(group.row) for name in columns]
+        cells: list[object] = [column.cell(group.row) for column in columns]
         cells[0] = named(group, cells[0])
         rows.append(cells)
     marked = next((g.index for g in material.groups if g.row.best), -1)
     parts: list[object] = [
         html.table(titles, rows, marked=marked),
         _comparisons(summary),
-        *(html.paragraph(line, kind="note") for line in table.legend(summary, columns)),
+        *(html.paragraph(line, kind="note") for line in table.legend(summary, names)),
         html.bullets(summary.sentences) if summary.sentences else "",
     ]
     if material.run is not None and material.group is not None:

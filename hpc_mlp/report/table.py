@@ -45,7 +45,7 @@ def print_summary(summary: Summary, console: Console, columns: Sequence[str] | N
     safe = writable(console)
     names, fold, dropped = fit(summary, console, list(columns) if columns else None)
     table = rich_table(summary, names, fold, not console.is_terminal, safe)
-    against = comparison_table(summary, safe)
+    against = None if _compares(columns) else comparison_table(summary, safe)
     asides = legend(summary, names)
     if dropped:
         titles = ", ".join(column_of(name, summary).title for name in reversed(dropped))
@@ -242,6 +242,11 @@ def interval_cell(c: Comparison) -> str:
     return f"{points(c.low, c, sign=True)} … {points(c.high, c, sign=True)}"
 
 
+def _compares(columns: Sequence[str] | None) -> bool:
+    """Whether the chosen columns show the comparisons, which then need no table of their own."""
+    return any(name in COMPARED for name in columns or ())
+
+
 def known_columns(summary: Summary) -> list[str]:
     return [*summary.by, *COLUMNS, *COMPARED]
 
@@ -254,7 +259,7 @@ def as_markdown(summary: Summary, columns: Sequence[str] | None = None) -> str:
     for row in summary.rows:
         cells = [column.cell(row).replace("|", "\\|") for column in shown]
         lines.append(_markdown_line([f"**{cell}**" if row.best and cell else cell for cell in cells]))
-    titles, *against = comparison_cells(summary) or [[]]
+    titles, *against = ([] if _compares(columns) else comparison_cells(summary)) or [[]]
     if titles:
         lines += ["", *_markdown_head(titles, [True]), *map(_markdown_line, against)]
     notes = [*summary.sentences, *legend(summary, names)]
