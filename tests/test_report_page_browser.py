@@ -134,5 +134,15 @@ def test_print(browser: Any, page: Path) -> None:
     assert pdf.startswith(b"%PDF") and pdf.count(b"/Type /Page\n") + pdf.count(b"/Type /Page ") >= 4
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     assert np.median(screenshot(browser)) > 240  # ink on paper, whatever the screen's theme
+    screen = {
+        "width": 686,
+        "height": 1000,
+        "deviceScaleFactor": 1,
+        "mobile": False,
+    }  # A4 less margins, in CSS pixels
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    cut = """return [...document.querySelectorAll('main table, main figure svg')]
+        .filter(e => e.checkVisibility() && e.getBoundingClientRect().right > 687).length"""
+    assert browser.execute_script(cut) == 0  # paper does not scroll
     hidden = browser.execute_script("return getComputedStyle(document.querySelector('nav')).display")
     assert hidden == "none"
