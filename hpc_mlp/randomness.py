@@ -10,13 +10,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-ORDER, DROPOUT, AUGMENT, MIXUP, FOREIGN = range(1, 6)  # purposes; the numbers are part of every result
+ORDER, DROPOUT, MIXUP, FOREIGN = 1, 2, 4, 5  # purposes; the numbers are part of every result
+_AUGMENT = 0xA06  # sets the augmentation apart from what else is keyed by (seed, epoch)
+
+
+def _philox(seed: int, stream: int, position: tuple[int, int, int]) -> np.random.Philox:
+    return np.random.Philox(key=[seed, stream], counter=[0, *position])
 
 
 def draws(purpose: int, seed: int, position: tuple[int, int, int], count: int) -> NDArray[np.uint64]:
     """`count` uniform uint64 for one purpose, seed and position; a longer draw begins with the shorter one."""
-    stream = np.random.Philox(key=[seed, purpose], counter=[0, *position])
-    words: NDArray[np.uint64] = stream.random_raw(count)
+    words: NDArray[np.uint64] = _philox(seed, purpose, position).random_raw(count)
     return words
 
 
@@ -30,6 +34,18 @@ def epoch_order(seed: int, epoch: int, num_images: int) -> NDArray[np.int64]:
     """The order of the training images in an epoch: a permutation of range(num_images)."""
     keys = draws(ORDER, seed, (epoch, 0, 0), num_images)
     return np.argsort(keys, kind="stable").astype(np.int64)
+
+
+def window_shuffles(seed: int, epoch: int) -> np.random.Generator:
+    """What shuffles the shards and windows of a streamed epoch (`data.streaming`)."""
+    return np.random.Generator(_philox(seed, epoch, (0, 0, 0)))
+
+
+def augmentation_draws(seed: int, epoch: int, step: int, num_images: int, width: int) -> NDArray[np.float32]:
+    """Uniform float32 in [0, 1), [num_images, width]: row i belongs to image i of the global batch. More
+    images leave the rows of the first ones as they are."""
+    stream = np.random.Generator(_philox(seed, epoch, (0, _AUGMENT, step)))
+    return stream.random((num_images, width), dtype=np.float32)
 
 
 def dropout_draws(

@@ -21,8 +21,6 @@ from hpc_mlp.errors import UserError
 
 MAX_ENTRY_BYTES = 1 << 30  # an entry larger than this is not an image that we would decode
 
-REPEATED = "its name is an earlier entry's name"
-
 
 class RejectError(Exception):
     """One entry cannot be taken, for this reason; the others can."""
@@ -182,6 +180,34 @@ class SeveralSources:
     def sha256(self) -> str:
         sums = "".join(source.sha256() for source in self.sources)
         return hashlib.sha256(sums.encode()).hexdigest()
+
+
+class FileWithEntries:
+    """What ZIP and tar have in common: one file, held open, whose entries lie at an offset each."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.label = path, path.name
+        self.names = Names()
+        self.problems: dict[int, str] = {}
+        self._offset, self._stored = array("Q"), array("Q")  # bytes
+
+    def _reject_repeated_names(self) -> None:
+        for index in repeated_names(self.names):
+            self.problems.setdefault(index, "its name is an earlier entry's name")
+
+    def size(self, index: int) -> int:
+        return self._stored[index]
+
+    def read(self, index: int) -> bytes:
+        if index in self.problems:
+            raise RejectError(self.problems[index])
+        return self._bytes_of(index)
+
+    def _bytes_of(self, index: int) -> bytes:
+        raise NotImplementedError
+
+    def sha256(self) -> str:
+        return hash_file(self.path)
 
 
 def read_at(fd: int, length: int, offset: int) -> bytes:

@@ -20,6 +20,7 @@ from hpc_mlp.config import AugmentConfig
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.remote import Place
 from hpc_mlp.data.streaming import StreamingSplit
+from hpc_mlp.randomness import augmentation_draws
 
 Draws = dict[str, NDArray[np.float32]]  # name → uniform in [0, 1), one for each image
 
@@ -29,7 +30,6 @@ _NAMES = (
     "brightness", "contrast", "saturation", "hue",
     "erase", "erase_area", "erase_aspect", "erase_x", "erase_y",
 )  # fmt: skip
-_STREAM = 0xA06  # tells these draws from others with the same seed and epoch
 
 _CROP_ASPECT = 4 / 3
 _ERASED_AREA = (0.02, 0.33)
@@ -85,8 +85,7 @@ def draw(seed: int, epoch: int, step: int, positions: slice | Tensor) -> Draws:
         rows = np.arange(positions.start or 0, positions.stop)
     else:
         rows = positions.cpu().numpy()
-    bits = np.random.Philox(key=[seed, epoch], counter=[0, 0, _STREAM, step])
-    table = np.random.Generator(bits).random((int(rows.max()) + 1, len(_NAMES)), dtype=np.float32)
+    table = augmentation_draws(seed, epoch, step, int(rows.max()) + 1, len(_NAMES))
     return dict(zip(_NAMES, table[rows].T, strict=True))
 
 

@@ -32,27 +32,21 @@ def converted_lines(manifest: Manifest, out: Path, num_images: int, seconds: flo
 
 def duplicate_lines(manifest: Manifest) -> Iterator[str]:
     """One line for each thing about equal images that a person should know."""
-    found = manifest.duplicates
-    if found.get("conflicting_groups"):
-        yield (
-            f"WARNING: {found['conflicting_groups']:,} groups of equal images carry different classes: "
-            f"see duplicates.jsonl"
-        )
-    if found.get("leaked_images"):
-        yield (
-            f"WARNING: leak: {found['leaked_images']:,} images of val or test are in an earlier split as "
-            f"well, pixel for pixel: see duplicates.jsonl, or convert with --drop-duplicates"
-        )
-    if found.get("near_leaked_images"):
-        yield (
-            f"WARNING: possible leak: {found['near_leaked_images']:,} images of val or test nearly equal one "
-            f"in an earlier split: see duplicates.jsonl"
-        )
-    if found.get("groups"):
-        yield (
-            f"{found['images']:,} images are in {found['groups']:,} groups of equal ones, "
-            f"each group in one split where the archive did not say otherwise"
-        )
+    for key, line in _DUPLICATES.items():
+        if manifest.duplicates.get(key):
+            yield line.format_map({name: f"{count:,}" for name, count in manifest.duplicates.items()})
+
+
+_DUPLICATES = {
+    "conflicting_groups": "WARNING: {conflicting_groups} groups of equal images carry different classes: "
+    "see duplicates.jsonl",
+    "leaked_images": "WARNING: leak: {leaked_images} images of val or test are in an earlier split as well, "
+    "pixel for pixel: see duplicates.jsonl, or convert with --drop-duplicates",
+    "near_leaked_images": "WARNING: possible leak: {near_leaked_images} images of val or test nearly equal one "
+    "in an earlier split: see duplicates.jsonl",
+    "groups": "{images} images are in {groups} groups of equal ones, "
+    "each group in one split where the archive did not say otherwise",
+}
 
 
 def show(manifest: Manifest, out: Path, console: Console) -> None:

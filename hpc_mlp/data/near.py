@@ -37,7 +37,7 @@ def nearest_in_earlier_split(
     """Among the images at the places `chosen`, with fingerprints [N, 64], channel means [N, C], split numbers
     and groups of equal images, which do not count. Time and memory grow linearly with N. Nearly all near
     images are found (98 % of the pairs in photos.zip), fewer where thousands are alike."""
-    other, best = np.full(len(prints), -1, np.int64), np.full(len(prints), np.inf, np.float32)
+    search = _Search(prints, means, splits)
     features = _features(prints, means, chosen)
     brightness = features[:, :4].sum(axis=1) / 4
     for grid in range(_GRIDS):
@@ -55,35 +55,37 @@ def nearest_in_earlier_split(
             a, b = a[useful], b[useful]
             for later, earlier in ((a, b), (b, a)):  # in each direction an image comes once only
                 right = splits[later] > splits[earlier]
-                _improve(prints, means, splits, later[right], earlier[right], other, best)
-    best[other < 0] = 0
-    return Nearest(other, best % _LATER)
+                search.improve(later[right], earlier[right])
+    search.best[search.other < 0] = 0
+    return Nearest(search.other, search.best % _LATER)
 
 
 _LATER = np.float32(1000)  # added to the distance of an image in val, so that any in train goes before
 
 
-def _improve(
-    prints: npt.NDArray[np.uint8],
-    means: npt.NDArray[np.int16],
-    splits: npt.NDArray[np.int8],
-    later: npt.NDArray[np.int64],
-    earlier: npt.NDArray[np.int64],
-    other: npt.NDArray[np.int64],
-    best: npt.NDArray[np.float32],
-) -> None:
-    """Enter images `earlier` in `other` and `best` where they are near, and nearer than what is there."""
-    for start in range(0, len(later), _BATCH):
-        a, b = later[start : start + _BATCH], earlier[start : start + _BATCH]
-        alike = (np.abs(means[a] - means[b]) <= MAX_CHANNEL).all(axis=1)
-        a, b = a[alike], b[alike]
-        x, y = prints[a], prints[b]
-        difference = np.maximum(x, y) - np.minimum(x, y)
-        distance = difference.mean(axis=1, dtype=np.float32)
-        near = (difference.max(axis=1, initial=0) <= MAX_CELL) & (distance <= MAX_MEAN)
-        distance += _LATER * splits[b]
-        near &= distance < best[a]
-        best[a[near]], other[a[near]] = distance[near], b[near]
+class _Search:
+    """The nearest near image found so far for each image, and its distance."""
+
+    def __init__(
+        self, prints: npt.NDArray[np.uint8], means: npt.NDArray[np.int16], splits: npt.NDArray[np.int8]
+    ) -> None:
+        self._prints, self._means, self._splits = prints, means, splits
+        self.other = np.full(len(prints), -1, np.int64)
+        self.best = np.full(len(prints), np.inf, np.float32)
+
+    def improve(self, later: npt.NDArray[np.int64], earlier: npt.NDArray[np.int64]) -> None:
+        """Enter images `earlier` where they are near to those `later`, and nearer than what is there."""
+        for start in range(0, len(later), _BATCH):
+            a, b = later[start : start + _BATCH], earlier[start : start + _BATCH]
+            alike = (np.abs(self._means[a] - self._means[b]) <= MAX_CHANNEL).all(axis=1)
+            a, b = a[alike], b[alike]
+            x, y = self._prints[a], self._prints[b]
+            difference = np.maximum(x, y) - np.minimum(x, y)
+            distance = difference.mean(axis=1, dtype=np.float32)
+            near = (difference.max(axis=1, initial=0) <= MAX_CELL) & (distance <= MAX_MEAN)
+            distance += _LATER * self._splits[b]
+            near &= distance < self.best[a]
+            self.best[a[near]], self.other[a[near]] = distance[near], b[near]
 
 
 def _features(

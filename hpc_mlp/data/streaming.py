@@ -31,6 +31,7 @@ from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.remote import Place
 from hpc_mlp.data.shards import OpenShard, ShardIndex, blocks, open_shard
 from hpc_mlp.processes import Processes
+from hpc_mlp.randomness import window_shuffles
 
 Rows = NDArray[np.int64]
 
@@ -60,7 +61,7 @@ class Batch:
 
 def epoch_order(counts: list[int], *, seed: int, epoch: int, shuffle_buffer: int) -> Rows:
     """int64 [N]: the rows (in shard order) of a split with `counts` images per shard, of an epoch."""
-    rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+    rng = window_shuffles(seed, epoch)
     starts = np.concatenate(([0], np.cumsum(counts)))
     ranges = [np.arange(starts[shard], starts[shard + 1]) for shard in rng.permutation(len(counts))]
     order: Rows = np.concatenate([np.empty(0, np.int64), *ranges])

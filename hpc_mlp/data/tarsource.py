@@ -7,30 +7,23 @@ import gzip
 import lzma
 import shutil
 import tarfile
-from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hpc_mlp.data.archive import (
     MAX_ENTRY_BYTES,
-    REPEATED,
-    Names,
+    FileWithEntries,
     RejectError,
-    hash_file,
     open_file,
     read_at,
-    repeated_names,
 )
 from hpc_mlp.errors import UserError
 
 
-class TarSource:
+class TarSource(FileWithEntries):
     def __init__(self, path: Path, scratch: Path) -> None:
-        self.path, self.label = path, path.name
-        self.names = Names()
-        self.problems: dict[int, str] = {}
-        self._offset, self._size = array("Q"), array("Q")
+        super().__init__(path)
         try:
             plain = _decompressed(path, scratch)
             with tarfile.open(plain, "r:") as tar:
@@ -39,8 +32,7 @@ class TarSource:
             raise UserError(
                 f"{path} cannot be read as a tar ({error}). Is it complete? Check it with `tar tf`."
             ) from None
-        for index in repeated_names(self.names):
-            self.problems.setdefault(index, REPEATED)
+        self._reject_repeated_names()
         self._fd = open_file(plain)
         if plain != path:
             plain.unlink()  # the open file lives on, the name need not
@@ -61,21 +53,13 @@ class TarSource:
                 self.problems[index] = f"larger than {MAX_ENTRY_BYTES >> 20} MiB"
             self.names.append(name)
             self._offset.append(member.offset_data)
-            self._size.append(member.size)
+            self._stored.append(member.size)
 
-    def size(self, index: int) -> int:
-        return self._size[index]
-
-    def read(self, index: int) -> bytes:
-        if index in self.problems:
-            raise RejectError(self.problems[index])
-        data = read_at(self._fd, self._size[index], self._offset[index])
-        if len(data) < self._size[index]:
+    def _bytes_of(self, index: int) -> bytes:
+        data = read_at(self._fd, self._stored[index], self._offset[index])
+        if len(data) < self._stored[index]:
             raise RejectError("cut short")
         return data
-
-    def sha256(self) -> str:
-        return hash_file(self.path)
 
 
 def _decompressed(path: Path, scratch: Path) -> Path:

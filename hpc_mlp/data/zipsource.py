@@ -17,13 +17,10 @@ import numpy as np
 
 from hpc_mlp.data.archive import (
     MAX_ENTRY_BYTES,
-    REPEATED,
-    Names,
+    FileWithEntries,
     RejectError,
-    hash_file,
     open_file,
     read_at,
-    repeated_names,
 )
 from hpc_mlp.errors import UserError
 
@@ -38,21 +35,17 @@ STORED, DEFLATED = 0, 8
 _METHODS = {1: "Shrink", 6: "Implode", 9: "Deflate64", 12: "BZIP2", 14: "LZMA", 93: "Zstandard", 95: "XZ"}
 
 
-class ZipSource:
+class ZipSource(FileWithEntries):
     def __init__(self, path: Path) -> None:
-        self.path, self.label = path, path.name
-        self.names = Names()
-        self.problems: dict[int, str] = {}
-        self._offset, self._packed, self._full, self._crc = array("Q"), array("Q"), array("Q"), array("I")
-        self._method = array("B")
+        super().__init__(path)
+        self._full, self._crc, self._method = array("Q"), array("I"), array("B")
         self._fd = open_file(path)
         try:
             self._list(os.fstat(self._fd).st_size)
         except (struct.error, IndexError):
             raise self._unreadable("its list of entries is damaged") from None
         self._find_overlaps()
-        for index in repeated_names(self.names):
-            self.problems.setdefault(index, REPEATED)
+        self._reject_repeated_names()
 
     def _unreadable(self, why: str) -> UserError:
         return UserError(
@@ -144,7 +137,7 @@ class ZipSource:
             self.problems[index] = problem
         self.names.append(text)
         self._offset.append(min(local + self._shift, 2**63))
-        self._packed.append(packed)
+        self._stored.append(packed)
         self._full.append(full)
         self._crc.append(crc)
         self._method.append(min(method, 255))
@@ -154,20 +147,15 @@ class ZipSource:
         if len(self.names) < 2:
             return
         start = np.frombuffer(self._offset, np.uint64).astype(np.int64)
-        end = start + _LOCAL.size + np.frombuffer(self._packed, np.uint64).astype(np.int64)
+        end = start + _LOCAL.size + np.frombuffer(self._stored, np.uint64).astype(np.int64)
         order = np.argsort(start, kind="stable")
         reach = np.maximum.accumulate(end[order])
         later = np.flatnonzero(start[order][1:] < reach[:-1]) + 1  # begins before an earlier one has ended
         for place in later.tolist():
             self.problems.setdefault(int(order[place]), "overlaps another entry")
 
-    def size(self, index: int) -> int:
-        return self._packed[index]
-
-    def read(self, index: int) -> bytes:
-        if index in self.problems:
-            raise RejectError(self.problems[index])
-        offset, packed, full = self._offset[index], self._packed[index], self._full[index]
+    def _bytes_of(self, index: int) -> bytes:
+        offset, packed, full = self._offset[index], self._stored[index], self._full[index]
         block = read_at(self._fd, _LOCAL.size + 512 + packed, offset)  # 512: name and extra field, mostly
         if len(block) < _LOCAL.size or block[:4] != b"PK\3\4":
             raise RejectError("its place in the ZIP holds something else")
@@ -188,9 +176,6 @@ class ZipSource:
         if zlib.crc32(data) != self._crc[index]:
             raise RejectError("its checksum is wrong (damaged data)")
         return data
-
-    def sha256(self) -> str:
-        return hash_file(self.path)
 
 
 def _end_record(tail: bytes) -> int:
