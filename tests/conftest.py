@@ -66,7 +66,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 def timeless(folder: Path) -> list[dict[str, Any]]:
     """metrics.jsonl without what differs from one run to the next."""
-    times = ("seconds", "images_per_second")
+    times = ("seconds", "images_per_second", "data_wait_seconds")
     return [{k: v for k, v in line.items() if k not in times} for line in metrics(folder)]
 
 

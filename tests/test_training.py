@@ -42,7 +42,8 @@ def test_run_folders_hold_what_the_contract_says(bank: Path) -> None:
             "best.safetensors", "config.json", "last.ckpt", "metrics.jsonl", "predictions.npz", "result.json"
         ]  # fmt: skip
         assert list(metrics(folder)[0]) == [
-            "epoch", "train_loss", "val_loss", "val_accuracy", "learning_rate", "images_per_second", "seconds"
+            "epoch", "train_loss", "val_loss", "val_accuracy", "learning_rate", "images_per_second", "seconds",
+            "data_wait_seconds",
         ]  # fmt: skip
         outcome = result(folder)
         assert outcome["status"] == "done" and outcome["stopped"] == "epochs" and outcome["epochs_run"] == 3

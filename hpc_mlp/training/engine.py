@@ -122,6 +122,7 @@ class BankTrainer:
     def _train_epoch(self) -> bool:
         """The rest of the present epoch; False if asked to stop, with a checkpoint written."""
         started, before = time.perf_counter(), [member.seconds for member in self.members]
+        self.waited = self.feeder.wait_seconds
         state, size = self.state, self.train_config.batch_size
         for batch in self.feeder.epoch(state.bank.feeds, self.epoch, self.step, size, self.processes):
             state.train_step(batch, state.rates(self._count))
@@ -189,6 +190,7 @@ class BankTrainer:
                 "learning_rate": rates[recipe_of(member.spec)],
                 "images_per_second": self.feeder.num_images / max(trained[i], 1e-9),
                 "seconds": member.epoch_seconds,
+                "data_wait_seconds": self.feeder.wait_seconds - self.waited,  # of the lead process
             }
             improved.append(member.finish_epoch(line))
         self._save()
