@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,3 +72,9 @@ class Processes:
     def wait(self) -> None:
         if not self.alone:
             dist.barrier()
+
+
+def processes_sharing(device: torch.device) -> int:
+    """How many of the processes started together hold their data in the memory of this one's device."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return -(-here // torch.cuda.device_count()) if device.type == "cuda" else here

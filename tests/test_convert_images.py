@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import environment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -218,3 +221,17 @@ def test_a_wrong_suffix_does_not_matter(tmp_path: Path) -> None:
     files = two_classes(4) | {"cat/really.jpg": encoded(picture(99))}
     converted(make_zip(tmp_path / "a.zip", files, zipfile.ZIP_STORED), tmp_path / "out", "--size", 8)
     assert not rejects(tmp_path / "out")
+
+
+def test_odd_metadata_is_no_warning_to_the_user(tmp_path: Path) -> None:
+    """Pillow warns about such EXIF blocks; the images are whole."""
+    exif = Image.Exif()
+    exif[0x010E] = "a description that is cut off in the file"
+    block = exif.tobytes()[:-20]
+    files = {f"{c}/{i}.jpg": encoded(picture(i), "JPEG", exif=block) for c in "ab" for i in range(3)}
+    archive = make_zip(tmp_path / "a.zip", files)
+    words = [sys.executable, "-m", "hpc_mlp", "convert", str(archive), str(tmp_path / "out"), "--size", "8"]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment())
+    assert done.returncode == 0 and "arning" not in done.stderr
+    with pytest.warns(UserWarning, match="Truncated"), Image.open(io.BytesIO(files["a/0.jpg"])) as image:
+        image.getexif()

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import Cli, metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_files import Arrays, random_arrays, write_shards
@@ -299,6 +300,24 @@ def test_the_mode_follows_the_memory_budget(
     huge = manifest.model_copy(update={"image_size": (10_000, 10_000)})
     with pytest.raises(UserError, match=r"take 18\.30 GB as uint8.*data\.mode=streaming"):
         choose_mode(huge, DataConfig(mode="resident"), CPU)
+
+
+def test_processes_of_a_machine_share_the_budget(
+    digits: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One copy fits, two do not: what a process may do depends on how many were started beside it."""
+    size = resident_bytes(Manifest.load(digits))
+    monkeypatch.setattr(source, "free_memory", lambda device: 3 * size)  # half of it is the budget
+    settings = ("--cpu", "--variants", "baseline", "--set", "model.hidden=[8]", "--set", "train.epochs=1")
+    waits = {}
+    for count in (1, 2):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(count))
+        ran = cli("train", digits, "--runs", tmp_path / str(count), *settings)
+        assert ran.exit_code == 0, ran.output
+        waits[count] = metrics(tmp_path / str(count) / "baseline-s0")[0]["data_wait_seconds"]
+    assert waits[1] == 0 and 0 < waits[2] < metrics(tmp_path / "2" / "baseline-s0")[0]["seconds"]
+    ran = cli("train", digits, "--runs", tmp_path / "3", *settings, "--set", "data.mode=resident")
+    assert ran.exit_code == 2 and "in 2 processes" in ran.output
 
 
 def test_data_is_read_ahead_while_the_consumer_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,9 @@ _TURNS = {
 }
 
 Image.MAX_IMAGE_PIXELS = None  # our own limit is checked before any pixel is decoded
+# Pillow warns about odd metadata; the pixels are what counts. Once here and for the whole process: decoding runs
+# in threads, between which `warnings.catch_warnings` is not safe.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclass(frozen=True)
@@ -57,18 +60,14 @@ def decode_image(data: bytes, spec: ImageSpec) -> Pixels:
         return pixels
     if not data:
         raise RejectError("empty")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns about odd metadata; the pixels are what counts
-        try:
-            return _decode_any(data, spec)
-        except RejectError:
-            raise
-        except UnidentifiedImageError:
-            raise RejectError("not an image") from None
-        except (
-            Exception
-        ) as error:  # hostile bytes make decoders raise anything, from struct.error to KeyError
-            raise RejectError(f"damaged: {str(error) or type(error).__name__}"[:200]) from None
+    try:
+        return _decode_any(data, spec)
+    except RejectError:
+        raise
+    except UnidentifiedImageError:
+        raise RejectError("not an image") from None
+    except Exception as error:  # hostile bytes make decoders raise anything, from struct.error to KeyError
+        raise RejectError(f"damaged: {str(error) or type(error).__name__}"[:200]) from None
 
 
 def training_pixels(data: bytes, spec: ImageSpec, encoding: str) -> Pixels:
@@ -153,10 +152,8 @@ def _check_size(width: int, height: int, spec: ImageSpec) -> None:
 
 def _orientation(data: bytes) -> int:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-                return _orientation_of(image)
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            return _orientation_of(image)
     except Exception:  # an unreadable EXIF block says nothing about the pixels
         return 1
 

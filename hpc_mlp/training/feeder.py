@@ -65,9 +65,21 @@ class Feeder(Protocol):
         """The first training image, normalised: float32 [C, H, W]"""
 
 
-def make_feeder(place: Place, manifest: Manifest, config: DataConfig, device: torch.device) -> Feeder:
-    """Resident data where they fit the budget, else streaming (`data.mode`)."""
-    if choose_mode(manifest, config, device) == "resident":
+def make_feeder(
+    place: Place,
+    manifest: Manifest,
+    config: DataConfig,
+    device: torch.device,
+    processes: Processes | None = None,
+    sharing: int = 1,
+) -> Feeder:
+    """Resident data where they fit the budget, else streaming (`data.mode`).
+
+    `processes` that split batches all take the same way, since the order of the images depends on it. `sharing`
+    processes, this one among them, hold a copy each in the same memory.
+    """
+    mode = choose_mode(manifest, config, device, processes=sharing)
+    if not (processes or Processes()).any(mode == "streaming", device):
         return ResidentFeeder(place, manifest, device)
     return StreamingFeeder(place, manifest, config, device)
 

@@ -22,7 +22,7 @@ from hpc_mlp.live.display import LogFormat
 from hpc_mlp.models.bank import bank_order
 from hpc_mlp.models.registry import load_plugins
 from hpc_mlp.plan import RunSpec
-from hpc_mlp.processes import Processes
+from hpc_mlp.processes import Processes, processes_sharing
 from hpc_mlp.training import stop
 from hpc_mlp.training.checkpoint import Guard, resumable_together
 from hpc_mlp.training.engine import BankTrainer
@@ -73,8 +73,9 @@ def train_specs(
         first, last = (0, len(todo)) if split else everybody.part(len(todo))
         # By seed: runs of one seed share their batches.
         mine = sorted(todo, key=lambda spec: spec.seed)[first:last]
+        team, sharing = everybody if split else Processes(), processes_sharing(device)
         configs = dict.fromkeys(spec.config.data for spec in mine)
-        feeders = {config: make_feeder(job.shards, manifest, config, device) for config in configs}
+        feeders = {c: make_feeder(job.shards, manifest, c, device, team, sharing) for c in configs}
         everybody.wait()  # nobody has written anything until everybody has read everything
         if everybody.lead:
             prepare(job, todo, device, overwrite)
@@ -82,7 +83,7 @@ def train_specs(
         code = 0
         if mine:
             with watch(console, log_format, todo, job.runs, device) as view:
-                code = _train(job, mine, feeders, everybody if split else Processes(), device, view)
+                code = _train(job, mine, feeders, team, device, view)
         if not split:
             code = _worst(code, everybody, device)
         accelerator.end_training()
