@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import stat
@@ -81,24 +82,51 @@ def test_zips_with_comment_prefix_zip64_and_data_descriptors(tmp_path: Path) -> 
     assert entries(tmp_path / "streamed.zip", scratch=tmp_path) == FILES
 
 
-def test_a_zip_of_more_than_four_gigabytes(tmp_path: Path) -> None:
-    """A sparse file: the first entry takes 5 GB of nothing, the others lie behind it."""
-    path = tmp_path / "big.zip"
-    images = two_classes(4)
+def zip_with_a_hole(path: Path, before: dict[str, bytes], after: dict[str, bytes]) -> Path:
+    """A ZIP64 in a sparse file: entries, then one that takes 5 GiB of nothing, then entries beyond 4 GiB."""
     with path.open("wb") as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
+        for name, data in before.items():
+            archive.writestr(name, data)
         hole = zipfile.ZipInfo("hole.bin")
         hole.file_size = hole.compress_size = 5 << 30
-        hole.header_offset = hole.CRC = 0
+        hole.header_offset, hole.CRC = archive.start_dir, 0
+        file.seek(hole.header_offset)
         file.write(hole.FileHeader(zip64=True))
         file.seek(5 << 30, os.SEEK_CUR)
         archive.start_dir = file.tell()
         archive.filelist.append(hole)
         archive.NameToInfo["hole.bin"] = hole
-        for name, data in images.items():
+        for name, data in after.items():
             archive.writestr(name, data)
-    assert path.stat().st_size > 5 << 30 and zipfile.ZipFile(path).testzip
+    assert path.stat().st_size > 5 << 30
+    return path
+
+
+def test_entries_before_and_beyond_four_gigabytes(tmp_path: Path) -> None:
+    images = two_classes(4)
+    path = zip_with_a_hole(tmp_path / "big.zip", {"cat/first.png": b"x"}, images)
     found = entries(path, scratch=tmp_path)
-    assert found.pop("hole.bin") == "larger than 1024 MiB" and found == images
+    assert found.pop("hole.bin") == "larger than 1024 MiB"
+    assert found == {"cat/first.png": b"x", **images}
+
+
+@pytest.mark.slow
+def test_a_zip_of_more_than_four_gigabytes_is_converted(tmp_path: Path) -> None:
+    """To the same shards as a small ZIP of the same images."""
+    images = two_classes(40)
+    names = sorted(images)
+    before, after = ({name: images[name] for name in part} for part in (names[::2], names[1::2]))
+    small = make_zip(tmp_path / "small.zip", before | after)
+    big = zip_with_a_hole(tmp_path / "big.zip", before, after)
+    options = ("--size", "20x24", "--workers", "2")
+    expected = converted(small, tmp_path / "small", *options)
+    found = converted(big, tmp_path / "big", *options)
+    assert found.digest == expected.digest and found.num_rejects == 0 and found.num_ignored == 1
+    assert sum(split.num_images for split in found.splits.values()) == 80
+    tars = [{k: v for k, v in contents(tmp_path / n).items() if k.endswith(".tar")} for n in ("small", "big")]
+    assert tars[0] == tars[1] and len(tars[0]) == 3
+    with big.open("rb") as file:
+        assert found.source["sha256"] == hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def test_backslashes_and_old_encodings(tmp_path: Path) -> None:
