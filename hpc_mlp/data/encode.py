@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import struct
 import zlib
@@ -36,12 +37,18 @@ def encode_png(pixels: npt.NDArray[np.uint8], compress: bool) -> bytes:
         rows[:, 0] = 0
         rows[:, 1:] = flat
         packed = zlib.compress(rows.data, 0)
+    return b"".join([_png_start(height, width, channels), _chunk(b"IDAT", packed), _IEND])
+
+
+@functools.lru_cache(maxsize=8)
+def _png_start(height: int, width: int, channels: int) -> bytes:
     header = struct.pack(">2I5B", width, height, 8, 2 if channels == 3 else 0, 0, 0, 0)
-    return b"".join([b"\x89PNG\r\n\x1a\n", _chunk(b"IHDR", header), _chunk(b"IDAT", packed), _IEND])
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header)
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))
+    checksum = zlib.crc32(data, zlib.crc32(kind))
+    return b"".join([struct.pack(">I", len(data)), kind, data, struct.pack(">I", checksum)])
 
 
 _IEND = _chunk(b"IEND", b"")
@@ -63,11 +70,10 @@ def encode_npy(pixels: npt.NDArray[np.uint8]) -> bytes:
 def tar_member(name: str, data: bytes) -> bytes:
     """A whole tar member, header to padding. Everything but name and size is fixed, so that equal input
     makes equal bytes; the time is the epoch."""
-    header = bytearray(_HEADER)
-    header[: len(name)] = name.encode("ascii")
-    header[124:135] = b"%011o" % len(data)
-    header[148:155] = b"%06o\0" % sum(header)  # the checksum counts its own field as spaces
-    return bytes(header) + data + bytes(-len(data) % _BLOCK)
+    text, size = name.encode("ascii"), b"%011o" % len(data)
+    checksum = b"%06o\0" % (_HEADER_SUM + sum(text) + sum(size))
+    fixed = _HEADER[len(text) : 124], _HEADER[135:148], _HEADER[155:]
+    return b"".join([text, fixed[0], size, fixed[1], checksum, fixed[2], data, bytes(-len(data) % _BLOCK)])
 
 
 def tar_member_size(size: int | npt.NDArray[np.int64]) -> int | npt.NDArray[np.int64]:
@@ -91,3 +97,4 @@ def _empty_header() -> bytes:
 
 
 _HEADER = _empty_header()
+_HEADER_SUM = sum(_HEADER)  # a checksum counts its own field as spaces

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -149,14 +150,18 @@ class Worker:
 
     def write_shard(self, plan: ShardPlan) -> tuple[int, str]:
         """Copy the images of `plan` into a tar; its length in bytes and its sha256."""
-        digest, pending = hashlib.sha256(), list[bytes]()
+        digest, hashed, pending = hashlib.sha256(), Future[None](), list[bytes]()
+        hashed.set_result(None)
         total = waiting = 0
         path = self.folder / plan.name
-        with path.open("xb", buffering=0) as file:
+        # A thread of its own hashes: shards may be fewer than processors, and it needs no interpreter lock.
+        with path.open("xb", buffering=0) as file, ThreadPoolExecutor(1) as hasher:
 
             def flush() -> None:
+                nonlocal hashed
                 block = b"".join(pending)
-                digest.update(block)
+                hashed.result()  # one block at a time, so that memory stays flat
+                hashed = hasher.submit(digest.update, block)
                 write_all(file.fileno(), block)
                 pending.clear()
 
