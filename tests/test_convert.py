@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import io
 import json
 import os
+import pty
+import re
+import struct
 import subprocess
 import sys
 import tarfile
+import termios
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +22,7 @@ import numpy as np
 import pytest
 import webdataset
 from click.testing import CliRunner, Result
+from conftest import environment
 from PIL import Image
 
 from hpc_mlp.cli import main
@@ -377,3 +384,40 @@ assert not {{"torch", "torchvision", "webdataset"}} & set(sys.modules), "torch w
         env = os.environ | {"PYTHONPATH": str(ROOT)}
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
         assert done.returncode == 0, done.stderr
+
+
+def test_progress_tells_speed_and_rejects_so_far(tmp_path: Path) -> None:
+    """On a terminal: a real one, of 200 columns."""
+    files = two_classes(400) | {f"cat/broken{i}.png": b"no image" for i in range(3)}
+    archive = make_zip(tmp_path / "a.zip", dict(sorted(files.items())))
+    words = [
+        sys.executable,
+        "-m",
+        "hpc_mlp",
+        "convert",
+        str(archive),
+        str(tmp_path / "out"),
+        "--workers",
+        "1",
+    ]
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 200, 0, 0))
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=theirs, env=environment()) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # the other end is closed
+            while more := os.read(ours, 4096):
+                shown += more
+    os.close(ours)
+    assert process.returncode == 0
+    assert re.search(
+        rb"/803 [\d,]+ img/s, [\d.,]+ MB/s, 3 rejects", re.sub(rb"\x1b\[[^a-zA-Z]*[a-zA-Z]", b"", shown)
+    )
+
+
+def test_progress_in_a_log_is_a_line_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = make_zip(tmp_path / "a.zip", two_classes(40))
+    assert not convert(archive, tmp_path / "soon").stderr  # less than half a minute
+    monkeypatch.setattr("hpc_mlp.cli.data._EVERY", 0.0)
+    lines = convert(archive, tmp_path / "long").stderr.splitlines()
+    assert len(lines) == 2 and re.fullmatch(r"80 images: [\d,]+ img/s, [\d.,]+ MB/s", lines[-1])

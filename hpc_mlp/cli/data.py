@@ -74,10 +74,14 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(height), int(width if sign else height)
 
 
+_EVERY = 30.0  # seconds
+
+
 class _Progress:
-    """A bar on a terminal, nothing elsewhere."""
+    """A bar on a terminal; elsewhere, as in a job's log, a line every half minute."""
 
     def __init__(self) -> None:
+        self._next = _EVERY
         self._bar: Any = None
         self._task: Any = None
         self._bytes = 0
@@ -118,12 +122,16 @@ class _Progress:
     def advance(self, images: int, num_bytes: int, rejects: int) -> None:
         self.num_images += images
         self._bytes += num_bytes
+        seconds = self.seconds
+        if self._bar is None and seconds < self._next:
+            return
+        speed = f"{self.num_images / seconds:,.0f} img/s, {self._bytes / 1e6 / seconds:,.1f} MB/s"
+        speed += f", {rejects:,} rejects" if rejects else ""
         if self._bar is not None:
-            speed = (
-                f"{self.num_images / self.seconds:,.0f} img/s, {self._bytes / 1e6 / self.seconds:,.1f} MB/s"
-            )
-            more = f", {rejects:,} rejects" if rejects else ""
-            self._bar.update(self._task, advance=images, speed=speed + more)
+            self._bar.update(self._task, completed=self.num_images, speed=speed)
+        else:
+            click.echo(f"{self.num_images:,} images: {speed}", err=True)
+            self._next = seconds + _EVERY
 
     def phase(self, text: str) -> None:
         if self._bar is not None:

@@ -131,7 +131,7 @@ def _convert(paths: Sequence[Path], folder: Path, settings: Settings, progress: 
     source = open_source(paths, folder)
     layout = find_layout(source)
     if not len(layout.entries):
-        raise no_images(source, layout.rejects)
+        raise no_images(source, layout.rejects, len(layout.rejects))
     worker = Worker(source, settings.spec, settings.encoding, settings.compress, folder)
     count = min(settings.num_workers(), len(layout.entries) // 32 + 1)
     with Pool(worker, count) as pool, RejectLog(folder, source.label, settings.strict) as rejects:
@@ -140,7 +140,7 @@ def _convert(paths: Sequence[Path], folder: Path, settings: Settings, progress: 
         rejects.extend(layout.rejects)
         records = _convert_all(pool, source, layout, settings, rejects, progress)
         if not len(records):
-            raise no_images(source, rejects.first)
+            raise no_images(source, rejects.first, rejects.count)
         progress.phase("drawing splits")
         assembly = Assembly(folder, source, layout, records)
         num_pixels = settings.height * settings.width

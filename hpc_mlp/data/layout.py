@@ -55,7 +55,7 @@ def find_layout(source: Source) -> Layout:
     if label_files:
         return _from_labels_file(source, images, label_files, ignored, rejects)
     if not len(images):
-        raise no_images(source, rejects)
+        raise no_images(source, rejects, len(rejects))
     folders: dict[tuple[str, ...], int] = {}  # folder → number, in order of appearance
     places = np.empty(len(images), np.int32)
     for position, index in enumerate(images.tolist()):
@@ -71,14 +71,13 @@ def find_layout(source: Source) -> Layout:
     return Layout(kind, classes, images[keep], labels[keep], splits[keep], ignored, rejects)
 
 
-def no_images(source: Source, rejects: Sequence[tuple[str, str]]) -> UserError:
-    first = (
-        f" {len(rejects)} entries cannot be taken, the first: {rejects[0][0]}: {rejects[0][1]}."
-        if rejects
-        else ""
+def no_images(source: Source, first: Sequence[tuple[str, str]], count: int) -> UserError:
+    """`first` of `count` rejects: name and reason."""
+    why = (
+        f" Entries that cannot be taken: {count:,}, the first {first[0][0]}: {first[0][1]}." if first else ""
     )
     return UserError(
-        f"{source.label} holds no images that can be read.{first} "
+        f"{source.label} holds no images that can be read.{why} "
         f"Expected are images in one folder for each class, such as cats/001.jpg and dogs/001.jpg."
     )
 
