@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from hpc_mlp.config import Config, build_config, flatten, identity
+from hpc_mlp.config import Config, flatten, identity
 from hpc_mlp.runs import Json
+from hpc_mlp.settings import build_config
 
 if TYPE_CHECKING:
     from hpc_mlp.predict.model import TrainedRun

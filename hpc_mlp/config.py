@@ -5,14 +5,12 @@
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from hpc_mlp.errors import UserError, unknown_name
+from hpc_mlp.errors import UserError
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -190,108 +188,11 @@ _OPERATIONAL = {
     "train.checkpoint_every", "train.max_seconds", "train.trackers",
 }  # fmt: skip
 
-Tree = dict[str, Any]
-
 
 def known_keys() -> list[str]:
     """Every dotted key of the configuration, in order."""
     defaults = Config()
     return [f"{section}.{key}" for section, model in defaults for key in type(model).model_fields]
-
-
-def get_key(tree: Mapping[str, Any], dotted: str) -> Any:
-    section, _, key = dotted.partition(".")
-    return tree.get(section, {}).get(key)
-
-
-def set_key(tree: Tree, dotted: str, value: Any) -> None:
-    """Set `section.key` (or `section.table.key`, for the free tables) in a nested dict, in place."""
-    *parents, last = dotted.split(".")
-    for parent in parents:
-        tree = tree.setdefault(parent, {})
-    tree[last] = value
-
-
-def merge(*trees: Mapping[str, Any]) -> Tree:
-    """Nested dictionaries laid over one another; later ones win."""
-    merged: Tree = {}
-    for tree in trees:
-        for key, value in tree.items():
-            old = merged.get(key)
-            both = isinstance(old, dict) and isinstance(value, Mapping)
-            merged[key] = merge(old, value) if both and old is not None else _copied(value)
-    return merged
-
-
-def _copied(value: Any) -> Any:
-    return merge(value) if isinstance(value, Mapping) else value
-
-
-def read_toml(path: Path) -> Tree:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no configuration file at {path}.") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder: give a .toml file.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-
-
-def check_key(dotted: str, where: str) -> None:
-    """Raise UserError naming the right keys unless `dotted` is a key of the configuration."""
-    keys = known_keys()
-    free = dotted.startswith(("model.options.", "launch.sbatch."))
-    if dotted not in keys and not free:
-        section = dotted.partition(".")[0]
-        own = [key for key in keys if key.startswith(section + ".")]
-        error = unknown_name("configuration key", dotted, own or keys)
-        raise UserError(f"{where}: {error}")
-
-
-def parse_value(text: str) -> Any:
-    """The value of a `--set`: TOML where it parses (`1e-3`, `true`, `[512, 256]`), else a plain string."""
-    text = text.strip()
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def build_config(tree: Mapping[str, Any], where: str = "configuration") -> Config:
-    """Validate a nested dict. Errors name the key, what was wrong with it, and the right keys."""
-    for section, keys in tree.items():
-        if section not in Config.model_fields:
-            raise UserError(f"{where}: {unknown_name('section', section, Config.model_fields)}")
-        if not isinstance(keys, Mapping):
-            raise UserError(f"{where}: [{section}] must be a table of keys.")
-        for key in keys:
-            check_key(f"{section}.{key}", where)
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        location = [str(part) for part in first["loc"]]
-        key = ".".join(location[:2])
-        if len(location) < 2:  # about a whole section
-            raise UserError(f"{where}: {first['msg'].removeprefix('Value error, ')}.") from None
-        given = get_key(tree, key)
-        raise UserError(
-            f"{where}: {key} = {given!r}: {first['msg'].removeprefix('Value error, ')}."
-        ) from None
-
-
-def load_config(files: Iterable[Path] = (), overrides: Mapping[str, Any] | None = None) -> Config:
-    """Defaults, then TOML files in order, then dotted overrides."""
-    tree: Tree = {}
-    for path in files:
-        layer = read_toml(path)
-        build_config(layer, str(path))
-        tree = merge(tree, layer)
-    for key, value in (overrides or {}).items():
-        check_key(key, "--set")
-        set_key(tree, key, value)
-    return build_config(tree, "--set")
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -310,10 +211,3 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Lines `optim.lr: 0.001 → 0.01` for what differs between two flat identities."""
     keys = sorted({*old, *new})
     return [f"{key}: {old.get(key)!r} → {new.get(key)!r}" for key in keys if old.get(key) != new.get(key)]
-
-
-def configs_dir() -> Path:
-    """The shipped `configs/`: inside an installed wheel, or beside the package in a checkout."""
-    package = Path(__file__).parent
-    shipped = package / "_configs"
-    return shipped if shipped.is_dir() else package.parent / "configs"

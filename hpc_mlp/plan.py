@@ -10,19 +10,19 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
-from hpc_mlp.config import (
-    AugmentConfig,
-    Config,
+from hpc_mlp.config import AugmentConfig, Config
+from hpc_mlp.errors import UserError, unknown_name
+from hpc_mlp.settings import (
     Tree,
     build_config,
     check_key,
     configs_dir,
     merge,
     parse_value,
+    read_layers,
     read_toml,
     set_key,
 )
-from hpc_mlp.errors import UserError, unknown_name
 
 ALL = ("baseline", "dropout", "batchnorm", "dropout_batchnorm")
 
@@ -186,11 +186,7 @@ def plan_runs(
 ) -> list[RunSpec]:
     """Every combination as a validated `RunSpec`, seeds innermost. Names are unique."""
     sets = sets or {}
-    common: Tree = {}
-    for path in config_files:
-        layer = read_toml(path)
-        build_config(layer, str(path))
-        common = merge(common, layer)
+    common = read_layers(config_files)
     for key in sets:
         if all(key in variant.fixed for variant in variants):
             names = ", ".join(variant.name for variant in variants)

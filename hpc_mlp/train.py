@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -71,23 +72,11 @@ def train(
         from hpc_mlp.commandline import COMMAND, command_line
         from hpc_mlp.launch.spawn import run_processes
 
-        arguments = [
-            out,
-            "--variants",
-            variants,
-            "--seeds",
-            seeds,
-            "--runs",
-            str(runs),
-            "--parallel",
-            parallel,
-        ]
-        arguments += [word for path in config_files for word in ("--config", str(path))]
-        arguments += [word for assignment in sets for word in ("--set", assignment)]
-        arguments += ["--log-format", log_format]
-        arguments += ["--cpu"] * (cpu or not _has_gpu()) + ["--overwrite"] * overwrite
+        words = ["--variants", variants, "--seeds", seeds, "--runs", str(runs), "--parallel", parallel]
+        words += ["--log-format", log_format]
+        words += _options(config_files, sets, cpu or not _has_gpu(), overwrite)
         os.environ[COMMAND] = command_line()
-        sys.exit(run_processes("hpc_mlp.train", arguments, wanted))
+        sys.exit(run_processes("hpc_mlp.train", [out, *words], wanted))
 
     from rich.console import Console
 
@@ -103,6 +92,12 @@ def train(
 
         print_table(runs, Console())
     sys.exit(code)
+
+
+def _options(config_files: Sequence[Path], sets: Sequence[str], cpu: bool, overwrite: bool) -> list[str]:
+    words = [word for path in config_files for word in ("--config", str(path))]
+    words += [word for assignment in sets for word in ("--set", assignment)]
+    return words + ["--cpu"] * cpu + ["--overwrite"] * overwrite
 
 
 def _processes(wanted: int | None, cpu: bool) -> int:

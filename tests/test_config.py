@@ -12,22 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpc_mlp.config import (
-    Config,
-    build_config,
-    configs_dir,
-    differences,
-    flatten,
-    identity,
-    known_keys,
-    load_config,
-    merge,
-    parse_interval,
-    parse_value,
-    read_toml,
-    set_key,
-)
+from hpc_mlp.config import Config, differences, flatten, identity, known_keys, parse_interval
 from hpc_mlp.errors import UserError
+from hpc_mlp.settings import build_config, configs_dir, merge, parse_value, read_layers, read_toml, set_key
 
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "train.epochs": st.integers(1, 10**6),
@@ -57,11 +44,19 @@ def assignments(draw: st.DrawFn) -> dict[str, Any]:
     return {key: draw(VALUES[key]) for key in keys}
 
 
+def nested(values: dict[str, Any]) -> dict[str, Any]:
+    """`{"optim.lr": 0.1}` → `{"optim": {"lr": 0.1}}`"""
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        set_key(tree, key, value)
+    return tree
+
+
 @settings(max_examples=100, deadline=None)
 @given(values=assignments())
 def test_a_configuration_survives_json(values: dict[str, Any]) -> None:
     """What config.json holds builds the same configuration again."""
-    config = load_config(overrides=values)
+    config = build_config(nested(values))
     again = build_config(json.loads(json.dumps(config.model_dump(mode="json"))))
     assert again == config and flatten(again) == flatten(config)
     assert set(flatten(config)) == set(known_keys())
@@ -80,19 +75,13 @@ def test_the_command_line_gives_what_toml_gives(values: dict[str, Any]) -> None:
     tree: dict[str, Any] = {}
     for key, value in values.items():
         set_key(tree, key, parse_value(toml(value)))
-    assert build_config(tree) == load_config(overrides=values)
+    assert build_config(tree) == build_config(nested(values))
 
 
 @settings(max_examples=50, deadline=None)
 @given(first=assignments(), second=assignments())
 def test_later_layers_win(first: dict[str, Any], second: dict[str, Any]) -> None:
-    def tree(values: dict[str, Any]) -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        for key, value in values.items():
-            set_key(result, key, value)
-        return result
-
-    both = flatten(build_config(merge(tree(first), tree(second))))
+    both = flatten(build_config(merge(nested(first), nested(second))))
     for key, value in second.items():
         if not isinstance(value, dict):
             assert both[key] == value
@@ -104,7 +93,9 @@ def test_later_layers_win(first: dict[str, Any], second: dict[str, Any]) -> None
 def test_files_in_order_then_overrides(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text("[train]\nepochs = 3\npatience = 2\n[optim]\nlr = 0.5\n")
     (tmp_path / "b.toml").write_text("[train]\nepochs = 4\n")
-    config = load_config([tmp_path / "a.toml", tmp_path / "b.toml"], {"optim.lr": 0.25})
+    config = build_config(
+        merge(read_layers([tmp_path / "a.toml", tmp_path / "b.toml"]), nested({"optim.lr": 0.25}))
+    )
     assert (config.train.epochs, config.train.patience, config.optim.lr) == (4, 2, 0.25)
 
 
@@ -166,7 +157,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str) -> None:
     (tmp_path / "bad.toml").write_text("[train\nepochs")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError) as error:
-        load_config([tmp_path / name])
+        read_layers([tmp_path / name])
     assert str(tmp_path) in str(error.value)
 
 
@@ -176,7 +167,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str) -> None:
 )
 def test_intervals(text: str, wanted: tuple[float | None, int | None]) -> None:
     assert parse_interval(text) == wanted
-    assert load_config(overrides={"train.checkpoint_every": 60}).train.checkpoint_every == "60 s"
+    assert build_config(nested({"train.checkpoint_every": 60})).train.checkpoint_every == "60 s"
 
 
 def test_what_only_concerns_the_carrying_out_is_no_part_of_the_identity() -> None:
@@ -186,13 +177,13 @@ def test_what_only_concerns_the_carrying_out_is_no_part_of_the_identity() -> Non
         "train.checkpoint_every": "5 s",
         "data.mode": "resident",
     }.items():
-        assert identity(flatten(load_config(overrides={key: value}))) == one
-    other = identity(flatten(load_config(overrides={"optim.lr": 0.5})))
+        assert identity(flatten(build_config(nested({key: value})))) == one
+    other = identity(flatten(build_config(nested({"optim.lr": 0.5}))))
     assert differences(one, other) == ["optim.lr: 0.001 → 0.5"]
 
 
 def test_dropout_rates_by_layer() -> None:
-    config = load_config(overrides={"model.dropout": [0.1, 0.2]}).model
+    config = build_config(nested({"model.dropout": [0.1, 0.2]})).model
     assert config.dropout_rates(2) == (0.1, 0.2)
     with pytest.raises(UserError, match="2 rates for 3 hidden layers"):
         config.dropout_rates(3)

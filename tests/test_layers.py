@@ -21,6 +21,7 @@ PACKAGE = REPOSITORY / "hpc_mlp"
 FLOORS = [
     {"errors", "texts", "commandline", "__init__", "randomness"},
     {"config"},
+    {"settings"},
     {"plan", "options"},
     {"runs", "lease", "processes"},
     {"live"},
@@ -39,6 +40,7 @@ TORCH_FREE = (
     "plan",
     "options",
     "config",
+    "settings",
     "errors",
     "texts",
     "commandline",

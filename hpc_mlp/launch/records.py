@@ -25,12 +25,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from hpc_mlp.config import build_config
 from hpc_mlp.data.remote import Place, is_url, shards_place
 from hpc_mlp.errors import RunError
 from hpc_mlp.launch.packs import Pack
 from hpc_mlp.plan import RunSpec
 from hpc_mlp.runs import read_json, write_bytes, write_json
+from hpc_mlp.settings import build_config
 
 INDEX, FOLDER, RECORD, PLAN = "submission.json", ".launch", "submission.json", "plan.json"
 ENTRY = "hpc_mlp.training.session:train_specs"

@@ -8,17 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc_mlp.config import (
-    LaunchConfig,
-    build_config,
-    configs_dir,
-    differences,
-    flatten,
-    identity,
-    merge,
-    read_toml,
-    set_key,
-)
+from hpc_mlp.config import LaunchConfig, differences, flatten, identity
 from hpc_mlp.data.remote import Place
 from hpc_mlp.errors import HpcMlpError, RunError, UserError, unknown_name
 from hpc_mlp.launch import local, slurm
@@ -29,6 +19,7 @@ from hpc_mlp.lease import Lease
 from hpc_mlp.live.rows import ACTIVE, COMPLETE
 from hpc_mlp.plan import RunSpec
 from hpc_mlp.runs import CONFIG, RunFolder, read_json
+from hpc_mlp.settings import Tree, build_config, configs_dir, read_layers, set_key
 
 
 @dataclass(frozen=True)
@@ -61,11 +52,7 @@ def load_launch(
     files = list(config_files)
     if cluster_config:
         files.insert(0, _cluster_file(cluster_config))
-    tree: dict[str, Any] = {}
-    for path in files:
-        layer = read_toml(path)
-        build_config(layer, str(path))
-        tree = merge(tree, {"launch": layer.get("launch", {})})
+    tree: Tree = {"launch": read_layers(files).get("launch", {})}
     for key, values in sets.items():
         if not key.startswith("launch."):
             continue

@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hpc_mlp.models  # noqa: F401  # registers the built-in kinds
-from hpc_mlp.config import build_config, identity
+from hpc_mlp.config import identity
 from hpc_mlp.data.decode import MAX_PIXELS, ImageSpec
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.source import scale_and_offset
 from hpc_mlp.errors import RunError, UserError
 from hpc_mlp.models.registry import BUILT_IN, build_module, load_plugins
 from hpc_mlp.runs import BEST, CONFIG, Json, Run, list_runs, read_run
+from hpc_mlp.settings import build_config
 from hpc_mlp.training.checkpoint import load_best
 
 
