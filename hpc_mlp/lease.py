@@ -194,9 +194,12 @@ class Lease:
 
 
 @contextmanager
-def hold_all(folders: Iterable[Path], **options: Any) -> Iterator[list[Lease]]:
+def hold_all(
+    folders: Iterable[Path], *, check: Callable[[], None] = lambda: None, **options: Any
+) -> Iterator[list[Lease]]:
     """The leases of several folders, waited for together: the watch over silent owners takes its time once and
-    not once for each. `options` as for Lease. All or none: RunError gives back those already held."""
+    not once for each. `options` as for Lease. All or none: RunError, and what `check` raises (asked while
+    waiting), gives back those already held."""
     leases = [Lease(folder, **options) for folder in folders]
     waiting = [(lease, lease._attempts()) for lease in leases]
     with ExitStack() as held:
@@ -209,6 +212,7 @@ def hold_all(folders: Iterable[Path], **options: Any) -> Iterator[list[Lease]]:
                     held.push(lease)
             waiting = still
             if waiting:
+                check()
                 time.sleep(waiting[0][0]._pause)
         yield leases
 

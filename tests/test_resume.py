@@ -6,36 +6,13 @@ import contextlib
 import os
 import random
 import re
-import signal
-import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import command, environment, result, run_process, timeless
-
-from hpc_mlp.plan import RunSpec, parse_seeds, parse_set, parse_variants, plan_runs
-
-SETTINGS = ("model.hidden=[24,16]", "train.epochs=4", "train.checkpoint_every=3 steps",
-            "train.ema=0.9", "train.batch_size=64")  # fmt: skip
-VARIANTS = "baseline,dropout_batchnorm"
-
-
-def options(*more: str) -> list[str]:
-    words = ["--cpu", "--variants", VARIANTS]
-    return words + [word for setting in (*SETTINGS, *more) for word in ("--set", setting)]
-
-
-def specs(*more: str, variants: str = VARIANTS, seeds: str = "0") -> list[RunSpec]:
-    return plan_runs(parse_variants(variants), parse_seeds(seeds), (), parse_set([*SETTINGS, *more]))
-
-
-def train(digits: Path, runs: Path, *more: str, **which: str) -> int:
-    from hpc_mlp.training.session import train_specs
-
-    return train_specs(digits, specs(*more, **which), runs, cpu=True)
+from conftest import command, result, run_process
+from interrupted import Guillotine, Killed, check_close, check_equal, options, start, train, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -43,62 +20,6 @@ def undisturbed(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("undisturbed")
     assert train(digits, runs) == 0
     return runs
-
-
-def check_equal(runs: Path, undisturbed: Path) -> None:
-    """Weights to the bit, metrics apart from times, test results; nothing else lies about."""
-    for folder in sorted(undisturbed.iterdir()):
-        mine = runs / folder.name
-        assert (mine / "best.safetensors").read_bytes() == (folder / "best.safetensors").read_bytes()
-        assert tensors(mine / "last.ckpt") == tensors(folder / "last.ckpt")
-        assert timeless(mine) == timeless(folder)
-        changing = (
-            "seconds",
-            "images_per_second",
-            "data_wait_seconds",
-            "bank_size",
-        )  # the last bank may be smaller
-        one, other = ({k: v for k, v in result(f).items() if k not in changing} for f in (mine, folder))
-        assert one == other
-        names = [{p.name for p in f.iterdir()} - {"lease.json"} for f in (mine, folder)]
-        assert (
-            names[0] == names[1]
-        )  # a kill after the result may leave the lease, which nobody needs any more
-
-
-def check_close(runs: Path, undisturbed: Path) -> None:
-    """The same up to rounding: what is left when runs change their company."""
-    for folder in undisturbed.iterdir():
-        one, other = (
-            [line["val_loss"] for line in timeless(place)] for place in (runs / folder.name, folder)
-        )
-        assert one == pytest.approx(other, rel=1e-4)
-
-
-def tensors(path: Path) -> dict[str, bytes]:
-    from safetensors.torch import load_file
-
-    return {name: tensor.numpy().tobytes() for name, tensor in load_file(path).items()}
-
-
-class Killed(BaseException):
-    """What SIGKILL is to a process: no `except Exception` sees it."""
-
-
-class Guillotine:
-    """Counts a function's calls and raises Killed at the n-th, before or after doing it."""
-
-    def __init__(self, function: Any, number: int, after: bool) -> None:
-        self.function, self.number, self.after, self.calls = function, number, after, 0
-
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
-        self.calls += 1
-        if self.calls == self.number and not self.after:
-            raise Killed
-        value = self.function(*arguments, **named)
-        if self.calls == self.number:
-            raise Killed
-        return value
 
 
 def renames(digits: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -224,81 +145,6 @@ def test_times_of_a_resumed_epoch_cover_all_of_it(
     assert sum(line["seconds"] for line in lines) == pytest.approx(
         result(tmp_path / "baseline-s0")["seconds"]
     )
-
-
-# ---- real processes and real signals
-
-
-def start(digits: Path, runs: Path, *more: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command("train", digits, "--runs", runs, *options(*more)),
-        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not path.exists():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
-@pytest.fixture
-def long_run(digits: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Training in a process of its own, some steps in, and far from done."""
-    process = start(digits, tmp_path / "runs", "train.epochs=2000", "train.early_stopping=false",
-                    "train.checkpoint_every=7 steps")  # fmt: skip
-    wait_for(tmp_path / "runs" / "baseline-s0" / "metrics.jsonl", process)
-    yield process
-    process.kill()
-    process.communicate()
-
-
-@pytest.mark.parametrize("name, code", [("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 138)])
-def test_signals_leave_a_checkpoint_within_a_second(
-    long_run: subprocess.Popen[str], digits: Path, tmp_path: Path, name: str, code: int
-) -> None:
-    time.sleep(0.3)
-    long_run.send_signal(getattr(signal, name))
-    started = time.monotonic()
-    # Training must leave the loop within a second; Python's own end with torch loaded may take another.
-    _, errors = long_run.communicate(timeout=20)
-    assert time.monotonic() - started < 3
-    assert long_run.returncode == code and "Traceback" not in errors
-    assert f"stopped by {name}" in errors
-    folder = tmp_path / "runs" / "baseline-s0"
-    from hpc_mlp.runs import read_run
-    from hpc_mlp.training.checkpoint import load_checkpoints
-
-    run = read_run(folder)
-    assert run is not None and run.state == "unfinished"
-    checkpoints = load_checkpoints([folder])
-    assert checkpoints is not None and checkpoints[0].position[0] == len(run.metrics)
-    assert not (folder / "lease.json").exists()
-
-
-def test_stopped_by_signal_and_resumed(
-    digits: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """SIGTERM to this very process, after one of the steps: a checkpoint of that step, and the same in the end."""
-    from hpc_mlp.training.step import TrainStep
-
-    done, original = 0, TrainStep.__call__
-
-    def step(self: TrainStep, *arguments: Any) -> None:
-        nonlocal done
-        original(self, *arguments)
-        done += 1
-        if done % 31 == 0:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(TrainStep, "__call__", step)
-    codes = [train(digits, tmp_path)]
-    while codes[-1] != 0:
-        codes.append(train(digits, tmp_path))
-    assert codes == [143] * (4 * 23 // 31) + [0]
-    check_equal(tmp_path, undisturbed)
 
 
 @pytest.mark.slow

@@ -185,14 +185,6 @@ def test_a_diverging_member_stops_and_not_its_bank(digits: Path, tmp_path: Path,
     assert "2 of 2 runs are complete" in again.stderr
 
 
-def test_max_seconds_ends_a_run_after_its_epoch(digits: Path, tmp_path: Path, cli: Cli) -> None:
-    ran = cli("train", digits, "--runs", tmp_path, "--cpu", "--variants", "baseline",
-              "--set", "train.max_seconds=0.001", "--set", "train.epochs=50")  # fmt: skip
-    outcome = result(tmp_path / "baseline-s0")
-    assert ran.exit_code == 0 and outcome["stopped"] == "max_seconds" and outcome["epochs_run"] == 1
-    assert outcome["test"]["num_images"] == 179 and "done" in ran.stdout
-
-
 @pytest.mark.parametrize("precision, rel", [("bf16", 0.1)])
 def test_mixed_precision_comes_close(
     bank: Path, digits: Path, tmp_path: Path, cli: Cli, precision: str, rel: float

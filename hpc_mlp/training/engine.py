@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -53,21 +54,23 @@ class BankTrainer:
         self.steps_per_epoch = num_steps(feeder.num_images, self.train_config.batch_size)
         self.save_seconds, self.save_steps = parse_interval(self.train_config.checkpoint_every)
         self.saved_at = time.monotonic()
+        self.waited = feeder.wait_seconds
         self.trackers = {
             member.spec.name: Trackers(member.spec, member.folder) for member in members if processes.lead
         }
 
-    def run(self) -> bool:
-        """Train until every member has stopped: True. Asked to stop: write a checkpoint and return False."""
+    def run(self) -> None:
+        """Train until every member has stopped. Asked to stop: write a checkpoint and raise Stopped."""
         self._resume()
         self.view.start(self.members, lambda: self.feeder.wait_seconds)
         self._finish_stopped()
         while self.members:
-            if self._agreed(stop.stop_reason() is not None) or not self._train_epoch():
-                return False
+            if self._agreed(stop.stop_reason() is not None):
+                raise stop.Stopped
+            if self.step < self.steps_per_epoch:
+                self._train_steps()
             self._finish_epoch()
             self._finish_stopped()
-        return True
 
     # ---- state
 
@@ -80,7 +83,7 @@ class BankTrainer:
         for member, checkpoint in zip(self.members, checkpoints, strict=True):
             member.restore(checkpoint.state)
             if self.processes.lead:
-                if member.best_epoch and (self.epoch, self.step) == (member.best_epoch, 0):
+                if member.best_epoch and member.best_epoch == self.epoch + (self.step > 0):
                     self._save_best(member, checkpoint.tensors)  # a kill may have come before it was
                 member.folder.write_metrics(member.history)
         self.processes.wait()
@@ -119,10 +122,11 @@ class BankTrainer:
 
     # ---- an epoch
 
-    def _train_epoch(self) -> bool:
-        """The rest of the present epoch; False if asked to stop, with a checkpoint written."""
+    def _train_steps(self) -> None:
+        """To the end of the present epoch, or until the time of one of the members is up."""
         started, before = time.perf_counter(), [member.seconds for member in self.members]
         self.waited = self.feeder.wait_seconds
+        left = min(member.seconds_left for member in self.members)
         state, size = self.state, self.train_config.batch_size
         for batch in self.feeder.epoch(state.bank.feeds, self.epoch, self.step, size, self.processes):
             state.train_step(batch, state.rates(self._count))
@@ -131,18 +135,21 @@ class BankTrainer:
                 state.average.update(self._count)
             self.view.step(self.epoch, self.step, self.steps_per_epoch, batch.place.batch_size)
             stopping, due = False, self.save_steps is not None and self.step % self.save_steps == 0
+            late = False
             if self.processes.alone or self.step % AGREE_EVERY == 0:
                 stopping = self._agreed(stop.stop_reason() is not None)
                 due |= self._agreed(self._due())
+                late = left < math.inf and self._agreed(self._has_passed(started + left))
             if stopping or due:
                 self._clock(started, before)
                 self._save()
             if stopping:
-                return False
+                raise stop.Stopped
+            if late:
+                break
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         self._clock(started, before)
-        return True
 
     def _agreed(self, flag: bool) -> bool:
         """Whether the flag is set on any of the processes, which must stop and save at the same step."""
@@ -151,59 +158,83 @@ class BankTrainer:
     def _due(self) -> bool:
         return self.save_seconds is not None and time.monotonic() - self.saved_at >= self.save_seconds
 
+    def _has_passed(self, moment: float) -> bool:
+        return self.processes.lead and time.perf_counter() >= moment
+
     def _clock(self, started: float, before: Sequence[float]) -> None:
         """Add the time since `started`, by the lead's clock: `max_seconds` must mean the same to every process."""
-        elapsed = torch.tensor(
-            time.perf_counter() - started if self.processes.lead else 0.0, device=self.device
-        )
-        self.processes.sum([elapsed])
+        elapsed = time.perf_counter() - started
+        if not self.processes.alone:
+            leads = torch.tensor(
+                elapsed if self.processes.lead else 0.0, dtype=torch.float64, device=self.device
+            )
+            self.processes.sum([leads])
+            elapsed = leads.item()
         for member, seconds in zip(self.members, before, strict=True):
-            member.seconds = seconds + elapsed.item()
+            member.seconds = seconds + elapsed
 
     @torch.no_grad()
     def _validate(self) -> Tally:
         tally = Tally(len(self.members), len(self.manifest.classes), self.device)
         self.state.bank.eval()
         with self.state.average.applied():
-            for images, labels in self.feeder.in_order("val", self.processes):
+            for images, labels in self._batches("val", self.processes):
                 tally.add(self.state.bank(images.unsqueeze(0)), labels)
         self.processes.sum(tally.tensors())
         return tally
 
+    def _batches(self, split: str, processes: Processes) -> Iterator[tuple[Tensor, Tensor]]:
+        """All images of a split once. Raises Stopped when asked to stop: of several processes, which would have to
+        agree on the batch, each goes on to the end."""
+        batches = self.feeder.in_order(split, processes)
+        return stop.unless_stopped(batches) if self.processes.alone else batches
+
     def _finish_epoch(self) -> None:
-        """Validation, bookkeeping, checkpoint: in the order that makes a kill at any moment harmless."""
+        """Validation, bookkeeping, checkpoint, in the order that makes a kill at any moment harmless. After the last
+        step this is for all members, before it for those whose time is up: what they have trained is an epoch too.
+        """
+        whole = self.step == self.steps_per_epoch
+        images = self.feeder.num_images if whole else self.step * self.train_config.batch_size
         rates = dict(zip(self.state.optimizer.recipes, self.state.rates(self._count - 1), strict=True))
         started, before = time.perf_counter(), [member.seconds for member in self.members]
         trained = [member.epoch_seconds for member in self.members]
-        losses = self.state.take_losses()
-        tally = self._validate()
+        losses = self.state.losses()
+        try:
+            tally = self._validate()
+        except stop.Stopped:
+            self._save()
+            raise
         val_losses, accuracies = tally.losses(), tally.accuracies()
         self._clock(started, before)
-        self.epoch, self.step = self.epoch + 1, 0
-        improved = []
+        improved = {}
         for i, member in enumerate(self.members):
+            if not whole and member.seconds_left > 0:
+                continue
             line = {
-                "epoch": self.epoch,
-                "train_loss": losses[i] / self.feeder.num_images,
+                "epoch": self.epoch + 1,
+                "train_loss": losses[i] / images,
                 "val_loss": val_losses[i],
                 "val_accuracy": accuracies[i],
                 "learning_rate": rates[recipe_of(member.spec)],
-                "images_per_second": self.feeder.num_images / max(trained[i], 1e-9),
+                "images_per_second": images / max(trained[i], 1e-9),
                 "seconds": member.epoch_seconds,
                 "data_wait_seconds": self.feeder.wait_seconds - self.waited,  # of the lead process
             }
-            improved.append(member.finish_epoch(line))
+            improved[i] = member.finish_epoch(line, images, cut=not whole)
+        if whole:
+            self.epoch, self.step = self.epoch + 1, 0
+            self.state.clear_losses()
         self._save()
         if self.processes.lead:
-            for member, tensors, better in zip(
-                self.members, self.state.member_tensors(), improved, strict=True
-            ):
+            tensors = self.state.member_tensors()
+            for i, better in improved.items():
+                member = self.members[i]
                 if better:
-                    self._save_best(member, tensors)
+                    self._save_best(member, tensors[i])
                 self.guard()
                 member.folder.write_metrics(member.history)
                 self.trackers[member.spec.name].log(member.history[-1])
-        self.view.epoch(self.members)
+        self.view.epoch([self.members[i] for i in improved])
 
     # ---- the end of a run
 
@@ -211,15 +242,19 @@ class BankTrainer:
         """Members that have stopped get their result and leave the bank."""
         if not any(member.stopped for member in self.members):
             return
-        kept = self.state.member_tensors()
+        kept, losses = self.state.member_tensors(), self.state.loss_table()
         for member, parameters in zip(self.members, self.state.bank.num_parameters, strict=True):
             if member.stopped:
                 accuracy = None
                 if self.processes.lead:
-                    accuracy = write_result(member, self.feeder, parameters, self.bank_size, self.guard)
+                    batches = self._batches("test", Processes())
+                    accuracy = write_result(
+                        member, self.feeder, batches, parameters, self.bank_size, self.guard
+                    )
                     self.trackers[member.spec.name].close()
                 self.view.finished(member, accuracy)
         staying = [i for i, member in enumerate(self.members) if not member.stopped]
         self.members = [self.members[i] for i in staying]
         if self.members:
             self._build([kept[i] for i in staying])
+            self.state.restore_losses(losses[:, staying])

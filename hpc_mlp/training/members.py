@@ -17,7 +17,8 @@ class Member:
     history: list[Json] = field(default_factory=list)  # the lines of metrics.jsonl
     best_epoch: int = 0
     stopped: str | None = None  # "epochs", "early", "max_seconds", "diverged"
-    seconds: float = 0.0  # of training and validation so far, over all attempts
+    seconds: float = 0.0  # of training and validation so far, over all sessions
+    images: int = 0  # trained on in the epochs of `history`
 
     def state(self) -> Json:
         """JSON for the checkpoint."""
@@ -26,6 +27,7 @@ class Member:
             "best_epoch": self.best_epoch,
             "stopped": self.stopped,
             "seconds": self.seconds,
+            "images": self.images,
         }
 
     def restore(self, state: Json) -> None:
@@ -33,6 +35,7 @@ class Member:
         self.best_epoch = state["best_epoch"]
         self.stopped = state["stopped"]
         self.seconds = state["seconds"]
+        self.images = state["images"]
 
     @property
     def best(self) -> dict[str, Any] | None:
@@ -41,12 +44,20 @@ class Member:
 
     @property
     def epoch_seconds(self) -> float:
-        """What the present epoch has taken so far, over all attempts."""
+        """What the present epoch has taken so far, over all sessions."""
         return self.seconds - sum(float(line["seconds"]) for line in self.history)
 
-    def finish_epoch(self, line: Json) -> bool:
-        """Take in an epoch's line; decide whether the run goes on. True if this is the best epoch so far."""
+    @property
+    def seconds_left(self) -> float:
+        """Until `train.max_seconds`."""
+        limit = self.spec.config.train.max_seconds
+        return math.inf if limit is None else limit - self.seconds
+
+    def finish_epoch(self, line: Json, images: int, *, cut: bool = False) -> bool:
+        """Take in the line of an epoch of so many images; decide whether the run goes on. `cut`: its time was up
+        within this epoch. True if this is the best epoch so far."""
         self.history.append(line)
+        self.images += images
         train = self.spec.config.train
         epoch, loss = line["epoch"], line["val_loss"]
         if not (math.isfinite(loss) and math.isfinite(line["train_loss"])):
@@ -55,31 +66,30 @@ class Member:
         improved = self.best is None or loss < self.best["val_loss"]
         if improved:
             self.best_epoch = epoch
-        if epoch >= train.epochs:
+        if cut:
+            self.stopped = "max_seconds"
+        elif epoch >= train.epochs:
             self.stopped = "epochs"
         elif train.early_stopping and epoch - self.best_epoch >= train.patience:
             self.stopped = "early"
-        elif train.max_seconds is not None and self.seconds >= train.max_seconds:
+        elif self.seconds_left <= 0:
             self.stopped = "max_seconds"
         return improved
 
-    def result(
-        self, test: Json | None, num_parameters: int, num_images: int, device: str, bank_size: int
-    ) -> Json:
-        """result.json; `num_images`: size of the training split."""
-        epochs = len(self.history)
+    def result(self, test: Json | None, num_parameters: int, device: str, bank_size: int) -> Json:
+        """result.json"""
         best = self.best or {}
         return {
             "status": "diverged" if self.stopped == "diverged" else "done",
             "stopped": self.stopped,
-            "epochs_run": epochs,
+            "epochs_run": len(self.history),
             "best_epoch": self.best_epoch,
             "best_val_loss": best.get("val_loss"),
             "best_val_accuracy": best.get("val_accuracy"),
             "test": test,
             "num_parameters": num_parameters,
             "seconds": self.seconds,
-            "images_per_second": epochs * num_images / self.seconds if self.seconds else 0.0,
+            "images_per_second": self.images / self.seconds if self.seconds else 0.0,
             "device": device,
             "bank_size": bank_size,
         }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +19,8 @@ from hpc_mlp.config import DataConfig
 from hpc_mlp.data.remote import Place, load_manifest
 from hpc_mlp.errors import HpcMlpError, LeaseLostError, RunError
 from hpc_mlp.lease import Lease, hold_all
-from hpc_mlp.live.display import LogFormat
+from hpc_mlp.live.display import LogFormat, open_display
+from hpc_mlp.live.rows import Frame
 from hpc_mlp.models.bank import bank_order
 from hpc_mlp.models.registry import load_plugins
 from hpc_mlp.plan import RunSpec
@@ -32,7 +34,6 @@ from hpc_mlp.training.members import Member
 from hpc_mlp.training.progress import View, watch
 
 Parallel = Literal["auto", "members", "data"]
-STOPPED = -1  # a bank was asked to stop, and has written its checkpoint
 
 
 def train_specs(
@@ -54,6 +55,24 @@ def train_specs(
     stop.clear()
     load_plugins(plugins)
     with stop.stop_on_signals():
+        try:
+            return _train_specs(shards, specs, runs, cpu, parallel, overwrite, log_format)
+        except stop.Stopped:
+            console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
+            with open_display(console, lambda: Frame([]), log_format) as display:
+                return _stopped(display.note)
+
+
+def _train_specs(
+    shards: Place,
+    specs: Sequence[RunSpec],
+    runs: Path,
+    cpu: bool,
+    parallel: Parallel,
+    overwrite: bool,
+    log_format: LogFormat,
+) -> int:
+    with stop.interruptible():  # nothing is written before the end of this
         manifest = load_manifest(shards)
         job = Job(shards, manifest, list(specs), runs)
         check(job)
@@ -77,17 +96,23 @@ def train_specs(
         configs = dict.fromkeys(spec.config.data for spec in mine)
         feeders = {c: make_feeder(job.shards, manifest, c, device, team, sharing) for c in configs}
         everybody.wait()  # nobody has written anything until everybody has read everything
-        if everybody.lead:
-            prepare(job, todo, device, overwrite)
-        everybody.wait()
-        code = 0
-        if mine:
-            with watch(console, log_format, todo, job.runs, device) as view:
-                code = _train(job, mine, feeders, team, device, view)
-        if not split:
-            code = _worst(code, everybody, device)
-        accelerator.end_training()
-        return code
+    if everybody.lead:
+        prepare(job, todo, device, overwrite)
+    everybody.wait()
+    code = 0
+    if mine:
+        with watch(console, log_format, todo, job.runs, device) as view:
+            code = _train(job, mine, feeders, team, device, view)
+    if not split:
+        code = _worst(code, everybody, device)
+    accelerator.end_training()
+    return code
+
+
+def _stopped(note: Callable[[str], None]) -> int:
+    reason = stop.stop_reason() or "SIGTERM"
+    note(f"stopped by {reason}; the same command goes on from here:\n  {command_line()}")
+    return stop.exit_code(reason)
 
 
 def banks(job: Job, specs: Sequence[RunSpec]) -> list[list[RunSpec]]:
@@ -123,10 +148,8 @@ def _train(
         except LeaseLostError as error:  # the folders are another's now: nothing may be written there
             view.note(str(error))
             done = 1
-        if done == STOPPED:
-            reason = stop.stop_reason() or "SIGTERM"
-            view.note(f"stopped by {reason}; the same command goes on from here:\n  {command_line()}")
-            return stop.exit_code(reason)
+        except stop.Stopped:
+            return _stopped(view.note)
         code = max(code, done)
     return code
 
@@ -134,15 +157,15 @@ def _train(
 def _train_bank(
     members: Sequence[Member], feeder: Feeder, processes: Processes, view: View, guard: Guard
 ) -> int:
-    """→ 0, 1 (failed, and recorded in the run folders) or STOPPED."""
+    """→ 0, or 1: failed, and recorded in the run folders."""
     try:
         if processes.lead:
             for member in members:
                 member.folder.sweep()
         unfinished_members = [member for member in members if member.folder.result() is None]
-        if not unfinished_members or BankTrainer(unfinished_members, feeder, processes, view, guard).run():
-            return 0
-        return STOPPED
+        if unfinished_members:
+            BankTrainer(unfinished_members, feeder, processes, view, guard).run()
+        return 0
     except Exception as error:
         if isinstance(error, LeaseLostError):
             raise
@@ -160,14 +183,17 @@ def _train_bank(
 def _leases(members: Sequence[Member], processes: Processes, device: torch.device) -> Iterator[Guard]:
     """Hold the run folders, so that one process at a time writes them; → a check to call before writing."""
     with ExitStack() as stack:
-        problem: Exception | None = None
+        problem: BaseException | None = None
         leases: list[Lease] = []
         try:
             if processes.lead:
-                leases = stack.enter_context(hold_all(member.folder.path for member in members))
-        except RunError as error:
+                leases = stack.enter_context(
+                    hold_all((member.folder.path for member in members), check=stop.check)
+                )
+        except (RunError, stop.Stopped) as error:
             problem = error
         if processes.any(problem is not None, device):
+            stop.check()
             raise LeaseLostError(str(problem or "the lead process could not get hold of the run folders."))
 
         def guard() -> None:

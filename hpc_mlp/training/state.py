@@ -96,13 +96,15 @@ class BankState:
         elif self.processes.lead:
             self.train_step.loss_sum.copy_(table.sum(0))
 
-    def take_losses(self) -> list[float]:
-        """Summed over the processes, and set back to zero."""
-        total = self.train_step.loss_sum
+    def losses(self) -> list[float]:
+        """Summed over the processes."""
+        total = self.train_step.loss_sum.clone()
         self.processes.sum([total])
         losses: list[float] = total.tolist()
-        total.zero_()
         return losses
+
+    def clear_losses(self) -> None:
+        self.train_step.loss_sum.zero_()
 
 
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

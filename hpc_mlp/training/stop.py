@@ -1,26 +1,70 @@
-"""Asking training to stop: a flag that the loop reads after every step."""
+"""Asking training to stop: a flag that the loop reads after every step, and every batch of an evaluation.
+
+Before anything is trained, while data are loaded, there is no loop: there the request itself raises `Stopped`.
+"""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _reason: str | None = None
+_interrupting = False  # a request raises Stopped at once
 _SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
 # 128 + signal number, as shells report it; anything else that asked us to stop counts as SIGTERM.
 EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 138}
 
 
+class Stopped(BaseException):
+    """Training was asked to stop, and has saved what there is to save. No `Exception`: nothing has failed."""
+
+
 def request_stop(reason: str) -> None:
     """Training writes a checkpoint after the current step and returns. `reason` names who asked."""
-    global _reason
+    global _reason, _interrupting
     _reason = reason
+    if _interrupting and threading.current_thread() is threading.main_thread():
+        _interrupting = False
+        raise Stopped
 
 
 def stop_reason() -> str | None:
     return _reason
+
+
+def check() -> None:
+    """Raise Stopped if a stop was asked for."""
+    if _reason is not None:
+        raise Stopped
+
+
+def unless_stopped(items: Iterable[T]) -> Iterator[T]:
+    """The items, until a stop is asked for: then Stopped."""
+    for item in items:
+        check()
+        yield item
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Within: Stopped is raised wherever the main thread is when the request comes. For work that leaves nothing
+    half-done behind."""
+    global _interrupting
+    check()
+    _interrupting = True
+    try:
+        yield
+    except Exception:
+        check()  # what failed may have failed because the other processes have left already
+        raise
+    finally:
+        _interrupting = False
 
 
 def exit_code(reason: str) -> int:
