@@ -211,9 +211,9 @@ def hold_all(
                 else:
                     held.push(lease)
             waiting = still
-            if waiting:
+            for _ in range(10 if waiting else 0):
                 check()
-                time.sleep(waiting[0][0]._pause)
+                time.sleep(waiting[0][0]._pause / 10)
         yield leases
 
 

@@ -68,9 +68,9 @@ def tensors(path: Path) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in load_file(path).items()}
 
 
-def start(digits: Path, runs: Path, *more: str) -> subprocess.Popen[str]:
+def start(digits: Path, runs: Path, *more: str, words: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command("train", digits, "--runs", runs, *options(*more)),
+        command("train", digits, "--runs", runs, *options(*more), *words),
         env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 

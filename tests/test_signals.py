@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -11,7 +14,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from interrupted import check_equal, start, train, wait_for
+from conftest import command, environment
+from interrupted import check_equal, specs, start, train, wait_for
+from shard_files import random_arrays, write_shards
+
+from hpc_mlp.data.manifest import Manifest
+from hpc_mlp.launch.packs import make_packs
+from hpc_mlp.launch.records import new_submission
+from hpc_mlp.lease import Lease
+
+SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
+
+
+def obeys(process: subprocess.Popen[str], number: signal.Signals, seconds: float = 3) -> str:
+    """Send the signal; → stderr. Python's own end with torch loaded takes up to a second, too."""
+    process.send_signal(number)
+    started = time.monotonic()
+    _, errors = process.communicate(timeout=20)
+    assert time.monotonic() - started < seconds
+    assert process.returncode == 128 + number and "Traceback" not in errors
+    return errors
 
 
 @pytest.fixture
@@ -25,18 +47,12 @@ def long_run(digits: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process.communicate()
 
 
-@pytest.mark.parametrize("name, code", [("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 138)])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_signals_leave_a_checkpoint_within_a_second(
-    long_run: subprocess.Popen[str], digits: Path, tmp_path: Path, name: str, code: int
+    long_run: subprocess.Popen[str], digits: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     time.sleep(0.3)
-    long_run.send_signal(getattr(signal, name))
-    started = time.monotonic()
-    # Training must leave the loop within a second; Python's own end with torch loaded may take another.
-    _, errors = long_run.communicate(timeout=20)
-    assert time.monotonic() - started < 3
-    assert long_run.returncode == code and "Traceback" not in errors
-    assert f"stopped by {name}" in errors
+    assert f"stopped by {number.name}" in obeys(long_run, number)
     folder = tmp_path / "runs" / "baseline-s0"
     from hpc_mlp.runs import read_run
     from hpc_mlp.training.checkpoint import load_checkpoints
@@ -76,3 +92,131 @@ def test_stopped_by_signal_and_resumed(
         codes.append(train(digits, tmp_path))
     assert codes == [143] * (4 * 23 // 31) + [0]
     check_equal(tmp_path, undisturbed)
+
+
+# ---- where there is no training loop
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """The lock of the cache of decoded images, as another process that decodes would hold it."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def wait_until_open(path: Path, process: subprocess.Popen[str]) -> None:
+    """Until the process has opened the file."""
+    deadline = time.monotonic() + 60
+    while True:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        with contextlib.suppress(OSError):
+            if any(link.readlink() == path for link in Path(f"/proc/{process.pid}/fd").iterdir()):
+                return
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def cold(digits: Path, tmp_path: Path) -> Path:
+    """The digits, not decoded yet."""
+    shutil.copytree(digits, tmp_path / "shards", ignore=shutil.ignore_patterns(".cache"))
+    return tmp_path / "shards"
+
+
+def cache_lock(shards: Path) -> Path:
+    return shards / ".cache" / f"{Manifest.load(shards).digest}-train.lock"
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_while_data_are_loaded(cold: Path, tmp_path: Path, number: signal.Signals) -> None:
+    with held(cache_lock(cold)):
+        process = start(cold, tmp_path / "runs")
+        wait_until_open(cache_lock(cold), process)
+        assert f"stopped by {number.name}" in obeys(process, number)
+    assert not (tmp_path / "runs").exists()
+    assert train(cold, tmp_path / "runs") == 0
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks into /proc")
+def test_while_data_are_loaded_by_a_job(cold: Path, tmp_path: Path) -> None:
+    """What Slurm sends before the time limit, to what it starts: the code with which a job hands itself back."""
+    submission = new_submission(tmp_path / "runs", "local", cold, make_packs(specs()))
+    submission.save()
+    with held(cache_lock(cold)):
+        process = subprocess.Popen(
+            command(submission.folder, 0, module="hpc_mlp.launch.job"),
+            env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        wait_until_open(cache_lock(cold), process)
+        process.send_signal(signal.SIGUSR2)
+        started = time.monotonic()
+        _, errors = process.communicate(timeout=20)
+        assert time.monotonic() - started < 3
+    assert process.returncode == 143 and "stopped by SIGUSR2" in errors and "Traceback" not in errors
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_while_another_process_holds_the_run_folder(digits: Path, tmp_path: Path, processes: int) -> None:
+    folder = tmp_path / "runs" / "baseline-s0"
+    with Lease(folder):
+        process = start(
+            digits, tmp_path / "runs", words=("--parallel", "data", "--processes", str(processes))
+        )
+        wait_for(tmp_path / "runs" / "dropout_batchnorm-s0" / "lease.json", process)
+        obeys(process, signal.SIGTERM, seconds=3 * processes)
+    assert train(digits, tmp_path / "runs") == 0
+
+
+SLOW = """
+import os, time
+from pathlib import Path
+from torch import nn
+from hpc_mlp.models.registry import register
+
+evaluations = 0
+
+
+class Slow(nn.Linear):
+    def forward(self, images):
+        global evaluations
+        if not self.training:
+            evaluations += 1
+            if evaluations >= int(os.environ.get("SLOW_FROM", "1000")):
+                Path("slow").touch()
+                time.sleep(0.5)
+        return super().forward(images.flatten(1))
+
+
+@register("slow")
+def slow(config, image_shape, num_classes):
+    return Slow(16, num_classes)
+"""
+SLOW_VARIANT = 'plugins = ["slow.py"]\n[model]\nkind = "slow"\n[train]\nepochs = 1\n'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("slow_from", [2, 8])  # in the validation, which takes six batches, and in the test
+def test_while_evaluating(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow_from: int) -> None:
+    arrays = {name: random_arrays(3000, size=4, channels=1, seed=i) for i, name in
+              enumerate(("train", "val", "test"))}  # fmt: skip
+    write_shards(tmp_path / "shards", arrays, shard_size=3000)
+    (tmp_path / "slow.py").write_text(SLOW)
+    (tmp_path / "slow.toml").write_text(SLOW_VARIANT)
+    monkeypatch.chdir(tmp_path)
+
+    def slow(runs: str, *, since: int = 1000) -> subprocess.Popen[str]:
+        arguments = command("train", "shards", "--runs", runs, "--variants", "slow.toml", "--cpu")
+        return subprocess.Popen(arguments, env={**environment(), "SLOW_FROM": str(since)},
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+
+    process = slow("runs", since=slow_from)
+    wait_for(tmp_path / "slow", process)
+    assert "stopped by SIGTERM" in obeys(process, signal.SIGTERM)
+    assert not Path("runs/slow-s0/result.json").exists()
+    for runs in ("runs", "undisturbed"):
+        process = slow(runs)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        assert ("resuming after epoch" in errors) == (runs == "runs")
+    check_equal(tmp_path / "runs", tmp_path / "undisturbed")
