@@ -44,17 +44,19 @@ def unzip(archive: Path, folder: Path) -> Path:
 
 
 def mean_and_std(images: Dataset[tuple[Tensor, int]], workers: int) -> tuple[Tensor, Tensor]:
-    total, squares, count = torch.zeros(3), torch.zeros(3), 0
+    total, squares, count = torch.zeros(1), torch.zeros(1), 0
     for batch, _ in DataLoader(images, batch_size=32, num_workers=workers):
-        total += batch.sum((0, 2, 3))
-        squares += batch.square().sum((0, 2, 3))
-        count += batch.numel() // 3
+        total = total + batch.sum((0, 2, 3))
+        squares = squares + batch.square().sum((0, 2, 3))
+        count += batch.numel() // batch.shape[1]
     mean = total / count
     return mean, (squares / count - mean.square()).sqrt()
 
 
-def make_loaders(root: Path, size: int, workers: int) -> Loaders:
+def make_loaders(root: Path, size: int, workers: int, channels: int = 3) -> Loaders:
     resize = [transforms.Resize((size, size)), transforms.ToTensor()]
+    if channels == 1:
+        resize.insert(0, transforms.Grayscale())
     plain = ImageFolder(str(root), transforms.Compose(resize))
     generator = torch.Generator().manual_seed(0)
     splits = random_split(range(len(plain)), [0.8, 0.1, 0.1], generator)  # type: ignore[arg-type]

@@ -1,0 +1,274 @@
+"""One epoch of training, side by side: the notebook's way, Lightning, bare loops, ours alone and in banks."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from bench_floor import floor, synchronise
+from notebook import VARIANTS, build, make_loaders
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from hpc_mlp.data.manifest import Manifest
+from hpc_mlp.models.bank import Bank, bank_order
+from hpc_mlp.models.registry import BUILT_IN, build_module
+from hpc_mlp.plan import ALL, RunSpec, parse_variants, plan_runs
+from hpc_mlp.processes import Processes
+from hpc_mlp.training.feeder import ResidentFeeder, num_steps
+from hpc_mlp.training.loss import BankLoss
+from hpc_mlp.training.optim import BankOptimizer
+from hpc_mlp.training.step import TrainStep
+
+BATCH = 32
+Way = Callable[[int], None]  # trains so many steps
+
+
+class Setting:
+    """The data on the device, and the ways to train on them."""
+
+    def __init__(self, shards: Path, device: torch.device) -> None:
+        self.manifest = Manifest.load(shards)
+        self.device = device
+        self.feeder = ResidentFeeder(shards, self.manifest, device)
+        self.shape = (self.manifest.channels, *self.manifest.image_size)
+        self.classes = len(self.manifest.classes)
+        self.steps = num_steps(self.feeder.num_images, BATCH)
+
+    def specs(self, variants: str, seeds: Sequence[int]) -> list[RunSpec]:
+        return bank_order(plan_runs(parse_variants(variants), seeds))
+
+    def module(self, variant: str) -> nn.Module:
+        (spec,) = self.specs(variant, [0])
+        return build_module(spec.config.model, self.shape, self.classes, 0).to(self.device)
+
+    def synchronise(self) -> None:
+        synchronise(self.device)
+
+    def ours(self, specs: list[RunSpec], graph: bool = True) -> Way:
+        """Our training step, as `hpc-mlp train` runs it."""
+        bank = Bank(specs, self.shape, self.classes).to(self.device)
+        bank.set_reference(self.feeder.reference())
+        loss = BankLoss(
+            [s.config.train for s in specs], self.manifest.split("train").class_counts, self.device
+        )
+        step = TrainStep(
+            bank, BankOptimizer(bank), loss, "fp32", graph=graph and specs[0].config.model.kind in BUILT_IN
+        )
+        rates = [recipe.optim.lr for recipe in step.optimizer.recipes]
+
+        def run(steps: int) -> None:
+            done = 0
+            while done < steps:
+                for batch in self.feeder.epoch(bank.feeds, 0, 0, BATCH, Processes()):
+                    step(batch, rates)
+                    done += 1
+                    if done == steps:
+                        return
+
+        return run
+
+    def bare(self, variant: str, fused: bool = True) -> Way:
+        """A bare loop over resident data with torch's Adam: the floor of what a careful person writes."""
+        model = self.module(variant)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused)
+        train, normalise = self.feeder.splits["train"], self.feeder.pixels.normalise
+
+        def run(steps: int) -> None:
+            model.train()
+            for _ in range(steps):
+                rows = torch.randint(0, len(train), (BATCH,), device=self.device)
+                images, labels = train.gather(rows)
+                loss = F.cross_entropy(model(normalise(images)), labels)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+
+        return run
+
+    def network(self) -> str:
+        """Layer widths and what the images are: "784-512-256-10 (28×28, grayscale)"."""
+        channels, height, width = self.shape
+        kind = "grayscale" if channels == 1 else "RGB"
+        images = self.feeder.splits["train"].images[:1000]
+        if channels == 3 and bool((images == images[:, :1]).all()):
+            kind = "grayscale stored as RGB: three times the inputs; convert with --grayscale"
+        return f"{channels * height * width}-512-256-{self.classes} ({height}×{width}, {kind})"
+
+    def loader(self) -> Any:
+        """The notebook's Dataset: PNG files decoded at every access, in a DataLoader."""
+        from PIL import Image
+
+        folder = tempfile.TemporaryDirectory()
+        train = self.feeder.splits["train"]
+        for i, (image, label) in enumerate(zip(train.images.cpu(), train.labels.tolist(), strict=True)):
+            path = Path(folder.name) / str(label) / f"{i}.png"
+            path.parent.mkdir(exist_ok=True)
+            pixels = image.permute(1, 2, 0).numpy()
+            Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]).save(path)
+        loaders = make_loaders(Path(folder.name), self.shape[1], 2, self.shape[0])
+        return folder, loaders["train"]
+
+    def plain(self, variant: str) -> nn.Module:
+        channels, height, width = self.shape
+        return build(channels * height * width, self.classes, *VARIANTS[variant])
+
+    def notebook(self, loader: Any, variant: str) -> Way:
+        model = self.plain(variant)
+        optimizer, criterion = torch.optim.Adam(model.parameters(), lr=1e-3), nn.CrossEntropyLoss()
+
+        def run(steps: int) -> None:
+            model.train()
+            for images, labels in islice(loader, steps):
+                optimizer.zero_grad()
+                loss = criterion(model(images), labels)
+                loss.backward()
+                optimizer.step()
+                loss.item()
+
+        return run
+
+    def lightning(self, loader: Any, variant: str) -> Way:
+        import lightning
+
+        class Module(lightning.LightningModule):
+            def __init__(self, model: nn.Module) -> None:
+                super().__init__()
+                self.model = model
+
+            def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+                return F.cross_entropy(self.model(batch[0]), batch[1])
+
+            def configure_optimizers(self) -> torch.optim.Optimizer:
+                return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+        module = Module(self.plain(variant))
+        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+        def run(steps: int) -> None:
+            quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+            trainer = lightning.Trainer(
+                max_epochs=1,
+                limit_train_batches=steps,
+                accelerator="cpu",
+                enable_model_summary=False,
+                **quiet,
+            )
+            trainer.fit(module, loader)
+
+        return run
+
+
+NOTEBOOK, LIGHTNING, BARE, ALONE = (
+    "notebook's way",
+    "PyTorch Lightning",
+    "bare loop, fused Adam",
+    "ours alone",
+)
+
+
+def make_ways(
+    setting: Setting, arguments: argparse.Namespace, loader: Any
+) -> dict[str, tuple[Way, int, int]]:
+    """Name → way, members, steps of a repeat. The notebook's way and Lightning go through a whole epoch: each of
+    theirs starts the DataLoader's processes anew."""
+    few, whole = arguments.steps, min(setting.steps, arguments.slow_steps or setting.steps)
+    ways: dict[str, tuple[Way, int, int]] = {}
+    if loader is not None:
+        variant = "dropout_batchnorm"
+        ways[f"{NOTEBOOK}: {variant}"] = setting.notebook(loader, variant), 1, whole
+        if importlib.util.find_spec("lightning"):
+            ways[f"{LIGHTNING}: {variant}"] = setting.lightning(loader, variant), 1, whole
+    for variant in ALL:
+        ways[f"{BARE}: {variant}"] = setting.bare(variant), 1, few
+        ways[f"{ALONE}: {variant}"] = setting.ours(setting.specs(variant, [0])), 1, few
+    for seeds in dict.fromkeys([1, arguments.seeds]):
+        specs = setting.specs("all", range(seeds))
+        ways[f"ours, bank of {len(specs)}"] = setting.ours(specs), len(specs), max(4, few // seeds)
+    return ways
+
+
+def bench_train(arguments: argparse.Namespace) -> dict[str, Any]:
+    device = torch.device("cuda" if torch.cuda.is_available() and not arguments.cpu else "cpu")
+    setting = Setting(arguments.shards, device)
+    folder, loader = (None, None) if arguments.no_notebook else setting.loader()
+    ways = make_ways(setting, arguments, loader)
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for repeat in range(arguments.repeats + 1):  # the first one warms up
+        for name, (way, members, steps) in ways.items():
+            if name.startswith((NOTEBOOK, LIGHTNING)) and repeat > arguments.slow_repeats:
+                continue
+            setting.synchronise()
+            start = time.perf_counter()
+            way(steps)
+            setting.synchronise()
+            if repeat:
+                seconds[name].append((time.perf_counter() - start) / members * setting.steps / steps)
+    if folder is not None:
+        folder.cleanup()
+    rows = {name: {"median": statistics.median(times), "n": len(times)} for name, times in seconds.items()}
+    alone = statistics.mean(rows[f"{ALONE}: {variant}"]["median"] for variant in ALL)
+    return {
+        "network": setting.network(),
+        "rows": rows,
+        "ratios": ratios(seconds),
+        "alone": alone,
+        "floor": floor(setting.module("baseline"), setting.steps, setting.feeder.num_images, device),
+        "steps": setting.steps,
+    }
+
+
+def ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
+    """Medians over the repeats of what stands for what, each taken within its repeat."""
+    alone = [seconds[f"{ALONE}: {variant}"] for variant in ALL]
+    bare = [seconds[f"{BARE}: {variant}"] for variant in ALL]
+
+    def against(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> float:
+        """Means over `one` to means over `other`, [ways][repeats] each."""
+        return statistics.median(
+            statistics.mean(mine) / statistics.mean(theirs)
+            for mine, theirs in zip(zip(*one, strict=True), zip(*other, strict=True), strict=True)
+        )
+
+    found = {
+        f"{ALONE} / {BARE}: {variant}": against([mine], [theirs])
+        for variant, mine, theirs in zip(ALL, alone, bare, strict=True)
+    }
+    found[f"{ALONE} / {BARE}: mean of the four"] = against(alone, bare)
+    for name, times in seconds.items():
+        if name.startswith("ours, bank"):
+            found[f"{name} / its members alone, one after the other"] = against([times], alone)
+    return found
+
+
+def show_train(result: dict[str, Any], machine: str) -> None:
+    table = Table(title=f"Seconds for one epoch of one run, batch {BATCH}: {result['network']}")
+    for column in ("way", "seconds (median)", "n", "against ours alone (mean of the four)"):
+        table.add_column(column, justify="left" if column == "way" else "right")
+    for name, row in result["rows"].items():
+        table.add_row(name, f"{row['median']:.3f}", str(row["n"]), f"{row['median'] / result['alone']:.2f}")
+    low = result["floor"]
+    for name in ("memory", "matrix"):
+        least = low[f"{name}_seconds"]
+        table.add_row(f"floor: {name}", f"{least:.3f}", "", f"{least / result['alone']:.2f}")
+    shares = Table(title="Ratios, each within its repeat; medians")
+    shares.add_column("what")
+    shares.add_column("ratio", justify="right")
+    for name, ratio in result["ratios"].items():
+        shares.add_row(name, f"{ratio:.2f}")
+    console = Console(width=110)
+    console.print(table, shares)
+    console.print(
+        f"{machine}; {low['bandwidth_GB_per_s']:.1f} GB/s, {low['matrix_GFLOP_per_s']:.0f} GFLOP/s measured"
+    )
