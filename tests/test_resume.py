@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import re
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 from conftest import command, result, run_process
 from interrupted import Guillotine, Killed, check_close, check_equal, options, start, train, wait_for
+
+from hpc_mlp.training.checkpoint import load_checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -147,24 +150,57 @@ def test_times_of_a_resumed_epoch_cover_all_of_it(
     )
 
 
+MOMENTS = (".last.ckpt.new.*", "last.ckpt.new", ".best.safetensors.*", "best.safetensors", "predictions.npz")
+
+
+def wait_for_moment(folder: Path, pattern: str, process: subprocess.Popen[str]) -> None:
+    while process.poll() is None and not any(folder.glob(pattern)):
+        pass
+
+
 @pytest.mark.slow
 def test_sigkill_at_random_moments(digits: Path, undisturbed: Path, tmp_path: Path) -> None:
-    """At least 20 kills, at moments that fall into steps, validations, checkpoints and results."""
+    """At least 20 kills: half of them anywhere, half of them in or just after a checkpoint, a validation, a test."""
     rng = random.Random(1)
-    kills = turn = 0
+    kills = cut_in_writing = turn = 0
     while kills < 20:
-        turn += 1
         runs = tmp_path / f"{turn}"
-        for _ in range(4):
+        folder = runs / "baseline-s0"
+        for attempt in range(4):
+            before = set(runs.glob("*/.*.*"))
             process = start(digits, runs)
             try:
-                wait_for(runs / "baseline-s0" / "lease.json", process)
-                time.sleep(rng.uniform(0.0, 0.6))
+                wait_for(folder / "lease.json", process)
             except AssertionError:
                 assert process.returncode == 0  # done before we looked
+            if attempt % 2:
+                wait_for_moment(folder, MOMENTS[(turn + attempt // 2) % len(MOMENTS)], process)
+            else:
+                time.sleep(rng.uniform(0.0, 0.6))
             if process.poll() is None:
                 process.kill()
                 kills += 1
+                process.wait()
+                cut_in_writing += bool(set(runs.glob("*/.*.*")) - before)
             process.communicate()
         assert run_process(command("train", digits, "--runs", runs, *options())).returncode == 0
         check_equal(runs, undisturbed)
+        turn += 1
+    assert cut_in_writing >= 1  # a file half-written, or not renamed
+
+
+@pytest.mark.parametrize(
+    "every, wanted", [("0.000001 s", (0, 10)), ("4 steps", (0, 8)), ("23 steps", None), ("60 s", None)]
+)
+def test_checkpoints_within_an_epoch(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: str, wanted: tuple[int, int] | None
+) -> None:
+    """Killed in the eleventh step."""
+    from hpc_mlp.training.step import TrainStep
+
+    compute = Guillotine(TrainStep.compute, 11, after=False)
+    monkeypatch.setattr(TrainStep, "compute", lambda *a: compute(*a))
+    with pytest.raises(Killed):
+        train(digits, tmp_path, f"train.checkpoint_every={every}", variants="baseline")
+    checkpoints = load_checkpoints([tmp_path / "baseline-s0"])
+    assert (checkpoints[0].position if checkpoints else None) == wanted

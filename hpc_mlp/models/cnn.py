@@ -53,7 +53,7 @@ def resnet18(config: ModelConfig, image_shape: ImageShape, num_classes: int) -> 
         except OSError as error:
             raise UserError(
                 f"model.pretrained = true: the ImageNet weights cannot be downloaded ({error}). "
-                "Give the path of a local weights file instead."
+                "Give a local file instead: --set model.pretrained=FILE (a state dict, .pth or .safetensors)."
             ) from None
     elif isinstance(config.pretrained, str):
         weights = _load_weights(Path(config.pretrained))
