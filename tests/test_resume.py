@@ -150,15 +150,17 @@ def test_times_of_a_resumed_epoch_cover_all_of_it(
     )
 
 
-MOMENTS = (".last.ckpt.new.*", "last.ckpt.new", ".best.safetensors.*", "best.safetensors", "predictions.npz")
+MOMENTS = (".last.ckpt.new.*", "last.ckpt.new", ".best.safetensors.*", ".predictions.npz.*")
 
 
-def wait_for_moment(folder: Path, pattern: str, process: subprocess.Popen[str]) -> None:
-    while process.poll() is None and not any(folder.glob(pattern)):
-        pass
+def wait_for_moment(folder: Path, pattern: str, before: set[Path], process: subprocess.Popen[str]) -> None:
+    """Until a file appears that was not there `before`."""
+    while process.poll() is None and not set(folder.glob(pattern)) - before:
+        time.sleep(0.0003)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a minute or two, on a machine with nothing else to do
 def test_sigkill_at_random_moments(digits: Path, undisturbed: Path, tmp_path: Path) -> None:
     """At least 20 kills: half of them anywhere, half of them in or just after a checkpoint, a validation, a test."""
     rng = random.Random(1)
@@ -167,14 +169,14 @@ def test_sigkill_at_random_moments(digits: Path, undisturbed: Path, tmp_path: Pa
         runs = tmp_path / f"{turn}"
         folder = runs / "baseline-s0"
         for attempt in range(4):
-            before = set(runs.glob("*/.*.*"))
+            before = set(runs.glob("*/*"))
             process = start(digits, runs)
             try:
                 wait_for(folder / "lease.json", process)
             except AssertionError:
                 assert process.returncode == 0  # done before we looked
             if attempt % 2:
-                wait_for_moment(folder, MOMENTS[(turn + attempt // 2) % len(MOMENTS)], process)
+                wait_for_moment(folder, MOMENTS[(turn + attempt // 2) % len(MOMENTS)], before, process)
             else:
                 time.sleep(rng.uniform(0.0, 0.6))
             if process.poll() is None:
