@@ -58,8 +58,9 @@ def train_specs(
         try:
             return _train_specs(shards, specs, runs, cpu, parallel, overwrite, log_format)
         except stop.Stopped:
-            console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
-            with open_display(console, lambda: Frame([]), log_format) as display:
+            if os.environ.get("RANK", "0") != "0":
+                return _stopped(lambda text: None)
+            with open_display(Console(stderr=True), Frame, log_format) as display:
                 return _stopped(display.note)
 
 
