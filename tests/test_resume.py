@@ -115,6 +115,24 @@ def test_a_run_that_joins_does_not_send_the_others_back(
     check_close(tmp_path, undisturbed)
 
 
+def test_a_resumed_run_keeps_the_mode_that_auto_chose(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Streamed images come in another order: a run that began with little memory goes on streaming with much."""
+    from hpc_mlp.data import source
+
+    free = source.free_memory
+    with monkeypatch.context() as patch:
+        patch.setattr(source, "free_memory", lambda device: 1000)
+        assert train(digits, tmp_path / "undisturbed", "train.epochs=2") == 0
+        patch.setattr(os, "replace", Guillotine(os.replace, 40, after=False))
+        with pytest.raises(Killed):
+            train(digits, tmp_path / "runs", "train.epochs=2")
+    assert source.free_memory is free
+    assert train(digits, tmp_path / "runs", "train.epochs=2") == 0
+    check_equal(tmp_path / "runs", tmp_path / "undisturbed")
+
+
 def test_resuming_with_another_configuration_is_refused(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

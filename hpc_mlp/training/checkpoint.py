@@ -75,8 +75,9 @@ def load_checkpoints(folders: Sequence[Path], device: str = "cpu") -> list[Check
     checkpoints = []
     for paths in found:
         path = paths[position]
-        with safe_open(path, framework="pt") as file:
-            state = json.loads(file.metadata()["hpc_mlp"])["state"]
+        metadata = _metadata(path)
+        assert metadata is not None
+        state = metadata["state"]
         checkpoints.append(Checkpoint(position, state, load_file(path, device=device)))
     return checkpoints
 
@@ -105,6 +106,14 @@ def resumable_together(folders: Sequence[Path]) -> list[list[int]]:
     return sorted(sorted(indices) for _, indices in groups)
 
 
+def data_mode(folder: Path) -> str | None:
+    """What `data.mode=auto` chose when this run began; None if it has no checkpoint."""
+    for path in (folder / LAST, _new(folder)):
+        if (metadata := _metadata(path)) is not None:
+            return str(metadata["state"]["data_mode"])
+    return None
+
+
 def _positions(folder: Path) -> dict[Position, Path]:
     paths = (folder / LAST, _new(folder))
     return {position: path for path in paths if (position := _position(path)) is not None}
@@ -115,14 +124,18 @@ def _new(folder: Path) -> Path:
 
 
 def _position(path: Path) -> Position | None:
+    metadata = _metadata(path)
+    return None if metadata is None else (metadata["position"][0], metadata["position"][1])
+
+
+def _metadata(path: Path) -> dict[str, Any] | None:
+    """None where there is no file, or one cut short by a crash of the machine."""
     try:
         with safe_open(path, framework="pt") as file:
-            epoch, step = json.loads(file.metadata()["hpc_mlp"])["position"]
-            return epoch, step
-    except FileNotFoundError:
-        return None
+            metadata: dict[str, Any] = json.loads(file.metadata()["hpc_mlp"])
+            return metadata
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-        return None  # cut short by a crash of the machine: as good as absent
+        return None
 
 
 def save_best(

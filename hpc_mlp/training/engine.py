@@ -44,6 +44,8 @@ class BankTrainer:
         guard: Callable[[], None] = lambda: None,
     ) -> None:
         self.members = list(members)
+        for member in self.members:
+            member.data_mode = feeder.mode
         self.feeder, self.processes, self.view, self.guard = feeder, processes, view, guard
         self.manifest: Manifest = feeder.manifest
         self.device = feeder.device

@@ -46,6 +46,7 @@ class Feeder(Protocol):
 
     manifest: Manifest
     device: torch.device
+    mode: str
 
     @property
     def num_images(self) -> int: ...
@@ -125,6 +126,7 @@ def _mix(images: Tensor, others: Tensor, shares: Tensor) -> Tensor:
 class ResidentFeeder:
     """Feeds banks from data that lie decoded on the device."""
 
+    mode = "resident"
     wait_seconds = 0.0
 
     def __init__(self, place: Place, manifest: Manifest, device: torch.device) -> None:
@@ -189,6 +191,8 @@ class ResidentFeeder:
 
 class StreamingFeeder:
     """Feeds banks from shards that are read as they are needed, once for every seed in the bank."""
+
+    mode = "streaming"
 
     def __init__(self, place: Place, manifest: Manifest, config: DataConfig, device: torch.device) -> None:
         self.manifest, self.device = manifest, device

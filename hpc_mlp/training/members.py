@@ -19,6 +19,7 @@ class Member:
     stopped: str | None = None  # "epochs", "early", "max_seconds", "diverged"
     seconds: float = 0.0  # of training and validation so far, over all sessions
     images: int = 0  # trained on in the epochs of `history`
+    data_mode: str = ""  # "resident" or "streaming": the order of the images depends on it
 
     def state(self) -> Json:
         """JSON for the checkpoint."""
@@ -28,6 +29,7 @@ class Member:
             "stopped": self.stopped,
             "seconds": self.seconds,
             "images": self.images,
+            "data_mode": self.data_mode,
         }
 
     def restore(self, state: Json) -> None:

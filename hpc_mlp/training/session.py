@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -26,7 +26,7 @@ from hpc_mlp.models.registry import load_plugins
 from hpc_mlp.plan import RunSpec
 from hpc_mlp.processes import Processes, processes_sharing
 from hpc_mlp.training import stop
-from hpc_mlp.training.checkpoint import Guard, resumable_together
+from hpc_mlp.training.checkpoint import Guard, data_mode, resumable_together
 from hpc_mlp.training.engine import BankTrainer
 from hpc_mlp.training.feeder import Feeder, make_feeder
 from hpc_mlp.training.job import Job, check, prepare, unfinished
@@ -94,8 +94,10 @@ def _train_specs(
         # By seed: runs of one seed share their batches.
         mine = sorted(todo, key=lambda spec: spec.seed)[first:last]
         team, sharing = everybody if split else Processes(), processes_sharing(device)
-        configs = dict.fromkeys(spec.config.data for spec in mine)
+        data = {spec.name: spec.config.data if overwrite else _begun_data(job, spec) for spec in mine}
+        configs = dict.fromkeys(data.values())
         feeders = {c: make_feeder(job.shards, manifest, c, device, team, sharing) for c in configs}
+        fed = {name: feeders[config] for name, config in data.items()}
         everybody.wait()  # nobody has written anything until everybody has read everything
     if everybody.lead:
         prepare(job, todo, device, overwrite)
@@ -103,7 +105,7 @@ def _train_specs(
     code = 0
     if mine:
         with watch(console, log_format, todo, job.runs, device) as view:
-            code = _train(job, mine, feeders, team, device, view)
+            code = _train(job, mine, fed, team, device, view)
     if not split:
         code = _worst(code, everybody, device)
     accelerator.end_training()
@@ -116,14 +118,21 @@ def _stopped(note: Callable[[str], None]) -> int:
     return stop.exit_code(reason)
 
 
-def banks(job: Job, specs: Sequence[RunSpec]) -> list[list[RunSpec]]:
-    """Runs that can share batches and precision, and go on from the same step, together."""
+def _begun_data(job: Job, spec: RunSpec) -> DataConfig:
+    """A run that has begun keeps the mode that `data.mode=auto` chose then: its order of the images depends on it, and
+    there may be more or less memory now."""
+    config = spec.config.data
+    mode = data_mode(job.folder(spec).path) if config.mode == "auto" else None
+    return config if mode is None else config.model_copy(update={"mode": mode})
+
+
+def banks(job: Job, specs: Sequence[RunSpec], fed: Mapping[str, Feeder]) -> list[list[RunSpec]]:
+    """Runs that can share batches and precision, and go on from the same step, together. `fed`: by run's name"""
     groups: dict[object, list[RunSpec]] = {}
     for spec in specs:
         train = spec.config.train
-        groups.setdefault(
-            (train.batch_size, train.precision, train.checkpoint_every, spec.config.data), []
-        ).append(spec)
+        key = (train.batch_size, train.precision, train.checkpoint_every, id(fed[spec.name]))
+        groups.setdefault(key, []).append(spec)
     ordered = [bank_order(group) for group in groups.values()]
     return [
         [group[i] for i in part]
@@ -135,17 +144,17 @@ def banks(job: Job, specs: Sequence[RunSpec]) -> list[list[RunSpec]]:
 def _train(
     job: Job,
     todo: Sequence[RunSpec],
-    feeders: dict[DataConfig, Feeder],
+    fed: Mapping[str, Feeder],
     processes: Processes,
     device: torch.device,
     view: View,
 ) -> int:
     code = 0
-    for specs in banks(job, todo):
+    for specs in banks(job, todo, fed):
         members = [Member(spec, job.folder(spec)) for spec in specs]
         try:
             with _leases(members, processes, device) as guard:
-                done = _train_bank(members, feeders[specs[0].config.data], processes, view, guard)
+                done = _train_bank(members, fed[specs[0].name], processes, view, guard)
         except LeaseLostError as error:  # the folders are another's now: nothing may be written there
             view.note(str(error))
             done = 1
