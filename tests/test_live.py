@@ -285,14 +285,14 @@ def test_a_bar_for_many_predictions_only_where_nothing_else_is_on_the_terminal(
     small = ("--variants", "baseline", "--set", "train.epochs=1", "--set", "model.hidden=[16]")
     assert run_process(command("train", digits, "--runs", tmp_path, "--cpu", *small)).returncode == 0
     write_digits_zip(tmp_path / "digits.zip")
-    words = command("predict", tmp_path / "baseline-s0", *[tmp_path / "digits.zip"] * 6, "--format", "csv")
+    words = command("predict", tmp_path / "baseline-s0", *[tmp_path / "digits.zip"] * 16, "--format", "csv")
     terminal = Terminal(["sh", "-c", f"{shlex.join(words)} > {tmp_path}/out.csv"])
     try:
         terminal.read_until(lambda: terminal.process.poll() is not None)
     finally:
         terminal.close()
-    assert len((tmp_path / "out.csv").read_text().splitlines()) == 1 + 6 * 1797
-    assert b"predicting" in terminal.written and b"/10782" in terminal.written
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 1 + 16 * 1797
+    assert b"predicting" in terminal.written and b"/28752" in terminal.written
     assert terminal.text == "" and not terminal.screen.cursor.hidden
     piped = run_process(words)
     assert piped.stderr == "" and piped.stdout == (tmp_path / "out.csv").read_text()
