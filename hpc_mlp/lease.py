@@ -20,7 +20,6 @@ import contextlib
 import errno
 import json
 import os
-import socket
 import tempfile
 import threading
 import time
@@ -33,6 +32,7 @@ from types import TracebackType
 from typing import Any
 
 from hpc_mlp.errors import LeaseLostError, RunError
+from hpc_mlp.liveness import is_alive, is_dead, on_this_machine, this_process
 
 LEASE = "lease.json"
 CLAIM = "HPC_MLP_CLAIM"  # names the job over all of its starts; set by launch.job
@@ -68,7 +68,7 @@ class Lease:
             "claim": os.environ.get(CLAIM, "") if claim is None else claim,
             "restart": int(os.environ.get("SLURM_RESTART_COUNT", "0")) if restart is None else restart,
             "job": os.environ.get("SLURM_JOB_ID", ""),
-            **_this_process(),
+            **this_process(),
         }
         self._fd = -1
         self._beat = 0
@@ -134,11 +134,11 @@ class Lease:
             if content != seen:
                 seen, seen_since, alive = content, now, True
             owner = _parse(content)
-            if self._supersedes(owner) or _is_dead(owner):
+            if self._supersedes(owner) or is_dead(owner):
                 self._take_away(partial(_has_token, owner.get("token")))
             elif now - seen_since >= self.stale_after:
                 self._take_away(content.__eq__)
-            elif now - start >= self.wait and (alive or _is_alive(owner)):
+            elif now - start >= self.wait and (alive or is_alive(owner)):
                 raise RunError(
                     f"{self.path.parent} is being trained by {describe(owner)}. Wait for it, or cancel it."
                 )
@@ -228,6 +228,26 @@ def describe(owner: dict[str, Any]) -> str:
     return f"process {owner.get('pid', '?')} on {owner.get('host', '?')}{job}"
 
 
+def is_held(folder: Path, stale_after: float = 60.0) -> bool:
+    """Whether a living process seems to hold the lease of `folder`. On the owner's machine this is certain;
+    from elsewhere it goes by the age of the last heartbeat, told by the file system's clock and not by
+    ours."""
+    owner = read_owner(folder)
+    if owner is None:
+        return False
+    if on_this_machine(owner):
+        return is_alive(owner)
+    try:
+        beat = (folder / LEASE).stat().st_mtime
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            now = os.fstat(probe.fileno()).st_mtime
+    except FileNotFoundError:
+        return False
+    except OSError:  # we may only read there
+        now = time.time()
+    return now - beat < stale_after
+
+
 def _give_name(source: Path, target: Path) -> bool:
     """Let the file `source` appear as `target`. False where that name is taken."""
     try:
@@ -266,70 +286,3 @@ def _parse(content: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
-
-
-# -- processes
-
-
-def _this_process() -> dict[str, Any]:
-    pid = os.getpid()
-    return {"host": socket.gethostname(), "boot": _boot(), "pid": pid, "started": process_start(pid)}
-
-
-def _boot() -> str:
-    """Names this boot of this machine and this process-id namespace; "" where it cannot be told."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
-
-
-def process_start(pid: int) -> str | None:
-    """When process `pid` started, in the kernel's ticks; None if there is no such (living) process."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        if Path("/proc/self/stat").exists():
-            return None
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return None
-        except PermissionError:
-            pass
-        return ""
-    return None if fields[0] in "ZX" else fields[19]
-
-
-def _same_machine(owner: dict[str, Any]) -> bool:
-    return owner.get("host") == socket.gethostname() and owner.get("boot") == _boot()
-
-
-def _is_dead(owner: dict[str, Any]) -> bool:
-    """True only when certain: its machine is this one and its process is gone."""
-    return _same_machine(owner) and process_start(int(owner["pid"])) != owner.get("started")
-
-
-def _is_alive(owner: dict[str, Any]) -> bool:
-    return _same_machine(owner) and process_start(int(owner["pid"])) == owner.get("started")
-
-
-def is_held(folder: Path, stale_after: float = 60.0) -> bool:
-    """Whether a living process seems to hold the lease of `folder`. On the owner's machine this is certain;
-    from elsewhere it goes by the age of the last heartbeat, told by the file system's clock and not by
-    ours."""
-    owner = read_owner(folder)
-    if owner is None:
-        return False
-    if _same_machine(owner):
-        return _is_alive(owner)
-    try:
-        beat = (folder / LEASE).stat().st_mtime
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            now = os.fstat(probe.fileno()).st_mtime
-    except FileNotFoundError:
-        return False
-    except OSError:  # we may only read there
-        now = time.time()
-    return now - beat < stale_after

@@ -16,7 +16,8 @@ from typing import Any
 from hpc_mlp.errors import RunError
 from hpc_mlp.launch.records import Submission, read_submission
 from hpc_mlp.launch.spawn import run_processes
-from hpc_mlp.lease import CLAIM, process_start
+from hpc_mlp.lease import CLAIM
+from hpc_mlp.liveness import this_process
 from hpc_mlp.runs import write_bytes
 
 STOPPED = 128  # training asked to stop returns this plus the signal's number, its checkpoint written
@@ -114,11 +115,8 @@ def _needs_cpu() -> bool:
 
 
 def _this_start() -> dict[str, Any]:
-    pid = os.getpid()
     return {
-        "host": socket.gethostname(),
-        "pid": pid,
-        "started": process_start(pid),
+        **this_process(),
         "job": os.environ.get("SLURM_JOB_ID", ""),
         "time": time.time(),
         "devices": os.environ.get("CUDA_VISIBLE_DEVICES", ""),

@@ -24,7 +24,8 @@ from hpc_mlp.errors import RunError
 from hpc_mlp.launch.environment import local_environment
 from hpc_mlp.launch.records import Submission, read_submission
 from hpc_mlp.launch.slurm import JobInfo
-from hpc_mlp.lease import Lease, is_held, process_start
+from hpc_mlp.lease import Lease, is_held
+from hpc_mlp.liveness import is_alive
 
 _POLL = 0.1
 _GRACE_SECONDS = 30.0  # for the checkpoint after SIGTERM, before SIGKILL
@@ -246,7 +247,7 @@ def query(submission: Submission) -> dict[str, JobInfo]:
         starts, end = all_starts.get(pack.index), submission.ended(pack.index)
         if end is not None:
             known[pack.job_id] = JobInfo("over", _how_it_ended(int(end["code"])))
-        elif starts and (queue_lives or _lives(starts[-1])):
+        elif starts and (queue_lives or is_alive(starts[-1])):  # a pack survives its queue's death
             known[pack.job_id] = JobInfo("running", "RUNNING", node=str(starts[-1]["host"]))
         elif queue_lives and not submission.is_cancelled(pack.index):
             known[pack.job_id] = JobInfo("queued", "PENDING", "waits for a free slot")
@@ -260,13 +261,6 @@ def _how_it_ended(code: int) -> str:
     return f"killed by {signal.Signals(-code).name}{hint}"
 
 
-def _lives(start_record: dict[str, object]) -> bool:
-    """A pack whose queue was killed may go on, on this machine."""
-    pid = int(str(start_record["pid"]))
-    same_host = start_record["host"] == os.uname().nodename
-    return same_host and process_start(pid) is not None and process_start(pid) == start_record["started"]
-
-
 def cancel(submission: Submission, packs: Iterable[int]) -> None:
     """Ask for the end of these packs and wait for it. The queue sees the marks, from whatever machine."""
     chosen = sorted(packs)
@@ -276,7 +270,7 @@ def cancel(submission: Submission, packs: Iterable[int]) -> None:
         all_starts = submission.starts()
         for index in chosen:
             starts = all_starts.get(index)
-            if starts and submission.ended(index) is None and _lives(starts[-1]):
+            if starts and submission.ended(index) is None and is_alive(starts[-1]):
                 os.kill(int(starts[-1]["pid"]), signal.SIGTERM)
     deadline = time.monotonic() + _GRACE_SECONDS + 10
     while time.monotonic() < deadline:
