@@ -17,8 +17,9 @@ from click.testing import CliRunner
 from hpc_mlp.cli import main
 from hpc_mlp.config import LaunchConfig
 from hpc_mlp.errors import RunError
-from hpc_mlp.launch.local import Job, Queue, Slot, cores, make_slots
+from hpc_mlp.launch.local import Job, Queue
 from hpc_mlp.launch.records import Submission
+from hpc_mlp.launch.slots import Slot, cores, make_slots
 from hpc_mlp.launch.status import RunStatus, read_status
 from hpc_mlp.launch.submit import cancel, load_launch, submit
 from hpc_mlp.plan import parse_seeds, parse_set, parse_variants, plan_runs
@@ -89,7 +90,8 @@ def test_two_queues_share_the_slots(tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from hpc_mlp.launch.local import Job, Queue, Slot
+from hpc_mlp.launch.local import Job, Queue
+from hpc_mlp.launch.slots import Slot
 folder = Path(sys.argv[1])
 script = f"touch {folder}/running/$$; ls {folder}/running | wc -l >> {folder}/seen; sleep 0.05; rm {folder}/running/$$"
 Queue([Slot("cpu-0"), Slot("cpu-1")]).run([Job("j", ["sh", "-c", script], folder / "log") for _ in range(12)])

@@ -15,6 +15,7 @@ from hpc_mlp.cli import main
 from hpc_mlp.config import LaunchConfig
 from hpc_mlp.errors import RunError, UserError
 from hpc_mlp.launch import slurm
+from hpc_mlp.launch.job_info import expand_ids, shorten_ids
 from hpc_mlp.launch.records import Submission, list_submissions
 from hpc_mlp.launch.status import RunStatus, read_status
 from hpc_mlp.launch.submit import load_launch, submit
@@ -355,7 +356,8 @@ def test_the_doctor_without_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_job_ids_as_sacct_writes_them(text: str, ids: list[str]) -> None:
-    assert slurm.expand_ids(text) == ids
+    assert expand_ids(text) == ids
+    assert expand_ids(shorten_ids(ids)) == ids
 
 
 def test_set_up_lines_and_options_reach_the_script(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hpc_mlp.options import Command, fail, log_format_option, run_options, runs_option
-from hpc_mlp.texts import json_text, spans
+from hpc_mlp.texts import json_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -117,31 +117,17 @@ def submit(
 def _tell(submission: Submission, plan: Plan, where: str, launch: LaunchConfig) -> None:
     from rich.console import Console
 
-    from hpc_mlp.launch import show
+    from hpc_mlp.launch import job_info, show
 
     job_ids = {pack.index: pack.job_id or "" for pack in submission.packs}
     Console().print(show.plan_table(plan.packs, job_ids))
     _left_out(plan)
     runs = submission.folder.parent.parent
     click.echo(f"Submitted to {where} as {submission.id}: {show.resources(launch)}.")
-    click.echo(f"Job ids: {_ranges(list(job_ids.values()))}")
+    click.echo(f"Job ids: {job_info.shorten_ids(list(job_ids.values()))}")
     click.echo(f"Next:  hpc-mlp status {runs}        (--watch follows them)")
     click.echo(f"       hpc-mlp cancel {runs}")
     click.echo(f"       hpc-mlp table {runs}")
-
-
-def _ranges(job_ids: list[str]) -> str:
-    """`7_0, 7_1, 7_2` → `7_[0-2]`."""
-    by_master: dict[str, list[str]] = {}
-    for job_id in job_ids:
-        master, _, index = job_id.rpartition("_")
-        by_master.setdefault(master, []).append(index)
-    parts = []
-    for master, indices in by_master.items():
-        numbers = spans(sorted(map(int, indices)))
-        text = f"[{numbers}]" if len(indices) > 1 else numbers
-        parts.append(f"{master}_{text}" if master else text)
-    return ", ".join(parts)
 
 
 def _left_out(plan: Plan) -> None:
@@ -154,10 +140,11 @@ def _left_out(plan: Plan) -> None:
 def _show_resources(
     where: str, launch: LaunchConfig, runs: Path, slots: int | None, cpu: bool, num_jobs: int
 ) -> None:
-    from hpc_mlp.launch import local, records, show, slurm
+    from hpc_mlp.launch import records, show, slurm
+    from hpc_mlp.launch.slots import make_slots
 
     if where == "local":
-        for slot in local.make_slots(launch, slots, cpu):
+        for slot in make_slots(launch, slots, cpu):
             devices = f"GPU {','.join(slot.devices)}" if slot.devices else "CPU"
             click.echo(f"Slot {slot.name}: {devices}, {slot.threads} thread(s)")
         return
@@ -255,6 +242,7 @@ def cancel(runs: Path, variants: str | None) -> None:
     \b
     hpc-mlp cancel runs --variants dropout
     """
+    from hpc_mlp.launch import job_info
     from hpc_mlp.launch import submit as launching
     from hpc_mlp.launch.status import require_status
 
@@ -263,7 +251,9 @@ def cancel(runs: Path, variants: str | None) -> None:
     if variants is not None and variants != "all":
         names = [name.strip() for name in variants.split(",") if name.strip()]
     ended = launching.cancel(runs, names)
-    click.echo(f"Cancelled {len(ended)} jobs: {_ranges(ended)}" if ended else "Nothing to cancel.")
+    click.echo(
+        f"Cancelled {len(ended)} jobs: {job_info.shorten_ids(ended)}" if ended else "Nothing to cancel."
+    )
 
 
 @click.command(cls=Command)

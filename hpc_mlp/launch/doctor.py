@@ -17,25 +17,15 @@ from rich.table import Table
 
 from hpc_mlp.config import LaunchConfig
 from hpc_mlp.errors import HpcMlpError
-from hpc_mlp.launch import local, slurm
+from hpc_mlp.launch import slurm
 from hpc_mlp.launch.records import Cluster
+from hpc_mlp.launch.slots import cores, gpus
 from hpc_mlp.lease import Lease
 
 _PACKAGES = ("accelerate", "numpy", "pillow", "submitit", "webdataset", "safetensors", "pydantic", "rich")
 _SHARED = (
-    "nfs",
-    "lustre",
-    "gpfs",
-    "beegfs",
-    "ceph",
-    "cifs",
-    "smb",
-    "weka",
-    "panfs",
-    "orangefs",
-    "9p",
-    "fuse",
-)
+    "nfs", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb", "weka", "panfs", "orangefs", "9p", "fuse"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -110,7 +100,7 @@ def _torch() -> Iterator[Finding]:
         yield Finding("torch", "error", "cannot be imported", 'Look at: python -c "import torch"')
         return
     yield Finding("torch", "ok", f"{told['version']}, CUDA {told['cuda'] or 'not built in'}")
-    visible = local.gpus()
+    visible = gpus()
     if told["gpus"]:
         yield Finding("devices", "ok", ", ".join(told["gpus"]))
     elif visible:
@@ -119,7 +109,7 @@ def _torch() -> Iterator[Finding]:
             "Install a torch built for this driver's CUDA (nvidia-smi shows the version).",
         )  # fmt: skip
     else:
-        yield Finding("devices", "ok", f"CPU only, {local.cores()} cores (usual on a login node)")
+        yield Finding("devices", "ok", f"CPU only, {cores()} cores (usual on a login node)")
     if told["gpus"] and not told["nccl"]:
         yield Finding("NCCL", "error", "missing", "Several GPUs per job need a torch with NCCL.")
     else:

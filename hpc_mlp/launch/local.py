@@ -1,8 +1,7 @@
 """The queue of this machine: one pack per device (or CPU slot), never more at once, detached from the shell.
 
-`python -m hpc_mlp.launch.local FOLDER` works off one submission. A slot is a lock file of this user on this
-machine, so that two submissions share the devices instead of doubling up on them; the running pack holds the
-lock itself, so that the slot stays taken even if the queue is killed.
+`python -m hpc_mlp.launch.local FOLDER` works off one submission. A running pack holds the
+lock of its slot itself, so that the slot stays taken even if the queue is killed.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -22,56 +20,14 @@ from typing import IO
 from hpc_mlp.config import LaunchConfig
 from hpc_mlp.errors import RunError
 from hpc_mlp.launch.environment import local_environment
+from hpc_mlp.launch.job_info import JobInfo
 from hpc_mlp.launch.records import Submission, read_submission
-from hpc_mlp.launch.slurm import JobInfo
+from hpc_mlp.launch.slots import Slot, lock_folder, make_slots
 from hpc_mlp.lease import Lease, is_held
 from hpc_mlp.liveness import is_alive
 
 _POLL = 0.1
 _GRACE_SECONDS = 30.0  # for the checkpoint after SIGTERM, before SIGKILL
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A place where one pack may run: some GPUs, or a share of the cores."""
-
-    name: str
-    devices: tuple[str, ...] = ()
-    threads: int = 1
-
-
-def gpus() -> list[str]:
-    """The GPUs that this shell may use, without torch: CUDA_VISIBLE_DEVICES, else what nvidia-smi lists."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [name.strip() for name in visible.split(",") if name.strip() and name.strip() != "-1"]
-    try:
-        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    lines = done.stdout.splitlines() if done.returncode == 0 else []
-    return [str(index) for index in range(sum(line.startswith("GPU ") for line in lines))]
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def make_slots(launch: LaunchConfig, number: int | None, cpu: bool) -> list[Slot]:
-    """One slot per GPU (or group of `gpus_per_job`); without GPUs `number` slots, default 1, that share the
-    cores. `number` on a machine with GPUs bounds the slots that are used."""
-    devices = [] if cpu else gpus()
-    per_slot = max(1, launch.gpus_per_job)
-    groups = [tuple(devices[i : i + per_slot]) for i in range(0, len(devices) - per_slot + 1, per_slot)]
-    if launch.gpus_per_job and not groups:
-        raise RunError(f"launch.gpus_per_job = {per_slot}, but this machine shows {len(devices)} GPUs.")
-    if groups:
-        groups = groups[:number]
-        threads = max(1, cores() // len(groups))
-        return [Slot(f"gpu-{'-'.join(group)}", group, threads) for group in groups]
-    count = number or 1
-    return [Slot(f"cpu-{index}", (), max(1, cores() // count)) for index in range(count)]
 
 
 def start(submission: Submission) -> dict[int, str]:
@@ -113,7 +69,7 @@ class Queue:
     """Work off jobs in order, each in a slot of its own. A job that fails does not touch the others."""
 
     slots: list[Slot]
-    locks: Path = field(default_factory=lambda: lock_folder())
+    locks: Path = field(default_factory=lock_folder)
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     stopping: bool = False
 
@@ -189,10 +145,6 @@ class Queue:
         elif job.asked_to_stop is not None and now - job.asked_to_stop > _GRACE_SECONDS:
             _signal_group(job.process.pid, signal.SIGKILL)
         return False
-
-
-def lock_folder() -> Path:
-    return Path(tempfile.gettempdir()) / f"hpc-mlp-slots-{os.getuid()}"
 
 
 def _signal_group(pid: int, number: int) -> None:

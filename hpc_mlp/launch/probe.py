@@ -16,6 +16,7 @@ from hpc_mlp.config import Config, LaunchConfig
 from hpc_mlp.errors import HpcMlpError
 from hpc_mlp.launch import local, slurm
 from hpc_mlp.launch.doctor import Finding, existing
+from hpc_mlp.launch.job_info import UNKNOWN, JobInfo
 from hpc_mlp.launch.packs import Pack
 from hpc_mlp.launch.records import Cluster, Submission, new_submission
 from hpc_mlp.plan import RunSpec
@@ -74,15 +75,15 @@ def send(runs: Path, cluster: Cluster, launch: LaunchConfig) -> Finding:
 
 def _wait_for_job(submission: Submission) -> str:
     job_id = submission.packs[0].job_id or ""
-    ask: Callable[[], dict[str, slurm.JobInfo] | None] = (
+    ask: Callable[[], dict[str, JobInfo] | None] = (
         (lambda: slurm.query([submission]))
         if submission.cluster == "slurm"
         else (lambda: local.query(submission))
     )
     deadline = time.monotonic() + _TEST_SECONDS
-    info = slurm.UNKNOWN
+    info = UNKNOWN
     while time.monotonic() < deadline:
-        info = (ask() or {}).get(job_id, slurm.UNKNOWN)
+        info = (ask() or {}).get(job_id, UNKNOWN)
         if info.state == "over" or (submission.folder.parent.parent / _REPORT).exists():
             return info.detail
         time.sleep(0.5)

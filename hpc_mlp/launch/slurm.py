@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from hpc_mlp.config import LaunchConfig
 from hpc_mlp.errors import RunError, UserError
 from hpc_mlp.launch.environment import RANKS, python_path
+from hpc_mlp.launch.job_info import JobInfo, expand_ids
 from hpc_mlp.launch.records import Submission
 
 # What squeue and sacct call a job that waits; every other state of a job that is not over counts as running.
@@ -27,20 +26,6 @@ _OVER = {
 _TIMEOUT_SECONDS = 60
 _CANCEL_SECONDS = 60
 _DEFAULT_MAX_ARRAY = 1001  # Slurm's own default of MaxArraySize
-
-
-@dataclass(frozen=True)
-class JobInfo:
-    """One job as the cluster sees it. `detail` is the cluster's own word."""
-
-    state: Literal["queued", "running", "over", "unknown"]
-    detail: str = ""
-    reason: str = ""
-    node: str = ""
-    time_left: str = ""
-
-
-UNKNOWN = JobInfo("unknown")
 
 
 def is_there() -> bool:
@@ -230,18 +215,6 @@ def _info(word: str, reason: str, node: str, left: str) -> JobInfo:
     if word in _OVER:
         return JobInfo("over", word, node=node)
     return JobInfo("running", word, node=node, time_left=left if left not in ("UNLIMITED", "INVALID") else "")
-
-
-def expand_ids(text: str) -> list[str]:
-    """`"7_[1-3,5%2]"` → 7_1, 7_2, 7_3, 7_5."""
-    match = re.fullmatch(r"(\d+)_\[([\d,\-]+)(?:%\d+)?\]", text)
-    if not match:
-        return [text]
-    ids = []
-    for part in match[2].split(","):
-        first, _, last = part.partition("-")
-        ids += [f"{match[1]}_{number}" for number in range(int(first), int(last or first) + 1)]
-    return ids
 
 
 def cancel(job_ids: Iterable[str], job_name: str) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from hpc_mlp.errors import RunError, UserError
 from hpc_mlp.launch import local, slurm
+from hpc_mlp.launch.job_info import UNKNOWN, JobInfo
 from hpc_mlp.launch.records import PLAN, PackRecord, Submission, list_submissions
-from hpc_mlp.launch.slurm import JobInfo
 from hpc_mlp.lease import is_held, read_owner
 from hpc_mlp.live.beat import with_beat
 from hpc_mlp.live.rows import COMPLETE, RunRow, of_run
@@ -95,7 +95,7 @@ def _job(
     known: dict[str, JobInfo] | None,
     starts: list[dict[str, Any]],
 ) -> _Job:
-    info = known if known is None else known.get(pack.job_id or "", slurm.UNKNOWN)
+    info = known if known is None else known.get(pack.job_id or "", UNKNOWN)
     node = str(starts[-1]["host"]) if starts else ""
     return _Job(submission, pack, info, max(0, len(starts) - 1), node)
 

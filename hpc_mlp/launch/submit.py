@@ -14,6 +14,7 @@ from hpc_mlp.errors import HpcMlpError, RunError, UserError, unknown_name
 from hpc_mlp.launch import local, slurm
 from hpc_mlp.launch.packs import Pack, make_packs
 from hpc_mlp.launch.records import FOLDER, Cluster, Submission, list_submissions, new_submission, write_index
+from hpc_mlp.launch.slots import make_slots
 from hpc_mlp.launch.status import RunStatus, read_status
 from hpc_mlp.lease import Lease
 from hpc_mlp.live.rows import ACTIVE, COMPLETE
@@ -131,7 +132,7 @@ def submit(
     elif launch.nodes > 1:
         raise UserError("--cluster local has one machine: leave out --nodes, or take --cluster slurm.")
     else:
-        local.make_slots(launch, slots, bool(options.get("cpu")))  # refuses what cannot be
+        make_slots(launch, slots, bool(options.get("cpu")))  # refuses what cannot be
     with Lease(runs / FOLDER, wait=600, claim=""):
         plan = make_plan(specs, runs, digest, per_job, overwrite)
         if not plan.packs:
