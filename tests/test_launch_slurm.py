@@ -366,8 +366,25 @@ def test_set_up_lines_and_options_reach_the_script(tmp_path: Path) -> None:
                    "launch.srun_args": [["--mpi=none"]], "launch.sbatch.exclude": ["n3"], "launch.memory_gb": [1.5]}
     )  # fmt: skip
     text = slurm.script(launch, "name", tmp_path / "a folder", 1)
-    assert text.index("export OMP_NUM_THREADS=2") < text.index("module load cuda") < text.index("srun")
+    assert text.index("export OMP_NUM_THREADS=2") < text.index("module load cuda") < text.index("\nsrun")
+    assert "#SBATCH --signal=USR2@90" in text
     for line in ("apptainer exec x.sif python -u -m submitit.core._submit", "--mpi=none",
                  "#SBATCH --exclude=n3", "#SBATCH --mem=1536MB", "--cpus-per-task=2", "a folder"):  # fmt: skip
         assert line in text, line
     assert "--array" not in text
+
+
+def test_one_task_is_the_script_itself(tmp_path: Path) -> None:
+    """No srun, so that Slurm's signals to the script must reach Python: also where the script is a container's."""
+    for launch, command in (
+        (LaunchConfig(), f"exec {sys.executable} -u"),
+        (
+            LaunchConfig(gpus_per_job=1, python="apptainer exec x.sif python"),
+            "exec apptainer exec x.sif python -u",
+        ),
+    ):
+        text = slurm.script(launch, "name", tmp_path, 4)
+        assert text.splitlines()[-1].startswith(command) and "srun" not in text
+        assert "#SBATCH --signal=B:USR2@90" in text
+    several = slurm.script(LaunchConfig(gpus_per_job=2), "name", tmp_path, 4)
+    assert "\nsrun " in several and "--kill-on-bad-exit=1" in several and "exec" not in several

@@ -118,6 +118,17 @@ def epoch(run: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
+def started(runs: Path, restart: int) -> Json:
+    """The record of a start of the first pack: host, pid, …"""
+    record: Json = json.loads(next(runs.glob(f".launch/*/started/0.{restart}.json")).read_text())
+    return record
+
+
+def node_state(node: str) -> str:
+    command = ["sinfo", "-h", "-N", "-n", node, "-p", "low", "-o", "%T"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def outcome(run: Path) -> tuple[bytes, list[tuple[float, ...]], Json]:
     """What must be the same in a disturbed and an undisturbed run, to the last bit."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -184,7 +195,7 @@ def test_disturbed_runs_equal_undisturbed_ones(cluster: None, shards: Path, tmp_
     where = {name: next(iter(states(runs).values())) for name, runs in folders.items()}
 
     killed, unplugged = where["kill"]["node"], where["unplug"]["node"]
-    twin = json.loads(next(folders["unplug"].glob(".launch/*/started/0.0.json")).read_text())["pid"]
+    twin = started(folders["unplug"], 0)["pid"]
     dev_cluster("unplug", unplugged)
     os.kill(
         twin, signal.SIGSTOP
@@ -206,11 +217,17 @@ def test_disturbed_runs_equal_undisturbed_ones(cluster: None, shards: Path, tmp_
     logs = list(folders["unplug"].glob(".launch/*/logs/*_log.err"))
     told = "was taken over by"
     wait_until("the twin gives up", lambda: any(told in log.read_text() for log in logs), 60)
-    # Only now: Slurm 22.05, told by a node that comes back that its copy of the step has ended, ends the successor's.
-    wait_until("all are done", all_are("done", *folders.values()), 400)
+    successor = started(folders["unplug"], 1)["pid"]
+    os.kill(successor, signal.SIGSTOP)  # so that it is in the middle of it when the node comes back
     dev_cluster("plug", unplugged)
+    wait_until(
+        "the node is back", lambda: node_state(unplugged) == "idle" and not Path(f"/proc/{twin}").exists()
+    )
+    os.kill(successor, signal.SIGCONT)
+    wait_until("all are done", all_are("done", *folders.values()), 400)
     for name in folders:
         assert requeued(name), f"{name} was not disturbed"
+    assert {run["requeues"] for run in states(folders["unplug"]).values()} == {1}
 
     cli("train", shards, "--runs", tmp_path / "calm", *options, "--cpu",
         *(f"--set={key}={json.dumps(value)}" for key, value in sets.items()))  # fmt: skip
@@ -279,8 +296,7 @@ def test_a_failed_run_is_told_with_its_log(cluster: None, tmp_path: Path) -> Non
 def test_a_job_killed_by_slurm_is_told(cluster: None, tmp_path: Path) -> None:
     submit_standin(tmp_path, "baseline", "0", "train.epochs=1000", "model.options.seconds=0.1")
     wait_until("it trains", lambda: epoch(tmp_path / "baseline-s0") >= 1)
-    start = json.loads(next((tmp_path / ".launch").glob("*/started/0.0.json")).read_text())
-    os.kill(start["pid"], 9)
+    os.kill(started(tmp_path, 0)["pid"], signal.SIGKILL)
     wait_until("it is seen", all_are("failed", tmp_path), 30)
     assert "job ended: FAILED" in states(tmp_path)["baseline-s0"]["detail"]
 

@@ -226,7 +226,7 @@ def _preemption(config: dict[str, str]) -> Iterator[Finding]:
     else:
         yield Finding(
             "preempt_send_user_signal", "warning", "not set",
-            "Preempted jobs are only told by SIGTERM: they checkpoint and wait to be requeued. Ask for "
+            "Preempted jobs are told when GraceTime is over: KillWait is left for their checkpoint. Ask for "
             "SlurmctldParameters=preempt_send_user_signal.",
         )  # fmt: skip
     short = []

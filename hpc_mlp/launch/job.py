@@ -40,8 +40,8 @@ class PackJob:
         if code > STOPPED:
             _leave(self._submission(), self.pack, signals, hand_back)
         if code and self._is_superseded():
-            # Slurm has given this start up (its node was cut off) and the requeued job trains. An exit with an
-            # error would make srun end the step by its number, which is the successor's number as well.
+            # Slurm has given this start up (its node was cut off) and the requeued job trains. Of several tasks,
+            # an exit with an error would make srun end the step by its number, which is the successor's as well.
             time.sleep(_WAIT_FOR_KILL_SECONDS)
             return
         if code:

@@ -54,6 +54,7 @@ def parameters(launch: LaunchConfig) -> dict[str, Any]:
     # the job, since the others would wait for it for ever.
     alone = launch.nodes * tasks == 1
     srun_args = [f"--cpus-per-task={launch.cpus_per_task}", *([] if alone else ["--kill-on-bad-exit=1"])]
+    receiver = "" if _uses_srun(launch) else "B:"  # the script itself, which has become Python
     return {
         "time": launch.time_minutes,
         "nodes": launch.nodes,
@@ -66,18 +67,39 @@ def parameters(launch: LaunchConfig) -> dict[str, Any]:
         "qos": launch.qos,
         "constraint": launch.constraint,
         "array_parallelism": launch.array_parallelism or 1_000_000,
-        "signal_delay_s": launch.signal_seconds,
         "setup": setup_lines(launch),
+        "use_srun": _uses_srun(launch),
         "srun_args": [*srun_args, *launch.srun_args],
         "wckey": None,  # submitit's own default is refused where wckeys are checked
-        "additional_parameters": {"requeue": True, **extra},
+        "additional_parameters": {
+            "requeue": True,
+            "signal": f"{receiver}USR2@{launch.signal_seconds}",
+            **extra,
+        },
     }
+
+
+def _uses_srun(launch: LaunchConfig) -> bool:
+    """One task needs no srun, and is safer without: a step that srun started is known by its number alone, and
+    when a cut-off node comes back and reports the end of its copy, Slurm 22.05 ends the requeued job's step. A
+    batch script's end counts only from the node where the job is now."""
+    tasks = launch.tasks_per_node or max(1, launch.gpus_per_job)
+    return launch.nodes * tasks > 1 or bool(launch.srun_args)
+
+
+def _python(launch: LaunchConfig) -> str:
+    """`exec`: without srun the script becomes Python, and Slurm's signals to the script reach it."""
+    python = launch.python or shlex.quote(sys.executable)
+    return python if _uses_srun(launch) else f"exec {python}"
 
 
 def setup_lines(launch: LaunchConfig) -> list[str]:
     """Lines of the job's script before the training: the user's, then this package's place, so that the job
     runs the same code whatever its working directory."""
-    lines = [f"export OMP_NUM_THREADS={launch.cpus_per_task}", *launch.setup]  # a login node's may be 1
+    lines = [
+        "trap '' USR2"
+    ]  # until Python can take it: a job preempted this early must not end with an error
+    lines += [f"export OMP_NUM_THREADS={launch.cpus_per_task}", *launch.setup]  # a login node's may be 1
     lines.append(f"unset {' '.join(RANKS)}")
     if path := python_path():
         lines.append(f"export PYTHONPATH={shlex.quote(path)}")
@@ -91,8 +113,7 @@ def script(launch: LaunchConfig, name: str, folder: Path, num_jobs: int) -> str:
     options = parameters(launch)
     if options["mem"]:
         options["mem"] = slurm._convert_mem(options["mem"])
-    python = launch.python or shlex.quote(sys.executable)
-    command = f"{python} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    command = f"{_python(launch)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
     count = num_jobs if num_jobs > 1 else None
     text: str = slurm._make_sbatch_string(command, folder, job_name=name, map_count=count, **options)
     return text
@@ -112,9 +133,7 @@ def submit(submission: Submission, launch: LaunchConfig) -> dict[int, str]:
         options["array_parallelism"] = max(1, launch.array_parallelism // len(chunks))
     job_ids: dict[int, str] = {}
     for chunk in chunks:
-        executor = SlurmExecutor(
-            submission.logs, max_num_timeout=launch.max_requeues, python=launch.python or None
-        )
+        executor = SlurmExecutor(submission.logs, max_num_timeout=launch.max_requeues, python=_python(launch))
         executor.update_parameters(job_name=submission.job_name, **options)
         try:
             with executor.batch():
