@@ -44,7 +44,11 @@ _POLL_SECONDS = 2.0
     "--gpus-per-job", type=click.IntRange(0), help="GPUs a job gets on each node, one task for each."
 )
 @click.option("--nodes", type=click.IntRange(1), help="Nodes a job gets.")
-@click.option("--slots", type=click.IntRange(1), help="--cluster local: how many jobs at once.")
+@click.option(
+    "--slots",
+    type=click.IntRange(1),
+    help="--cluster local: how many jobs at once, at most one per GPU (or group).",
+)
 @click.option(
     "--parallel",
     default="auto",

@@ -1,12 +1,11 @@
 """The queue of this machine: one pack per device (or CPU slot), never more at once, detached from the shell.
 
 `python -m hpc_mlp.launch.local FOLDER` works off one submission. A running pack holds the
-lock of its slot itself, so that the slot stays taken even if the queue is killed.
+locks of its slot itself, so that the slot stays taken even if the queue is killed.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -22,7 +21,7 @@ from hpc_mlp.errors import RunError
 from hpc_mlp.launch.environment import local_environment
 from hpc_mlp.launch.job_info import JobInfo
 from hpc_mlp.launch.records import Submission, read_submission
-from hpc_mlp.launch.slots import Slot, lock_folder, make_slots
+from hpc_mlp.launch.slots import Slot, lock_folder, make_slots, release
 from hpc_mlp.lease import Lease, is_held
 from hpc_mlp.liveness import is_alive
 
@@ -60,7 +59,7 @@ class Job:
     wanted: Callable[[], bool] = lambda: True
     ended: Callable[[int], None] = lambda code: None
     process: subprocess.Popen[bytes] | None = None
-    lock: IO[bytes] | None = None
+    locks: list[IO[bytes]] = field(default_factory=list)
     asked_to_stop: float | None = None
 
 
@@ -105,21 +104,18 @@ class Queue:
 
     def _start(self, job: Job) -> bool:
         for slot in self.slots:
-            lock = (self.locks / slot.name).open("ab")
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                lock.close()
+            locks = slot.take(self.locks)
+            if locks is None:
                 continue
             env = {**self.environment, "OMP_NUM_THREADS": str(slot.threads)}
             if slot.devices:
                 env["CUDA_VISIBLE_DEVICES"] = ",".join(slot.devices)
-            job.lock = lock
+            job.locks = locks
             with job.log.open("ab") as log:
                 try:
                     job.process = subprocess.Popen(
                         job.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env,
-                        start_new_session=True, pass_fds=(lock.fileno(),),
+                        start_new_session=True, pass_fds=[lock.fileno() for lock in locks],
                     )  # fmt: skip
                 except OSError as error:  # no such program, no memory for another process
                     log.write(f"{error}\n".encode())
@@ -127,15 +123,14 @@ class Queue:
         return False
 
     def _is_over(self, job: Job) -> bool:
-        assert job.lock is not None
         if job.process is None:
-            job.lock.close()
+            release(job.locks)
             job.ended(127)
             return True
         code = job.process.poll()
         if code is not None:
             _signal_group(job.process.pid, signal.SIGKILL)  # what it may have left behind
-            job.lock.close()
+            release(job.locks)
             job.ended(code)
             return True
         now = time.monotonic()
