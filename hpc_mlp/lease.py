@@ -20,7 +20,6 @@ import contextlib
 import errno
 import json
 import os
-import tempfile
 import threading
 import time
 import uuid
@@ -32,7 +31,7 @@ from types import TracebackType
 from typing import Any
 
 from hpc_mlp.errors import LeaseLostError, RunError
-from hpc_mlp.liveness import is_alive, is_dead, on_this_machine, this_process
+from hpc_mlp.liveness import age, is_alive, is_dead, on_this_machine, this_process
 
 LEASE = "lease.json"
 CLAIM = "HPC_MLP_CLAIM"  # names the job over all of its starts; set by launch.job
@@ -102,10 +101,8 @@ class Lease:
             self.lost = True
         if self.lost:
             other = read_owner(self.path.parent)
-            who = describe(other) if other else "another process"
-            raise LeaseLostError(
-                f"{self.path.parent} was taken over by {who}; this process stops writing there."
-            )
+            how = f"was taken over by {describe(other)}" if other else "was deleted, moved, or taken over"
+            raise LeaseLostError(f"{self.path.parent} {how}; this process stops writing there.")
 
     def _token_in_file(self) -> str | None:
         for _ in range(_MISSING_RETRIES):
@@ -230,22 +227,16 @@ def describe(owner: dict[str, Any]) -> str:
 
 def is_held(folder: Path, stale_after: float = 60.0) -> bool:
     """Whether a living process seems to hold the lease of `folder`. On the owner's machine this is certain;
-    from elsewhere it goes by the age of the last heartbeat, told by the file system's clock and not by
-    ours."""
+    from elsewhere it goes by the age of the last heartbeat."""
     owner = read_owner(folder)
     if owner is None:
         return False
     if on_this_machine(owner):
         return is_alive(owner)
     try:
-        beat = (folder / LEASE).stat().st_mtime
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            now = os.fstat(probe.fileno()).st_mtime
-    except FileNotFoundError:
+        return abs(age(folder / LEASE)) < stale_after  # from the future: its clock was set, and nobody beats
+    except OSError:
         return False
-    except OSError:  # we may only read there
-        now = time.time()
-    return now - beat < stale_after
 
 
 def _give_name(source: Path, target: Path) -> bool:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +59,16 @@ def is_dead(owner: dict[str, Any]) -> bool:
 def is_alive(owner: dict[str, Any]) -> bool:
     """True only when certain: its machine is this one and its process is there."""
     return on_this_machine(owner) and _process_start(int(owner["pid"])) == owner.get("started")
+
+
+def age(path: Path) -> float:
+    """Seconds since `path` was written, by the file system's clock: the machine that wrote it, and this one, may
+    have others. FileNotFoundError where it is gone."""
+    written = path.stat().st_mtime
+    try:
+        with tempfile.TemporaryFile(dir=path.parent) as probe:
+            return os.fstat(probe.fileno()).st_mtime - written
+    except FileNotFoundError:
+        raise
+    except OSError:  # we may only read there
+        return time.time() - written

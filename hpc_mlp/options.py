@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -13,6 +14,11 @@ import click
 from hpc_mlp.errors import HpcMlpError
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+# What the user can mend and no bug of ours causes: no permission, no space, a file in a folder's place.
+_SURROUNDINGS = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
+}  # fmt: skip
 
 
 class Command(click.Command):
@@ -28,6 +34,10 @@ class Command(click.Command):
         except BrokenPipeError:  # `hpc-mlp table | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
+        except OSError as error:
+            if error.errno not in _SURROUNDINGS or error.filename is None:
+                raise
+            fail(f"{error.filename}: {error.strerror}.", 2)
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -181,11 +181,18 @@ def _summary(spec: RunSpec) -> dict[str, Any]:
 
 
 def read_submission(folder: Path) -> Submission | None:
-    record = read_json(folder / RECORD)
-    if record is None:  # just being made, or left by a shell that was killed right then
-        return None
-    packs = [PackRecord(**pack) for pack in record.pop("packs")]
-    return Submission(**record, packs=packs, folder=folder.resolve())
+    """RunError where its record is damaged, or was written by another version."""
+    try:
+        record = read_json(folder / RECORD)
+        if record is None:  # just being made, or left by a shell that was killed right then
+            return None
+        packs = [PackRecord(**pack) for pack in record.pop("packs")]
+        return Submission(**record, packs=packs, folder=folder.resolve())
+    except (RunError, KeyError, TypeError):
+        raise RunError(
+            f"{folder / RECORD} is damaged: its jobs cannot be followed. Once none of them is left (squeue --name "
+            f"hpc-mlp-{folder.name}), delete {folder}; the runs lie elsewhere, and submitting again goes on."
+        ) from None
 
 
 def list_submissions(runs: Path) -> list[Submission]:

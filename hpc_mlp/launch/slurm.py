@@ -138,9 +138,12 @@ def submit(submission: Submission, launch: LaunchConfig) -> dict[int, str]:
         try:
             with executor.batch():
                 jobs = [executor.submit(PackJob(str(submission.folder), pack.index)) for pack in chunk]
-        except (FailedJobError, FailedSubmissionError, OSError) as error:
-            cancel(job_ids.values(), submission.job_name)
-            raise RunError(_refused(error)) from None
+        except BaseException as error:
+            # by name: sbatch may also fail, or be interrupted, after the jobs have got into the queue
+            call("scancel", f"--name={submission.job_name}")
+            if isinstance(error, FailedJobError | FailedSubmissionError | OSError):
+                raise RunError(_refused(error)) from None
+            raise
         job_ids |= {pack.index: job.job_id for pack, job in zip(chunk, jobs, strict=True)}
     return job_ids
 
@@ -149,7 +152,7 @@ def _refused(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines()]
     told = [line for line in lines if line.startswith("sbatch:") or "error:" in line]
     return (
-        f"sbatch refused: {' '.join(dict.fromkeys(told)) or lines[-1]} "
+        f"Slurm did not take the jobs: {' '.join(dict.fromkeys(told)) or lines[0]} "
         "Look at partition, account, qos and limits (sinfo, sacctmgr show assoc); change them with "
         "--cluster-config or --set launch.partition=…; hpc-mlp submit --dry-run shows the script."
     )
@@ -239,17 +242,18 @@ def _info(word: str, reason: str, node: str, left: str) -> JobInfo:
 def cancel(job_ids: Iterable[str], job_name: str) -> None:
     """`scancel` of those of these jobs that Slurm still has under this name; returns when they have ended."""
     wanted = set(job_ids)
-    ours = _present(wanted, job_name)
+    ours = present(wanted, job_name)
     for start in range(0, len(ours), 500):  # command lines have a limit
         if call("scancel", *ours[start : start + 500]) is None:
             raise RunError("scancel failed: see `squeue --me` for what is left.")
     deadline = time.monotonic() + _CANCEL_SECONDS  # Slurm's KillWait, and a margin
     while ours and time.monotonic() < deadline:
         time.sleep(0.5)
-        ours = _present(wanted, job_name)
+        ours = present(wanted, job_name)
 
 
-def _present(wanted: set[str], job_name: str) -> list[str]:
+def present(wanted: set[str], job_name: str) -> list[str]:
+    """Those of these jobs that Slurm still has under this name; RunError where it cannot be asked."""
     masters = ",".join(sorted({job_id.partition("_")[0] for job_id in wanted}))
     if not masters:
         return []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from hpc_mlp.launch.records import PLAN, PackRecord, Submission, list_submission
 from hpc_mlp.lease import is_held, read_owner
 from hpc_mlp.live.beat import with_beat
 from hpc_mlp.live.rows import COMPLETE, RunRow, of_run
+from hpc_mlp.liveness import age
 from hpc_mlp.runs import FAILED, Json, Run, read_run
 
 
@@ -145,7 +145,7 @@ def _over(base: RunStatus, path: Path, info: JobInfo, job: _Job) -> RunStatus:
     if is_held(path) and not (own and info.state == "over"):  # by someone's `hpc-mlp train`
         return replace(base, state="running", detail="", node=str(owner.get("host", "")))
     may_come = job.submission.cluster == "slurm" or job.pack.job_id is None
-    if info.state == "unknown" and may_come and _age(job.submission) < 60:
+    if info.state == "unknown" and may_come and abs(age(job.submission.folder / PLAN)) < 60:
         return replace(base, state="queued", detail="just submitted")
     if info.state == "unknown":
         cluster = "Slurm" if job.submission.cluster == "slurm" else "the local queue"
@@ -180,10 +180,6 @@ def _is_of_this_submission(path: Path, submission: Submission) -> bool:
         return written >= (submission.folder / PLAN).stat().st_mtime
     except OSError:
         return False
-
-
-def _age(submission: Submission) -> float:
-    return time.time() - (submission.folder / PLAN).stat().st_mtime
 
 
 def _log(job: _Job) -> Path:

@@ -146,7 +146,7 @@ def submit(
         )
         try:
             job_ids = slurm.submit(submission, launch) if cluster == "slurm" else local.start(submission)
-        except HpcMlpError:  # refused: as if it had never been tried
+        except (HpcMlpError, KeyboardInterrupt):  # refused: as if it had never been tried
             shutil.rmtree(submission.folder, ignore_errors=True)
             raise
         submission = submission.with_jobs(job_ids)
@@ -192,6 +192,8 @@ def _cancel(submission: Submission, packs: list[int]) -> None:
         return
     if not slurm.is_there():
         raise RunError("no scancel here: run this on a login node of the cluster.")
+    job_ids = {submission.packs[index].job_id or "" for index in packs}
+    slurm.present(job_ids, submission.job_name)  # can it be asked at all?
     for index in packs:
         submission.mark_cancelled(index)  # before the signal: the job then ends at once, and is not requeued
-    slurm.cancel([submission.packs[index].job_id or "" for index in packs], submission.job_name)
+    slurm.cancel(job_ids, submission.job_name)

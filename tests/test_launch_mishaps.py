@@ -1,0 +1,171 @@
+"""What goes wrong around jobs: one clear error each, nothing lost, nothing sent twice."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from fake_slurm import by_variant, install, send
+
+from hpc_mlp.cli import main
+from hpc_mlp.errors import LeaseLostError, RunError
+from hpc_mlp.launch import slurm
+from hpc_mlp.launch.records import list_submissions
+from hpc_mlp.launch.status import read_status
+from hpc_mlp.lease import LEASE, Lease, is_held, read_owner
+from hpc_mlp.runs import write_json
+
+
+@pytest.fixture(autouse=True)
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return install(tmp_path, monkeypatch)
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def replace(fake: Path, command: str, script: str) -> None:
+    (fake / command).write_text(f"#!/bin/sh\n{script}\n")
+
+
+def test_a_runs_folder_that_cannot_be_is_named(tmp_path: Path, digits: Path) -> None:
+    (tmp_path / "file").touch()
+    result = run("submit", digits, "--runs", tmp_path / "file", "--cluster", "slurm")
+    assert result.exit_code == 2
+    assert result.stderr == f"hpc-mlp: {tmp_path / 'file' / '.launch'}: Not a directory.\n"
+
+
+def test_a_record_cut_in_half_is_named_and_hides_no_run(tmp_path: Path) -> None:
+    send(tmp_path, variants="baseline")
+    folder = list_submissions(tmp_path)[0].folder
+    record = folder / "submission.json"
+    for damaged in (record.read_text()[:100], '{"id": 3}', '{"packs": []}', "[]"):
+        record.write_text(damaged)
+        for verb in ("status", "cancel"):
+            result = run(verb, tmp_path)
+            assert result.exit_code == 1 and f"{record} is damaged" in result.stderr, damaged
+        with pytest.raises(RunError, match="squeue --name hpc-mlp-"):
+            send(tmp_path, variants="baseline")  # what runs cannot be told
+    shutil.rmtree(folder)  # as the message says
+    assert send(tmp_path, variants="baseline") is not None
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("exit 0", "Could not make sense of sbatch output"),
+        (
+            "echo 'sbatch: error: Batch job submission failed: Socket timed out' >&2; exit 1",
+            "Socket timed out",
+        ),
+    ],
+)
+def test_an_sbatch_that_fails_halfway_leaves_nothing_in_the_queue(
+    fake: Path,
+    tmp_path: Path,
+    script: str,
+    told: str,
+) -> None:
+    """It may have got through all the same: the jobs are withdrawn by their name."""
+    shutil.copy(fake / "sbatch", fake / "real")
+    replace(fake, "sbatch", f'"$FAKE_SLURM/real" "$@" >/dev/null; {script}')
+    with pytest.raises(RunError, match=told):
+        send(tmp_path)
+    assert (fake / "cancelled").read_text().startswith("--name=hpc-mlp-")
+    assert list_submissions(tmp_path) == [] == read_status(tmp_path)
+    shutil.copy(fake / "real", fake / "sbatch")
+    assert send(tmp_path) is not None
+
+
+def test_a_queue_that_does_not_answer(
+    fake: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    send(tmp_path)
+    shutil.copy(fake / "squeue", fake / "real")
+    replace(fake, "squeue", "exec sleep 60")
+    monkeypatch.setattr(slurm, "_TIMEOUT_SECONDS", 0.2)
+    assert {run.detail for run in by_variant(tmp_path).values()} == {
+        "squeue does not answer here: by the files, not running"
+    }
+    assert send(tmp_path) is None  # they may well run: nothing is sent a second time
+    result = run("cancel", tmp_path)
+    assert result.exit_code == 1 and "nothing was cancelled" in result.stderr
+    shutil.copy(fake / "real", fake / "squeue")
+    assert {run.state for run in read_status(tmp_path)} == {"queued"}  # and none is marked as cancelled
+    assert not list(tmp_path.glob(".launch/*/cancelled/*"))
+
+
+def test_a_submission_deleted_while_queued_is_told_by_its_job(tmp_path: Path) -> None:
+    from hpc_mlp.launch.job import PackJob
+
+    submission = send(tmp_path, variants="baseline")
+    assert submission is not None
+    shutil.rmtree(submission.folder)
+    with pytest.raises(RunError, match="was it deleted"):
+        PackJob(str(submission.folder), 0)()
+
+
+def test_a_run_folder_deleted_under_its_owner(tmp_path: Path) -> None:
+    with Lease(tmp_path / "run") as lease:
+        shutil.rmtree(tmp_path / "run")
+        with pytest.raises(LeaseLostError, match="was deleted, moved, or taken over"):
+            lease.check()
+
+
+# -- clocks
+
+
+def held_elsewhere(folder: Path) -> Path:
+    with Lease(folder):
+        owner = read_owner(folder)
+    assert owner is not None
+    write_json(folder / LEASE, {**owner, "host": "another-host"})
+    return folder / LEASE
+
+
+@pytest.mark.parametrize(
+    ("seconds", "held"),
+    [(0, True), (-30, True), (2, True), (-90, False), (3600, False)],  # 2: mtimes in whole or even seconds
+)
+def test_a_heartbeat_from_another_machine_goes_by_the_file_systems_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: int, held: bool
+) -> None:
+    """Whatever the clock of this machine says; nobody beats an hour from now."""
+    path = held_elsewhere(tmp_path)
+    os.utime(path, (path.stat().st_mtime + seconds,) * 2)
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    assert is_held(tmp_path) is held
+
+
+def test_a_submission_by_a_shell_with_another_clock_is_not_lost(
+    fake: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Slurm knows a job only a moment after its submission."""
+    send(tmp_path, variants="baseline")
+    (fake / "queue").write_text("")
+    now = time.time()
+    for skew in (-7200, 7200):
+        monkeypatch.setattr(time, "time", lambda skew=skew: now + skew)
+        assert by_variant(tmp_path)["baseline"].detail == "just submitted"
+
+
+def test_mtimes_in_whole_seconds_do_not_hide_a_failure(fake: Path, tmp_path: Path) -> None:
+    submission = send(tmp_path, variants="baseline")
+    assert submission is not None
+    folder = tmp_path / "baseline-s0"
+    write_json(folder / "config.json", {"variant": "baseline", "seed": 0, "config": {}})
+    write_json(folder / "failed.json", {"error": "boom", "traceback": "ValueError: boom"})
+    for path in (submission.folder / "plan.json", folder / "failed.json"):
+        os.utime(path, (int(path.stat().st_mtime),) * 2)
+    lines = (fake / "queue").read_text().replace("PENDING", "FAILED")
+    (fake / "queue").write_text(lines)
+    assert by_variant(tmp_path)["baseline"].detail == "ValueError: boom"
