@@ -18,7 +18,7 @@ from hpc_mlp.cli import main
 from hpc_mlp.config import LaunchConfig
 from hpc_mlp.errors import RunError, UserError
 from hpc_mlp.launch.local import Job, Queue
-from hpc_mlp.launch.records import Submission
+from hpc_mlp.launch.records import Submission, list_submissions
 from hpc_mlp.launch.slots import Slot, cores, gpus, make_slots, release
 from hpc_mlp.launch.status import RunStatus, read_status
 from hpc_mlp.launch.submit import cancel, load_launch, submit
@@ -242,10 +242,21 @@ def test_states_on_the_way_and_cancel_of_a_variant_and_of_all(tmp_path: Path) ->
     wait_until(lambda: states(tmp_path)["batchnorm-s0"] == "running")
     assert len(cancel(tmp_path)) == 2
     assert set(states(tmp_path).values()) == {"cancelled"}
+    submission = list_submissions(tmp_path)[0]
+    pids = [int((submission.folder / "queue.pid").read_text())]
+    pids += [record["pid"] for records in submission.starts().values() for record in records]
+    assert len(pids) == 4  # detached as they are: the queue and its packs have gone
+    wait_until(lambda: all(has_gone(pid) for pid in pids))
     assert cancel(tmp_path) == []
     resumed = start(tmp_path, "dropout", "0", "train.epochs=1000", "model.options.seconds=0.02")
     assert resumed is not None
     cancel(tmp_path)
+
+
+def has_gone(pid: int) -> bool:
+    """Or nobody has asked a child of this test for its exit code."""
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def by_name(runs: Path) -> dict[str, RunStatus]:
@@ -321,6 +332,7 @@ def test_status_as_json_and_watch_as_lines(tmp_path: Path) -> None:
     start(tmp_path, "baseline", "0-1", "train.epochs=2", "model.options.seconds=0.05")
     watched = CliRunner().invoke(main, ["status", str(tmp_path), "--watch"])
     assert watched.exit_code == 0 and "baseline-s0: done epoch 2/2" in watched.output
+    assert watched.output.splitlines()[-1].split()[:2] == ["baseline", "0-1"]  # the table, in the end
     told = json.loads(CliRunner().invoke(main, ["status", str(tmp_path), "--format", "json"]).output)
     assert [run["state"] for run in told] == ["done", "done"]
 

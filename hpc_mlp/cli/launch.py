@@ -164,7 +164,7 @@ def _show_resources(
 
 @click.command(cls=Command)
 @click.argument("runs", default="runs", metavar="[RUNS]", type=click.Path(path_type=Path))
-@click.option("--watch", is_flag=True, help="Follow until every run has ended.")
+@click.option("--watch", is_flag=True, help="Follow until every run has ended, then show the table.")
 @click.option("--format", "style", default="rich", show_default=True, type=click.Choice(["rich", "json"]))
 @log_format_option
 def status(runs: Path, watch: bool, style: str, log_format: LogFormat) -> None:
@@ -174,7 +174,7 @@ def status(runs: Path, watch: bool, style: str, log_format: LogFormat) -> None:
     hpc-mlp status runs
     hpc-mlp status runs --watch
 
-    --log-format is for --watch: as with `train`.
+    --log-format is for --watch: as with `train`, and with json no table follows.
     """
     from rich.console import Console
 
@@ -184,9 +184,11 @@ def status(runs: Path, watch: bool, style: str, log_format: LogFormat) -> None:
     statuses = require_status(runs)
     if watch:
         statuses = _watch(runs, Console(), log_format)
+        if style == "rich":
+            _finish(statuses, runs, log_format)
     if style == "json":
         click.echo(json_text([item.as_json() for item in statuses], indent=1))
-    elif log_format != "json" or not watch:
+    else:
         Console(width=None if sys.stdout.isatty() else 200).print(show.status_table(statuses))
     sys.exit(_code(statuses))
 
