@@ -57,7 +57,7 @@ def states(runs: Path) -> dict[str, str]:
     return {run.name: run.state for run in read_status(runs)}
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

@@ -107,6 +107,9 @@ def test_a_submission_deleted_while_queued_is_told_by_its_job(tmp_path: Path) ->
 
     submission = send(tmp_path, variants="baseline")
     assert submission is not None
+    (submission.folder / "plan.json").write_text('{"packs": [[{"name"')
+    with pytest.raises(RunError, match=r"plan\.json is missing or damaged: submit again"):
+        submission.specs(0)
     shutil.rmtree(submission.folder)
     with pytest.raises(RunError, match="was it deleted"):
         PackJob(str(submission.folder), 0)()

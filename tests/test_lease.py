@@ -65,11 +65,10 @@ def test_a_living_owner_is_not_disturbed(tmp_path: Path) -> None:
 
 
 def test_a_living_owner_elsewhere_is_known_by_its_heartbeat(tmp_path: Path) -> None:
-    with Lease(tmp_path, stale_after=0.5) as lease:
+    with Lease(tmp_path, stale_after=6) as lease:  # a beat a second
         lease._owner["host"] = "another-host"  # it beats under that name from now on
-        time.sleep(0.2)
         with pytest.raises(RunError, match="another-host"):
-            Lease(tmp_path, stale_after=0.5, wait=1.0).__enter__()
+            Lease(tmp_path, stale_after=6, wait=1.5).__enter__()
         lease.check()
 
 
@@ -80,7 +79,7 @@ def test_a_killed_process_on_this_machine_is_succeeded_at_once(tmp_path: Path) -
     start = time.monotonic()
     with Lease(tmp_path, stale_after=600, wait=0) as lease:
         lease.check()
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 60
 
 
 def test_a_silent_owner_elsewhere_is_succeeded_only_after_its_time(tmp_path: Path) -> None:
@@ -90,7 +89,7 @@ def test_a_silent_owner_elsewhere_is_succeeded_only_after_its_time(tmp_path: Pat
     elsewhere(tmp_path)
     start = time.monotonic()
     with Lease(tmp_path, stale_after=0.8, wait=0):
-        assert 0.8 <= time.monotonic() - start < 5
+        assert 0.8 <= time.monotonic() - start < 60
 
 
 def test_an_owner_that_hung_finds_its_lease_lost(tmp_path: Path) -> None:
@@ -184,8 +183,8 @@ def test_many_silent_owners_are_waited_for_together(tmp_path: Path) -> None:
         elsewhere(folder)
         silent._stop.set()
     begun = time.monotonic()
-    with hold_all(folders, stale_after=0.6, wait=0) as leases:
-        assert time.monotonic() - begun < 2  # not 6 × 0.6 s
+    with hold_all(folders, stale_after=1.5, wait=0) as leases:
+        assert time.monotonic() - begun < 7  # not 6 × 1.5 s
         for lease in leases:
             lease.check()
     assert [list(folder.iterdir()) for folder in folders] == [[]] * 6

@@ -94,13 +94,14 @@ class Submission:
 
     def specs(self, pack: int) -> list[RunSpec]:
         """The runs of one pack in full."""
-        plan = read_json(self.folder / PLAN)
-        if plan is None:
-            raise RunError(f"{self.folder / PLAN} is missing: submit again.")
-        return [
-            RunSpec(run["name"], run["variant"], run["seed"], build_config(run["config"]), run["swept"])
-            for run in plan["packs"][pack]
-        ]
+        try:
+            plan = read_json(self.folder / PLAN) or {}
+            return [
+                RunSpec(run["name"], run["variant"], run["seed"], build_config(run["config"]), run["swept"])
+                for run in plan["packs"][pack]
+            ]
+        except (RunError, KeyError, TypeError, IndexError):
+            raise RunError(f"{self.folder / PLAN} is missing or damaged: submit again.") from None
 
     def starts(self) -> dict[int, list[dict[str, Any]]]:
         """For every pack that was ever started: one record for each time, oldest first."""
