@@ -104,7 +104,7 @@ def states(runs: Path) -> dict[str, Json]:
 
 
 def wait_until(what: str, condition: Callable[[], bool], seconds: float = 240, pause: float = 0.5) -> None:
-    """The limit is for what never comes: two shared cores may be slow. Requeued jobs are started at once."""
+    """The limit is for what never comes: two shared cores may be slow. Requeued jobs are hurried."""
     begun = hurried = time.monotonic()
     while not condition():
         now = time.monotonic()
@@ -257,7 +257,7 @@ def test_disturbed_runs_equal_undisturbed_ones(cluster: None, shards: Path, tmp_
 def test_a_job_goes_on_after_its_time_limit(cluster: None, tmp_path: Path) -> None:
     """Slurm counts in minutes and asks for the checkpoint up to a minute early: training that lasts longer."""
     sets = (
-        "train.epochs=90",
+        "train.epochs=50",
         "model.options.seconds=0.1",
         "launch.time_minutes=1",
         "launch.signal_seconds=30",
