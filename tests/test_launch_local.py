@@ -16,10 +16,9 @@ from click.testing import CliRunner
 
 from hpc_mlp.cli import main
 from hpc_mlp.config import LaunchConfig
-from hpc_mlp.errors import RunError, UserError
 from hpc_mlp.launch.local import Job, Queue
 from hpc_mlp.launch.records import Submission, list_submissions
-from hpc_mlp.launch.slots import Slot, cores, gpus, make_slots, release
+from hpc_mlp.launch.slots import Slot
 from hpc_mlp.launch.status import RunStatus, read_status
 from hpc_mlp.launch.submit import cancel, load_launch, submit
 from hpc_mlp.plan import parse_seeds, parse_set, parse_variants, plan_runs
@@ -119,78 +118,6 @@ def test_each_job_is_pinned_to_its_own_gpu(tmp_path: Path) -> None:
     Queue(slots).run(shell_job(tmp_path, i, script) for i in range(6))
     seen = (tmp_path / "seen").read_text().split("\n")
     assert set(filter(None, seen)) == {"3 4", "5 4"}
-
-
-def test_slots_follow_the_devices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    launch = LaunchConfig()
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,7")
-    assert [slot.devices for slot in make_slots(launch, None, False)] == [("2",), ("5",), ("7",)]
-    assert [slot.devices for slot in make_slots(launch, 2, False)] == [("2",), ("5",)]
-    pairs = make_slots(LaunchConfig(gpus_per_job=2), None, False)
-    assert [slot.devices for slot in pairs] == [("2", "5")]
-    on_cpu = make_slots(launch, 2, True)
-    assert [slot.devices for slot in on_cpu] == [(), ()] and on_cpu[0].threads == max(1, cores() // 2)
-    with pytest.raises(RunError, match="shows 3 GPUs"):
-        make_slots(LaunchConfig(gpus_per_job=4), None, False)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    fake_nvidia_smi(tmp_path, monkeypatch, "GPU 0: H200 (UUID: GPU-x)", "GPU 1: H200 (UUID: GPU-y)")
-    assert [slot.devices for slot in make_slots(launch, None, False)] == [("0",), ("1",)]
-
-
-def fake_nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
-    (folder / "nvidia-smi").write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines))
-    (folder / "nvidia-smi").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-
-
-@pytest.mark.parametrize(
-    ("visible", "devices"),
-    [
-        ("", []),
-        ("-1", []),
-        ("NoDevFiles", []),
-        ("1,-1,0", ["1"]),  # as CUDA reads it
-        ("1,1", ["1"]),
-        (" 0 , 3", ["0", "3"]),
-        ("GPU-aaaa-1,MIG-bbbb-2", ["GPU-aaaa-1", "MIG-bbbb-2"]),
-    ],
-)
-def test_what_the_shell_was_given_is_respected(
-    monkeypatch: pytest.MonkeyPatch, visible: str, devices: list[str]
-) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert gpus() == devices
-    slots = make_slots(LaunchConfig(), None, False)
-    assert [slot.devices for slot in slots] == ([(name,) for name in devices] or [()])
-
-
-def test_a_gpu_cut_into_mig_devices_has_a_slot_for_each(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    fake_nvidia_smi(
-        tmp_path, monkeypatch, "GPU 0: A100-SXM4-40GB (UUID: GPU-a)",
-        "  MIG 3g.20gb     Device  0: (UUID: MIG-1)", "  MIG 3g.20gb     Device  1: (UUID: MIG-2)",
-        "GPU 1: A100-SXM4-40GB (UUID: GPU-b)",
-    )  # fmt: skip
-    assert gpus() == ["MIG-1", "MIG-2", "1"]
-    with pytest.raises(UserError, match="MIG"):
-        make_slots(LaunchConfig(gpus_per_job=2), None, False)
-
-
-def test_a_gpu_is_taken_once_whatever_it_is_called(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """By number, by UUID, by a shortened UUID, or as one of a pair."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    fake_nvidia_smi(tmp_path, monkeypatch, "GPU 0: H200 (UUID: GPU-aa11)", "GPU 1: H200 (UUID: GPU-bb22)")
-    taken = make_slots(LaunchConfig(), None, False)[0].take(tmp_path)
-    assert taken is not None
-    for visible, number in (("1", 1), ("GPU-bb22", 1), ("GPU-bb", 1), ("0,1", 2)):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        slot = make_slots(LaunchConfig(gpus_per_job=number), None, False)[0]
-        assert slot.take(tmp_path) is None, visible
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    assert make_slots(LaunchConfig(), None, False)[0].take(tmp_path) is not None
-    release(taken)
 
 
 # -- submissions

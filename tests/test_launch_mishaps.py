@@ -14,9 +14,12 @@ from fake_slurm import by_variant, install, send
 from hpc_mlp.cli import main
 from hpc_mlp.errors import LeaseLostError, RunError
 from hpc_mlp.launch import slurm
-from hpc_mlp.launch.records import list_submissions
+from hpc_mlp.launch.packs import make_packs
+from hpc_mlp.launch.records import list_submissions, new_submission
 from hpc_mlp.launch.status import read_status
 from hpc_mlp.lease import LEASE, Lease, is_held, read_owner
+from hpc_mlp.liveness import this_process
+from hpc_mlp.plan import parse_variants, plan_runs
 from hpc_mlp.runs import write_json
 
 
@@ -120,6 +123,17 @@ def test_a_run_folder_deleted_under_its_owner(tmp_path: Path) -> None:
         shutil.rmtree(tmp_path / "run")
         with pytest.raises(LeaseLostError, match="was deleted, moved, or taken over"):
             lease.check()
+
+
+@pytest.mark.parametrize(("boot", "state"), [({}, "running"), ({"boot": "another"}, "lost")])
+def test_after_a_reboot_a_process_of_the_same_number_is_not_taken_for_the_job(
+    tmp_path: Path, boot: dict[str, str], state: str
+) -> None:
+    packs = make_packs(plan_runs(parse_variants("baseline"), [0]))
+    submission = new_submission(tmp_path, "local", Path("/"), packs).with_jobs({0: "x_0"})
+    submission.save()
+    submission.write_start(0, 0, this_process() | boot)
+    assert by_variant(tmp_path)["baseline"].state == state
 
 
 # -- clocks
