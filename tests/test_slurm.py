@@ -61,10 +61,21 @@ def cluster() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def limited(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that reaches its job's time limit while the first tests run. Slurm counts in minutes and asks for the
+    checkpoint up to a minute early: it sleeps for longer than that."""
+    runs = tmp_path_factory.mktemp("limited")
+    limit = ("launch.time_minutes=1", "launch.signal_seconds=30")
+    submit_standin(runs, "baseline", "0", "train.epochs=50", "model.options.seconds=0.1", *limit)
+    return runs
+
+
+@pytest.fixture(scope="session")
 def shards(digits: Path) -> Path:
     return digits
 
 
+@pytest.mark.usefixtures("limited")
 def test_four_variants_two_seeds_as_one_array(cluster: None, shards: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     shown = submit(shards, runs, "--variants", "all", "--seeds", "0-1", "--wait", sets={"train.epochs": 2})
@@ -131,10 +142,10 @@ def test_disturbed_runs_equal_undisturbed_ones(cluster: None, shards: Path, tmp_
     def requeued(name: str) -> bool:
         return all(run.requeues >= 1 for run in read_status(folders[name]))
 
+    freeze(folders["unplug"], "dropout_batchnorm-s0", restart=1)  # first: it would not wait
+    thaw(folders["unplug"], 0)
     wait_until("the killed node's job starts again", lambda: requeued("kill"))
     dev_cluster("start-node", killed)
-    freeze(folders["unplug"], "dropout_batchnorm-s0", restart=1)
-    thaw(folders["unplug"], 0)
     logs = list(folders["unplug"].glob(".launch/*/logs/*_log.err"))
     told = "was taken over by"
     wait_until("the twin gives up", lambda: any(told in log.read_text() for log in logs))
@@ -156,21 +167,13 @@ def test_disturbed_runs_equal_undisturbed_ones(cluster: None, shards: Path, tmp_
             assert not (runs / run / "failed.json").exists(), name
 
 
-def test_a_job_goes_on_after_its_time_limit(cluster: None, tmp_path: Path) -> None:
-    """Slurm counts in minutes and asks for the checkpoint up to a minute early: training that lasts longer."""
-    sets = (
-        "train.epochs=50",
-        "model.options.seconds=0.1",
-        "launch.time_minutes=1",
-        "launch.signal_seconds=30",
-    )
-    submit_standin(tmp_path, "baseline", "0", *sets)
-    wait_until("it is done", all_are("done", tmp_path))
-    assert read_status(tmp_path)[0].requeues >= 1
+def test_a_job_goes_on_after_its_time_limit(limited: Path) -> None:
+    wait_until("it is done", all_are("done", limited))
+    assert read_status(limited)[0].requeues >= 1
     weights = "baseline-s0"
     for step in range(1, 501):
         weights = hashlib.sha256(f"{weights} {step}".encode()).hexdigest()
-    assert json.loads((tmp_path / "baseline-s0" / "weights.json").read_text())["weights"] == weights
+    assert json.loads((limited / "baseline-s0" / "weights.json").read_text())["weights"] == weights
 
 
 def test_cancel_ends_its_own_jobs_only(cluster: None, tmp_path: Path) -> None:
