@@ -286,7 +286,7 @@ def test_train_multinode_sbatch(cluster: None, shards: Path, tmp_path: Path) -> 
     wait_until("it has ended", lambda: not squeue(job))
     text = (tmp_path / f"{job}.log").read_text()
     assert states(tmp_path / "runs")["batchnorm-s0"]["state"] == "done", text
-    assert text.count("done after epoch 2") == 1  # four processes, one training
+    assert text.count("done epoch 2/2") == 1  # four processes, one training
 
 
 def test_the_scripts_need_bash_only() -> None:
