@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import metrics, num_correct, timeless
+from interrupted import Guillotine, Killed, specs, tensors
 from test_bank import BankUnderTest, specs_of
-from test_resume import Guillotine, Killed, specs, tensors
 
 from hpc_mlp.models.bank import Bank
 from hpc_mlp.models.dropout import StepPlace
