@@ -76,5 +76,4 @@ class Processes:
 
 def processes_sharing(device: torch.device) -> int:
     """How many of the processes started together hold their data in the memory of this one's device."""
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return -(-here // torch.cuda.device_count()) if device.type == "cuda" else here
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1  # a GPU each

@@ -13,9 +13,19 @@ from typing import Any
 
 import pytest
 from conftest import command, result, run_process
-from interrupted import Guillotine, Killed, check_close, check_equal, options, start, train, wait_for
+from interrupted import (
+    VARIANTS,
+    Guillotine,
+    Killed,
+    check_close,
+    check_equal,
+    options,
+    start,
+    train,
+    wait_for,
+)
 
-from hpc_mlp.training.checkpoint import load_checkpoints
+from hpc_mlp.training.checkpoint import data_mode, load_checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +139,10 @@ def test_a_resumed_run_keeps_the_mode_that_auto_chose(
         with pytest.raises(Killed):
             train(digits, tmp_path / "runs", "train.epochs=2")
     assert source.free_memory is free
-    assert train(digits, tmp_path / "runs", "train.epochs=2") == 0
+    assert train(digits, tmp_path / "runs", "train.epochs=2", seeds="0-1") == 0
     check_equal(tmp_path / "runs", tmp_path / "undisturbed")
+    new = [data_mode(tmp_path / "runs" / f"{variant}-s1") for variant in VARIANTS.split(",")]
+    assert new == ["streaming", "streaming"]  # they joined: no images are loaded twice
 
 
 def test_resuming_with_another_configuration_is_refused(

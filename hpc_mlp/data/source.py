@@ -148,8 +148,9 @@ def choose_mode(
     raise UserError(
         f"data.mode=resident: the images take {needed / 1e9:.2f} GB as uint8{copies}, and the budget is "
         f"{free * config.memory_fraction / 1e9:.2f} GB (data.memory_fraction={config.memory_fraction:g} of "
-        f"{free / 1e9:.2f} GB free on {device}). Use data.mode=streaming (or auto), raise "
-        "data.memory_fraction, or convert with a smaller --size."
+        f"{free / 1e9:.2f} GB free on {device}). Use data.mode=streaming or auto (a run that began with "
+        "its images in memory goes on only so: --overwrite starts it anew), raise data.memory_fraction, or convert "
+        "with a smaller --size."
     )
 
 

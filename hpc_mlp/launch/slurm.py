@@ -82,9 +82,10 @@ def parameters(launch: LaunchConfig) -> dict[str, Any]:
 def _uses_srun(launch: LaunchConfig) -> bool:
     """One task needs no srun, and is safer without: a step that srun started is known by its number alone, and
     when a cut-off node comes back and reports the end of its copy, Slurm 22.05 ends the requeued job's step. A
-    batch script's end counts only from the node where the job is now."""
+    batch script's end counts only from the node where the job is now. With a `launch.python` of the user's (conda run,
+    a container) srun stays: it signals all processes of the step, and a wrapper may keep a signal to itself."""
     tasks = launch.tasks_per_node or max(1, launch.gpus_per_job)
-    return launch.nodes * tasks > 1 or bool(launch.srun_args)
+    return launch.nodes * tasks > 1 or bool(launch.srun_args) or launch.python is not None
 
 
 def _python(launch: LaunchConfig) -> str:

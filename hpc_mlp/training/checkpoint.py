@@ -110,7 +110,8 @@ def data_mode(folder: Path) -> str | None:
     """What `data.mode=auto` chose when this run began; None if it has no checkpoint."""
     for path in (folder / LAST, _new(folder)):
         if (metadata := _metadata(path)) is not None:
-            return str(metadata["state"]["data_mode"])
+            mode: str | None = metadata["state"].get("data_mode")
+            return mode
     return None
 
 

@@ -94,7 +94,7 @@ def _train_specs(
         # By seed: runs of one seed share their batches.
         mine = sorted(todo, key=lambda spec: spec.seed)[first:last]
         team, sharing = everybody if split else Processes(), processes_sharing(device)
-        data = {spec.name: spec.config.data if overwrite else _begun_data(job, spec) for spec in mine}
+        data = {spec.name: spec.config.data for spec in mine} if overwrite else _data_sections(job, mine)
         configs = dict.fromkeys(data.values())
         feeders = {c: make_feeder(job.shards, manifest, c, device, team, sharing) for c in configs}
         fed = {name: feeders[config] for name, config in data.items()}
@@ -118,12 +118,20 @@ def _stopped(note: Callable[[str], None]) -> int:
     return stop.exit_code(reason)
 
 
-def _begun_data(job: Job, spec: RunSpec) -> DataConfig:
-    """A run that has begun keeps the mode that `data.mode=auto` chose then: its order of the images depends on it, and
-    there may be more or less memory now."""
-    config = spec.config.data
-    mode = data_mode(job.folder(spec).path) if config.mode == "auto" else None
-    return config if mode is None else config.model_copy(update={"mode": mode})
+def _data_sections(job: Job, specs: Sequence[RunSpec]) -> dict[str, DataConfig]:
+    """Run's name → its data section. A run that has begun keeps the mode that `data.mode=auto` chose then: its order of
+    the images depends on it, and there may be more or less memory now. New runs beside it join it, so that no images
+    are loaded twice."""
+    auto = [spec for spec in specs if spec.config.data.mode == "auto"]
+    begun = {spec.name: mode for spec in auto if (mode := data_mode(job.folder(spec).path)) is not None}
+    joined = {spec.config.data: begun[spec.name] for spec in auto if spec.name in begun}
+    sections = {spec.name: spec.config.data for spec in specs}
+    for spec in auto:
+        config = spec.config.data
+        if (mode := begun.get(spec.name, joined.get(config))) is not None:
+            # All of the memory: the images were let in before, and no other order will do.
+            sections[spec.name] = config.model_copy(update={"mode": mode, "memory_fraction": 1.0})
+    return sections
 
 
 def banks(job: Job, specs: Sequence[RunSpec], fed: Mapping[str, Feeder]) -> list[list[RunSpec]]:
