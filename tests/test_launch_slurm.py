@@ -314,7 +314,7 @@ def test_set_up_lines_and_options_reach_the_script(tmp_path: Path) -> None:
 
 
 def test_one_task_is_the_script_itself(tmp_path: Path) -> None:
-    """No srun, so that Slurm's signals to the script must reach Python. A wrapper may keep them to itself: srun then."""
+    """No srun, so that Slurm's signals to the script must reach Python. A wrapper may keep them: srun then."""
     text = slurm.script(LaunchConfig(gpus_per_job=1), "name", tmp_path, 4)
     assert text.splitlines()[-1].startswith(f"exec {sys.executable} -u") and "srun" not in text
     assert "#SBATCH --signal=B:USR2@90" in text
