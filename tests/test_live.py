@@ -10,6 +10,7 @@ import pty
 import select
 import shlex
 import signal
+import socket
 import struct
 import subprocess
 import termios
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import pyte
 import pytest
-from conftest import Cli, command, environment, run_process
+from conftest import Cli, command, environment, result, run_process
 from rich.console import Console
 
 from hpc_mlp.data.digits import write_digits_zip
@@ -117,6 +118,7 @@ def test_the_log_tells_every_change_once_and_json_is_strict() -> None:
     first, second = [json.loads(line, parse_constant=pytest.fail) for line in told]
     assert (first["event"], first["name"], first["epoch"], first["val_loss"]) == ("run", "dropout-s0", 1, 1.1)
     assert (second["state"], second["val_loss"], second["loss"]) == ("diverged", None, None)
+    assert (second["best_epoch"], second["node"]) == (None, None)
 
 
 # -- a terminal
@@ -269,6 +271,25 @@ def test_json_lines_of_train_submit_and_status(digits: Path, tmp_path: Path, cli
     assert not (tmp_path / "a" / "baseline-s0" / "live.json").exists()
     help_ = cli("train", "--help").output
     assert all(key in help_ for key in last), [key for key in last if key not in help_]
+
+
+@pytest.mark.slow
+def test_the_first_of_two_processes_tells_of_all_runs(digits: Path, tmp_path: Path) -> None:
+    again = tmp_path / "dropout-s1"  # trained by the second process; has failed before
+    again.mkdir()
+    (again / "failed.json").write_text('{"error": "of an earlier attempt"}')
+    more = ["--processes", "2", "--log-format", "json", "--set", "train.max_seconds=6"]
+    done = run_process([*endless(digits, tmp_path), *more])
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    runs = [event for event in events if event["event"] == "run"]
+    for name in ("baseline-s0", "dropout-s0", "baseline-s1", "dropout-s1"):
+        told = [event for event in runs if event["name"] == name]
+        assert {event["state"] for event in told} == {"running", "done"}, told
+        last = told[-1]
+        assert last["state"] == "done" and last["epoch"] == result(tmp_path / name)["epochs_run"]
+        assert last["node"] == socket.gethostname() and last["best_epoch"] >= 1
+        assert not (tmp_path / name / "live.json").exists()
 
 
 def test_text_lines_elsewhere(digits: Path, tmp_path: Path) -> None:

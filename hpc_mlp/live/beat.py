@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -24,7 +25,8 @@ def write_beat(folder: Path, row: RunRow) -> None:
         temporary.write_text(json_text(content))
         os.replace(temporary, folder / LIVE)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def with_beat(row: RunRow, folder: Path) -> RunRow:

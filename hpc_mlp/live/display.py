@@ -40,24 +40,27 @@ class Display:
 
 
 class Log(Display):
-    """A line for every change of a run: for people, or as JSON."""
+    """A line for every change of a run: for people, or as JSON. Any thread may tell it."""
 
     def __init__(self, write: Callable[[str], None], as_json: bool = False) -> None:
         self.write, self.as_json = write, as_json
         self._told: dict[str, tuple[Any, ...]] = {}
+        self._lock = threading.Lock()
 
     def changed(self, frame: Frame) -> None:
-        for row in frame.rows:
-            state = (row.state, row.detail, row.progress.epoch)
-            if self._told.get(row.name) != state:
-                self._told[row.name] = state
-                self._line("run", text_line(row), row.as_json())
+        with self._lock:
+            for row in frame.rows:
+                state = (row.state, row.detail, row.progress.epoch)
+                if self._told.get(row.name) != state:
+                    self._told[row.name] = state
+                    self._line("run", text_line(row), row.as_json())
 
     def began(self, text: str) -> None:
         self.note(text)
 
     def note(self, text: str) -> None:
-        self._line("note", text, {"text": text})
+        with self._lock:
+            self._line("note", text, {"text": text})
 
     def _line(self, event: str, text: str, record: dict[str, Any]) -> None:
         if self.as_json:

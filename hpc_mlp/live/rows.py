@@ -125,8 +125,8 @@ class RunRow:
             "name": self.name, "variant": self.variant, "seed": self.seed, "state": self.state,
             "detail": self.detail, "epoch": p.epoch, "epochs": p.epochs, "loss": p.train_loss,
             "val_loss": p.val_loss, "val_accuracy": p.val_accuracy, "learning_rate": p.learning_rate,
-            "best_epoch": p.best_epoch, "best_val_loss": p.best_val_loss, "test_accuracy": self.test_accuracy,
-            "images_per_second": p.images_per_second, "seconds_left": p.seconds_left, "node": self.node,
+            "best_epoch": p.best_epoch or None, "best_val_loss": p.best_val_loss, "test_accuracy": self.test_accuracy,
+            "images_per_second": p.images_per_second, "seconds_left": p.seconds_left, "node": self.node or None,
         }  # fmt: skip
 
 

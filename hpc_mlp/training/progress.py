@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,16 +15,18 @@ import torch
 from rich.console import Console
 
 from hpc_mlp.errors import RunError
-from hpc_mlp.live.beat import write_beat
+from hpc_mlp.lease import is_held, read_owner
+from hpc_mlp.live.beat import with_beat, write_beat
 from hpc_mlp.live.display import Display, LogFormat, open_display
-from hpc_mlp.live.rows import Frame, RunRow, State, Usage, of_run, progress
+from hpc_mlp.live.rows import COMPLETE, Frame, RunRow, State, Usage, of_run, progress
 from hpc_mlp.live.usage import CpuMeter
 from hpc_mlp.plan import RunSpec
-from hpc_mlp.runs import LIVE, read_run
+from hpc_mlp.runs import FAILED, LIVE, read_run
 from hpc_mlp.training.members import Member
 
-_LOOK_SECONDS = 2.0  # between two looks at the device, and at the runs of other processes
+_LOOK_SECONDS = 2.0  # between two looks at the device and at others' runs; longer with more than forty
 _BEAT_SECONDS = 5.0  # between two live.json; longer with more than fifty runs
+_SMI_SECONDS = 10.0  # between two calls of nvidia-smi, which take long
 _ENDINGS = {"epochs": "", "early": "stopped early", "max_seconds": "out of time", "diverged": ""}
 
 
@@ -42,24 +45,29 @@ class View:
     def finished(self, member: Member, accuracy: float | None) -> None:
         pass
 
-    def failed(self, members: Sequence[Member], reason: str) -> None:
-        pass
+    def ended(self, members: Sequence[Member], state: State, reason: str = "") -> None:
+        """Those of `members` that are without a result will get none here."""
 
     def note(self, text: str) -> None:
         pass
 
 
 class Watched(View):
-    """Keeps a row for each run. `specs`: all runs of the command; those that another process trains are read from
-    their folders below `runs`."""
+    """Keeps a row for each of `specs`. `mine`: those that this process trains; the others are read from their folders
+    below `runs`."""
 
-    def __init__(self, specs: Sequence[RunSpec], runs: Path, device: torch.device) -> None:
+    def __init__(
+        self, specs: Sequence[RunSpec], mine: Sequence[RunSpec], runs: Path, device: torch.device
+    ) -> None:
         self.runs, self.display = runs, Display()
         self.rows = {
             s.name: RunRow(s.name, s.variant, s.seed, "queued", progress=progress([], s.config.train.epochs))
             for s in specs
         }
-        self.mine: set[str] = set()  # that this process trains, or has trained
+        self.mine = {spec.name for spec in mine}
+        self.others = [name for name in self.rows if name not in self.mine]
+        self.old_failures = {name: _written(runs / name / FAILED) for name in self.others}
+        self.host = socket.gethostname()
         self.place = (0, 0, 1)
         self.rate: float | None = None  # images/s of each run of the bank
         self.mark = (time.perf_counter(), 0)
@@ -67,6 +75,7 @@ class Watched(View):
         self.meter = CudaMeter(device) if device.type == "cuda" else CpuMeter()
         self.usage: Usage | None = None
         self._stop = threading.Event()
+        self._lock = threading.Lock()  # a run that is not running gets no live.json
 
     # ---- told by training
 
@@ -100,9 +109,10 @@ class Watched(View):
         (self.runs / member.spec.name / LIVE).unlink(missing_ok=True)
         self._changed([member])
 
-    def failed(self, members: Sequence[Member], reason: str) -> None:
+    def ended(self, members: Sequence[Member], state: State, reason: str = "") -> None:
+        members = [m for m in members if self.rows[m.spec.name].state not in COMPLETE]
         for member in members:
-            self._set(member, "failed", reason)
+            self._set(member, state, reason)
         self._changed(members)
 
     def note(self, text: str) -> None:
@@ -110,11 +120,11 @@ class Watched(View):
 
     def _set(self, member: Member, state: State, detail: str = "", accuracy: float | None = None) -> None:
         spec = member.spec
-        self.mine.add(spec.name)
-        self.rows[spec.name] = RunRow(
-            spec.name, spec.variant, spec.seed, state, detail,
-            progress(member.history, spec.config.train.epochs), accuracy,
-        )  # fmt: skip
+        with self._lock:
+            self.rows[spec.name] = RunRow(
+                spec.name, spec.variant, spec.seed, state, detail,
+                progress(member.history, spec.config.train.epochs), accuracy, self.host,
+            )  # fmt: skip
 
     def _changed(self, members: Sequence[Member]) -> None:
         self.display.changed(Frame([self.rows[member.spec.name] for member in members]))
@@ -154,11 +164,13 @@ class Watched(View):
         finally:
             self._stop.set()
             thread.join(5)
+            if not thread.is_alive():  # else the file system hangs
+                self._read_others()
 
     def _background(self) -> None:
         beaten, waited, since = time.monotonic(), self.waited(), time.monotonic()
-        pause = max(_BEAT_SECONDS, len(self.rows) / 10)
-        while not self._stop.wait(_LOOK_SECONDS):
+        pause = max(_BEAT_SECONDS, len(self.mine) / 10)
+        while not self._stop.wait(max(_LOOK_SECONDS, len(self.others) / 20)):
             now = time.monotonic()
             share = (self.waited() - waited) / (now - since)
             waited, since = self.waited(), now
@@ -166,18 +178,48 @@ class Watched(View):
             self._read_others()
             if now - beaten > pause:
                 beaten = now
-                for row in self.look().rows:
-                    if row.state == "running" and row.name in self.mine:
-                        write_beat(self.runs / row.name, row)
+                self._beat()
+
+    def _beat(self) -> None:
+        for name in self.mine:
+            with self._lock:
+                row = self._now(self.rows[name])
+                if row.state == "running":
+                    write_beat(self.runs / name, row)
 
     def _read_others(self) -> None:
-        for name, row in list(self.rows.items()):
-            if name in self.mine or row.state not in ("queued", "running"):
+        for name in self.others:
+            if self.rows[name].state in COMPLETE:
                 continue
             with suppress(RunError):
-                if (run := read_run(self.runs / name)) is not None and (run.metrics or run.result):
-                    found = of_run(run)
-                    self.rows[name] = replace(found, state="running") if found.state == "stopped" else found
+                self.rows[name] = self._other(self.rows[name])
+            if self.rows[name].state != "queued":
+                self.display.changed(Frame([self.rows[name]]))
+
+    def _other(self, row: RunRow) -> RunRow:
+        folder = self.runs / row.name
+        held = is_held(folder)  # first: what its owner wrote before it let go is then read
+        if (run := read_run(folder)) is None:
+            return row
+        found = of_run(run)
+        if found.state in COMPLETE:
+            return replace(found, node=row.node)
+        if held:
+            node = str((read_owner(folder) or {}).get("host", "")) or row.node
+            return with_beat(replace(found, state="running", detail="", node=node), folder)
+        if found.state == "failed" and _written(folder / FAILED) != self.old_failures[row.name]:
+            return replace(found, node=row.node)
+        # What was not seen running has not begun: its files are of an earlier attempt.
+        state: State = "queued" if row.state == "queued" else "stopped"
+        return replace(found, state=state, detail="", node=row.node)
+
+
+def _written(path: Path) -> tuple[int, int] | None:
+    """Tells one version of a file from the next; None where there is none."""
+    with suppress(OSError):
+        status = path.stat()
+        return status.st_ino, status.st_mtime_ns
+    return None
 
 
 class CudaMeter:
@@ -188,6 +230,7 @@ class CudaMeter:
         self.device, self.total = device, int(properties.total_memory)
         self.name, self.uuid = str(properties.name), f"GPU-{properties.uuid}"
         self.has_nvml = True
+        self.smi: tuple[float, float | None] | None = None  # when nvidia-smi was asked, and its answer
 
     def read(self) -> Usage:
         return Usage(self.name, torch.cuda.memory_allocated(self.device), self.total, self._percent())
@@ -198,6 +241,12 @@ class CudaMeter:
                 return float(torch.cuda.utilization(self.device))
             except Exception:  # no pynvml, or one that does not fit the driver
                 self.has_nvml = False
+        now = time.monotonic()
+        if self.smi is None or now - self.smi[0] >= _SMI_SECONDS:
+            self.smi = now, self._ask_smi()
+        return self.smi[1]
+
+    def _ask_smi(self) -> float | None:
         query = [
             "nvidia-smi",
             f"--id={self.uuid}",
@@ -212,13 +261,15 @@ class CudaMeter:
 
 @contextmanager
 def watch(
-    console: Console | None, log_format: LogFormat, specs: Sequence[RunSpec], runs: Path, device: torch.device
+    console: Console | None,
+    log_format: LogFormat,
+    specs: Sequence[RunSpec],
+    mine: Sequence[RunSpec],
+    runs: Path,
+    device: torch.device,
 ) -> Iterator[View]:
-    """A view for a process that trains, shown on `console` where there is one."""
-    view = Watched(specs, runs, device)
-    with view.watching():
-        if console is None:
-            yield view
-            return
-        with open_display(console, view.look, log_format) as view.display:
-            yield view
+    """A view for a process that trains `mine`, shown on `console` where there is one, with all of `specs`."""
+    view = Watched(specs if console else mine, mine, runs, device)
+    shown = open_display(console, view.look, log_format) if console else nullcontext(Display())
+    with shown as view.display, view.watching():
+        yield view

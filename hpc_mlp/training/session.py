@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
@@ -102,12 +102,12 @@ def _train_specs(
     if everybody.lead:
         prepare(job, todo, device, overwrite)
     everybody.wait()
-    code = 0
-    if mine:
-        with watch(console, log_format, todo, job.runs, device) as view:
-            code = _train(job, mine, fed, team, device, view)
-    if not split:
-        code = _worst(code, everybody, device)
+    # Where each batch is split, the lead tells for all.
+    watched = bool(mine) and team.lead
+    with watch(console, log_format, todo, mine, job.runs, device) if watched else nullcontext(View()) as view:
+        code = _train(job, mine, fed, team, device, view)
+        if not split:  # the others may train on for hours, and are watched meanwhile
+            code = _worst(code, everybody, device)
     accelerator.end_training()
     return code
 
@@ -164,9 +164,11 @@ def _train(
             with _leases(members, processes, device) as guard:
                 done = _train_bank(members, fed[specs[0].name], processes, view, guard)
         except LeaseLostError as error:  # the folders are another's now: nothing may be written there
+            view.ended(members, "lost", str(error))
             view.note(str(error))
             done = 1
         except stop.Stopped:
+            view.ended(members, "stopped")
             return _stopped(view.note)
         code = max(code, done)
     return code
@@ -192,7 +194,7 @@ def _train_bank(
             return 1
         guard()  # what failed may have failed because another process took over
         _record_failure(members, error)
-        view.failed(members, _one_line(error))
+        view.ended(members, "failed", _one_line(error))
         view.note(f"failed: {_one_line(error)}; the traceback is in {members[0].folder.path}/failed.json")
         return 1
 
