@@ -165,6 +165,13 @@ class Terminal:
     def text(self) -> str:
         return "\n".join(line.rstrip() for line in self.screen.display if line.strip())
 
+    def interrupt(self) -> None:
+        """Ctrl-C, and what is still written then."""
+        self.process.send_signal(signal.SIGINT)
+        self.read_until(lambda: self.process.poll() is not None)
+        end = time.monotonic() + 0.5
+        self.read_until(lambda: time.monotonic() > end)
+
     def close(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
@@ -200,10 +207,7 @@ def test_train_on_a_terminal_through_resizes_to_ctrl_c(digits: Path, tmp_path: P
                 terminal.text
             )  # nothing is left of the old one
         assert not terminal.screen.history.top  # nothing has scrolled away
-        terminal.process.send_signal(signal.SIGINT)
-        terminal.read_until(lambda: terminal.process.poll() is not None)
-        end = time.monotonic() + 0.5
-        terminal.read_until(lambda: time.monotonic() > end)
+        terminal.interrupt()
     finally:
         terminal.close()
     assert terminal.process.returncode == 130
@@ -226,10 +230,7 @@ def test_status_watch_on_a_terminal_shows_what_another_process_trains(digits: Pa
             terminal.read_until(lambda: "seed 1" in terminal.text and "@" in terminal.text)
             assert "4 runs: 4 running" in terminal.text and "dropout ×2" in terminal.text
             assert "CPU" in terminal.text and "MB" in terminal.text  # as its trainer tells
-            terminal.process.send_signal(signal.SIGINT)
-            terminal.read_until(lambda: terminal.process.poll() is not None)
-            end = time.monotonic() + 0.5
-            terminal.read_until(lambda: time.monotonic() > end)
+            terminal.interrupt()
         finally:
             terminal.close()
         assert terminal.process.returncode == 130 and not terminal.screen.cursor.hidden

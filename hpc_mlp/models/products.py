@@ -38,17 +38,17 @@ def _onednn_linear() -> Callable[..., Tensor] | None:
         return None
 
 
-def _large(weight: Tensor) -> Callable[..., Tensor] | None:
-    """oneDNN's operator, if it is the one for products with `weight` [..., H, D]."""
-    if weight.shape[-2] * weight.shape[-1] <= ONEDNN_ABOVE or weight.dtype != torch.float32:
+def _large(size: int, factor: Tensor) -> Callable[..., Tensor] | None:
+    """oneDNN's operator, if it is the one for a layer of `size` inputs × outputs; `factor` is of its products."""
+    if size <= ONEDNN_ABOVE or factor.dtype != torch.float32 or factor.device.type != "cpu":
         return None
-    return _onednn_linear() if weight.device.type == "cpu" else None
+    return _onednn_linear()
 
 
 def shared_input(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """One product for members that read the same images: x [B, D], weight [V, H, D], bias [V, H] → [V, B, H], batch
     first in memory."""
-    linear = _large(weight)
+    linear = _large(weight[0].numel(), weight)
     flat, flat_bias = weight.flatten(0, 1), bias.flatten()
     y = F.linear(x, flat, flat_bias) if linear is None else linear(x, flat, flat_bias, "none", [], "")
     return y.view(x.shape[0], weight.shape[0], weight.shape[1]).transpose(0, 1)
@@ -56,7 +56,7 @@ def shared_input(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def own_inputs(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x [V, B, D], weight [V, H, D], bias [V, H] → [V, B, H]"""
-    linear = _large(weight)
+    linear = _large(weight[0].numel(), weight)
     if linear is None:
         return torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
     return _stacked([linear(x[v], weight[v], bias[v], "none", [], "") for v in range(len(weight))])
@@ -64,7 +64,7 @@ def own_inputs(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
     """dy [V, B, H], weight [V, H, D] → [V, B, D]"""
-    linear = _large(weight)
+    linear = _large(weight[0].numel(), weight)
     if linear is None:
         return torch.bmm(dy, weight)
     return _stacked([linear(dy[v], weight[v].t(), None, "none", [], "") for v in range(len(weight))])
@@ -73,11 +73,7 @@ def input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
 def weight_gradient(dy: Tensor, x: Tensor, out: Tensor, size: int) -> Tensor:
     """dy [V, B, h], x [V, B, D] or for all members [B, D] → [V, h, D] float32, in `out` or elsewhere. `size`: inputs ×
     outputs of one member's whole layer, of which these are some rows."""
-    linear = (
-        _onednn_linear()
-        if size > ONEDNN_ABOVE and dy.device.type == "cpu" and dy.dtype == out.dtype
-        else None
-    )
+    linear = _large(size, dy)
     if linear is None:
         return _into(dy, x, out)
     if x.dim() == 2:
