@@ -13,10 +13,11 @@ RUNS/<name>/config.json        resolved configuration, dataset digest, versions
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,6 +139,11 @@ class Run:
         """Test metrics of a complete run (see `training.metrics`)."""
         return (self.result or {}).get("test")
 
+    @property
+    def monitor(self) -> str:
+        """What decides on its best epoch (see `best_line`)."""
+        return str(self.config.get("config", {}).get("train", {}).get("monitor", "loss"))
+
 
 def read_run(path: Path) -> Run | None:
     """The run in folder `path`; None if there is none."""
@@ -159,6 +165,18 @@ def read_run(path: Path) -> Run | None:
         result=result,
         failed=failed,
     )
+
+
+def best_line(lines: Sequence[Json], monitor: str = "loss") -> Json | None:
+    """The line of metrics.jsonl of the best epoch, whose weights are kept: of the lowest finite validation loss, or
+    (`monitor` "accuracy") of the highest accuracy, and of those the lowest loss. Of equal epochs the first."""
+
+    def order(line: Json) -> tuple[float, float]:
+        return (-line["val_accuracy"] if monitor == "accuracy" else 0.0), line["val_loss"]
+
+    losses = ((line, line.get("val_loss")) for line in lines)
+    finite = [line for line, loss in losses if isinstance(loss, int | float) and math.isfinite(loss)]
+    return min(finite, key=order, default=None)
 
 
 def _read_metrics(path: Path) -> list[Json]:

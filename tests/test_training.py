@@ -162,6 +162,48 @@ def test_without_early_stopping_a_run_goes_to_its_end(digits: Path, tmp_path: Pa
     assert ran.exit_code == 0 and result(tmp_path / "baseline-s0")["epochs_run"] == 6
 
 
+def test_the_best_epoch_is_the_one_that_the_monitor_names(digits: Path, tmp_path: Path, cli: Cli) -> None:
+    """A rate far too large, at which losses and accuracies jump about, each in its own way."""
+    ran = cli("train", digits, "--runs", tmp_path, "--cpu", "--variants", "baseline", "--seeds", "0-3",
+              "--set", "optim.lr=0.1", "--set", "model.hidden=[64]", "--set", "train.epochs=12",
+              "--set", "train.early_stopping=false", "--set", "train.monitor=loss,accuracy")  # fmt: skip
+    assert ran.exit_code == 0, ran.output
+    differ = []
+    for seed in range(4):
+        by_loss, by_accuracy = (
+            tmp_path / f"baseline-s{seed}-train.monitor={m}" for m in ("loss", "accuracy")
+        )
+        lines = metrics(by_loss)
+        assert [line["val_loss"] for line in lines] == [line["val_loss"] for line in metrics(by_accuracy)]
+        lowest = min(lines, key=lambda line: line["val_loss"])
+        highest = min(lines, key=lambda line: (-line["val_accuracy"], line["val_loss"]))
+        for folder, line in ((by_loss, lowest), (by_accuracy, highest)):
+            kept = [result(folder)[f"best_{key}"] for key in ("epoch", "val_loss", "val_accuracy")]
+            assert kept == [line["epoch"], line["val_loss"], line["val_accuracy"]]
+        same_weights = result(by_loss)["test"]["loss"] == result(by_accuracy)["test"]["loss"]
+        assert same_weights == (lowest == highest)
+        differ.append(not same_weights)
+    assert any(differ)
+
+
+def test_an_unfinished_run_shows_the_best_epoch_of_its_monitor(
+    digits: Path, tmp_path: Path, cli: Cli
+) -> None:
+    keys = ("epoch", "val_loss", "val_accuracy", "train_loss", "seconds")
+    points = [(1, 0.4, 0.7), (2, 0.3, 0.8), (3, 0.5, 0.9), (4, 0.45, 0.9), (5, 0.6, 0.6)]
+    lines = [dict(zip(keys, (*point, 0.5, 1.0), strict=True)) for point in points]
+    for monitor, best in (("loss", 2), ("accuracy", 4)):  # of equal accuracies the lower loss
+        runs = tmp_path / monitor
+        named = ("--variants", "baseline", "--set", f"train.monitor={monitor}")
+        assert cli("train", digits, "--runs", runs, *SMALL, *named).exit_code == 0
+        (runs / "baseline-s0" / "result.json").unlink()
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (runs / "baseline-s0" / "metrics.jsonl").write_text(text)
+        for verb in ("table", "status"):
+            (row,) = json.loads(cli(verb, runs, "--format", "json").stdout)
+            assert row["best_epoch"] == best, verb
+
+
 def test_a_diverging_member_stops_and_not_its_bank(digits: Path, tmp_path: Path, cli: Cli) -> None:
     settings = ("--cpu", "--variants", "baseline", "--set", "model.hidden=[32]", "--set", "train.epochs=3",
                 "--set", "optim.name=sgd")  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from hpc_mlp.runs import Json, Run
+from hpc_mlp.runs import Json, Run, best_line
 
 State = Literal["queued", "running", "done", "diverged", "failed", "lost", "cancelled", "stopped"]
 
@@ -48,11 +48,11 @@ class Progress:
         return max(0.0, self.epochs - self.epoch - self.part) * self.epoch_seconds
 
 
-def progress(lines: Sequence[Json], epochs: int | None, part: float = 0.0) -> Progress:
-    """From the lines of metrics.jsonl."""
+def progress(lines: Sequence[Json], epochs: int | None, monitor: str = "loss", part: float = 0.0) -> Progress:
+    """From the lines of metrics.jsonl; `monitor` as in the configuration."""
     last = lines[-1] if lines else {}
     losses = tuple(number(line.get("val_loss")) for line in lines)
-    best = min(((loss, i) for i, loss in enumerate(losses) if loss is not None), default=None)
+    best = best_line(lines, monitor)
     seconds = [s for line in lines[-_RECENT:] if (s := number(line.get("seconds"))) is not None]
     return Progress(
         epochs=epochs,
@@ -63,8 +63,8 @@ def progress(lines: Sequence[Json], epochs: int | None, part: float = 0.0) -> Pr
         val_accuracy=number(last.get("val_accuracy")),
         learning_rate=number(last.get("learning_rate")),
         images_per_second=number(last.get("images_per_second")),
-        best_epoch=0 if best is None else int(lines[best[1]].get("epoch", best[1] + 1)),
-        best_val_loss=None if best is None else best[0],
+        best_epoch=0 if best is None else int(best["epoch"]),
+        best_val_loss=None if best is None else float(best["val_loss"]),
         val_losses=losses,
         epoch_seconds=sum(seconds) / len(seconds) if seconds else None,
     )
@@ -149,7 +149,7 @@ def of_run(run: Run) -> RunRow:
         seed=run.seed,
         state=state,
         detail=_last_line(run.failed or {}) if state == "failed" else "",
-        progress=progress(run.metrics, epochs),
+        progress=progress(run.metrics, epochs, run.monitor),
         test_accuracy=number((run.test or {}).get("accuracy")),
     )
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hpc_mlp.errors import RunError, unknown_name
-from hpc_mlp.runs import Json, Run
+from hpc_mlp.runs import Json, Run, best_line
 
 # The order in which a person expects the variants; others follow by name.
 ORDER = ("baseline", "dropout", "batchnorm", "dropout_batchnorm", "dropout_l2")
@@ -109,11 +109,9 @@ def make_row(by: Sequence[str], runs: list[Run]) -> Row:
 
 def progress(run: Run) -> Json:
     """What an unfinished or failed run has reached so far, in the form of its result; no test metrics."""
-    lines = [line for line in run.metrics if isinstance(line.get("val_loss"), int | float)]
-    finite = [line for line in lines if math.isfinite(line["val_loss"])]
-    if not finite:
+    best, lines = best_line(run.metrics, run.monitor), run.metrics
+    if best is None:
         return {}
-    best = min(finite, key=lambda line: float(line["val_loss"]))
     return {
         "best_epoch": best.get("epoch"),
         "best_val_loss": best["val_loss"],

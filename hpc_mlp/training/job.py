@@ -13,7 +13,7 @@ import torch
 
 from hpc_mlp import __version__
 from hpc_mlp.commandline import command_line
-from hpc_mlp.config import differences, identity
+from hpc_mlp.config import Config, differences, flatten, identity
 from hpc_mlp.data.decode import MAX_PIXELS
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.remote import Place, is_url
@@ -130,6 +130,7 @@ def _compare(folder: RunFolder, old: Json, new: Json) -> None:
 
 def _identity(config: Json) -> Json:
     flat = {f"{s}.{k}": value for s, keys in config["config"].items() for k, value in keys.items()}
+    flat = flatten(Config()) | flat  # a run of an older version lacks the newer keys
     return identity(flat) | {"seed": config["seed"], "dataset.digest": config["dataset"]["digest"]}
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hpc_mlp.plan import RunSpec
-from hpc_mlp.runs import Json, RunFolder
+from hpc_mlp.runs import Json, RunFolder, best_line
 
 
 @dataclass
@@ -61,13 +61,13 @@ class Member:
         self.history.append(line)
         self.images += images
         train = self.spec.config.train
-        epoch, loss = line["epoch"], line["val_loss"]
+        epoch: int = line["epoch"]
+        loss: float = line["val_loss"]
         if not (math.isfinite(loss) and math.isfinite(line["train_loss"])):
             self.stopped = "diverged"
             return False
-        improved = self.best is None or loss < self.best["val_loss"]
-        if improved:
-            self.best_epoch = epoch
+        best = best_line(self.history, train.monitor)
+        self.best_epoch = best["epoch"] if best else 0
         if cut:
             self.stopped = "max_seconds"
         elif epoch >= train.epochs:
@@ -76,7 +76,7 @@ class Member:
             self.stopped = "early"
         elif self.seconds_left <= 0:
             self.stopped = "max_seconds"
-        return improved
+        return self.best_epoch == epoch
 
     def result(self, test: Json | None, num_parameters: int, device: str, bank_size: int) -> Json:
         """result.json"""

@@ -123,7 +123,7 @@ class Watched(View):
         with self._lock:
             self.rows[spec.name] = RunRow(
                 spec.name, spec.variant, spec.seed, state, detail,
-                progress(member.history, spec.config.train.epochs), accuracy, self.host,
+                progress(member.history, spec.config.train.epochs, spec.config.train.monitor), accuracy, self.host,
             )  # fmt: skip
 
     def _changed(self, members: Sequence[Member]) -> None:
