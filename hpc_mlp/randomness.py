@@ -58,6 +58,14 @@ def dropout_draws(
     return words.view(np.int16)[:count].reshape(batch_size, width)
 
 
+def mixup_shares(seed: int, epoch: int, step: int, batch_size: int, alpha: float) -> NDArray[np.float32]:
+    """λ ~ Beta(α, α), the share of the first image, for each of the global batch [batch_size] (arXiv 1710.09412)."""
+    key = draws(MIXUP, seed, (epoch, step, 0), 2)
+    return (
+        np.random.Generator(np.random.Philox(key=key)).beta(alpha, alpha, size=batch_size).astype(np.float32)
+    )
+
+
 def torch_seed(seed: int, epoch: int, step: int) -> int:
     """A seed for torch's own generators, for modules whose randomness is not ours."""
     return int(draws(FOREIGN, seed, (epoch, step, 0), 1)[0] >> np.uint64(1))

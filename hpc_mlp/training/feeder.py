@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from hpc_mlp.errors import UserError
 from hpc_mlp.models.bank import Feed
 from hpc_mlp.models.dropout import StepPlace
 from hpc_mlp.processes import Processes
-from hpc_mlp.randomness import MIXUP, draws, epoch_order
+from hpc_mlp.randomness import epoch_order, mixup_shares
 
 EVAL_BATCH = 512
 
@@ -109,12 +108,10 @@ class _Pixels:
 
 
 def _mixup_shares(feed: Feed, place: StepPlace, device: torch.device) -> Tensor:
-    """λ of mixup for this process's part, [b]: λ ~ Beta(α, α) for each image (arXiv 1710.09412), 1 without mixup."""
+    """λ of mixup for this process's part, [b]; 1 without mixup."""
     if not feed.mixup:
         return torch.ones(place.stop - place.start, device=device)
-    key = draws(MIXUP, feed.seed, (place.epoch, place.step, 0), 2)
-    rng = np.random.Generator(np.random.Philox(key=key))
-    shares = rng.beta(feed.mixup, feed.mixup, size=place.batch_size).astype(np.float32)
+    shares = mixup_shares(feed.seed, place.epoch, place.step, place.batch_size, feed.mixup)
     return torch.from_numpy(shares[place.start : place.stop]).to(device)
 
 
