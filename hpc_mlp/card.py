@@ -86,10 +86,11 @@ def _recipe(run: TrainedRun) -> str:
     stopped = {"epochs": "Ended", "early": "Stopped early", "max_seconds": "Stopped at its time limit"}
     lines = [f"## Recipe\n\n| key | value |\n|---|---|\n{rows}", "Other keys have hpc-mlp's defaults."]
     if run.result:
-        best = (f"lowest validation loss ({run.result['best_val_loss']:.4f})" if config.train.monitor == "loss" else
-                f"highest validation accuracy ({run.result['best_val_accuracy']:.4f})")  # fmt: skip
+        best = {"loss": f"the lowest validation loss ({run.result['best_val_loss']:.4f})",
+                "accuracy": f"the highest validation accuracy ({run.result['best_val_accuracy']:.4f})",
+                "last": "the last"}[config.train.monitor]  # fmt: skip
         lines.append(f"{stopped.get(run.result['stopped'], 'Diverged')} after epoch {run.result['epochs_run']}; the "
-                     f"weights are those of epoch {run.result['best_epoch']}, the {best}.")  # fmt: skip
+                     f"weights are those of epoch {run.result['best_epoch']}, {best}.")  # fmt: skip
     versions = ", ".join(f"{name} {version}" for name, version in run.config.get("versions", {}).items())
     lines.append(f"Trained on {run.config.get('device', 'an unknown device')}; {versions}.")
     return "\n\n".join(lines)

@@ -121,7 +121,7 @@ class TrainConfig(Section):
     batch_size: Count = 32
     early_stopping: bool = True
     patience: Count = 3
-    monitor: Literal["loss", "accuracy"] = "loss"  # what decides on the best epoch: of validation
+    monitor: Literal["loss", "accuracy", "last"] = "loss"  # which epoch is best: see `runs.best_line`
     precision: Literal["fp32", "bf16"] = "fp32"
     checkpoint_every: str = "60 s"
     label_smoothing: Rate = 0.0

@@ -168,11 +168,13 @@ def read_run(path: Path) -> Run | None:
 
 
 def best_line(lines: Sequence[Json], monitor: str = "loss") -> Json | None:
-    """The line of metrics.jsonl of the best epoch, whose weights are kept: of the lowest finite validation loss, or
-    (`monitor` "accuracy") of the highest accuracy, and of those the lowest loss. Of equal epochs the first."""
+    """The line of metrics.jsonl of the best epoch, whose weights are kept: that of the lowest validation loss; with
+    `monitor` "accuracy" of the highest accuracy, and of those the lowest loss; with "last" the last. Of equal ones
+    the first, and none whose loss is not finite."""
 
     def order(line: Json) -> tuple[float, float]:
-        return (-line["val_accuracy"] if monitor == "accuracy" else 0.0), line["val_loss"]
+        first = {"accuracy": "val_accuracy", "last": "epoch"}.get(monitor)
+        return (-line[first] if first else 0.0), line["val_loss"]
 
     losses = ((line, line.get("val_loss")) for line in lines)
     finite = [line for line, loss in losses if isinstance(loss, int | float) and math.isfinite(loss)]

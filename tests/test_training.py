@@ -192,7 +192,7 @@ def test_an_unfinished_run_shows_the_best_epoch_of_its_monitor(
     keys = ("epoch", "val_loss", "val_accuracy", "train_loss", "seconds")
     points = [(1, 0.4, 0.7), (2, 0.3, 0.8), (3, 0.5, 0.9), (4, 0.45, 0.9), (5, 0.6, 0.6)]
     lines = [dict(zip(keys, (*point, 0.5, 1.0), strict=True)) for point in points]
-    for monitor, best in (("loss", 2), ("accuracy", 4)):  # of equal accuracies the lower loss
+    for monitor, best in (("loss", 2), ("accuracy", 4), ("last", 5)):  # of equal accuracies the lower loss
         runs = tmp_path / monitor
         named = ("--variants", "baseline", "--set", f"train.monitor={monitor}")
         assert cli("train", digits, "--runs", runs, *SMALL, *named).exit_code == 0

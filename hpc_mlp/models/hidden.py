@@ -103,10 +103,13 @@ class _Hidden(torch.autograd.Function):
         norm: StackedBatchNorm | None = ctx.norm
         parameters = [] if norm is None else [torch.empty_like(norm.weight), torch.empty_like(norm.bias)]
         for span, x, normed in ctx.inputs:
-            ctx.activation.backward(dy[span], x, dz[span])
-            if norm is not None and normed is not None:
-                dz[span], *gradients = norm.gradient(dz[span], normed)
-                for whole, part in zip(parameters, gradients, strict=True):
-                    whole[normed.rows] = part
+            if norm is None or normed is None:
+                ctx.activation.backward(dy[span], x, dz[span])
+                continue
+            before = torch.empty_like(x)  # batch first, as the norm wants it
+            ctx.activation.backward(dy[span], x, before)
+            dz[span], *gradients = norm.gradient(before, normed)
+            for whole, part in zip(parameters, gradients, strict=True):
+                whole[normed.rows] = part
         dw, db = parameters or (None, None)
         return dz, dw, db, None, None, None

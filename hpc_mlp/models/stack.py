@@ -46,6 +46,7 @@ class StackedLinear(nn.Module):
         # The same holds for pixels that never change, which are biases too. As dy sums to zero over a batch, dyᵀ x is
         # dyᵀ (x − reference) for any image; for a pixel that never changes, that is zero to the bit.
         self.reference: Tensor | None = None  # [D]
+        self.reads_images = False  # then `factors` are apart by feed and by `normed`
         self.normed = [False] * len(weights)
         self.parts: BatchParts | None = None  # with several processes: the factors are gathered
         self.factors: list[
@@ -164,6 +165,7 @@ class StackedMLP(nn.Module):
             )
             for i in range(depth + 1)
         )
+        cast(StackedLinear, self.linears[0]).reads_images = True
         normed = [v for v, names in enumerate(self.names) if names.norm]
         for linear in list(self.linears)[:-1]:
             assert isinstance(linear, StackedLinear)
