@@ -148,7 +148,8 @@ class Bank(nn.Module):
                     )[place.start : place.stop]
                     for feed in self.feeds
                 ]
-                cache[layer, width] = torch.stack(rows).to(device, non_blocking=True)
+                together = rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
+                cache[layer, width] = together.to(device, non_blocking=True)
             return cache[layer, width]
 
         return [

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hpc_mlp.models.norm import Normed, StackedBatchNorm
+from hpc_mlp.models.norm import Normed, Span, StackedBatchNorm
 
 aten = torch.ops.aten
 
@@ -82,11 +82,13 @@ class _Hidden(torch.autograd.Function):
         y = torch.empty(z.shape, dtype=z.dtype, device=z.device)
         ctx.norm, ctx.activation, ctx.masks = norm, activation, masks
         inputs: list[tuple[slice, Tensor, Normed | None]] = []  # of the activation
-        for span, is_normed in [(slice(0, len(z)), False)] if norm is None else norm.spans:
-            normed = norm.normalise(z[span], span) if norm is not None and is_normed else None
-            x = z[span] if normed is None else normed.y
-            activation.forward(x, y[span])
-            inputs.append((span, x, normed))
+        for span in [Span(slice(0, len(z)), None)] if norm is None else norm.spans:
+            x, normed = z[span.members], None
+            if norm is not None and span.rows is not None:
+                normed = norm.normalise(x, span.rows)
+                x = normed.y
+            activation.forward(x, y[span.members])
+            inputs.append((span.members, x, normed))
         ctx.inputs = inputs
         for mask in masks:
             y[mask.start : mask.stop].mul_(mask.values)
@@ -101,15 +103,18 @@ class _Hidden(torch.autograd.Function):
             for mask in ctx.masks:
                 dy[mask.start : mask.stop].mul_(mask.values)
         norm: StackedBatchNorm | None = ctx.norm
-        parameters = [] if norm is None else [torch.empty_like(norm.weight), torch.empty_like(norm.bias)]
+        weights, biases = [], []  # their gradients
         for span, x, normed in ctx.inputs:
             if norm is None or normed is None:
                 ctx.activation.backward(dy[span], x, dz[span])
                 continue
             before = torch.empty_like(x)  # batch first, as the norm wants it
             ctx.activation.backward(dy[span], x, before)
-            dz[span], *gradients = norm.gradient(before, normed)
-            for whole, part in zip(parameters, gradients, strict=True):
-                whole[normed.rows] = part
-        dw, db = parameters or (None, None)
-        return dz, dw, db, None, None, None
+            dz[span], dw, db = norm.gradient(before, normed)
+            weights.append(dw)
+            biases.append(db)
+        return dz, _joined(weights), _joined(biases), None, None, None
+
+
+def _joined(parts: list[Tensor]) -> Tensor | None:
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)) if parts else None

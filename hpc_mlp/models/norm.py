@@ -20,6 +20,14 @@ from hpc_mlp.models.parts import BatchParts
 
 
 @dataclass(frozen=True)
+class Span:
+    """Neighbouring members of a stack, and their rows of the norm's parameters; None: they are not normalised."""
+
+    members: slice
+    rows: slice | None
+
+
+@dataclass(frozen=True)
 class Normed:
     """A normalised span of members, and what its gradient needs. `y` [v, b, H] are this process's images; the rest is
     of the whole batch."""
@@ -53,26 +61,26 @@ class StackedBatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.stack([norm.bias.detach() for norm in norms]))  # [R, H]
         for name in ("running_mean", "running_var", "num_batches_tracked"):
             self.register_buffer(name, torch.stack([getattr(norm, name) for norm in norms]))
-        self.spans: list[tuple[slice, bool]] = []  # neighbouring members that are (not) normalised
+        self.spans: list[Span] = []
         for normed, group in itertools.groupby(range(size), key=lambda v: v in self.members):
             span = list(group)
-            self.spans.append((slice(span[0], span[-1] + 1), normed))
+            first = self.members.index(span[0]) if normed else 0
+            rows = slice(first, first + len(span)) if normed else None
+            self.spans.append(Span(slice(span[0], span[-1] + 1), rows))
 
-    def normalise(self, h: Tensor, span: slice) -> Normed:
-        """h [v, b, H] of the members in `span`, as one BatchNorm1d of v·H features. No gradient is recorded."""
+    def normalise(self, h: Tensor, rows: slice) -> Normed:
+        """h [v, b, H] of the members with these rows, as one BatchNorm1d of v·H features. No gradient is recorded."""
         parts = self.parts if self.training else None
         whole = h if parts is None else parts.gather(h)
         members, batch, width = whole.shape
-        first = self.members.index(span.start)
-        rows = slice(first, first + members)
         # Contiguous: other strides take another kernel, slower and with other rounding.
         flat = whole.transpose(0, 1).reshape(batch, members * width).contiguous()
         learning = self.training and batch > 1
         if learning:
-            self.num_batches_tracked[rows] += 1
+            _flat(self.num_batches_tracked, rows).add_(1)
         y, mean, inverse_std = torch.native_batch_norm(
-            flat, self.weight[rows].flatten(), self.bias[rows].flatten(), self.running_mean[rows].view(-1),
-            self.running_var[rows].view(-1), learning, self.momentum, self.eps,
+            flat, _flat(self.weight, rows), _flat(self.bias, rows), _flat(self.running_mean, rows),
+            _flat(self.running_var, rows), learning, self.momentum, self.eps,
         )  # fmt: skip
         y = y.view(batch, members, width).transpose(0, 1)
         return Normed(rows, y if parts is None else parts.mine(y), flat, mean, inverse_std, learning)
@@ -85,11 +93,16 @@ class StackedBatchNorm(nn.Module):
         rows = normed.rows
         dx, dw, db = torch.ops.aten.native_batch_norm_backward(
             whole.transpose(0, 1).reshape(batch, members * width).contiguous(), normed.flat,
-            self.weight[rows].flatten(), self.running_mean[rows].view(-1), self.running_var[rows].view(-1),
-            normed.mean, normed.inverse_std, normed.learning, self.eps, [True, True, True],
+            _flat(self.weight, rows), _flat(self.running_mean, rows), _flat(self.running_var, rows), normed.mean,
+             normed.inverse_std, normed.learning, self.eps, [True, True, True],
         )  # fmt: skip
         dx = dx.view(batch, members, width).transpose(0, 1)
         return dx if parts is None else parts.mine(dx), dw.view(members, width), db.view(members, width)
+
+
+def _flat(tensor: Tensor, rows: slice) -> Tensor:
+    """Rows of [R, …], flat. Mostly these are all: every view costs a microsecond."""
+    return (tensor if rows.stop - rows.start == len(tensor) else tensor[rows]).view(-1)
 
 
 class _AllSum(torch.autograd.Function):

@@ -221,8 +221,7 @@ class StackedMLP(nn.Module):
                     continue
                 key = (run.feed, dropped)
                 if key not in made:
-                    kept = draws[run.feed] >= dropped - 32768
-                    made[key] = kept.float().mul_(65536 / (65536 - dropped))
+                    made[key] = (draws[run.feed] >= dropped - 32768) * (65536 / (65536 - dropped))
                 masks.append(Mask(v, v + 1, made[key]))
         return masks
 

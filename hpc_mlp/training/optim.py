@@ -186,8 +186,9 @@ class BankOptimizer:
     def _add(self, name: str, run: Run[Recipe]) -> None:
         update = self._new_update(name, run.key)
         update = self.updates.setdefault((update.recipe, update.decay), update)
-        parts = [run.rows]
-        if run.rows is not None and self.parameters[name][0].numel() % VECTOR:
+        whole = self.parameters[name]
+        parts = [None if run.rows is None or run.rows == slice(0, len(whole)) else run.rows]
+        if run.rows is not None and whole[0].numel() % VECTOR:
             # A kernel rounds what does not fill a vector differently: no member's bits may depend on its neighbours.
             parts = [slice(row, row + 1) for row in range(run.rows.start, run.rows.stop)]
         for rows in parts:

@@ -58,9 +58,13 @@ class TrainStep:
             self.bank.train()
         inputs = _Inputs(
             batch.images,
-            Targets(batch.labels[self.feeds], self._by_member(batch.partners), self._by_member(batch.share)),
+            Targets(
+                batch.labels.index_select(0, self.feeds),
+                self._by_member(batch.partners),
+                self._by_member(batch.share),
+            ),
             self.bank.prepare(batch.place, self.device),
-        )  # fmt: skip
+        )
         if self.graph is not None and batch.full:
             self.graph.replay(inputs, rates, batch.place.batch_size)
         else:
@@ -68,7 +72,7 @@ class TrainStep:
 
     def _by_member(self, values: Tensor | None) -> Tensor | None:
         """[S, b] → [V, b]"""
-        return None if values is None else values[self.feeds]
+        return None if values is None else values.index_select(0, self.feeds)
 
     def compute(self, inputs: _Inputs, rates: Sequence[Rate], batch_size: int) -> None:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
