@@ -157,6 +157,7 @@ class BankOptimizer:
         for update in self.updates.values():
             rows = [gradients[n] if rows is None else gradients[n][rows] for n, rows in update.gradients]
             update.apply(rows, [self.count] * len(rows), rates[update.recipe])
+        self.blocks.reverse()  # there and back: what was updated last is still in the cache
         for block in self.blocks:
             gradient = block.layer.weight_gradient(block.start, block.stop, block.rows, block.scratch)
             block.update.apply([gradient], [self.count], rates[block.update.recipe])

@@ -31,6 +31,7 @@ from hpc_mlp.training.engine import BankTrainer
 from hpc_mlp.training.feeder import Feeder, make_feeder
 from hpc_mlp.training.job import Job, check, prepare, unfinished
 from hpc_mlp.training.members import Member
+from hpc_mlp.training.memory import keep_freed_memory
 from hpc_mlp.training.progress import View, watch
 
 Parallel = Literal["auto", "members", "data"]
@@ -54,6 +55,7 @@ def train_specs(
     """
     stop.clear()
     load_plugins(plugins)
+    keep_freed_memory()
     with stop.stop_on_signals():
         try:
             return _train_specs(shards, specs, runs, cpu, parallel, overwrite, log_format)
