@@ -145,6 +145,11 @@ class Run:
         return str(self.config.get("config", {}).get("train", {}).get("monitor", "loss"))
 
 
+def is_complete(path: Path) -> bool:
+    """Whether the run folder `path` holds a complete run, at a glance."""
+    return (path / RESULT).exists()
+
+
 def read_run(path: Path) -> Run | None:
     """The run in folder `path`; None if there is none."""
     config = read_json(path / CONFIG)

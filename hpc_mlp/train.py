@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +15,7 @@ from hpc_mlp.options import Command, log_format_option, run_options
 
 if TYPE_CHECKING:
     from hpc_mlp.live.display import LogFormat
+    from hpc_mlp.plan import RunSpec
 
 Parallel = Literal["auto", "members", "data"]
 
@@ -30,7 +32,9 @@ Parallel = Literal["auto", "members", "data"]
     help="With several processes: deal out the runs, or split every batch.",
 )
 @click.option(
-    "--processes", type=click.IntRange(min=1), help="Processes to start here. [default: one per GPU]"
+    "--processes",
+    type=click.IntRange(min=1),
+    help="Processes to start here. [default: one per GPU; on CPUs as many as the runs can use, see below]",
 )
 @click.option("--overwrite", is_flag=True, help="Train anew what is already there.")
 @log_format_option
@@ -51,6 +55,9 @@ def train(
 
     What is complete is not trained again; what was interrupted goes on where it was.
 
+    On CPUs, MLPs of equal widths are dealt out over the cores (OMP_NUM_THREADS of them, if it is set), where there is
+    enough to do and each process can hold the images. Their results are the same for any number.
+
     \b
     hpc-mlp train shards
     hpc-mlp train shards --variants all,dropout_l2 --seeds 0-4 --set train.epochs=20
@@ -64,19 +71,26 @@ def train(
     seconds_left, node, and of a job time_left, requeues, job, log, submission; for the event "note": text.
     What is unknown is null. No table follows.
     """
+    from hpc_mlp.launch.spawn import end_with_parent, run_processes
     from hpc_mlp.plan import make_request
+    from hpc_mlp.runs import is_complete
 
+    end_with_parent()
     request = make_request(variants, seeds, config_files, sets)
-    wanted = 1 if "RANK" in os.environ else _processes(processes, cpu)
-    if wanted > 1:
+    start = _start(processes, cpu, parallel)
+    if start is None:
+        todo = [spec for spec in request.specs if overwrite or not is_complete(runs / spec.name)]
+        start = _on_cores(request.specs, len(todo), out)
+    if start.count == 1 and start.threads:
+        os.environ["OMP_NUM_THREADS"] = str(start.threads)  # before torch is imported
+    if start.count > 1:
         from hpc_mlp.commandline import COMMAND, command_line
-        from hpc_mlp.launch.spawn import run_processes
 
-        words = ["--variants", variants, "--seeds", seeds, "--runs", str(runs), "--parallel", parallel]
-        words += ["--log-format", log_format]
-        words += _options(config_files, sets, cpu or not _has_gpu(), overwrite)
+        words = ["--variants", variants, "--seeds", seeds, "--runs", str(runs), "--log-format", log_format]
+        words += ["--parallel", "members" if start.threads else parallel]
+        words += _options(config_files, sets, start.cpu, overwrite)
         os.environ[COMMAND] = command_line()
-        sys.exit(run_processes("hpc_mlp.train", [out, *words], wanted))
+        sys.exit(run_processes("hpc_mlp.train", [out, *words], start.count, threads=start.threads))
 
     from rich.console import Console
 
@@ -100,22 +114,56 @@ def _options(config_files: Sequence[Path], sets: Sequence[str], cpu: bool, overw
     return words + ["--cpu"] * cpu + ["--overwrite"] * overwrite
 
 
-def _processes(wanted: int | None, cpu: bool) -> int:
+@dataclass(frozen=True)
+class _Start:
+    """Train in `count` processes: 1 is this one. `threads` of each, where runs are dealt out over cores."""
+
+    count: int
+    cpu: bool
+    threads: int | None = None
+
+
+def _start(wanted: int | None, cpu: bool, parallel: Parallel) -> _Start | None:
+    """As the command line, Accelerate or the GPUs of this machine want it; None: as the runs want it."""
+    if "RANK" in os.environ:
+        return _Start(1, cpu)
     if wanted is not None:
-        return wanted
+        return _Start(wanted, cpu or (wanted > 1 and not _num_gpus()))
     if os.environ.get("ACCELERATE_USE_CPU") == "True":
-        return _asked_of_accelerate()
-    if cpu or "ACCELERATE_MIXED_PRECISION" in os.environ:  # set by `accelerate launch`, which has decided
-        return 1
+        return _Start(_asked_of_accelerate(), cpu=True)
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:  # set by `accelerate launch`, which has decided
+        return _Start(1, cpu)
+    num_gpus = 0 if cpu else _num_gpus()
+    if num_gpus or parallel == "data" or sys.platform != "linux":
+        return _Start(max(1, num_gpus), cpu)
+    return None
+
+
+def _on_cores(specs: Sequence[RunSpec], unfinished: int, out: str) -> _Start:
+    """The threads of each process are those of a first start, whatever is complete by now: torch promises the same bits
+    for the same number only."""
+    from hpc_mlp.data.budget import free_machine_memory
+    from hpc_mlp.data.remote import load_manifest, shards_place
+    from hpc_mlp.launch.cores import processes_for, thread_budget
+
+    threads = thread_budget()
+    if threads == 1 or len(specs) < 2:
+        return _Start(1, cpu=True)
+    manifest = load_manifest(shards_place(out))
+    count = processes_for(specs, manifest, threads=threads, free=free_machine_memory())
+    return _Start(max(1, min(count, unfinished)), cpu=True, threads=threads // count)
+
+
+def _num_gpus() -> int:
+    """Without torch, whose import takes seconds, where there is no device."""
+    from hpc_mlp.launch.slots import gpus
+
+    devices = (path for pattern in ("nvidia[0-9]*", "kfd", "dxg") for path in Path("/dev").glob(pattern))
+    if not gpus() and not any(devices):
+        return 0
     import torch
 
-    return max(1, torch.cuda.device_count())
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
+    return torch.cuda.device_count()
 
 
 def _asked_of_accelerate() -> int:

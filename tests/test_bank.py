@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import Cli, result
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from hpc_mlp.models.bank import Bank, bank_order, feed_of
 from hpc_mlp.models.dropout import StepPlace
-from hpc_mlp.models.registry import build_module
+from hpc_mlp.models.registry import ImageShape, build_module
 from hpc_mlp.plan import RunSpec, parse_set, parse_variants, plan_runs
 from hpc_mlp.randomness import dropout_draws
 from hpc_mlp.training.feeder import StepBatch
@@ -36,9 +36,9 @@ def specs_of(variants: str, seeds: list[int], *sets: str) -> list[RunSpec]:
 class BankUnderTest:
     """A bank with its step, fed with random images: each feed its own."""
 
-    def __init__(self, specs: list[RunSpec], batch: int) -> None:
-        self.specs, self.batch = specs, batch
-        self.bank = Bank(specs, SHAPE, CLASSES)
+    def __init__(self, specs: list[RunSpec], batch: int, shape: ImageShape = SHAPE) -> None:
+        self.specs, self.batch, self.shape = specs, batch, shape
+        self.bank = Bank(specs, shape, CLASSES)
         self.optimizer = BankOptimizer(self.bank)
         loss = BankLoss([spec.config.train for spec in specs], [1] * CLASSES, CPU)
         self.step = TrainStep(self.bank, self.optimizer, loss, "fp32", graph=False)
@@ -49,7 +49,7 @@ class BankUnderTest:
         parts = []
         for feed in self.bank.feeds:
             generator = torch.Generator().manual_seed(1000 * feed.seed + t)
-            images = torch.randn(size, *SHAPE, generator=generator)
+            images = torch.randn(size, *self.shape, generator=generator)
             parts.append((images, torch.randint(0, CLASSES, (size,), generator=generator)))
         return torch.stack([p[0] for p in parts]), torch.stack([p[1] for p in parts])
 
@@ -72,6 +72,17 @@ class Masked(nn.Module):
         return x * self.keep / (1 - self.rate) if self.training else x
 
 
+class Watched(nn.BatchNorm1d):
+    """Remembers a feature that was the same for all images of a batch. It is normalised to nothing but rounding, and
+    whether a ReLU lets that pass is chance: here it is exactly zero, in torch it may be above."""
+
+    saw_constant = False
+
+    def forward(self, input: Tensor) -> Tensor:
+        self.saw_constant |= self.training and bool((input.amax(0) - input.amin(0) < 1e-6).any())
+        return super().forward(input)
+
+
 def plain(spec: RunSpec) -> nn.Sequential:
     """The model, written out with torch's own layers, the run's initial weights in it."""
     model = spec.config.model
@@ -79,7 +90,7 @@ def plain(spec: RunSpec) -> nn.Sequential:
     width = int(np.prod(SHAPE))
     for hidden, rate in zip(model.hidden, model.dropout_rates(len(model.hidden)), strict=True):
         layers.append(nn.Linear(width, hidden))
-        layers += [nn.BatchNorm1d(hidden)] if model.batchnorm else []
+        layers += [Watched(hidden)] if model.batchnorm else []
         layers.append(nn.ReLU())
         layers += [nn.Dropout(rate)] if rate else []
         width = hidden
@@ -132,6 +143,7 @@ def test_members_equal_plain_modules_trained_alone(
     logits = bank.bank(images.unsqueeze(0))
     for i, (spec, state) in enumerate(zip(specs, bank.bank.member_states(), strict=True)):
         module = train_alone(spec, bank, steps=4).eval()
+        assume(not any(isinstance(layer, Watched) and layer.saw_constant for layer in module))
         expected = module.state_dict()
         assert list(state) == list(expected) or set(state) == set(expected)
         # Adam divides by the root of tiny second moments: rounding shows up to some thousandths of a step
@@ -324,3 +336,23 @@ def test_models_beside_the_stack_train_in_the_same_bank(digits: Path, tmp_path: 
     assert ran.exit_code == 0, ran.output
     assert result(tmp_path / "cnn-s0")["bank_size"] == 2
     assert result(tmp_path / "cnn-s0")["test"]["accuracy"] > 0.8
+
+
+@pytest.mark.parametrize("activation, batch", [("relu", 32), ("relu", 7), ("gelu", 32), ("leaky_relu", 256)])
+def test_no_bit_depends_on_the_number_of_threads(activation: str, batch: int) -> None:
+    """Of widths that are multiples of 64: torch's kernels take the rest in another order."""
+
+    def weights(threads: int) -> list[Tensor]:
+        torch.set_num_threads(threads)
+        sets = ("model.hidden=[512,256]", f"model.activation={activation}")
+        bank = BankUnderTest(specs_of(FOUR, [0, 1], *sets), batch, (1, 28, 28))
+        bank.train(steps=4)
+        return [tensor.clone() for state in bank.bank.member_states() for tensor in state.values()]
+
+    before = torch.get_num_threads()
+    try:
+        one = weights(1)
+        for threads in (2, 4):
+            assert all(map(torch.equal, one, weights(threads))), threads
+    finally:
+        torch.set_num_threads(before)

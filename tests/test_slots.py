@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from hpc_mlp.config import LaunchConfig
+from hpc_mlp.data.budget import num_cpus
 from hpc_mlp.errors import RunError, UserError
-from hpc_mlp.launch.slots import cores, gpus, make_slots, release
+from hpc_mlp.launch.slots import gpus, make_slots, release
 
 
 def test_slots_follow_the_devices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -20,7 +21,7 @@ def test_slots_follow_the_devices(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     pairs = make_slots(LaunchConfig(gpus_per_job=2), None, False)
     assert [slot.devices for slot in pairs] == [("2", "5")]
     on_cpu = make_slots(launch, 2, True)
-    assert [slot.devices for slot in on_cpu] == [(), ()] and on_cpu[0].threads == max(1, cores() // 2)
+    assert [slot.devices for slot in on_cpu] == [(), ()] and on_cpu[0].threads == max(1, num_cpus() // 2)
     with pytest.raises(RunError, match="shows 3 GPUs"):
         make_slots(LaunchConfig(gpus_per_job=4), None, False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

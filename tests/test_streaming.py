@@ -21,10 +21,11 @@ from shard_files import Arrays, random_arrays, write_shards
 
 from hpc_mlp.config import DataConfig
 from hpc_mlp.data import source
+from hpc_mlp.data.budget import resident_bytes
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.remote import load_manifest
 from hpc_mlp.data.shards import OpenShard
-from hpc_mlp.data.source import choose_mode, load_resident, resident_bytes
+from hpc_mlp.data.source import choose_mode, load_resident
 from hpc_mlp.data.streaming import Batch, StreamingSplit, epoch_order
 from hpc_mlp.errors import RunError, UserError
 from hpc_mlp.processes import Processes

@@ -35,8 +35,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hpc_mlp.data.budget import num_cpus
 from hpc_mlp.data.manifest import Manifest, check_shard
-from hpc_mlp.data.shards import blocks, num_cpus
+from hpc_mlp.data.shards import blocks
 
 FORMAT = 1
 _HASHED_AT_ONCE = 1 << 24  # bytes per checksum; they are computed in parallel

@@ -7,7 +7,6 @@ copied into the shards in one global random order. Nothing depends on which proc
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ import numpy.typing as npt
 
 from hpc_mlp.data.archive import Source, open_source
 from hpc_mlp.data.assemble import Assembly
+from hpc_mlp.data.budget import num_cpus
 from hpc_mlp.data.decode import MAX_PIXELS, ImageSpec
 from hpc_mlp.data.encode import ENCODINGS
 from hpc_mlp.data.layout import Layout, find_layout, no_images
@@ -77,8 +77,7 @@ class Settings:
         return ImageSpec(self.height, self.width, 1 if self.grayscale else 3, self.max_pixels)
 
     def num_workers(self) -> int:
-        allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-        return self.workers or len(allowed)
+        return self.workers or num_cpus()
 
     def recorded(self) -> dict[str, Any]:
         names = ("val", "test", "seed", "compress", "shard_mb", "drop_duplicates", "max_pixels")

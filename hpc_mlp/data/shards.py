@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import mmap
-import os
 import threading
 import zlib
 from dataclasses import dataclass
@@ -214,8 +213,3 @@ def _decode_plain_png(data: bytes, height: int, width: int, channels: int) -> Pi
 def blocks(total: int, size: int) -> list[tuple[int, int]]:
     """Consecutive (start, stop) of at most `size` that cover range(total)."""
     return list(pairwise([*range(0, total, size), total])) if total else []
-
-
-def num_cpus() -> int:
-    """CPUs this process may use: a Slurm job has fewer than the machine."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -14,11 +13,12 @@ import torch
 from torch import Tensor
 
 from hpc_mlp.config import DataConfig
+from hpc_mlp.data.budget import free_machine_memory, num_cpus, resident_bytes
 from hpc_mlp.data.cache import Arrays, cached
 from hpc_mlp.data.decode import Pixels
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.remote import Place, is_url
-from hpc_mlp.data.shards import OpenShard, blocks, num_cpus, open_shard
+from hpc_mlp.data.shards import OpenShard, blocks, open_shard
 from hpc_mlp.errors import UserError
 
 _CHUNK = 256  # images decoded per task
@@ -100,11 +100,6 @@ def _decode_all(pool: ThreadPoolExecutor, shard: OpenShard, manifest: Manifest, 
         wait([task for task in tasks if not task.cancel()])
 
 
-def resident_bytes(manifest: Manifest) -> int:
-    """Size of all splits as uint8 pixels, in bytes."""
-    return manifest.num_features * sum(split.num_images for split in manifest.splits.values())
-
-
 def normaliser(manifest: Manifest, device: torch.device) -> Callable[[Tensor], Tensor]:
     """A function uint8 [..., C, H, W] → float32 (x/255 − mean)/std on `device`: one scale, one offset.
 
@@ -155,29 +150,5 @@ def choose_mode(
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be had: of the GPU, or of this machine and control group (as Slurm sets)."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    free = _machine_memory()
-    for limit, used in _CGROUP_FILES:
-        try:
-            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
-        except (OSError, ValueError):  # no such control group, or "max"
-            continue
-    return max(free, 0)
-
-
-_CGROUP_FILES = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
-
-
-def _machine_memory() -> int:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # other systems: half of all
+    """Bytes that can still be had: of the GPU, or of this machine."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_machine_memory()

@@ -16,10 +16,11 @@ from typing import Literal
 from rich.table import Table
 
 from hpc_mlp.config import LaunchConfig
+from hpc_mlp.data.budget import num_cpus
 from hpc_mlp.errors import HpcMlpError
 from hpc_mlp.launch import slurm
 from hpc_mlp.launch.records import Cluster
-from hpc_mlp.launch.slots import cores, gpus
+from hpc_mlp.launch.slots import gpus
 from hpc_mlp.lease import Lease
 
 _PACKAGES = ("accelerate", "numpy", "pillow", "submitit", "webdataset", "safetensors", "pydantic", "rich")
@@ -109,7 +110,7 @@ def _torch() -> Iterator[Finding]:
             "Install a torch built for this driver's CUDA (nvidia-smi shows the version).",
         )  # fmt: skip
     else:
-        yield Finding("devices", "ok", f"CPU only, {cores()} cores (usual on a login node)")
+        yield Finding("devices", "ok", f"CPU only, {num_cpus()} cores (usual on a login node)")
     if told["gpus"] and not told["nccl"]:
         yield Finding("NCCL", "error", "missing", "Several GPUs per job need a torch with NCCL.")
     else:

@@ -15,7 +15,7 @@ from typing import Any
 
 from hpc_mlp.errors import RunError
 from hpc_mlp.launch.records import Submission, read_submission
-from hpc_mlp.launch.spawn import run_processes
+from hpc_mlp.launch.spawn import end_with_parent, run_processes
 from hpc_mlp.lease import CLAIM
 from hpc_mlp.liveness import this_process
 from hpc_mlp.runs import write_bytes
@@ -213,6 +213,7 @@ def _is_free(port: int) -> bool:
 
 def main(folder: Path, pack: int) -> int:
     """A pack of the local queue: on several GPUs, one process each."""
+    end_with_parent()
     submission = PackJob(str(folder), pack)._submission()
     world = submission.launch.get("tasks_per_node") or submission.launch.get("gpus_per_job") or 1
     if world > 1 and "RANK" not in os.environ:

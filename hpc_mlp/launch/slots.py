@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from hpc_mlp.config import LaunchConfig
+from hpc_mlp.data.budget import num_cpus
 from hpc_mlp.errors import RunError, UserError
 
 
@@ -88,11 +89,6 @@ def _installed() -> dict[str, str]:
     return found
 
 
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def make_slots(launch: LaunchConfig, number: int | None, cpu: bool) -> list[Slot]:
     """One slot per GPU (or group of `gpus_per_job`); without GPUs `number` slots, default 1, that share the
     cores. `number` on a machine with GPUs bounds the slots that are used."""
@@ -105,14 +101,14 @@ def make_slots(launch: LaunchConfig, number: int | None, cpu: bool) -> list[Slot
         raise UserError("MIG devices cannot work together: leave out --gpus-per-job, or take whole GPUs.")
     if groups:
         groups = groups[:number]
-        threads = max(1, cores() // len(groups))
+        threads = max(1, num_cpus() // len(groups))
         uuids = _installed()
         return [
             Slot(f"gpu-{'-'.join(group)}", group, threads, tuple(f"gpu-{_uuid(d, uuids)}" for d in group))
             for group in groups
         ]
     count = number or 1
-    return [Slot(f"cpu-{index}", (), max(1, cores() // count)) for index in range(count)]
+    return [Slot(f"cpu-{index}", (), max(1, num_cpus() // count)) for index in range(count)]
 
 
 def _uuid(device: str, uuids: dict[str, str]) -> str:

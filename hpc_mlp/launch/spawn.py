@@ -6,6 +6,7 @@ processes themselves.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -13,13 +14,28 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType
 
+from hpc_mlp.data.budget import num_cpus
+
+_THREADS = "OMP_NUM_THREADS"
+_PARENT = "HPC_MLP_PARENT"
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 _GRACE_SECONDS = 30.0  # for the others, once one has failed
 
 
-def run_processes(module: str, arguments: Sequence[str], count: int, *, new_sessions: bool = True) -> int:
+def run_processes(
+    module: str,
+    arguments: Sequence[str],
+    count: int,
+    *,
+    threads: int | None = None,
+    new_sessions: bool = True,
+) -> int:
     """Run `python -m module arguments` `count` times as ranks 0 … count − 1; → the highest exit code.
+
+    `threads` of each; without, OMP_NUM_THREADS, or else its share of the cores.
 
     Signals are passed on. `new_sessions`: not in our process group, so that a Ctrl-C reaches them once, through
     us; the local queue ends its packs by process group.
@@ -28,17 +44,8 @@ def run_processes(module: str, arguments: Sequence[str], count: int, *, new_sess
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    threads = str(max(1, len(os.sched_getaffinity(0)) // count))
-    children = []
-    for rank in range(count):
-        environment = {
-            "OMP_NUM_THREADS": threads,
-            **os.environ,
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        }  # fmt: skip
-        command = [sys.executable, "-m", module, *arguments]
-        children.append(subprocess.Popen(command, env=environment, start_new_session=new_sessions))
+    each = str(threads or os.environ.get(_THREADS) or max(1, num_cpus() // count))
+    children: list[subprocess.Popen[bytes]] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
         for child in children:
@@ -47,6 +54,16 @@ def run_processes(module: str, arguments: Sequence[str], count: int, *, new_sess
 
     before = {n: signal.signal(n, forward) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     try:
+        for rank in range(count):
+            environment = {
+                **os.environ,
+                _THREADS: each,
+                _PARENT: str(os.getpid()),
+                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
+                "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+            }  # fmt: skip
+            command = [sys.executable, "-m", module, *arguments]
+            children.append(subprocess.Popen(command, env=environment, start_new_session=new_sessions))
         return _wait(children)
     finally:
         for number, handler in before.items():
@@ -54,6 +71,18 @@ def run_processes(module: str, arguments: Sequence[str], count: int, *, new_sess
         for child in children:
             if child.poll() is None:
                 child.kill()
+
+
+def end_with_parent() -> None:
+    """In a process of `run_processes`: be killed when the process that started it dies, by whatever signal, so that
+    nobody trains on unseen. On Linux; elsewhere only signals that can be passed on end it."""
+    parent = os.environ.pop(_PARENT, None)
+    if parent is None:
+        return
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != int(parent):
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hpc_mlp.models import batchnorm
 from hpc_mlp.models.parts import BatchParts
 
 
@@ -34,10 +35,7 @@ class Normed:
 
     rows: slice  # of the parameters
     y: Tensor
-    flat: Tensor  # what was normalised: [B, v·H]
-    mean: Tensor
-    inverse_std: Tensor
-    learning: bool
+    saved: batchnorm.Saved
 
 
 class StackedBatchNorm(nn.Module):
@@ -69,40 +67,31 @@ class StackedBatchNorm(nn.Module):
             self.spans.append(Span(slice(span[0], span[-1] + 1), rows))
 
     def normalise(self, h: Tensor, rows: slice) -> Normed:
-        """h [v, b, H] of the members with these rows, as one BatchNorm1d of v·H features. No gradient is recorded."""
+        """h [v, b, H] of the members with these rows. No gradient is recorded."""
         parts = self.parts if self.training else None
         whole = h if parts is None else parts.gather(h)
-        members, batch, width = whole.shape
-        # Contiguous: other strides take another kernel, slower and with other rounding.
-        flat = whole.transpose(0, 1).reshape(batch, members * width).contiguous()
-        learning = self.training and batch > 1
+        learning = self.training and whole.shape[1] > 1
         if learning:
-            _flat(self.num_batches_tracked, rows).add_(1)
-        y, mean, inverse_std = torch.native_batch_norm(
-            flat, _flat(self.weight, rows), _flat(self.bias, rows), _flat(self.running_mean, rows),
-            _flat(self.running_var, rows), learning, self.momentum, self.eps,
-        )  # fmt: skip
-        y = y.view(batch, members, width).transpose(0, 1)
-        return Normed(rows, y if parts is None else parts.mine(y), flat, mean, inverse_std, learning)
+            _rows(self.num_batches_tracked, rows).add_(1)
+        running = batchnorm.Running(
+            _rows(self.running_mean, rows), _rows(self.running_var, rows), self.momentum
+        )
+        y, saved = batchnorm.forward(
+            whole, _rows(self.weight, rows), _rows(self.bias, rows), running, learning, self.eps
+        )
+        return Normed(rows, y if parts is None else parts.mine(y), saved)
 
     def gradient(self, dy: Tensor, normed: Normed) -> tuple[Tensor, Tensor, Tensor]:
         """dy [v, b, H] → gradients of the input [v, b, H], and of weight and bias [v, H] over the whole batch."""
         parts = self.parts if self.training else None
         whole = dy if parts is None else parts.gather(dy)
-        members, batch, width = whole.shape
-        rows = normed.rows
-        dx, dw, db = torch.ops.aten.native_batch_norm_backward(
-            whole.transpose(0, 1).reshape(batch, members * width).contiguous(), normed.flat,
-            _flat(self.weight, rows), _flat(self.running_mean, rows), _flat(self.running_var, rows), normed.mean,
-             normed.inverse_std, normed.learning, self.eps, [True, True, True],
-        )  # fmt: skip
-        dx = dx.view(batch, members, width).transpose(0, 1)
-        return dx if parts is None else parts.mine(dx), dw.view(members, width), db.view(members, width)
+        dx, dw, db = batchnorm.backward(whole, _rows(self.weight, normed.rows), normed.saved)
+        return dx if parts is None else parts.mine(dx), dw, db
 
 
-def _flat(tensor: Tensor, rows: slice) -> Tensor:
-    """Rows of [R, …], flat. Mostly these are all: every view costs a microsecond."""
-    return (tensor if rows.stop - rows.start == len(tensor) else tensor[rows]).view(-1)
+def _rows(tensor: Tensor, rows: slice) -> Tensor:
+    """Rows of [R, …]. Mostly these are all: every view costs a microsecond."""
+    return tensor if rows.stop - rows.start == len(tensor) else tensor[rows]
 
 
 class _AllSum(torch.autograd.Function):

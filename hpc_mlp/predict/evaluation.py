@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hpc_mlp.data.budget import num_cpus
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.remote import Place, load_manifest, shards_place
-from hpc_mlp.data.shards import num_cpus
 from hpc_mlp.data.streaming import StreamingSplit
 from hpc_mlp.errors import UserError
 from hpc_mlp.predict.model import Classifier, TrainedRun, load_run

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hpc_mlp.data.archive import FileSource, RejectError, Source, open_source
+from hpc_mlp.data.budget import num_cpus
 from hpc_mlp.data.decode import ImageSpec, Pixels, training_pixels
 from hpc_mlp.data.layout import ARCHIVE_SUFFIXES, sort_out
-from hpc_mlp.data.shards import num_cpus
 from hpc_mlp.errors import UserError
 
 MAX_BATCH_BYTES = 64 << 20

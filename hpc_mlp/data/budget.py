@@ -1,0 +1,44 @@
+"""What there is of cores and memory, and what images take. No torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from hpc_mlp.data.manifest import Manifest
+
+_CGROUP_FILES = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+
+
+def num_cpus() -> int:
+    """Cores this process may use: a Slurm job has fewer than the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def resident_bytes(manifest: Manifest) -> int:
+    """Size of all splits as uint8 pixels, in bytes."""
+    return manifest.num_features * sum(split.num_images for split in manifest.splits.values())
+
+
+def free_machine_memory() -> int:
+    """Bytes that can still be had of this machine and this control group (as Slurm sets)."""
+    free = _machine_memory()
+    for limit, used in _CGROUP_FILES:
+        try:
+            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
+        except (OSError, ValueError):  # no such control group, or "max"
+            continue
+    return max(free, 0)
+
+
+def _machine_memory() -> int:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # other systems: half of all

@@ -1,0 +1,114 @@
+"""Runs dealt out over the cores of a machine: when, and with what result."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import command, environment, result, timeless
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpc_mlp.data.manifest import Manifest
+from hpc_mlp.launch.cores import PROCESS_BYTES, processes_for
+from hpc_mlp.plan import RunSpec, parse_set, parse_variants, plan_runs
+
+PLENTY = 64 << 30
+BIG = ("model.hidden=[2048,2048]", "train.epochs=14")  # of two runs on the digits: some 10 s on one core
+
+
+def specs_of(variants: str, seeds: int, *sets: str) -> list[RunSpec]:
+    return plan_runs(parse_variants(variants), range(seeds), (), parse_set(sets))
+
+
+@given(runs=st.integers(1, 40), threads=st.integers(1, 64))
+def test_no_process_is_idle_and_none_has_more_to_do_than_it_must(
+    digits: Path, runs: int, threads: int
+) -> None:
+    specs = specs_of("baseline", runs, "train.epochs=100000")
+    count = processes_for(specs, Manifest.load(digits), threads=threads, free=1 << 50)
+    longest = -(-runs // count)
+    assert 1 <= count <= min(runs, threads)
+    assert longest == -(-runs // min(runs, threads))  # as short as with all cores
+    assert count == 1 or -(-runs // (count - 1)) > longest  # and with no fewer processes
+
+
+@pytest.mark.parametrize("variants, sets, free, count", [
+    ("all", (), PLENTY, 1),  # too little to do
+    ("all", BIG, PLENTY, 4),
+    ("all", BIG, 3 * PROCESS_BYTES, 2),  # three would be 2 + 1 + 1, no quicker than two
+    ("all", (*BIG, "data.mode=streaming"), PLENTY, 1),  # each would decode all images again
+    ("all", (*BIG, "data.memory_fraction=1e-9"), PLENTY, 1),
+    ("baseline,cnn", ("train.epochs=100000",), PLENTY, 1),  # unequal work
+    ("cnn", ("train.epochs=100000",), PLENTY, 1),
+    ("all", ("model.hidden=[2048],[1024]", "train.epochs=1000"), PLENTY, 1),
+])  # fmt: skip
+def test_one_process_where_more_would_not_pay(
+    digits: Path, variants: str, sets: tuple[str, ...], free: int, count: int
+) -> None:
+    specs = specs_of(variants, 1, *sets)
+    assert processes_for(specs, Manifest.load(digits), threads=4, free=free) == count
+
+
+def start(shards: Path, runs: Path, threads: int, *more: str) -> subprocess.Popen[str]:
+    words = ["train", shards, "--runs", runs, "--variants", "baseline,batchnorm"]
+    words += [word for key in (*BIG, "train.early_stopping=false") for word in ("--set", key)]
+    return subprocess.Popen(
+        command(*words, *more), env=environment() | {"OMP_NUM_THREADS": str(threads)}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_dealt_out_killed_and_resumed_the_bits_are_those_of_one_process(digits: Path, tmp_path: Path) -> None:
+    """By default on two cores two processes train. Killed with the process that started them, they leave nobody
+    behind, and the same command goes on from what they had."""
+    names = ("baseline-s0", "batchnorm-s0")
+    one = start(digits, tmp_path / "one", 2, "--processes", "1")
+    _, errors = one.communicate(timeout=300)
+    assert one.returncode == 0, errors
+
+    first = start(digits, tmp_path / "dealt", 2)
+    for name in names:
+        wait_for(tmp_path / "dealt" / name / "last.ckpt", first)
+    children = psutil.Process(first.pid).children()
+    assert len(children) == 2
+    first.send_signal(signal.SIGKILL)
+    first.communicate(timeout=30)
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+
+    second = start(digits, tmp_path / "dealt", 2)
+    output, errors = second.communicate(timeout=300)
+    assert second.returncode == 0, errors
+    assert output.count("★") >= 1  # one table, of both
+    for name in names:
+        mine, theirs = tmp_path / "dealt" / name, tmp_path / "one" / name
+        assert result(mine)["bank_size"] == 1 and result(theirs)["bank_size"] == 2
+        assert timeless(mine) == timeless(theirs)
+        assert (mine / "best.safetensors").read_bytes() == (theirs / "best.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_interrupted_dealt_out_runs_go_on(digits: Path, tmp_path: Path) -> None:
+    process = start(digits, tmp_path, 2)
+    for name in ("baseline-s0", "batchnorm-s0"):
+        wait_for(tmp_path / name / "last.ckpt", process)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert time.monotonic() - began < 20
+    assert "hpc-mlp train" in errors and "--processes" not in errors  # the command that goes on
+    assert not (tmp_path / "baseline-s0" / "result.json").exists()
