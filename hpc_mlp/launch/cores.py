@@ -1,8 +1,8 @@
 """On how many processes the cores of this machine train a list of runs. No torch.
 
-The products of small MLPs gain little from a second core: 784-512-256-10 with batch 32 takes 1.2 ms a step on one core,
-1.1 ms on two. So runs are dealt out over the cores, and every process stacks its own. On 2 Zen 5 cores, four variants:
-0.60 ms a step and run in two processes, 0.79 in one with two threads; photographs (12288-512-256-10) 0.81 of the time.
+A training step of an MLP gains less from a second thread than two runs gain from a core each. Seconds of an epoch of
+four runs on 2 Zen 5 cores, one process with two threads against two with one: Fashion-MNIST 784-512-256-10, batch 32,
+5.8 and 4.6; photographs 12288-512-256-10, batch 32, 2.8 and 2.3; 784-2048-1024-10, batch 256, 16.5 and 14.7.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from hpc_mlp.data.budget import num_cpus, resident_bytes
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.plan import RunSpec
 
+SERIAL = 0.2  # the part of a step that threads do not shorten; 0.37, 0.23 and 0.12 in the three cases above
 WORTH_FLOPS = 1e12  # some 4 s of training: with less, starting a process takes longer than it saves
 PROCESS_BYTES = 1 << 30  # of a process without its images: torch, weights, optimizer state, activations
 
@@ -38,8 +39,15 @@ def processes_for(specs: Sequence[RunSpec], manifest: Manifest, *, threads: int,
         return 1
     fits = min(_holding(spec, manifest, free) for spec in specs)
     most = max(1, min(len(specs), threads, fits, free // PROCESS_BYTES))
-    each = -(-len(specs) // most)
-    return -(-len(specs) // each)  # no more than it takes: 6 runs on 4 cores are 3 times 2
+
+    def duration(count: int) -> float:
+        """Of the process with most to do, by Amdahl's law, in steps on one thread."""
+        each = -(-len(specs) // count)
+        return round(
+            each * (SERIAL + (1 - SERIAL) / (threads // count)), 6
+        )  # of equal ones the first is taken
+
+    return min(range(1, most + 1), key=duration)
 
 
 def _flops(spec: RunSpec, manifest: Manifest) -> float:
