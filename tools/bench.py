@@ -90,12 +90,14 @@ def main() -> None:
     train.add_argument("--repeats", type=int, default=5)
     train.add_argument("--slow-repeats", type=int, default=1, help="of the notebook's way and Lightning")
     train.add_argument("--slow-steps", type=int, help="of theirs per repeat [default: a whole epoch]")
-    train.add_argument("--steps", type=int, default=60, help="per repeat; seconds are scaled to an epoch")
+    train.add_argument(
+        "--steps", type=int, default=400, help="per repeat, at most an epoch; seconds are scaled"
+    )
     train.add_argument("--seeds", type=int, default=5)
     train.add_argument("--no-notebook", action="store_true")
     train.add_argument("--cpu", action="store_true")
     job = commands.add_parser("job")
-    job.add_argument("zip", type=Path)
+    job.add_argument("zip", type=lambda text: Path(text).resolve())
     job.add_argument("--epochs", type=int, default=10)
     job.add_argument("--size", type=int, default=64)
     for command in (train, job):

@@ -15,19 +15,23 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from bench_dealt import DealtOut
 from bench_floor import floor, synchronise
 from notebook import VARIANTS, build, make_loaders
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from hpc_mlp.data.budget import free_machine_memory, num_cpus
 from hpc_mlp.data.manifest import Manifest
+from hpc_mlp.launch.cores import processes_for
 from hpc_mlp.models.bank import Bank, bank_order
 from hpc_mlp.models.registry import BUILT_IN, build_module
 from hpc_mlp.plan import ALL, RunSpec, parse_variants, plan_runs
 from hpc_mlp.processes import Processes
 from hpc_mlp.training.feeder import ResidentFeeder, num_steps
 from hpc_mlp.training.loss import BankLoss
+from hpc_mlp.training.memory import keep_freed_memory
 from hpc_mlp.training.optim import BankOptimizer
 from hpc_mlp.training.step import TrainStep
 
@@ -39,6 +43,8 @@ class Setting:
     """The data on the device, and the ways to train on them."""
 
     def __init__(self, shards: Path, device: torch.device) -> None:
+        keep_freed_memory()  # as training does; the bare loops in this process gain from it, too
+        self.shards = shards
         self.manifest = Manifest.load(shards)
         self.device = device
         self.feeder = ResidentFeeder(shards, self.manifest, device)
@@ -78,6 +84,14 @@ class Setting:
                         return
 
         return run
+
+    def dealt_out(self, variants: str, seeds: int) -> DealtOut | None:
+        """As `hpc-mlp train` starts these runs here, where that is in several processes."""
+        specs, threads = self.specs(variants, range(seeds)), num_cpus()
+        count = processes_for(specs, self.manifest, threads=threads, free=free_machine_memory())
+        if self.device.type != "cpu" or count == 1:
+            return None
+        return DealtOut(self.shards, variants, seeds, count, threads // count)
 
     def bare(self, variant: str, fused: bool = True) -> Way:
         """A bare loop over resident data with torch's Adam: the floor of what a careful person writes."""
@@ -183,7 +197,8 @@ def make_ways(
 ) -> dict[str, tuple[Way, int, int]]:
     """Name → way, members, steps of a repeat. The notebook's way and Lightning go through a whole epoch: each of
     theirs starts the DataLoader's processes anew."""
-    few, whole = arguments.steps, min(setting.steps, arguments.slow_steps or setting.steps)
+    few = min(setting.steps, arguments.steps)
+    whole = min(setting.steps, arguments.slow_steps or setting.steps)
     ways: dict[str, tuple[Way, int, int]] = {}
     if loader is not None:
         variant = "dropout_batchnorm"
@@ -195,7 +210,11 @@ def make_ways(
         ways[f"{ALONE}: {variant}"] = setting.ours(setting.specs(variant, [0])), 1, few
     for seeds in dict.fromkeys([1, arguments.seeds]):
         specs = setting.specs("all", range(seeds))
-        ways[f"ours, bank of {len(specs)}"] = setting.ours(specs), len(specs), max(4, few // seeds)
+        ways[f"ours, bank of {len(specs)}"] = setting.ours(specs), len(specs), few
+        dealt = setting.dealt_out("all", seeds)
+        if dealt is not None:
+            name = f"ours, {len(specs)} runs dealt out to {len(dealt.processes)} processes"
+            ways[name] = dealt, len(specs), few
     return ways
 
 
@@ -217,6 +236,9 @@ def bench_train(arguments: argparse.Namespace) -> dict[str, Any]:
                 seconds[name].append((time.perf_counter() - start) / members * setting.steps / steps)
     if folder is not None:
         folder.cleanup()
+    for way, _, _ in ways.values():
+        if isinstance(way, DealtOut):
+            way.close()
     rows = {name: {"median": statistics.median(times), "n": len(times)} for name, times in seconds.items()}
     alone = statistics.mean(rows[f"{ALONE}: {variant}"]["median"] for variant in ALL)
     return {
@@ -247,7 +269,7 @@ def ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
     }
     found[f"{ALONE} / {BARE}: mean of the four"] = against(alone, bare)
     for name, times in seconds.items():
-        if name.startswith("ours, bank"):
+        if name.startswith("ours, "):
             found[f"{name} / its members alone, one after the other"] = against([times], alone)
     return found
 

@@ -85,7 +85,9 @@ class Watched(View):
             self._set(member, "running")
         names = ", ".join(member.spec.name for member in members)
         if members:
-            self.display.began(f"training {len(members)} run{'s' * (len(members) > 1)} in one bank: {names}")
+            others = f" ({len(self.others)} more in other processes)" if self.others else ""
+            number = f"{len(members)} run{'s' * (len(members) > 1)}"
+            self.display.began(f"training {number} in one bank{others}: {names}")
 
     def step(self, epoch: int, step: int, num_steps: int, batch_size: int) -> None:
         self.place = (epoch, step, num_steps)
