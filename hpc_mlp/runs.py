@@ -111,8 +111,9 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Remove the temporary files that a killed process left. Only for the one who holds the lease."""
-        for name in (CONFIG, METRICS, RESULT, FAILED, BEST, LAST, PREDICTIONS, LIVE):
-            for path in self.path.glob(f".{name}.*"):
+        ours = [f".{n}.*" for n in (CONFIG, METRICS, RESULT, FAILED, BEST, LAST, PREDICTIONS, LIVE)]
+        for pattern in (*ours, ".tmp??????"):  # safetensors writes under such a name
+            for path in self.path.glob(pattern):
                 path.unlink(missing_ok=True)
 
     def clear(self) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpc_mlp.errors import RunError
+from hpc_mlp.runs import RunFolder
 from hpc_mlp.training.checkpoint import (
     Checkpoint,
     load_best,
@@ -172,3 +173,11 @@ def test_a_full_disk_is_an_error_of_ours_and_leaves_the_old_one(
     loaded = load_checkpoints(folders)
     assert loaded is not None and loaded[0].position == (1, 0)
     assert all([p.name for p in folder.iterdir()] == ["last.ckpt"] for folder in folders)
+
+
+def test_what_a_kill_left_half_written_is_swept_away(tmp_path: Path) -> None:
+    """Our own temporary names and those of safetensors (".tmp" and six characters); nothing else."""
+    for name in (".last.ckpt.k3x", ".live.json.12", ".tmp4kgRGu", "last.ckpt", ".tmp", "notes.txt"):
+        (tmp_path / name).touch()
+    RunFolder(tmp_path).sweep()
+    assert {path.name for path in tmp_path.iterdir()} == {"last.ckpt", ".tmp", "notes.txt"}
