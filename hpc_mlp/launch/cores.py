@@ -44,11 +44,9 @@ def processes_for(specs: Sequence[RunSpec], manifest: Manifest, *, threads: int,
     def duration(count: int) -> float:
         """Of the process with most to do, by Amdahl's law, in steps on one thread."""
         each = -(-len(specs) // count)
-        return round(
-            each * (SERIAL + (1 - SERIAL) / (threads // count)), 6
-        )  # of equal ones the first is taken
+        return round(each * (SERIAL + (1 - SERIAL) / (threads // count)), 6)
 
-    return min(range(1, most + 1), key=duration)
+    return min(range(1, most + 1), key=duration)  # of equally quick ones the fewest
 
 
 def _flops(spec: RunSpec, manifest: Manifest) -> float:
@@ -60,9 +58,6 @@ def _flops(spec: RunSpec, manifest: Manifest) -> float:
 
 def _holding(spec: RunSpec, manifest: Manifest, free: int) -> int:
     """How many processes can hold all images: where they are streamed, each more would decode all of them again."""
-    data = spec.config.data
-    return (
-        1
-        if data.mode == "streaming"
-        else int(free * data.memory_fraction) // max(1, resident_bytes(manifest))
-    )
+    if spec.config.data.mode == "streaming":
+        return 1
+    return int(free * spec.config.data.memory_fraction) // max(1, resident_bytes(manifest))
