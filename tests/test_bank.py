@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Cli, result
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -143,7 +143,8 @@ def test_members_equal_plain_modules_trained_alone(
     logits = bank.bank(images.unsqueeze(0))
     for i, (spec, state) in enumerate(zip(specs, bank.bank.member_states(), strict=True)):
         module = train_alone(spec, bank, steps=4).eval()
-        assume(not any(isinstance(layer, Watched) and layer.saw_constant for layer in module))
+        if any(isinstance(layer, Watched) and layer.saw_constant for layer in module):
+            continue
         expected = module.state_dict()
         assert list(state) == list(expected) or set(state) == set(expected)
         # Adam divides by the root of tiny second moments: rounding shows up to some thousandths of a step
