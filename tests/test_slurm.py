@@ -182,12 +182,14 @@ def test_cancel_ends_its_own_jobs_only(cluster: None, tmp_path: Path) -> None:
     submit_standin(mine, "baseline,dropout,batchnorm", "0-1", *long)
     submit_standin(other, "baseline", "0", *long)
     wait_until("both run", all_are("running", mine, other))
+    wait_until("it trains", lambda: epoch(mine / "dropout-s0") >= 1)  # Slurm's word comes before Python's start
     cli("cancel", mine, "--variants", "dropout")
     found = states(mine)
     assert {run["variant"]: run["state"] for run in found.values()} == {
         "baseline": "running", "dropout": "cancelled", "batchnorm": "running"
     }  # fmt: skip
-    assert (mine / "dropout-s0" / "last.ckpt").exists()
+    state = json.loads((mine / "dropout-s0" / "last.ckpt").read_text())
+    assert state["step"] >= 10 * epoch(mine / "dropout-s0")  # written when it was told to stop
     cli("cancel", mine)
     assert {run["state"] for run in states(mine).values()} == {"cancelled"}
     assert all_are("running", other)()
