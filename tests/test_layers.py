@@ -19,7 +19,7 @@ PACKAGE = REPOSITORY / "hpc_mlp"
 
 # From the ground up; a module imports from its own floor and those below.
 FLOORS = [
-    {"errors", "texts", "commandline", "__init__", "randomness"},
+    {"errors", "texts", "commandline", "__init__", "randomness", "transfer"},
     {"config"},
     {"settings"},
     {"plan", "options"},

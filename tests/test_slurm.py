@@ -182,7 +182,8 @@ def test_cancel_ends_its_own_jobs_only(cluster: None, tmp_path: Path) -> None:
     submit_standin(mine, "baseline,dropout,batchnorm", "0-1", *long)
     submit_standin(other, "baseline", "0", *long)
     wait_until("both run", all_are("running", mine, other))
-    wait_until("it trains", lambda: epoch(mine / "dropout-s0") >= 1)  # Slurm's word comes before Python's start
+    # Slurm says "running" before Python has started, and then there is nothing to be saved.
+    wait_until("it trains", lambda: epoch(mine / "dropout-s0") >= 1)
     cli("cancel", mine, "--variants", "dropout")
     found = states(mine)
     assert {run["variant"]: run["state"] for run in found.values()} == {

@@ -21,6 +21,7 @@ from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.remote import Place
 from hpc_mlp.data.streaming import StreamingSplit
 from hpc_mlp.randomness import augmentation_draws
+from hpc_mlp.transfer import send
 
 Draws = dict[str, NDArray[np.float32]]  # name → uniform in [0, 1), one for each image
 
@@ -66,11 +67,10 @@ def augment(
 
 
 class _Amounts:
-    """`parameters` on the device: sent in one piece, without waiting for what the device is doing."""
+    """`parameters` on the device: sent in one piece."""
 
     def __init__(self, table: NDArray[np.float32], device: torch.device) -> None:
-        host = torch.from_numpy(table)
-        sent = (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)
+        sent = send(torch.from_numpy(table), device)
         self.matrix = sent[:, :6].view(-1, 2, 3)
         self.flipped = sent[:, 6].view(-1, 1, 1, 1) > 0
         self.brightness, self.contrast, self.saturation, self.hue = (

@@ -23,6 +23,7 @@ from hpc_mlp.models.stack import FeedRun, StackedMLP
 from hpc_mlp.plan import RunSpec
 from hpc_mlp.processes import Processes
 from hpc_mlp.randomness import dropout_draws
+from hpc_mlp.transfer import send
 
 K = TypeVar("K")
 
@@ -149,7 +150,7 @@ class Bank(nn.Module):
                     for feed in self.feeds
                 ]
                 together = rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
-                cache[layer, width] = together.to(device, non_blocking=True)
+                cache[layer, width] = send(together, device)
             return cache[layer, width]
 
         return [

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hpc_mlp.randomness import dropout_draws
+from hpc_mlp.transfer import send
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class StatelessDropout(nn.Dropout):
         width = input[0].numel() if len(input) else 0
         draws = dropout_draws(self.seed, place.epoch, place.step, self.layer, place.batch_size, width)
         dropped = min(65535, round(65536 * self.p))
-        keep = torch.from_numpy(draws[place.start : place.stop]).to(input.device) >= dropped - 32768
+        keep = send(torch.from_numpy(draws[place.start : place.stop]), input.device) >= dropped - 32768
         return input * (keep.view_as(input) * (65536 / (65536 - dropped))).to(input.dtype)
 
 

@@ -24,6 +24,7 @@ from hpc_mlp.models.bank import Feed
 from hpc_mlp.models.dropout import StepPlace
 from hpc_mlp.processes import Processes
 from hpc_mlp.randomness import epoch_order, mixup_shares
+from hpc_mlp.transfer import send
 
 EVAL_BATCH = 512
 
@@ -112,7 +113,7 @@ def _mixup_shares(feed: Feed, place: StepPlace, device: torch.device) -> Tensor:
     if not feed.mixup:
         return torch.ones(place.stop - place.start, device=device)
     shares = mixup_shares(feed.seed, place.epoch, place.step, place.batch_size, feed.mixup)
-    return torch.from_numpy(shares[place.start : place.stop]).to(device)
+    return send(torch.from_numpy(shares[place.start : place.stop]), device)
 
 
 def _mix(images: Tensor, others: Tensor, shares: Tensor) -> Tensor:
@@ -145,11 +146,12 @@ class ResidentFeeder:
             rows = orders[:, step * batch_size : (step + 1) * batch_size]
             start, stop = processes.part(rows.shape[1])
             place = StepPlace(epoch, step, start, stop, rows.shape[1])
-            images, labels = self._gather(train, feeds, rows, place, slice(start, stop))
+            images, labels = self._gather(train, feeds, rows[:, start:stop], place, slice(start, stop))
             partners = share = None
             if any(feed.mixup for feed in feeds):  # partner of image i: the i-th from the end
                 mirrored = torch.arange(place.batch_size - 1 - start, place.batch_size - 1 - stop, -1)
-                others, partners = self._gather(train, feeds, rows, place, mirrored)
+                theirs = rows.flip(1)[:, start:stop]
+                others, partners = self._gather(train, feeds, theirs, place, mirrored)
                 share = torch.stack([_mixup_shares(feed, place, self.device) for feed in feeds])
                 images = _mix(images, others, share)
             yield StepBatch(place, images, labels, partners, share, full=rows.shape[1] == batch_size)
@@ -162,13 +164,12 @@ class ResidentFeeder:
         place: StepPlace,
         positions: slice | Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Images [S, b, C, H, W] and labels [S, b] at `positions` of the global batch of each feed."""
-        mine = rows[:, positions if isinstance(positions, slice) else positions.to(rows.device)]
-        images, labels = train.gather(mine.flatten())
-        labels = labels.view(mine.shape)
+        """Images [S, b, C, H, W] and labels [S, b] of `rows` [S, b], at `positions` of each feed's global batch."""
+        images, labels = train.gather(rows.flatten())
+        labels = labels.view(rows.shape)
         if not any(is_active(feed.augment) for feed in feeds):
-            return self.pixels.normalise(images).view(*mine.shape, *images.shape[1:]), labels
-        parts = images.view(*mine.shape, *images.shape[1:])
+            return self.pixels.normalise(images).view(*rows.shape, *images.shape[1:]), labels
+        parts = images.view(*rows.shape, *images.shape[1:])
         pixels = [
             self.pixels.of(feed, part, place.epoch, place.step, positions)
             for feed, part in zip(feeds, parts, strict=True)

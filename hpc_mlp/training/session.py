@@ -56,6 +56,7 @@ def train_specs(
     stop.clear()
     load_plugins(plugins)
     keep_freed_memory()
+    torch.backends.cudnn.deterministic = True  # else a resumed CNN would not give the same bits
     with stop.stop_on_signals():
         try:
             return _train_specs(shards, specs, runs, cpu, parallel, overwrite, log_format)

@@ -120,5 +120,6 @@ class _Graph:
             tensor.copy_(value)
         del before
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        # Not "global": a thread that reads ahead may pin memory meanwhile, which would break the capture off.
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             step.compute(inputs, self.rates, batch_size)
