@@ -71,6 +71,7 @@ def train(
     seconds_left, node, and of a job time_left, requeues, job, log, submission; for the event "note": text.
     What is unknown is null. No table follows.
     """
+    from hpc_mlp.launch.cores import share_cores
     from hpc_mlp.launch.spawn import end_with_parent, run_processes
     from hpc_mlp.plan import make_request
     from hpc_mlp.runs import is_complete
@@ -81,6 +82,8 @@ def train(
     if start is None:
         todo = [spec for spec in request.specs if overwrite or not is_complete(runs / spec.name)]
         start = _on_cores(request.specs, len(todo), out)
+    if "RANK" not in os.environ:
+        share_cores()
     if start.count == 1 and start.threads:
         os.environ["OMP_NUM_THREADS"] = str(start.threads)  # before torch is imported
     if start.count > 1:

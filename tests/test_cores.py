@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,8 +15,9 @@ from conftest import command, environment, result, timeless
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hpc_mlp.data.budget import num_cpus
 from hpc_mlp.data.manifest import Manifest
-from hpc_mlp.launch.cores import PROCESS_BYTES, processes_for
+from hpc_mlp.launch.cores import PROCESS_BYTES, processes_for, share_cores
 from hpc_mlp.plan import RunSpec, parse_set, parse_variants, plan_runs
 
 PLENTY = 64 << 30
@@ -61,6 +64,52 @@ def test_one_process_where_more_would_not_pay(
     assert processes_for(specs, Manifest.load(digits), threads=4, free=free) == count
 
 
+@pytest.fixture
+def no_waiting_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # so that it is put back after the test
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.usefixtures("no_waiting_set")
+def test_beside_busy_processes_threads_do_not_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(num_cpus())]
+    try:
+        for process in busy:
+            wait_until_busy(process)
+        share_cores()
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert os.environ["GOMP_SPINCOUNT"] == "1000"
+
+
+def wait_until_busy(process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 60
+    while psutil.Process(process.pid).cpu_times().user < 0.1:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("used, settings", [
+    (10.0, {}),
+    (100.0, {"OMP_NUM_THREADS": "1"}),
+    (100.0, {"OMP_WAIT_POLICY": "active"}),
+    (100.0, {"GOMP_SPINCOUNT": "77"}),
+])  # fmt: skip
+@pytest.mark.usefixtures("no_waiting_set")
+def test_else_waiting_is_left_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, used: float, settings: dict[str, str]
+) -> None:
+    monkeypatch.setattr(psutil, "cpu_percent", lambda interval, percpu: [used] * 1024)
+    for name, value in ({"OMP_NUM_THREADS": "2"} | settings).items():
+        monkeypatch.setenv(name, value)
+    share_cores()
+    assert os.environ.get("GOMP_SPINCOUNT") == settings.get("GOMP_SPINCOUNT")
+
+
 def start(shards: Path, runs: Path, threads: int, *more: str) -> subprocess.Popen[str]:
     words = ["train", shards, "--runs", runs, "--variants", "baseline,batchnorm"]
     words += [word for key in (*BIG, "train.early_stopping=false") for word in ("--set", key)]
@@ -82,7 +131,7 @@ def test_dealt_out_killed_and_resumed_the_bits_are_those_of_one_process(digits: 
     """By default on two cores two processes train. Killed with the process that started them, they leave nobody
     behind, and the same command goes on from what they had."""
     names = ("baseline-s0", "batchnorm-s0")
-    one = start(digits, tmp_path / "one", 2, "--processes", "1")
+    one = start(digits, tmp_path / "one", 1)  # not two threads: on a busy machine they wait for each other
     _, errors = one.communicate(timeout=300)
     assert one.returncode == 0, errors
 

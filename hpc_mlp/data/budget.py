@@ -13,9 +13,15 @@ _CGROUP_FILES = (
 )
 
 
+def cores() -> list[int]:
+    """The numbers of the cores that this process may use: a Slurm job has fewer than the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
 def num_cpus() -> int:
-    """Cores this process may use: a Slurm job has fewer than the machine."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(cores())
 
 
 def resident_bytes(manifest: Manifest) -> int:

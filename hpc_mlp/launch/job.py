@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 from hpc_mlp.errors import RunError
+from hpc_mlp.launch.cores import share_cores
 from hpc_mlp.launch.records import Submission, read_submission
 from hpc_mlp.launch.spawn import end_with_parent, run_processes
 from hpc_mlp.lease import CLAIM
@@ -81,6 +82,7 @@ def run_pack(folder: Path, pack: int) -> tuple[int, set[int]]:
         submission.write_start(pack, restart, _this_start())
     signals = _StopSignals()
     with signals:
+        share_cores()
         train_specs = _load(submission.entry)
         if submission.plugins:
             importlib.import_module("hpc_mlp.models.registry").load_plugins(map(Path, submission.plugins))
