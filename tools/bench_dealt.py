@@ -49,11 +49,11 @@ def main(shards: Path, variants: str, seeds: int, rank: int, count: int) -> None
 
     from hpc_mlp.models.bank import bank_order
     from hpc_mlp.processes import Processes
+    from hpc_mlp.training.session import dealt
 
     setting = Setting(shards, torch.device("cpu"))
-    specs = sorted(setting.specs(variants, range(seeds)), key=lambda spec: spec.seed)
-    first, last = Processes(rank, count).part(len(specs))
-    way = setting.ours(bank_order(specs[first:last]))
+    specs = dealt(setting.specs(variants, range(seeds)), Processes(rank, count))
+    way = setting.ours(bank_order(specs))
     print("ready", flush=True)
     for line in sys.stdin:
         way(int(line))

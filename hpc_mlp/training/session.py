@@ -93,9 +93,7 @@ def _train_specs(
                 f"{done} of {len(job.specs)} runs are complete; --overwrite trains them anew.", style="dim"
             )
         split = parallel == "data" or (parallel == "auto" and 0 < len(todo) < everybody.world_size)
-        first, last = (0, len(todo)) if split else everybody.part(len(todo))
-        # By seed: runs of one seed share their batches.
-        mine = sorted(todo, key=lambda spec: spec.seed)[first:last]
+        mine = dealt(todo, Processes() if split else everybody)
         team, sharing = everybody if split else Processes(), processes_sharing(device)
         data = {spec.name: spec.config.data for spec in mine} if overwrite else _data_sections(job, mine)
         configs = dict.fromkeys(data.values())
@@ -113,6 +111,12 @@ def _train_specs(
             code = _worst(code, everybody, device)
     accelerator.end_training()
     return code
+
+
+def dealt(specs: Sequence[RunSpec], processes: Processes) -> list[RunSpec]:
+    """This process's part of the runs, by seed: runs of one seed share their batches."""
+    first, last = processes.part(len(specs))
+    return sorted(specs, key=lambda spec: spec.seed)[first:last]
 
 
 def _stopped(note: Callable[[str], None]) -> int:
