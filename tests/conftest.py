@@ -7,6 +7,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: tiny models, and the cores are shared
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 REPOSITORY = Path(__file__).parents[1]
+
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # pytest in a shell's background, whose children ignore Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Cli = Callable[..., Result]
 

@@ -282,6 +282,37 @@ def test_train_array_sbatch_goes_on_after_its_signal(cluster: None, shards: Path
     assert outcome(tmp_path / "runs" / "dropout-s0") == outcome(tmp_path / "calm" / "dropout-s0")
 
 
+def test_train_array_sbatch_deals_runs_out_over_its_cores(
+    cluster: None, shards: Path, tmp_path: Path
+) -> None:
+    """Two seeds on two cores: a process each, which the signal reaches as well, and which go on after the requeue."""
+    sets = "--set model.hidden=[2048,2048] --set train.epochs=14 --set train.early_stopping=false --cpu"
+    log = ("--array=0", "--cpus-per-task=2", f"--output={tmp_path}/%A_%a.log")
+    job = sbatch("train_array.sbatch", *log, OUT=shards, RUNS=tmp_path / "runs", SEEDS="0-1", EXTRA=sets,
+                 VARIANTS="batchnorm")  # fmt: skip
+    runs = [tmp_path / "runs" / f"batchnorm-s{seed}" for seed in (0, 1)]
+    wait_until("both have begun", lambda: all(epoch(run) >= 2 for run in runs), pause=0.1)
+    subprocess.run(["scancel", "--batch", "--signal=USR1", f"{job}_0"], check=True)
+    wait_until("it has ended", lambda: not squeue(job))
+    text = (tmp_path / f"{job}_0.log").read_text()
+    assert {run["state"] for run in states(tmp_path / "runs").values()} == {"done"}, text
+    assert "stopped by SIGUSR1" in text and "1 more in other processes" in text
+    cli(
+        "train",
+        shards,
+        "--runs",
+        tmp_path / "calm",
+        "--variants",
+        "batchnorm",
+        "--seeds",
+        "0-1",
+        *sets.split(),
+    )
+    for run in runs:
+        assert outcome(run) == outcome(tmp_path / "calm" / run.name)
+        assert json.loads((run / "result.json").read_text())["bank_size"] == 1
+
+
 def test_train_multinode_sbatch(cluster: None, shards: Path, tmp_path: Path) -> None:
     extra = "--variants batchnorm --seeds 0 --parallel data --set train.epochs=2"
     job = sbatch("train_multinode.sbatch", "--cpus-per-task=2", f"--output={tmp_path}/%j.log", PROCESSES=2,
