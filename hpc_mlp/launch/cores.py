@@ -19,10 +19,8 @@ from hpc_mlp.plan import RunSpec
 SERIAL = 0.2  # the part of a step that threads do not shorten; 0.37, 0.23 and 0.12 in the three cases above
 WORTH_FLOPS = 5e11  # some 4 s of training: with less, starting processes takes longer than it saves
 PROCESS_BYTES = 1 << 30  # of a process without its images: torch, weights, optimizer state, activations
-
-
 CROWDED = 0.25  # the busy part of the cores from which on threads had better not spin
-SPINS = 1000  # of libgomp's waiting loop, some 20 µs; its own are 300,000
+SPINS = 1000  # of libgomp's waiting loop, instead of its 300,000
 
 
 def share_cores() -> None:
