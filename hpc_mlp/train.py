@@ -82,7 +82,7 @@ def train(
     if start is None:
         todo = [spec for spec in request.specs if overwrite or not is_complete(runs / spec.name)]
         start = _on_cores(request.specs, len(todo), out)
-    if "RANK" not in os.environ:
+    if start.threads != 1:  # a single one waits for nobody
         share_cores()
     if start.count == 1 and start.threads:
         os.environ["OMP_NUM_THREADS"] = str(start.threads)  # before torch is imported

@@ -19,9 +19,8 @@ from click.testing import CliRunner, Result
 
 REPOSITORY = Path(__file__).parents[1]
 
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # pytest in a shell's background, whose children ignore Ctrl-C
+# pytest in a shell's background, whose children ignore Ctrl-C
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Cli = Callable[..., Result]

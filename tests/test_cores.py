@@ -66,7 +66,7 @@ def test_one_process_where_more_would_not_pay(
 
 @pytest.fixture
 def no_waiting_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "RANK"):
         monkeypatch.setenv(name, "")  # so that it is put back after the test
         monkeypatch.delenv(name)
 
@@ -93,11 +93,28 @@ def wait_until_busy(process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.usefixtures("no_waiting_set")
+def test_a_job_beside_others_that_leave_it_its_cores_is_not_in_a_crowd(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in the local queue: 16 cores, 14 of them busy with others, two threads."""
+    monkeypatch.setattr("hpc_mlp.launch.cores.cores", lambda: list(range(16)))
+    monkeypatch.setattr("hpc_mlp.launch.cores.num_cpus", lambda: 16)
+    for busy, sleeps in ((14, False), (15, True)):
+        monkeypatch.setattr(
+            psutil, "cpu_percent", lambda interval, percpu, n=busy: [100.0] * n + [0.0] * (16 - n)
+        )
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        share_cores()
+        assert ("GOMP_SPINCOUNT" in os.environ) == sleeps
+
+
 @pytest.mark.parametrize("used, settings", [
     (10.0, {}),
     (100.0, {"OMP_NUM_THREADS": "1"}),
     (100.0, {"OMP_WAIT_POLICY": "active"}),
     (100.0, {"GOMP_SPINCOUNT": "77"}),
+    (100.0, {"RANK": "1"}),
 ])  # fmt: skip
 @pytest.mark.usefixtures("no_waiting_set")
 def test_else_waiting_is_left_as_it_is(

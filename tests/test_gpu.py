@@ -137,9 +137,8 @@ def test_bf16(digits: Path, tmp_path: Path) -> None:
 def test_killed_and_resumed_the_bits_are_the_same(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs_of = functools.partial(
-        specs, variants=f"{VARIANTS},cnn"
-    )  # cuDNN has gradients that add up in any order
+    # With a CNN, since cuDNN has gradients that add up in any order.
+    runs_of = functools.partial(specs, variants=f"{VARIANTS},cnn")
     assert train_specs(digits, runs_of(), tmp_path / "whole") == 0
     for number in (20, 35, 50, 75):
         runs = tmp_path / f"{number}"

@@ -297,17 +297,8 @@ def test_train_array_sbatch_deals_runs_out_over_its_cores(
     text = (tmp_path / f"{job}_0.log").read_text()
     assert {run["state"] for run in states(tmp_path / "runs").values()} == {"done"}, text
     assert "stopped by SIGUSR1" in text and "1 more in other processes" in text
-    cli(
-        "train",
-        shards,
-        "--runs",
-        tmp_path / "calm",
-        "--variants",
-        "batchnorm",
-        "--seeds",
-        "0-1",
-        *sets.split(),
-    )
+    calm = ("--runs", tmp_path / "calm", "--variants", "batchnorm", "--seeds", "0-1")
+    cli("train", shards, *calm, *sets.split())
     for run in runs:
         assert outcome(run) == outcome(tmp_path / "calm" / run.name)
         assert json.loads((run / "result.json").read_text())["bank_size"] == 1

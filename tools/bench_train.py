@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from hpc_mlp.data.budget import free_machine_memory, num_cpus
+from hpc_mlp.data.budget import free_machine_memory
 from hpc_mlp.data.manifest import Manifest
-from hpc_mlp.launch.cores import processes_for
+from hpc_mlp.launch.cores import processes_for, thread_budget
 from hpc_mlp.models.bank import Bank, bank_order
 from hpc_mlp.models.registry import BUILT_IN, build_module
 from hpc_mlp.plan import ALL, RunSpec, parse_variants, plan_runs
@@ -87,7 +87,7 @@ class Setting:
 
     def dealt_out(self, variants: str, seeds: int) -> DealtOut | None:
         """As `hpc-mlp train` starts these runs here, where that is in several processes."""
-        specs, threads = self.specs(variants, range(seeds)), num_cpus()
+        specs, threads = self.specs(variants, range(seeds)), thread_budget()
         count = processes_for(specs, self.manifest, threads=threads, free=free_machine_memory())
         if self.device.type != "cpu" or count == 1:
             return None

@@ -19,7 +19,7 @@ from hpc_mlp.plan import RunSpec
 SERIAL = 0.2  # the part of a step that threads do not shorten; 0.37, 0.23 and 0.12 in the three cases above
 WORTH_FLOPS = 5e11  # some 4 s of training: with less, starting processes takes longer than it saves
 PROCESS_BYTES = 1 << 30  # of a process without its images: torch, weights, optimizer state, activations
-CROWDED = 0.25  # the busy part of the cores from which on threads had better not spin
+CROWDED = 0.25  # the part of the threads without an idle core from which on they had better not spin
 SPINS = 1000  # of libgomp's waiting loop, instead of its 300,000
 
 
@@ -29,19 +29,22 @@ def share_cores() -> None:
 
     Seconds of an epoch of one run, Fashion-MNIST 784-512-256-10, on 2 Zen 5 cores, medians of 3: 2.0, and 8.3 (at worst
     19) beside two busy processes; with this 2.7, and 5.4.
+
+    One of several processes started together leaves it alone: it would take the others' start for a crowd.
     """
-    chosen = "GOMP_SPINCOUNT" in os.environ or "OMP_WAIT_POLICY" in os.environ
-    if not chosen and thread_budget() > 1 and _busy_part() >= CROWDED:
+    if any(name in os.environ for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "RANK")):
+        return
+    threads = min(thread_budget(), num_cpus())
+    if threads > 1 and _idle_cores() <= (1 - CROWDED) * threads:
         os.environ["GOMP_SPINCOUNT"] = str(SPINS)
 
 
-def _busy_part() -> float:
-    """Of the cores that this process may use, by all processes, 0 to 1."""
+def _idle_cores() -> float:
+    """Of those that this process may use."""
     import psutil
 
     used = psutil.cpu_percent(interval=0.1, percpu=True)
-    found = [used[core] for core in cores() if core < len(used)]
-    return float(sum(found)) / (100 * max(1, len(found)))
+    return float(sum(1 - used[core] / 100 for core in cores() if core < len(used)))
 
 
 def thread_budget() -> int:
