@@ -20,7 +20,7 @@ PACKAGE = REPOSITORY / "hpc_mlp"
 # From the ground up; a module imports from its own floor and those below.
 FLOORS = [
     {"errors", "texts", "commandline", "__init__", "randomness", "transfer"},
-    {"config"},
+    {"config", "checked"},
     {"settings"},
     {"plan", "options"},
     {"runs", "lease", "liveness", "processes"},
@@ -41,6 +41,7 @@ TORCH_FREE = (
     "plan",
     "options",
     "config",
+    "checked",
     "settings",
     "errors",
     "texts",
