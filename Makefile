@@ -1,4 +1,4 @@
-# make demo | test | check | bench | clean.   Everything lives in .venv; nothing else is installed.
+# make demo | test | test-all | check | format | clean.   Everything lives in .venv; nothing else is installed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

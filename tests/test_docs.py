@@ -89,6 +89,13 @@ def test_readme_links_and_make_targets_exist() -> None:
         assert (ROOT / link).exists(), link
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
     assert set(re.findall(r"^ +make ([a-z-]+)", README, flags=re.M)) <= targets
+    named = re.match(r"# make ([a-z |-]+)\.", (ROOT / "Makefile").read_text())
+    assert named and set(named[1].split(" | ")) == targets
+
+
+def test_a_package_that_says_typed_carries_its_types() -> None:
+    assert "Typing :: Typed" in (ROOT / "pyproject.toml").read_text()
+    assert (ROOT / "hpc_mlp" / "py.typed").is_file()
 
 
 def test_generated_regions_of_the_readme_are_fresh_and_staleness_is_seen(tmp_path: Path) -> None:
