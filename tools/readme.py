@@ -3,8 +3,8 @@
     python tools/readme.py           rewrite the regions between <!-- NAME --> and <!-- /NAME -->
     python tools/readme.py --check   exit code 1 where they are not what they should be (tests, make check)
 
-Regions: commands (name and line of help), variants (from configs/variants), exit-codes, and figures-* (tables
-rendered from tools/figures.json, which holds what was measured, on what, with which command and how often).
+Regions: commands (name and line of help), variants (from configs/variants), exit-codes, and figures-* (tables and
+sentences rendered from tools/figures.json, which holds what was measured, on what, with which command and how often).
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ def exit_codes() -> str:
 
 
 def figures(name: str) -> str:
-    """A table of figures.json and the line that says where its numbers are from."""
+    """A table of figures.json, the line that says where its numbers are from, and what follows from them."""
     entry: dict[str, Any] = json.loads(FIGURES.read_text())[name]
     rows = [[str(cell) for cell in row] for row in entry["rows"]]
     about = (
         f"{entry['hardware']}; {entry['versions']}; n = {entry['n']}; `{entry['command']}`, {entry['date']}."
     )
-    return f"{table(entry['columns'], rows, numbers=True)}\n\n{about}"
+    return "\n\n".join([table(entry["columns"], rows, numbers=True), about, *entry.get("text", [])])
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = False) -> str:
