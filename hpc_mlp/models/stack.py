@@ -107,7 +107,9 @@ class _MemberLinear(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         dx = products.input_gradient(dy, weight) if ctx.needs_input_grad[0] else None
-        x, dy = ctx.layer.gathered(x, dy)
+        # Without its history: `factors` live until the next step and would keep this step's autograd graph alive, whose
+        # AccumulateGrad nodes belong to the stream of this step and break the capture of a CUDA graph on another one.
+        x, dy = ctx.layer.gathered(x.detach(), dy)
         ctx.layer.factors = [(FeedRun(0, 0, x.shape[0]), x, dy)]
         return dx, None, ctx.layer.bias_gradient(dy), None, None
 

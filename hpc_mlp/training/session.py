@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
 from rich.console import Console
 
 from hpc_mlp.commandline import command_line
@@ -82,6 +83,9 @@ def _train_specs(
         check(job)
         # Processes that train for themselves meet only at the end, hours apart: Accelerate's 10 minutes are too few.
         patience = InitProcessGroupKwargs(timeout=timedelta(days=30))
+        # Accelerate keeps its state for the whole process: a second training in it, as notebooks have, would go to the
+        # device of the first one without a word.
+        AcceleratorState._reset_state(reset_partial_state=True)
         accelerator = Accelerator(cpu=cpu, kwargs_handlers=[patience])
         device = accelerator.device
         everybody = Processes(accelerator.process_index, accelerator.num_processes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ class TrainStep:
         self.bf16 = precision == "bf16"
         self.loss_sum = torch.zeros(len(bank), device=self.device)
         self.feeds = torch.tensor(bank.member_feeds, device=self.device)
-        self.graph = _Graph(self) if graph and self.device.type == "cuda" else None
+        self.graph = _Graph() if graph and self.device.type == "cuda" else None
 
     def __call__(self, batch: StepBatch, rates: Sequence[float]) -> None:
         if not self.bank.training:
@@ -66,7 +67,7 @@ class TrainStep:
             self.bank.prepare(batch.place, self.device),
         )
         if self.graph is not None and batch.full:
-            self.graph.replay(inputs, rates, batch.place.batch_size)
+            self.graph.replay(self, inputs, rates, batch.place.batch_size)
         else:
             self.compute(inputs, rates, batch.place.batch_size)
 
@@ -83,34 +84,36 @@ class TrainStep:
 
 
 class _Graph:
-    """The step of full batches, captured at its first use (CUDA graph): one launch instead of some hundred."""
+    """The step of full batches, captured at its first use (CUDA graph): one launch instead of some hundred.
 
-    def __init__(self, step: TrainStep) -> None:
-        self.step = step
+    It is handed its step at each call: one that kept it would be a circle, and a bank whose members left would hold its
+    device memory until Python's collector happens to run.
+    """
+
+    def __init__(self) -> None:
         self.graph: torch.cuda.CUDAGraph | None = None
         self.inputs: _Inputs | None = None
         self.rates: list[Tensor] = []
 
-    def replay(self, inputs: _Inputs, rates: Sequence[float], batch_size: int) -> None:
+    def replay(self, step: TrainStep, inputs: _Inputs, rates: Sequence[float], batch_size: int) -> None:
         if self.inputs is None:
             self.inputs = inputs.clone()
-            self.rates = [torch.tensor(rate, device=self.step.device) for rate in rates]
+            self.rates = [torch.tensor(rate, device=step.device) for rate in rates]
         for mine, given in zip(self.inputs.tensors(), inputs.tensors(), strict=True):
             mine.copy_(given, non_blocking=True)
         for tensor, rate in zip(self.rates, rates, strict=True):
             tensor.fill_(rate)
         if self.graph is None:
-            self._capture(self.inputs, batch_size)
+            self._capture(step, self.inputs, batch_size)
         assert self.graph is not None
         self.graph.replay()
 
-    def _capture(self, inputs: _Inputs, batch_size: int) -> None:
+    def _capture(self, step: TrainStep, inputs: _Inputs, batch_size: int) -> None:
         """Warm up on a side stream, as graphs demand, then put everything back and capture."""
-        step = self.step
         moments = [tensor for kind in step.optimizer.moments.values() for tensor in kind.values()]
         state = [*step.bank.state_dict().values(), *moments, step.optimizer.count, step.loss_sum]
         before = [tensor.clone() for tensor in state]
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side = _side_stream(step.device)
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(2):
@@ -121,5 +124,11 @@ class _Graph:
         del before
         self.graph = torch.cuda.CUDAGraph()
         # Not "global": a thread that reads ahead may pin memory meanwhile, which would break the capture off.
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self.graph, stream=side, capture_error_mode="thread_local"):
             step.compute(inputs, self.rates, batch_size)
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The one stream for all warm-ups and captures: cuBLAS keeps 32 MiB for each stream that it was ever called on."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
