@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import metrics, num_correct, timeless
+from conftest import metrics, num_correct, result, timeless
 from interrupted import VARIANTS, Guillotine, Killed, specs, tensors
 from test_bank import BankUnderTest, specs_of
 
@@ -38,6 +38,11 @@ def cuda_bank(variants: str, *sets: str, graph: bool) -> BankUnderTest:
     loss = BankLoss([spec.config.train for spec in test.specs], [1] * 5, device)
     test.step = TrainStep(test.bank, test.optimizer, loss, "fp32", graph=graph)
     return test
+
+
+def on_the_device(runs: Path) -> None:
+    """A training that fell back to the CPU would pass, too."""
+    assert {result(run)["device"].split(":")[0] for run in runs.iterdir()} == {"cuda"}
 
 
 def train(test: BankUnderTest, steps: int, *, last: int = 32) -> list[dict[str, torch.Tensor]]:
@@ -118,6 +123,7 @@ def test_results_are_close_to_those_of_a_cpu(digits: Path, tmp_path: Path, varia
     runs = plan_runs(parse_variants(variants), [0], (), sets)
     assert train_specs(digits, runs, tmp_path / "cpu", cpu=True) == 0
     assert train_specs(digits, runs, tmp_path / "cuda") == 0
+    on_the_device(tmp_path / "cuda")
     for spec in runs:
         cpu, cuda = tmp_path / "cpu" / spec.name, tmp_path / "cuda" / spec.name
         for one, other in zip(metrics(cpu), metrics(cuda), strict=True):
@@ -129,6 +135,7 @@ def test_bf16(digits: Path, tmp_path: Path) -> None:
     sets = parse_set(["model.hidden=[64,32]", "train.epochs=2", "train.precision=bf16"])
     runs = plan_runs(parse_variants("all"), [0], (), sets)
     assert train_specs(digits, runs, tmp_path) == 0
+    on_the_device(tmp_path)
     for spec in runs:
         lines = metrics(tmp_path / spec.name)
         assert lines[-1]["val_loss"] < lines[0]["val_loss"] < 2.5
@@ -140,6 +147,7 @@ def test_killed_and_resumed_the_bits_are_the_same(
     # With a CNN, since cuDNN has gradients that add up in any order.
     runs_of = functools.partial(specs, variants=f"{VARIANTS},cnn")
     assert train_specs(digits, runs_of(), tmp_path / "whole") == 0
+    on_the_device(tmp_path / "whole")
     for number in (20, 35, 50, 75):
         runs = tmp_path / f"{number}"
         with monkeypatch.context() as patch:

@@ -1,18 +1,23 @@
-"""The GPU path rehearsed without one: what a captured step and a second training rely on, shown on the CPU."""
+"""The GPU path rehearsed without one: on the CPU, and on a pretended device (tests/rehearsal/device.py tells how)."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import REPOSITORY
 from test_bank import BankUnderTest, specs_of
 from torch import Tensor
 from torch.autograd.graph import Node
 
 from hpc_mlp.training import session
 
+HERE = Path(__file__).parent
 SMALL = "model.hidden=[24,16]"
 
 
@@ -55,3 +60,40 @@ def test_a_second_training_in_a_process_gets_the_device_it_asks_for(
             session.train_specs(digits, specs_of("baseline", [0], SMALL), tmp_path, cpu=cpu)
         assert str(told.value) == device
     session.AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def rehearse(*arguments: str) -> None:
+    """pytest on the pretended device, in a process of its own since its runtime is preloaded."""
+    device = HERE / "rehearsal" / "device.py"
+    why = subprocess.run(
+        [sys.executable, device, "--check"], capture_output=True, text=True, timeout=60
+    ).stderr
+    if why and os.environ.get("CI") != "true":
+        pytest.skip(why.strip())
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    }
+    done = subprocess.run(
+        [sys.executable, device, "-m", "pytest", "-W", "error:The AccumulateGrad node", *arguments],
+        cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=550,
+    )  # fmt: skip
+    assert done.returncode == 0 and " passed" in done.stdout and " skipped" not in done.stdout, (
+        done.stdout + done.stderr
+    )
+
+
+def test_what_a_captured_step_asks_of_the_device() -> None:
+    rehearse("tests/rehearsal/check_step.py")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("check", ["check_training.py", "check_two_devices.py"])
+def test_trainings_on_the_emulated_device(check: str) -> None:
+    rehearse(f"tests/rehearsal/{check}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_gpu_tests_pass_on_the_emulated_device() -> None:
+    rehearse("-p", "emulate_all", "-m", "gpu", "tests/test_gpu.py")

@@ -1,0 +1,61 @@
+"""Two processes with a pretended device each, gloo in NCCL's place: runs dealt out and batches split, as on the CPU."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import metrics, result
+from test_bank import specs_of
+
+from hpc_mlp.training.session import train_specs
+
+SETS = ("model.hidden=[24,16]", "train.epochs=2")
+
+RANK = """
+import sys
+from pathlib import Path
+import accelerate.state
+import torch
+from emulator import emulated
+from test_bank import specs_of
+from hpc_mlp.training.session import train_specs
+
+# Accelerate takes NCCL where it sees CUDA devices.
+choose = accelerate.state.PartialState._prepare_backend
+accelerate.state.PartialState._prepare_backend = lambda *a, **k: ("gloo", choose(*a, **k)[1])
+shards, runs, parallel = sys.argv[1:]
+with emulated():
+    specs = specs_of("all", [0], {sets})
+    sys.exit(train_specs(Path(shards), specs, Path(runs), parallel=parallel))
+"""
+
+
+@pytest.mark.parametrize("parallel", ["members", "data"])
+def test_two_devices_train_as_one_cpu(parallel: str, digits: Path, tmp_path: Path) -> None:
+    specs = specs_of("all", [0], *SETS)
+    assert train_specs(digits, specs, tmp_path / "cpu", cpu=True) == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = []
+    for rank in range(2):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2,
+                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "REHEARSAL_DEVICES": 2}  # fmt: skip
+        code = RANK.format(sets=", ".join(map(repr, SETS)))
+        arguments = [sys.executable, "-c", code, str(digits), str(tmp_path / "cuda"), parallel]
+        environment = os.environ | {key: str(value) for key, value in place.items()}
+        ranks.append(subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True))
+    errors = [process.communicate(timeout=200)[1] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], "\n".join(errors)
+    for spec in specs:
+        assert result(tmp_path / "cuda" / spec.name)["device"].startswith("cuda")
+        lines = zip(
+            metrics(tmp_path / "cpu" / spec.name), metrics(tmp_path / "cuda" / spec.name), strict=True
+        )
+        for cpu, cuda in lines:
+            assert cpu["val_loss"] == pytest.approx(cuda["val_loss"], rel=3e-6)
