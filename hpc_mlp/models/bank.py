@@ -137,7 +137,7 @@ class Bank(nn.Module):
         process's part of the batch"""
         cache: dict[tuple[int, int], Tensor] = {}
         for dropout in self.dropouts:
-            dropout.place = place
+            dropout.prepare(place)
         if self.parts is not None:
             self.parts.total = place.batch_size
 

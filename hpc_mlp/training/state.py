@@ -49,7 +49,8 @@ class BankState:
         configs = [spec.config.train for spec in specs]
         counts = manifest.split("train").class_counts
         loss = BankLoss(configs, counts, device, None if reduce is None else lambda t: reduce([t]))
-        capturable = not self.bank.dropouts and all(spec.config.model.kind in BUILT_IN for spec in specs)
+        # What a plugin's forward does on the host would happen once, at the capture.
+        capturable = all(spec.config.model.kind in BUILT_IN for spec in specs)
         self.train_step = TrainStep(
             self.bank, self.optimizer, loss, configs[0].precision, graph=processes.alone and capturable
         )

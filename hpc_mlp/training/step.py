@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -9,6 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from hpc_mlp.errors import HpcMlpWarning
 from hpc_mlp.models.bank import Bank
 from hpc_mlp.training.feeder import StepBatch
 from hpc_mlp.training.loss import BankLoss, Targets
@@ -66,10 +68,14 @@ class TrainStep:
             ),
             self.bank.prepare(batch.place, self.device),
         )
-        if self.graph is not None and batch.full:
-            self.graph.replay(self, inputs, rates, batch.place.batch_size)
-        else:
-            self.compute(inputs, rates, batch.place.batch_size)
+        size = batch.place.batch_size
+        if self.graph is None:
+            self.compute(inputs, rates, size)
+            return
+        # As tensors for the short last batch, too: kernels round a rate on the device and one of the host differently.
+        held = self.graph.held_rates(rates, self.device)
+        if not batch.full or not self.graph.replay(self, inputs, held, size):
+            self.compute(inputs, held, size)
 
     def _by_member(self, values: Tensor | None) -> Tensor | None:
         """[S, b] → [V, b]"""
@@ -94,21 +100,41 @@ class _Graph:
         self.graph: torch.cuda.CUDAGraph | None = None
         self.inputs: _Inputs | None = None
         self.rates: list[Tensor] = []
+        self.refused = False
 
-    def replay(self, step: TrainStep, inputs: _Inputs, rates: Sequence[float], batch_size: int) -> None:
-        if self.inputs is None:
-            self.inputs = inputs.clone()
-            self.rates = [torch.tensor(rate, device=step.device) for rate in rates]
-        for mine, given in zip(self.inputs.tensors(), inputs.tensors(), strict=True):
-            mine.copy_(given, non_blocking=True)
+    def held_rates(self, rates: Sequence[float], device: torch.device) -> list[Tensor]:
+        """The rates on the device, always in the same tensors."""
+        self.rates = self.rates or [torch.zeros((), device=device) for _ in rates]
         for tensor, rate in zip(self.rates, rates, strict=True):
             tensor.fill_(rate)
-        if self.graph is None:
-            self._capture(step, self.inputs, batch_size)
-        assert self.graph is not None
-        self.graph.replay()
+        return self.rates
 
-    def _capture(self, step: TrainStep, inputs: _Inputs, batch_size: int) -> None:
+    def replay(self, step: TrainStep, inputs: _Inputs, rates: list[Tensor], batch_size: int) -> bool:
+        """False where the step cannot be captured: it is computed eagerly from then on, which is said once."""
+        if self.refused:
+            return False
+        if self.inputs is None:
+            self.inputs = inputs.clone()
+        for mine, given in zip(self.inputs.tensors(), inputs.tensors(), strict=True):
+            mine.copy_(given, non_blocking=True)
+        if self.graph is None:
+            try:
+                self.graph = self._captured(step, self.inputs, rates, batch_size)
+            except RuntimeError as error:
+                self.refused, self.inputs = True, None
+                why = " ".join(str(error).split())
+                warnings.warn(
+                    f"a training step is not captured ({why}): it goes on, slower.",
+                    HpcMlpWarning,
+                    stacklevel=1,
+                )
+                return False
+        self.graph.replay()
+        return True
+
+    def _captured(
+        self, step: TrainStep, inputs: _Inputs, rates: list[Tensor], batch_size: int
+    ) -> torch.cuda.CUDAGraph:
         """Warm up on a side stream, as graphs demand, then put everything back and capture."""
         moments = [tensor for kind in step.optimizer.moments.values() for tensor in kind.values()]
         state = [*step.bank.state_dict().values(), *moments, step.optimizer.count, step.loss_sum]
@@ -117,15 +143,16 @@ class _Graph:
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(2):
-                step.compute(inputs, self.rates, batch_size)
+                step.compute(inputs, rates, batch_size)
         torch.cuda.current_stream().wait_stream(side)
         for tensor, value in zip(state, before, strict=True):
             tensor.copy_(value)
         del before
-        self.graph = torch.cuda.CUDAGraph()
+        graph = torch.cuda.CUDAGraph()
         # Not "global": a thread that reads ahead may pin memory meanwhile, which would break the capture off.
-        with torch.cuda.graph(self.graph, stream=side, capture_error_mode="thread_local"):
-            step.compute(inputs, self.rates, batch_size)
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+            step.compute(inputs, rates, batch_size)
+        return graph
 
 
 @cache
