@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
+
+from hpc_mlp.errors import RunError
+from hpc_mlp.liveness import is_dead, this_process
+
+_LOOK_SECONDS = 0.2  # between two looks for the others, at most
+_PATIENCE_SECONDS = 2.0  # a process that is being killed closes its connections before it is gone
+_meetings = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -69,9 +81,62 @@ class Processes:
         dist.all_reduce(tensor)
         return bool(tensor.item())
 
-    def wait(self) -> None:
-        if not self.alone:
-            dist.barrier()
+    def wait(self, check: Callable[[], None] = lambda: None) -> None:
+        """Until all processes are here: see `meet`."""
+        self.meet(0, check)
+
+    def meet(self, word: int, check: Callable[[], None] = lambda: None) -> list[int]:
+        """Until all processes are here, may it take hours; → what each of them brings. `check` is asked meanwhile.
+
+        A collective of torch's would not do: it sees no signal while it waits, and gives up after its timeout. Here a
+        stopped process is waited for. RunError where one of this machine has died.
+        """
+        if self.alone:
+            return [word]
+        meeting = f"meeting-{next(_meetings)}"
+        with self._store() as store:
+            store.set(f"process-{self.rank}", json.dumps(this_process()))
+            store.set(f"{meeting}/{self.rank}", str(word))
+            words = []
+            for rank in range(self.world_size):
+                self._await(store, rank, f"{meeting}/{rank}", check)
+                words.append(int(store.get(f"{meeting}/{rank}")))
+            store.set(f"{meeting}/{self.rank}/read", "")
+            # The first process keeps the store: if it left, the others could not read on.
+            for rank in range(self.world_size if self.lead else 0):
+                self._await(store, rank, f"{meeting}/{rank}/read", check)
+        return words
+
+    def check(self) -> None:
+        """RunError where another process has died, because of which something failed here."""
+        end = time.monotonic() + _PATIENCE_SECONDS
+        while not self.alone and time.monotonic() < end:
+            with self._store() as store:
+                for rank in range(self.world_size):
+                    self._check(store, rank)
+            time.sleep(_LOOK_SECONDS)
+
+    def _await(self, store: Store, rank: int, key: str, check: Callable[[], None]) -> None:
+        pause = 0.001
+        while not store.check([key]):
+            check()
+            self._check(store, rank)
+            time.sleep(pause)
+            pause = min(2 * pause, _LOOK_SECONDS)
+
+    def _check(self, store: Store, rank: int) -> None:
+        """As far as it can be told: the process has been at a meeting, and is of this machine."""
+        key = f"process-{rank}"
+        if rank != self.rank and store.check([key]) and is_dead(json.loads(store.get(key))):
+            raise RunError(f"process {rank} of {self.world_size} has died.")
+
+    @contextmanager
+    def _store(self) -> Iterator[Store]:
+        """That of the rendezvous, which the first process keeps, or torchrun."""
+        try:
+            yield PrefixStore("hpc-mlp", _get_default_store())
+        except RuntimeError:
+            raise RunError(f"process 0 of {self.world_size} cannot be reached any more.") from None
 
 
 def processes_sharing(device: torch.device) -> int:

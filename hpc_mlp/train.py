@@ -72,7 +72,7 @@ def train(
     What is unknown is null. No table follows.
     """
     from hpc_mlp.launch.cores import share_cores
-    from hpc_mlp.launch.spawn import end_with_parent, run_processes
+    from hpc_mlp.launch.spawn import end_with_parent, run_processes, tidy
     from hpc_mlp.plan import make_request
     from hpc_mlp.runs import is_complete
 
@@ -93,17 +93,21 @@ def train(
         words += ["--parallel", "members" if start.threads else parallel]
         words += _options(config_files, sets, start.cpu, overwrite)
         os.environ[COMMAND] = command_line()
-        sys.exit(run_processes("hpc_mlp.train", [out, *words], start.count, threads=start.threads))
+        code = run_processes("hpc_mlp.train", [out, *words], start.count, threads=start.threads)
+        tidy(runs / spec.name for spec in request.specs)
+        sys.exit(code)
 
     from rich.console import Console
 
     from hpc_mlp.data.remote import shards_place
+    from hpc_mlp.training import stop
     from hpc_mlp.training.session import train_specs
 
-    code = train_specs(
-        shards_place(out), request.specs, runs, cpu=cpu, parallel=parallel, overwrite=overwrite,
-        plugins=request.plugins, log_format=log_format,
-    )  # fmt: skip
+    with stop.enforced():
+        code = train_specs(
+            shards_place(out), request.specs, runs, cpu=cpu, parallel=parallel, overwrite=overwrite,
+            plugins=request.plugins, log_format=log_format,
+        )  # fmt: skip
     if int(os.environ.get("RANK", "0")) == 0 and code in (0, 1) and log_format != "json":
         from hpc_mlp.report.table import print_table
 

@@ -16,7 +16,7 @@ from typing import Any
 from hpc_mlp.errors import RunError
 from hpc_mlp.launch.cores import share_cores
 from hpc_mlp.launch.records import Submission, read_submission
-from hpc_mlp.launch.spawn import end_with_parent, run_processes
+from hpc_mlp.launch.spawn import end_with_parent, run_processes, tidy
 from hpc_mlp.lease import CLAIM
 from hpc_mlp.liveness import this_process
 from hpc_mlp.runs import write_bytes
@@ -219,7 +219,9 @@ def main(folder: Path, pack: int) -> int:
     submission = PackJob(str(folder), pack)._submission()
     world = submission.launch.get("tasks_per_node") or submission.launch.get("gpus_per_job") or 1
     if world > 1 and "RANK" not in os.environ:
-        return run_processes("hpc_mlp.launch.job", [str(folder), str(pack)], world, new_sessions=False)
+        code = run_processes("hpc_mlp.launch.job", [str(folder), str(pack)], world, new_sessions=False)
+        tidy(folder.parent.parent / run["name"] for run in submission.packs[pack].runs)
+        return code
     return run_pack(folder, pack)[0]
 
 

@@ -22,11 +22,13 @@ from hpc_mlp.launch.environment import local_environment
 from hpc_mlp.launch.job_info import JobInfo
 from hpc_mlp.launch.records import Submission, read_submission
 from hpc_mlp.launch.slots import Slot, lock_folder, make_slots, release
+from hpc_mlp.launch.spawn import GRACE_SECONDS, how_it_ended
 from hpc_mlp.lease import Lease, is_held
 from hpc_mlp.liveness import is_alive
 
 _POLL = 0.1
-_GRACE_SECONDS = 30.0  # for the checkpoint after SIGTERM, before SIGKILL
+# For the checkpoint after SIGTERM, before SIGKILL: a little more than its own processes get from it.
+_GRACE_SECONDS = GRACE_SECONDS + 3.0
 
 
 def start(submission: Submission) -> dict[int, str]:
@@ -193,19 +195,14 @@ def query(submission: Submission) -> dict[str, JobInfo]:
             continue
         starts, end = all_starts.get(pack.index), submission.ended(pack.index)
         if end is not None:
-            known[pack.job_id] = JobInfo("over", _how_it_ended(int(end["code"])))
+            known[pack.job_id] = JobInfo(
+                "over", how_it_ended(int(end["code"])) if end["code"] else "COMPLETED"
+            )
         elif starts and (queue_lives or is_alive(starts[-1])):  # a pack survives its queue's death
             known[pack.job_id] = JobInfo("running", "RUNNING", node=str(starts[-1]["host"]))
         elif queue_lives and not submission.is_cancelled(pack.index):
             known[pack.job_id] = JobInfo("queued", "PENDING", "waits for a free slot")
     return known
-
-
-def _how_it_ended(code: int) -> str:
-    if code >= 0:
-        return "COMPLETED" if code == 0 else f"exit code {code}"
-    hint = " (out of memory?)" if code == -signal.SIGKILL else ""
-    return f"killed by {signal.Signals(-code).name}{hint}"
 
 
 def cancel(submission: Submission, packs: Iterable[int]) -> None:

@@ -255,6 +255,7 @@ class BankTrainer:
                     )
                     self.trackers[member.spec.name].close()
                 self.view.finished(member, accuracy)
+        self.processes.wait(stop.check)  # for the lead, whom the test split may take long
         staying = [i for i, member in enumerate(self.members) if not member.stopped]
         self.members = [self.members[i] for i in staying]
         if self.members:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -81,8 +82,8 @@ def _train_specs(
         manifest = load_manifest(shards)
         job = Job(shards, manifest, list(specs), runs)
         check(job)
-        # Processes that train for themselves meet only at the end, hours apart: Accelerate's 10 minutes are too few.
-        patience = InitProcessGroupKwargs(timeout=timedelta(days=30))
+        # Of the rendezvous and of a step. Where processes may be hours apart, they meet by `Processes.meet`.
+        patience = InitProcessGroupKwargs(timeout=timedelta(minutes=10))
         # Accelerate keeps its state for the whole process: a second training in it, as notebooks have, would go to the
         # device of the first one without a word.
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -112,7 +113,9 @@ def _train_specs(
     with watch(console, log_format, todo, mine, job.runs, device) if watched else nullcontext(View()) as view:
         code = _train(job, mine, fed, team, device, view)
         if not split:  # the others may train on for hours, and are watched meanwhile
-            code = _worst(code, everybody, device)
+            code = max(everybody.meet(code))
+            if code == 1 and not everybody.lead:  # told by the lead: this process has done its part
+                code = 0
     accelerator.end_training()
     return code
 
@@ -200,13 +203,15 @@ def _train_bank(
     except Exception as error:
         if isinstance(error, LeaseLostError):
             raise
+        error = _cause(error, processes)
         if not processes.lead:  # the lead writes the folders, and will only see that we are gone
-            traceback.print_exc()
+            text = _one_line(error) if isinstance(error, HpcMlpError) else _traceback(error)
+            print(f"hpc-mlp (process {processes.rank}): {text}", file=sys.stderr, flush=True)
             return 1
         guard()  # what failed may have failed because another process took over
-        _record_failure(members, error)
+        recorded = _record_failure(members, error)
         view.ended(members, "failed", _one_line(error))
-        view.note(f"failed: {_one_line(error)}; the traceback is in {members[0].folder.path}/failed.json")
+        view.note(f"failed: {_one_line(error)}; {recorded}")
         return 1
 
 
@@ -234,19 +239,34 @@ def _leases(members: Sequence[Member], processes: Processes, device: torch.devic
         yield guard
 
 
-def _record_failure(members: Sequence[Member], error: Exception) -> None:
-    for member in members:
-        if member.folder.result() is None:
-            member.folder.write_failed(_one_line(error), traceback.format_exc())
+def _cause(error: Exception, processes: Processes) -> Exception:
+    """Of several processes, what failed in one may have failed because another has left or died."""
+    if processes.alone:
+        return error
+    try:
+        stop.check()
+        processes.check()
+    except RunError as cause:
+        return cause
+    return error
+
+
+def _record_failure(members: Sequence[Member], error: Exception) -> str:
+    """→ where the traceback is."""
+    try:
+        for member in members:
+            if member.folder.result() is None:
+                member.folder.write_failed(_one_line(error), _traceback(error))
+    except (OSError, RunError) as problem:  # it may be the disk that has failed
+        told = "" if isinstance(error, OSError | HpcMlpError) else _traceback(error)
+        return f"failed.json could not be written: {_one_line(problem)}\n{told}".rstrip()
+    return f"the traceback is in {members[0].folder.path}/failed.json"
+
+
+def _traceback(error: Exception) -> str:
+    return "".join(traceback.format_exception(error))
 
 
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     return text if isinstance(error, HpcMlpError) else f"{type(error).__name__}: {text}"
-
-
-def _worst(code: int, processes: Processes, device: torch.device) -> int:
-    codes = torch.zeros(processes.world_size, device=device)
-    codes[processes.rank] = code
-    processes.sum([codes])
-    return int(codes.max().item())

@@ -5,8 +5,11 @@ Before anything is trained, while data are loaded, there is no loop: there the r
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -16,7 +19,11 @@ T = TypeVar("T")
 
 _reason: str | None = None
 _interrupting = False  # a request raises Stopped at once
+_loading = False  # nothing is half-done that an end would spoil
 _SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+# Between a signal and the end of a process that does not notice: while it loads; while it trains, where a checkpoint
+# takes its time (the launcher gives it 22 s).
+_LOADING_SECONDS, _GRACE_SECONDS = 3.0, 20.0
 # 128 + signal number, as shells report it; anything else that asked us to stop counts as SIGTERM.
 EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 138}
 
@@ -55,16 +62,16 @@ def unless_stopped(items: Iterable[T]) -> Iterator[T]:
 def interruptible() -> Iterator[None]:
     """Within: Stopped is raised wherever the main thread is when the request comes. For work that leaves nothing
     half-done behind."""
-    global _interrupting
+    global _interrupting, _loading
     check()
-    _interrupting = True
+    _interrupting = _loading = True
     try:
         yield
     except Exception:
         check()  # what failed may have failed because the other processes have left already
         raise
     finally:
-        _interrupting = False
+        _interrupting = _loading = False
 
 
 def exit_code(reason: str) -> int:
@@ -95,3 +102,40 @@ def stop_on_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def enforced() -> Iterator[None]:
+    """A stop signal within ends this process some seconds later, though its main thread may hang where it sees none: in
+    a library that waits for another process, or in the end of a thread. For a process that is ours alone."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    try:
+        before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    except ValueError:  # not the main thread: whoever runs us handles signals
+        yield
+        return
+    threading.Thread(target=_end_after_signal, args=(reading,), name="stop", daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writing)
+
+
+def _end_after_signal(reading: int) -> None:
+    number = 0
+    while number not in _SIGNALS:
+        byte = os.read(reading, 1)
+        if not byte:
+            os.close(reading)
+            return
+        number = byte[0]
+    asked = time.monotonic()
+    while time.monotonic() - asked < (_LOADING_SECONDS if _loading else _GRACE_SECONDS):
+        time.sleep(0.1)
+    name = signal.Signals(number).name
+    if os.environ.get("RANK", "0") == "0":
+        print(f"hpc-mlp: ended by {name}: what was under way did not stop by itself. The same command goes on from "
+              "the last checkpoint.", file=sys.stderr, flush=True)  # fmt: skip
+    os._exit(exit_code(name))
