@@ -92,11 +92,11 @@ def test_dropout_outside_of_a_stack_is_captured() -> None:
 def test_the_memory_of_a_bank_that_was_left_is_free_again() -> None:
     """At once, and not when the collector happens to run: a bank is rebuilt at each departure of a member."""
     held = []
-    # Until what the tests before gave back is reused: torch's allocator looks at its events now and then.
     for _ in range(4):
         test = Rehearsed("all", 1)
         test.train(0)
         del test
         torch.cuda.synchronize()
         held.append(torch.cuda.memory_allocated())
-    assert held[2] == held[3]
+    # A bank has 34 MB; some 25 KB may be in the hands of autograd's device thread, which lets go a moment later.
+    assert max(held[1:]) - min(held[1:]) < 100_000, held
