@@ -7,6 +7,9 @@ sees the same numbers on every device, with any number of processes.
 
 from __future__ import annotations
 
+import threading
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,9 +21,27 @@ def _philox(seed: int, stream: int, position: tuple[int, int, int]) -> np.random
     return np.random.Philox(key=[seed, stream], counter=[0, *position])
 
 
+class _Held(threading.local):
+    """A generator for each thread, put to its place anew for each draw: to make one takes 6 µs, to put it there 1.3."""
+
+    def __init__(self) -> None:
+        self.generator = np.random.Philox(key=0)
+        self.state: Any = self.generator.state
+
+    def at(self, seed: int, stream: int, position: tuple[int, int, int]) -> np.random.Philox:
+        """As `_philox`; valid until the next call in this thread."""
+        self.state["state"]["key"][:] = seed, stream
+        self.state["state"]["counter"][:] = 0, *position
+        self.generator.state = self.state
+        return self.generator
+
+
+_held = _Held()
+
+
 def draws(purpose: int, seed: int, position: tuple[int, int, int], count: int) -> NDArray[np.uint64]:
     """`count` uniform uint64 for one purpose, seed and position; a longer draw begins with the shorter one."""
-    words: NDArray[np.uint64] = _philox(seed, purpose, position).random_raw(count)
+    words: NDArray[np.uint64] = _held.at(seed, purpose, position).random_raw(count)
     return words
 
 
@@ -33,7 +54,13 @@ def uniform(purpose: int, seed: int, position: tuple[int, int, int], count: int)
 def epoch_order(seed: int, epoch: int, num_images: int) -> NDArray[np.int64]:
     """The order of the training images in an epoch: a permutation of range(num_images)."""
     keys = draws(ORDER, seed, (epoch, 0, 0), num_images)
-    return np.argsort(keys, kind="stable").astype(np.int64)
+    order = np.argsort(keys)
+    # Equal keys (once in 10^10 epochs of 54,000 images) keep their order, as in a stable sort; that one takes ten times
+    # as long (14 ms against 1.4 for 54,000).
+    in_order = keys[order]
+    if bool((in_order[1:] == in_order[:-1]).any()):
+        order = np.argsort(keys, kind="stable")
+    return order.astype(np.int64)
 
 
 def window_shuffles(seed: int, epoch: int) -> np.random.Generator:
