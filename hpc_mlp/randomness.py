@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-ORDER, DROPOUT, MIXUP, FOREIGN = 1, 2, 4, 5  # purposes; the numbers are part of every result
+ORDER, DROPOUT, MIXUP = 1, 2, 4  # purposes; the numbers are part of every result
 _AUGMENT = 0xA06  # sets the augmentation apart from what else is keyed by (seed, epoch)
 
 
@@ -43,12 +43,6 @@ def draws(purpose: int, seed: int, position: tuple[int, int, int], count: int) -
     """`count` uniform uint64 for one purpose, seed and position; a longer draw begins with the shorter one."""
     words: NDArray[np.uint64] = _held.at(seed, purpose, position).random_raw(count)
     return words
-
-
-def uniform(purpose: int, seed: int, position: tuple[int, int, int], count: int) -> NDArray[np.float64]:
-    """`count` uniform float64 in [0, 1)."""
-    bits: NDArray[np.float64] = (draws(purpose, seed, position, count) >> np.uint64(11)).astype(np.float64)
-    return bits * 2.0**-53
 
 
 def epoch_order(seed: int, epoch: int, num_images: int) -> NDArray[np.int64]:
@@ -91,8 +85,3 @@ def mixup_shares(seed: int, epoch: int, step: int, batch_size: int, alpha: float
     return (
         np.random.Generator(np.random.Philox(key=key)).beta(alpha, alpha, size=batch_size).astype(np.float32)
     )
-
-
-def torch_seed(seed: int, epoch: int, step: int) -> int:
-    """A seed for torch's own generators, for modules whose randomness is not ours."""
-    return int(draws(FOREIGN, seed, (epoch, step, 0), 1)[0] >> np.uint64(1))

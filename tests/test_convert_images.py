@@ -20,7 +20,6 @@ from test_convert import converted, encoded, make_zip, picture, pixels, rejects,
 
 from hpc_mlp.data.archive import RejectError
 from hpc_mlp.data.decode import ImageSpec, decode_image
-from hpc_mlp.data.stats import measure, pixel_stats
 
 RGB, GRAY = ImageSpec(20, 24, 3), ImageSpec(20, 24, 1)
 
@@ -147,23 +146,6 @@ def test_damaged_bytes_are_decoded_or_rejected_and_nothing_else(data: st.DataObj
         assert decode_image(bytes(content[:cut]), RGB).shape == (20, 24, 3)
     except RejectError as error:
         assert str(error)
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    st.integers(1, 300), st.integers(1, 40), st.sampled_from([1, 3]), st.integers(1, 3), st.integers(0, 2**31)
-)
-def test_sums_are_exact_for_any_shape(height: int, width: int, channels: int, count: int, seed: int) -> None:
-    images = np.random.default_rng(seed).integers(0, 256, (count, height, width, channels), np.uint8)
-    wide = images.astype(np.int64)
-    measures = measure(images)
-    assert (measures.sums == wide.sum((1, 2))).all() and (measures.squares == (wide**2).sum((1, 2))).all()
-    stats = pixel_stats(
-        measures.sums.sum(0).tolist(), measures.squares.sum(0).tolist(), count, height * width
-    )  # fmt: skip
-    values = images.reshape(-1, channels) / 255
-    assert np.allclose(stats.mean, values.mean(0), atol=1e-12, rtol=0)
-    assert np.allclose(stats.std, values.std(0), atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["china.jpg", "flower.jpg"])

@@ -72,18 +72,52 @@ def test_parts_of_a_batch_add_up_to_its_loss(weights: str) -> None:
     assert torch.allclose(share(slice(0, 5)) + share(slice(5, 9)), whole, rtol=1e-5)
 
 
-def test_mixup_is_the_mixture_of_two_losses() -> None:
-    config = TrainConfig(label_smoothing=0.1)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_mixup_is_the_mixture_of_two_losses(smoothing: float) -> None:
+    config = TrainConfig(label_smoothing=smoothing)
     logits = torch.randn(2, 6, 4)
     first, second = torch.randint(0, 4, (2, 2, 6))
     share = torch.rand(2, 6)
     mixed = BankLoss([config] * 2, [1] * 4, CPU)(logits, Targets(first, second, share), 6)
     for v in range(2):
         one, other = (
-            nn.functional.cross_entropy(logits[v], labels[v], reduction="none", label_smoothing=0.1)
+            nn.functional.cross_entropy(logits[v], labels[v], reduction="none", label_smoothing=smoothing)
             for labels in (first, second)
         )
         assert torch.allclose(mixed[v], (share[v] * one + (1 - share[v]) * other).mean(), rtol=1e-5)
+
+
+def test_mixup_with_class_weights_is_one_with_every_label_as_an_image_of_its_own() -> None:
+    """Both labels of an image count by their share: as the weighted mean over twice as many images."""
+    counts = [3, 10, 40, 0]
+    logits, share = torch.randn(1, 6, 4), torch.rand(1, 6)
+    first, second = torch.randint(0, 4, (2, 1, 6))
+    loss = BankLoss([TrainConfig(class_weights="balanced")], counts, CPU)(
+        logits, Targets(first, second, share), 6
+    )
+    losses, weights = [], []
+    for labels, part in ((first, share), (second, 1 - share)):
+        weight = balanced(counts)[labels[0]] * part[0]
+        losses.append(weight * nn.functional.cross_entropy(logits[0], labels[0], reduction="none"))
+        weights.append(weight)
+    assert torch.allclose(loss[0], torch.cat(losses).sum() / torch.cat(weights).sum(), rtol=1e-5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(counts=st.lists(st.integers(1, 10**8), min_size=2, max_size=9))
+def test_balanced_weights_are_n_over_k_n_k_rounded_once(counts: list[int]) -> None:
+    weights = BankLoss([TrainConfig(class_weights="balanced")], counts, CPU).weights
+    assert weights is not None
+    exact = [sum(counts) / (len(counts) * count) for count in counts]
+    assert weights.tolist() == [torch.tensor(exact, dtype=torch.float64).float().tolist()]
+
+
+def test_what_the_loss_needs_lies_on_the_device() -> None:
+    loss = BankLoss(
+        [TrainConfig(class_weights="balanced", label_smoothing=0.1)], [1, 2], torch.device("meta")
+    )
+    assert loss.weights is not None and loss.weights.device.type == "meta"
+    assert loss.smoothing is not None and loss.smoothing.device.type == "meta"
 
 
 def test_a_members_infinite_loss_stays_its_own() -> None:

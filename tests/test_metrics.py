@@ -96,3 +96,21 @@ def test_a_class_never_predicted_has_precision_zero() -> None:
     json = metrics.as_json(["cat", "dog"])
     assert json["per_class"][1] == {"class": "dog", "precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 2}
     assert json["precision"] == pytest.approx(0.3) and json["recall"] == pytest.approx(0.5)
+
+
+def test_before_any_image_all_is_zero() -> None:
+    tally = Tally(2, 3, CPU)
+    tally.add(torch.zeros(2, 0, 3), torch.zeros(0, dtype=torch.int64))
+    assert tally.losses() == tally.accuracies() == [0.0, 0.0]
+    json = Metrics(0.0, tally.confusions()[0]).as_json(["a", "b", "c"])
+    assert [json[name] for name in ("num_images", "accuracy", "precision", "recall", "f1")] == [0] * 5
+
+
+def test_counts_are_whole_numbers_on_the_device_given() -> None:
+    assert Tally(1, 2, CPU).confusions().dtype == np.int64
+    assert {tensor.device.type for tensor in Tally(1, 2, torch.device("meta")).tensors()} == {"meta"}
+
+
+def test_classes_and_counts_must_fit_together() -> None:
+    with pytest.raises(ValueError):
+        Metrics(0.5, np.eye(3, dtype=np.int64)).as_json(["cat", "dog"])

@@ -99,12 +99,14 @@ def test_clipping_spares_neighbours() -> None:
         assert not torch.allclose(clipped[key], tensor, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("block_bytes", [64, 400, 3000, 10**9])
+@pytest.mark.parametrize("hidden", ["[11,7]", "[3,40]"])
 def test_gradients_by_blocks_and_whole_give_the_same(
-    block_bytes: int, monkeypatch: pytest.MonkeyPatch
+    hidden: str, block_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(optim_module, "BLOCK_BYTES", block_bytes)
-    settings = ("model.hidden=[11,7]", "optim.name=adamw")
+    settings = (f"model.hidden={hidden}", "optim.name=adamw")
     specs = specs_of("all,dropout_l2", [0, 1], *settings)
     blockwise = BankUnderTest(specs, 16)
     assert blockwise.optimizer.blocks and not blockwise.optimizer.full
@@ -117,6 +119,82 @@ def test_gradients_by_blocks_and_whole_give_the_same(
     for one, other in zip(blockwise.bank.member_states(), whole.bank.member_states(), strict=True):
         for key in one:
             assert torch.allclose(one[key].double(), other[key].double(), atol=2e-5), key
+
+
+@pytest.mark.parametrize("hidden", ["[5]", "[9]", "[7,3]", "[16]"])
+def test_no_bit_of_a_member_depends_on_its_neighbours(hidden: str) -> None:
+    """Also where layers do not fill the registers of a kernel."""
+    specs = specs_of("baseline", [0, 1, 2], f"model.hidden={hidden}", "optim.lr=0.01")
+    together = BankUnderTest(specs, 16, (1, 3, 3))
+    together.train(steps=5)
+    for spec, state in zip(specs, together.bank.member_states(), strict=True):
+        alone = BankUnderTest([spec], 16, (1, 3, 3))
+        alone.train(steps=5)
+        for key, tensor in alone.bank.member_states()[0].items():
+            assert torch.equal(state[key], tensor), (spec.name, key)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-5])
+def test_clipping_is_torchs_for_the_smallest_gradients_too(scale: float) -> None:
+    """The norm is divided by with 1e-6 added."""
+    clip = 0.1 * scale
+    (spec,) = specs_of(
+        "cnn", [0], "model.channels=[3]", "optim.name=sgd", "optim.momentum=0", f"optim.clip_norm={clip}"
+    )
+    bank, module = Bank([spec], SHAPE, 5), build_module(spec.config.model, SHAPE, 5, 0)
+    optimizer = BankOptimizer(bank)
+    images, labels = torch.randn(1, 16, *SHAPE), torch.randint(0, 5, (16,))
+    before = {key: tensor.clone() for key, tensor in bank.member_states()[0].items()}
+    logits = bank(images, bank.prepare(StepPlace(0, 0, 0, 16, 16), CPU))[0]
+    optimizer.step(nn.functional.cross_entropy(logits, labels) * scale, [1 / clip])
+    (nn.functional.cross_entropy(module(images[0]), labels) * scale).backward()
+    nn.utils.clip_grad_norm_(module.parameters(), clip)
+    for key, parameter in module.named_parameters():
+        assert parameter.grad is not None
+        moved = before[key] - bank.member_states()[0][key]
+        assert torch.allclose(moved, parameter.grad / clip, rtol=1e-3, atol=1e-5), key
+
+
+def test_gradients_of_parts_of_a_batch_are_summed_over_the_processes() -> None:
+    """What no stack forms of the whole batch already goes through `reduce`: here as if two processes were alike."""
+    (spec,) = specs_of("cnn", [0], "model.channels=[3]", "optim.name=sgd", "optim.momentum=0", "optim.lr=0.1")
+    moved = []
+    for reduce in (None, lambda gradients: torch._foreach_mul_(gradients, 2.0)):
+        bank = BankUnderTest([spec], 8)
+        bank.optimizer = BankOptimizer(bank.bank, reduce=reduce)
+        bank.step.optimizer = bank.optimizer
+        before = {key: tensor.clone() for key, tensor in bank.bank.member_states()[0].items()}
+        bank.train(steps=1)
+        after = bank.bank.member_states()[0]
+        moved.append(
+            {
+                key: after[key] - old
+                for key, old in before.items()
+                if old.is_floating_point() and "running" not in key
+            }
+        )
+    for key, once in moved[0].items():
+        assert torch.allclose(moved[1][key], 2 * once, rtol=1e-3, atol=1e-6), key
+
+
+def test_a_parameter_that_takes_no_part_stays() -> None:
+    from hpc_mlp.models.registry import register
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.idle = nn.Linear(16, 5), nn.Linear(3, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.used(x.flatten(1))  # type: ignore[no-any-return]
+
+    register("own_idle")(lambda config, shape, classes: Own())
+    bank = BankUnderTest(specs_of("cnn", [0], "model.kind=own_idle"), 8)
+    before = {key: tensor.clone() for key, tensor in bank.bank.member_states()[0].items()}
+    bank.train(steps=2)
+    after = bank.bank.member_states()[0]
+    assert torch.equal(after["idle.weight"], before["idle.weight"])
+    assert not torch.equal(after["used.weight"], before["used.weight"])
 
 
 def test_state_moves_to_another_bank() -> None:

@@ -64,6 +64,28 @@ def test_onecycle_rises_to_the_peak_and_falls_to_the_end() -> None:
     assert max(abs(a - b) for a, b in zip(mine, wanted, strict=True)) < 0.1 * 0.02
 
 
+@pytest.mark.parametrize("name", ["cosine", "onecycle"])
+@pytest.mark.parametrize("steps, begin", [(400, 100), (12, 1), (3, 1), (2, 1)])
+def test_a_rate_falls_as_cosine_annealing_that_ends_with_the_last_step(
+    name: str, steps: int, begin: int
+) -> None:
+    """From the end of the rise, at step `begin`, to the last step, however short the run."""
+    config = ScheduleConfig.model_validate(
+        {"name": name, "peak_fraction": begin / steps, "warmup_epochs": begin / steps, "final_fraction": 0.25}
+    )
+    mine = [learning_rate(config, OptimConfig(lr=0.1), s, steps, 1) for s in range(begin, steps)]
+    left = max(1, steps - 1 - begin)
+    wanted = torch_rates(
+        lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, left, eta_min=0.1 * 0.25), 0.1, steps - begin
+    )
+    assert mine == pytest.approx(wanted, abs=1e-12)
+
+
+def test_onecycle_begins_low_however_short_its_rise() -> None:
+    mine = rates(epochs=1, name="onecycle", peak_fraction=0.001)
+    assert mine[0] == pytest.approx(0.1 / 25) and mine[1] == pytest.approx(0.1)
+
+
 @pytest.mark.parametrize("name", ["constant", "step", "cosine"])
 def test_warm_up_is_linear_and_meets_the_schedule(name: str) -> None:
     mine = rates(name=name, warmup_epochs=2)

@@ -82,7 +82,7 @@ class _Search:
             x, y = self._prints[a], self._prints[b]
             difference = np.maximum(x, y) - np.minimum(x, y)
             distance = difference.mean(axis=1, dtype=np.float32)
-            near = (difference.max(axis=1, initial=0) <= MAX_CELL) & (distance <= MAX_MEAN)
+            near = (difference.max(axis=1) <= MAX_CELL) & (distance <= MAX_MEAN)
             distance += _LATER * self._splits[b]
             near &= distance < self.best[a]
             self.best[a[near]], self.other[a[near]] = distance[near], b[near]

@@ -17,7 +17,6 @@ class Tally:
     """Loss sums [V] float64 and confusion counts [V, K, K] int64 (true row, predicted column) on the device."""
 
     def __init__(self, num_members: int, num_classes: int, device: torch.device) -> None:
-        self.num_classes = num_classes
         # MPS has no float64; there the sums stay float32.
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self.loss = torch.zeros(num_members, dtype=dtype, device=device)

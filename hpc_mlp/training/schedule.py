@@ -38,4 +38,4 @@ def learning_rate(
 
 
 def _cosine(start: float, end: float, fraction: float) -> float:
-    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, fraction)))
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * fraction))
