@@ -77,8 +77,12 @@ def train(
     """
     from hpc_mlp.data.remote import shards_place
     from hpc_mlp.errors import RunError
+    from hpc_mlp.launch.cores import share_cores
     from hpc_mlp.plan import make_request
     from hpc_mlp.runs import read_run
+
+    share_cores()  # before torch is imported
+
     from hpc_mlp.training.session import train_specs
 
     request = make_request(_words(variants), _words(seeds), _paths(config_files), settings)

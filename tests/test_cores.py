@@ -69,6 +69,7 @@ def no_waiting_set(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "RANK"):
         monkeypatch.setenv(name, "")  # so that it is put back after the test
         monkeypatch.delenv(name)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)  # as where a command begins
 
 
 @pytest.mark.usefixtures("no_waiting_set")
@@ -125,6 +126,32 @@ def test_else_waiting_is_left_as_it_is(
         monkeypatch.setenv(name, value)
     share_cores()
     assert os.environ.get("GOMP_SPINCOUNT") == settings.get("GOMP_SPINCOUNT")
+
+
+@pytest.mark.parametrize("torch_first", [False, True])
+def test_the_api_shares_cores_as_the_command_does(tmp_path: Path, torch_first: bool) -> None:
+    """Two threads on a machine without an idle core."""
+    code = f"""
+import os, warnings
+import psutil
+import hpc_mlp
+from hpc_mlp.errors import HpcMlpError, HpcMlpWarning
+psutil.cpu_percent = lambda interval, percpu: [100.0] * 1024
+{"import torch" * torch_first}
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    try:
+        hpc_mlp.train("nowhere")
+    except HpcMlpError:
+        pass
+print(os.environ.get("GOMP_SPINCOUNT"), *[w.message for w in told if w.category is HpcMlpWarning])
+"""
+    environ = environment() | {"OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environ, capture_output=True, text=True
+    )
+    said = done.stdout
+    assert "set GOMP_SPINCOUNT=1000" in said if torch_first else said == "1000\n", said + done.stderr
 
 
 def start(shards: Path, runs: Path, threads: int, *more: str) -> subprocess.Popen[str]:

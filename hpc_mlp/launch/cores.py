@@ -9,11 +9,14 @@ Where others use the cores too, the gain is larger by far: threads of one step w
 from __future__ import annotations
 
 import os
+import sys
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 
 from hpc_mlp.data.budget import cores, num_cpus, resident_bytes
 from hpc_mlp.data.manifest import Manifest
+from hpc_mlp.errors import HpcMlpWarning
 from hpc_mlp.plan import RunSpec
 
 SERIAL = 0.2  # the part of a step that threads do not shorten; 0.37, 0.23 and 0.12 in the three cases above
@@ -30,12 +33,22 @@ def share_cores() -> None:
     Seconds of an epoch of one run, Fashion-MNIST 784-512-256-10, on 2 Zen 5 cores, medians of 3: 2.0, and 8.3 (at worst
     19) beside two busy processes; with this 2.7, and 5.4.
 
-    One of several processes started together leaves it alone: it would take the others' start for a crowd.
+    One of several processes started together leaves it alone: it would take the others' start for a crowd. Where torch
+    is there already (a notebook that imported it first) nothing can be set any more, and a warning says what to do.
     """
     if any(name in os.environ for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "RANK")):
         return
     threads = min(thread_budget(), num_cpus())
-    if threads > 1 and _idle_cores() <= (1 - CROWDED) * threads:
+    if threads == 1 or _idle_cores() > (1 - CROWDED) * threads:
+        return
+    if "torch" in sys.modules:
+        warnings.warn(
+            "others keep the cores busy, and threads that wait for each other will spin. To train faster, set "
+            f"GOMP_SPINCOUNT={SPINS} in the environment, or import torch after hpc_mlp has begun to train.",
+            HpcMlpWarning,
+            stacklevel=2,
+        )
+    else:
         os.environ["GOMP_SPINCOUNT"] = str(SPINS)
 
 
