@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from hpc_mlp.config import Config, flatten, identity
-from hpc_mlp.runs import Json
+from hpc_mlp.runfiles import TestMetrics
 from hpc_mlp.settings import build_config
 
 if TYPE_CHECKING:
@@ -43,13 +43,14 @@ def model_card(run: TrainedRun, file: str, format: str, dtype: str) -> str:
 
 
 def _summary(run: TrainedRun) -> str:
-    kind = run.config["config"]["model"]["kind"]
+    kind = build_config(run.config.config).model.kind
+    parameters = "an unknown number of" if (n := run.config.num_parameters) is None else f"{n:,}"
     colour = "RGB" if run.image.channels == 3 else "gray"
-    accuracy = f" Test accuracy {_percent(test['accuracy'])} %." if (test := _test(run)) else ""
+    accuracy = f" Test accuracy {_percent(test.accuracy)} %." if (test := _test(run)) else ""
     return (
         f"Classifies {colour} images of {run.image.height}×{run.image.width} pixels into "
-        f"{len(run.classes)} classes. Model `{kind}`, {run.config['num_parameters']:,} parameters, variant "
-        f"`{run.config['variant']}`, seed {run.config['seed']}; trained with hpc-mlp.{accuracy}"
+        f"{len(run.classes)} classes. Model `{kind}`, {parameters} parameters, variant "
+        f"`{run.config.variant}`, seed {run.config.seed}; trained with hpc-mlp.{accuracy}"
     )
 
 
@@ -66,33 +67,33 @@ def _use(run: TrainedRun, file: str, format: str, dtype: str) -> str:
 
 
 def _data(run: TrainedRun) -> str:
-    dataset = run.config["dataset"]
-    counts = ", ".join(f"{n:,} {split}" for split, n in dataset["num_images"].items())
-    source = f" from {_text(dataset['source'])}" if dataset.get("source") else ""
+    dataset = run.config.dataset
+    counts = ", ".join(f"{n:,} {_text(split)}" for split, n in dataset.num_images.items())
+    source = f" from {_text(dataset.source)}" if dataset.source else ""
     numbers = [", ".join(f"{value:.4f}" for value in values) for values in (run.mean, run.std)]
     return (
-        f"## Data\n\nImages{source}: {counts}. Dataset digest `{dataset['digest']}`, stored as "
+        f"## Data\n\nImages{source}: {counts}. Dataset digest `{dataset.digest}`, stored as "
         f"{run.encoding}. Pixel mean {numbers[0]} and standard deviation {numbers[1]} of the training images "
         f"(0..1, by channel)."
     )
 
 
 def _recipe(run: TrainedRun) -> str:
-    config = build_config(run.config["config"])
+    config = build_config(run.config.config)
     defaults, ours = identity(flatten(Config())), identity(flatten(config))
     always = ("train.epochs", "train.batch_size", "optim.name", "optim.lr", "model.kind", "model.hidden")
     keys = [key for key in ours if key in always or ours[key] != defaults[key]]
     rows = "\n".join(f"| `{key}` | `{_value(ours[key])}` |" for key in keys)
     stopped = {"epochs": "Ended", "early": "Stopped early", "max_seconds": "Stopped at its time limit"}
     lines = [f"## Recipe\n\n| key | value |\n|---|---|\n{rows}", "Other keys have hpc-mlp's defaults."]
-    if run.result:
-        best = {"loss": f"the lowest validation loss ({run.result['best_val_loss']:.4f})",
-                "accuracy": f"the highest validation accuracy ({run.result['best_val_accuracy']:.4f})",
+    if (result := run.result) is not None:
+        best = {"loss": f"the lowest validation loss ({_decimals(result.best_val_loss)})",
+                "accuracy": f"the highest validation accuracy ({_decimals(result.best_val_accuracy)})",
                 "last": "the last"}[config.train.monitor]  # fmt: skip
-        lines.append(f"{stopped.get(run.result['stopped'], 'Diverged')} after epoch {run.result['epochs_run']}; the "
-                     f"weights are those of epoch {run.result['best_epoch']}, {best}.")  # fmt: skip
-    versions = ", ".join(f"{name} {version}" for name, version in run.config.get("versions", {}).items())
-    lines.append(f"Trained on {run.config.get('device', 'an unknown device')}; {versions}.")
+        lines.append(f"{stopped.get(result.stopped or '', 'Diverged')} after epoch {result.epochs_run}; the "
+                     f"weights are those of epoch {result.best_epoch}, {best}.")  # fmt: skip
+    versions = ", ".join(f"{_text(name)} {_text(version)}" for name, version in run.config.versions.items())
+    lines.append(f"Trained on {_text(run.config.device or 'an unknown device')}; {versions}.")
     return "\n\n".join(lines)
 
 
@@ -101,16 +102,16 @@ def _metrics(run: TrainedRun) -> str:
     if test is None:
         return "## Metrics\n\nNone: the run was not complete when it was exported."
     head = (
-        f"## Metrics\n\nOn {test['num_images']:,} test images, which had no part in training or in choosing the "
-        f"epoch: accuracy {_percent(test['accuracy'])} %, cross entropy {test['loss']:.4f}; mean over classes: "
-        f"precision {_percent(test['precision'])}, recall {_percent(test['recall'])}, "
-        f"F1 {_percent(test['f1'])} %."
+        f"## Metrics\n\nOn {test.num_images:,} test images, which had no part in training or in choosing the "
+        f"epoch: accuracy {_percent(test.accuracy)} %, cross entropy {_decimals(test.loss)}; mean over classes: "
+        f"precision {_percent(test.precision)}, recall {_percent(test.recall)}, "
+        f"F1 {_percent(test.f1)} %."
     )
     rows = [
-        f"| {_text(row['class'])} | {row['support']:,} | "
-        + " | ".join(_percent(row[key]) for key in ("precision", "recall", "f1"))
+        f"| {_text(row.name)} | {row.support:,} | "
+        + " | ".join(map(_percent, (row.precision, row.recall, row.f1)))
         + " |"
-        for row in test["per_class"][:_MOST_CLASSES]
+        for row in test.per_class[:_MOST_CLASSES]
     ]
     table = "| class | images | precision | recall | F1 |\n|---|---:|---:|---:|---:|\n" + "\n".join(rows)
     return f"{head}\n\n{table}"
@@ -122,14 +123,14 @@ def _limits(run: TrainedRun) -> str:
         f"It knows these {len(run.classes)} classes only, and names one of them for any image whatever."
     )
     test = _test(run)
-    if test and test["num_images"]:
-        worst = sorted((row for row in test["per_class"] if row["recall"] < 1 and row["support"]),
-                       key=lambda row: row["recall"])[:3]  # fmt: skip
+    if test and test.num_images:
+        worst = sorted((row for row in test.per_class if row.recall < 1 and row.support),
+                       key=lambda row: row.recall)[:3]  # fmt: skip
         if worst:
-            text = ", ".join(f"{_text(row['class'])} ({_percent(row['recall'])} %)" for row in worst)
+            text = ", ".join(f"{_text(row.name)} ({_percent(row.recall)} %)" for row in worst)
             limits.append(f"The classes it recognises least often: {text}.")
-        low, high = wilson(test["accuracy"], test["num_images"])
-        limits.append(f"{test['num_images']:,} test images place the accuracy between {_percent(low)} and "
+        low, high = wilson(test.accuracy, test.num_images)
+        limits.append(f"{test.num_images:,} test images place the accuracy between {_percent(low)} and "
                       f"{_percent(high)} % (95 %, Wilson's interval).")  # fmt: skip
     if len(run.members) == 1:
         limits.append("The figures are of one seed; another seed gives somewhat different ones.")
@@ -152,9 +153,12 @@ def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
     return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
 
 
-def _test(run: TrainedRun) -> Json | None:
-    test: Json | None = (run.result or {}).get("test")
-    return test
+def _test(run: TrainedRun) -> TestMetrics | None:
+    return run.result.test if run.result else None
+
+
+def _decimals(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"
 
 
 def _percent(fraction: float) -> str:

@@ -6,12 +6,16 @@ whether a key is there or a number is a number.
 
 from __future__ import annotations
 
+import json
+import os
+import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from hpc_mlp.errors import RunError
+from hpc_mlp.errors import DamagedError
 from hpc_mlp.texts import printable
 
 R = TypeVar("R", bound="Record")
@@ -26,26 +30,77 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
 
+class JsonRecord(Record, Mapping[str, Any]):
+    """A record that also reads like the JSON object it was parsed from: `test["accuracy"]`, `test.get("loss")`,
+    `dict(test)`. What the object did not have is an attribute with its default, and no key."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    def __getitem__(self, key: str) -> Any:
+        name = self._names().get(key, "")
+        if name not in self.model_fields_set:
+            raise KeyError(key)
+        return getattr(self, name)
+
+    def __iter__(self) -> Iterator[str]:  # type: ignore[override]
+        return (key for key, name in self._names().items() if name in self.model_fields_set)
+
+    def __len__(self) -> int:
+        return len(self.model_fields_set)
+
+    @classmethod
+    def _names(cls) -> dict[str, str]:
+        """Key in the file → attribute."""
+        return {field.alias or name: name for name, field in cls.model_fields.items()}
+
+
 def parse(data: bytes | str, model: type[R], where: object, remedy: str) -> R:
-    """The record in `data`. RunError "WHERE is damaged (KEY: what is wrong). REMEDY" where it is none."""
+    """The record in `data`. DamagedError "WHERE is damaged (KEY: what is wrong). REMEDY" where it is none."""
     try:
         return model.model_validate_json(data)
     except ValidationError as error:
+        strict = _without_constants(data)
+        if strict is not None:
+            return parse(strict, model, where, remedy)
         raise damaged(where, reason(error), remedy) from None
 
 
-def read(path: Path, model: type[R], remedy: str) -> R | None:
-    """The record in file `path`; None where there is no such file; RunError as of `parse`."""
+def _without_constants(data: bytes | str) -> str | None:
+    """Before 0.1 numbers that are not finite were written as NaN and Infinity, which JSON has not: as null; None where
+    there are none."""
+    found: list[str] = []
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        value = json.loads(data, parse_constant=found.append)
+        return json.dumps(value) if found else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def read(path: Path, model: type[R], remedy: str) -> R | None:
+    """The record in file `path`; None where there is no such file; DamagedError as of `parse`."""
+    data = read_bytes(path, remedy)
+    return None if data is None else parse(data, model, path, remedy)
+
+
+def read_bytes(path: Path, remedy: str) -> bytes | None:
+    """All of file `path`; None where there is no such file; DamagedError where it cannot be read or has no end."""
+    try:
+        with open(path, "rb", opener=_at_once) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise damaged(path, "not a file", remedy)
+            if status.st_size > MAX_BYTES:
+                raise damaged(path, f"more than {MAX_BYTES >> 20} MiB", remedy)
+            return file.read()
     except FileNotFoundError:
         return None
     except OSError as error:
         raise damaged(path, error.strerror or str(error), remedy) from None
-    if len(data) > MAX_BYTES:
-        raise damaged(path, f"more than {MAX_BYTES >> 20} MiB", remedy)
-    return parse(data, model, path, remedy)
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open; a named pipe too, which would wait for a writer."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def reason(error: ValidationError) -> str:
@@ -56,5 +111,5 @@ def reason(error: ValidationError) -> str:
     return printable(f"{place}: {text}" if place else text)
 
 
-def damaged(where: object, why: str, remedy: str) -> RunError:
-    return RunError(f"{printable(where)} is damaged ({why}). {remedy}")
+def damaged(where: object, why: str, remedy: str) -> DamagedError:
+    return DamagedError(printable(where), printable(why), remedy)

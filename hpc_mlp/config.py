@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -203,9 +204,20 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def identity(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a flat configuration that decides a run's result; two runs with equal identity,
-    dataset and seed are the same run."""
+    """The part of a flat configuration that decides a run's result, see `run_identity`."""
     return {k: v for k, v in flat.items() if not k.startswith("launch.") and k not in _OPERATIONAL}
+
+
+def run_identity(config: Mapping[str, Mapping[str, Any]], seed: int, digest: str) -> dict[str, Any]:
+    """Everything that decides a run's result, flat: two runs of equal identity are the same run. `config`: JSON values
+    as config.json has them; keys that an older version lacked have the defaults. `digest`: of the dataset."""
+    flat = {f"{section}.{key}": value for section, keys in config.items() for key, value in keys.items()}
+    return identity(_defaults() | flat) | {"seed": seed, "dataset.digest": digest}
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    return flatten(Config())
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

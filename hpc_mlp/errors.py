@@ -3,6 +3,7 @@
     HpcMlpError            everything this package raises on purpose
      ├─ UserError          the input is wrong: exit code 2, one message saying what, where and what to do
      └─ RunError           the input was right, but the work failed: exit code 1
+         ├─ DamagedError   a file that was read does not hold what it should
          └─ LeaseLostError another process took over the run folder: stop writing
 
 Our own bugs are `assert`s and other built-in exceptions; they keep their traceback.
@@ -24,6 +25,14 @@ class UserError(HpcMlpError, ValueError):
 
 class RunError(HpcMlpError):
     exit_code = 1
+
+
+class DamagedError(RunError):
+    """`where` (mostly a path) is damaged for the reason `why`, without a full stop."""
+
+    def __init__(self, where: object, why: str, remedy: str) -> None:
+        super().__init__(f"{where} is damaged ({why}). {remedy}")
+        self.where, self.why = where, why
 
 
 class LeaseLostError(RunError):

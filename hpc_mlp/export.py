@@ -78,10 +78,10 @@ def metadata(run: TrainedRun) -> Json:
         "channels": run.image.channels,
         "mean": list(run.mean),
         "std": list(run.std),
-        "model": run.config["config"]["model"],
+        "model": run.config.value("model"),
         "runs": list(run.members),
-        "variant": run.config["variant"],
-        "dataset_digest": run.config["dataset"]["digest"],
+        "variant": run.config.variant,
+        "dataset_digest": run.config.dataset.digest,
         "hpc_mlp": __version__,
     }
 

@@ -8,6 +8,9 @@ RUNS/<name>/config.json        resolved configuration, dataset digest, versions
             predictions.npz    test probabilities [N, K] float32 and labels [N] int64
             failed.json        the last attempt failed: error and traceback
             live.json          while it is trained: where in its epoch it is
+
+`runfiles` has what stands in them, as checked types. A run whose files do not hold what they should is a `Run` of the
+state "damaged": it hides none of the others.
 """
 
 from __future__ import annotations
@@ -21,16 +24,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeVar
 
-from hpc_mlp.errors import RunError, UserError
-from hpc_mlp.texts import json_text
+from hpc_mlp.checked import damaged, parse, read, read_bytes
+from hpc_mlp.errors import DamagedError, RunError, UserError
+from hpc_mlp.runfiles import UNKNOWN, EpochLine, Failed, Result, RunConfig, TestMetrics
+from hpc_mlp.texts import json_text, printable
 
 CONFIG, METRICS, RESULT, FAILED = "config.json", "metrics.jsonl", "result.json", "failed.json"
 BEST, LAST, PREDICTIONS, LIVE = "best.safetensors", "last.ckpt", "predictions.npz", "live.json"
 
-State = Literal["done", "diverged", "failed", "unfinished"]
+State = Literal["done", "diverged", "failed", "unfinished", "damaged"]
 Json = dict[str, Any]
+L = TypeVar("L", bound=Mapping[str, Any])
 
 
 @contextmanager
@@ -89,11 +95,12 @@ class RunFolder:
 
     path: Path
 
-    def config(self) -> Json | None:
-        return read_json(self.path / CONFIG)
+    def config(self) -> RunConfig | None:
+        """DamagedError as of `checked.read`."""
+        return read(self.path / CONFIG, RunConfig, _remedy(self.path))
 
-    def result(self) -> Json | None:
-        return read_json(self.path / RESULT)
+    def result(self) -> Result | None:
+        return read(self.path / RESULT, Result, _remedy(self.path))
 
     def write_config(self, config: Json) -> None:
         write_json(self.path / CONFIG, config)
@@ -123,27 +130,36 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class Run:
-    """One run as read back from its folder: what `table`, `report` and `status` see."""
+    """One run as read back from its folder: what `table`, `report` and `status` see. Its records also read like
+    dictionaries: `run.test["accuracy"]`."""
 
     path: Path
     name: str
     variant: str
     seed: int
     state: State
-    config: Json  # {"variant", "seed", "swept", "config": {section: {key: value}}, "dataset", "versions", …}
-    metrics: list[Json] = field(default_factory=list)
-    result: Json | None = None
-    failed: Json | None = None
+    config: RunConfig
+    metrics: list[EpochLine] = field(default_factory=list)
+    result: Result | None = None
+    failed: Failed | None = None
+    # Of a damaged run, which has nothing else to say: `result.json (num_parameters: …)`.
+    problem: str = ""
 
     @property
-    def test(self) -> Json | None:
+    def test(self) -> TestMetrics | None:
         """Test metrics of a complete run (see `training.metrics`)."""
-        return (self.result or {}).get("test")
+        return self.result.test if self.result else None
 
     @property
     def monitor(self) -> str:
         """What decides on its best epoch (see `best_line`)."""
-        return str(self.config.get("config", {}).get("train", {}).get("monitor", "loss"))
+        return str(self.config.value("train.monitor") or "loss")
+
+    @property
+    def epochs(self) -> int | None:
+        """As planned."""
+        value = self.config.value("train.epochs")
+        return value if isinstance(value, int) else None
 
 
 def is_complete(path: Path) -> bool:
@@ -152,58 +168,71 @@ def is_complete(path: Path) -> bool:
 
 
 def read_run(path: Path) -> Run | None:
-    """The run in folder `path`; None if there is none."""
-    config = read_json(path / CONFIG)
+    """The run in folder `path`, of the state "damaged" where its files do not hold what they should; None where there
+    is none."""
+    try:
+        return _read_run(path)
+    except DamagedError as error:
+        problem = f"{Path(str(error.where)).name} ({error.why})"
+        return Run(path, path.name, path.name, 0, "damaged", UNKNOWN, problem=problem)
+
+
+def _read_run(path: Path) -> Run | None:
+    remedy = _remedy(path)
+    config = read(path / CONFIG, RunConfig, remedy)
     if config is None:
         return None
-    result, failed = read_json(path / RESULT), read_json(path / FAILED)
+    result, failed = read(path / RESULT, Result, remedy), read(path / FAILED, Failed, remedy)
     state: State = "failed" if failed else "unfinished"
     if result is not None:
-        state = "diverged" if result.get("status") == "diverged" else "done"
-    return Run(
-        path=path,
-        name=path.name,
-        variant=str(config.get("variant", path.name)),
-        seed=int(config.get("seed", 0)),
-        state=state,
-        config=config,
-        metrics=_read_metrics(path / METRICS),
-        result=result,
-        failed=failed,
-    )
+        state = result.status
+        classes = len(config.dataset.classes)
+        if result.test and len(result.test.confusion_matrix) != classes:
+            raise damaged(path / RESULT, f"confusion_matrix is not that of {classes} classes", remedy)
+    metrics = _read_metrics(path / METRICS, remedy)
+    return Run(path, path.name, config.variant, config.seed, state, config, metrics, result, failed)
 
 
-def best_line(lines: Sequence[Json], monitor: str = "loss") -> Json | None:
+def damage(run: Run) -> RunError:
+    """What is wrong with a run of the state "damaged", and what to do."""
+    return RunError(f"{printable(run.path)} is damaged: {run.problem}. {_remedy(run.path)}")
+
+
+def _remedy(path: Path) -> str:
+    return f"Delete the folder {printable(path)}, or train it anew with --overwrite."
+
+
+def best_line(lines: Sequence[L], monitor: str = "loss") -> L | None:
     """The line of metrics.jsonl of the best epoch, whose weights are kept: that of the lowest validation loss; with
     `monitor` "accuracy" of the highest accuracy, and of those the lowest loss; with "last" the last. Of equal ones
     the first, and none whose loss is not finite."""
 
-    def order(line: Json) -> tuple[float, float]:
+    def order(line: L) -> tuple[float, float]:
         first = {"accuracy": "val_accuracy", "last": "epoch"}.get(monitor)
-        return (-line[first] if first else 0.0), line["val_loss"]
+        return (-(line.get(first) or 0.0) if first else 0.0), line["val_loss"]
 
     losses = ((line, line.get("val_loss")) for line in lines)
     finite = [line for line, loss in losses if isinstance(loss, int | float) and math.isfinite(loss)]
     return min(finite, key=order, default=None)
 
 
-def _read_metrics(path: Path) -> list[Json]:
-    try:
-        lines = path.read_text().splitlines()
-        return [json.loads(line) for line in lines]
-    except FileNotFoundError:
-        return []
-    except (ValueError, OSError) as error:
-        raise RunError(f"{path} is damaged ({error}). Delete the run folder and train again.") from None
+def _read_metrics(path: Path, remedy: str) -> list[EpochLine]:
+    data = read_bytes(path, remedy)
+    lines = [] if data is None else data.removesuffix(b"\n").split(b"\n") if data else []
+    metrics = [parse(line, EpochLine, path, remedy) for line in lines]
+    for number, line in enumerate(metrics, 1):
+        if line.epoch != number:
+            raise damaged(path, f"epoch {line.epoch} where {number} belongs", remedy)
+    return metrics
 
 
 def list_runs(root: Path) -> list[Run]:
-    """Every run below `root`, by variant as first named, then seed. UserError if there is none."""
+    """Every run below `root`, by variant as first named, then seed, damaged ones too. UserError if there is none."""
     if not root.is_dir():
         raise UserError(f"no runs folder at {root}. Train first: hpc-mlp train OUT --runs {root}")
     runs = [run for path in sorted(root.iterdir()) if path.is_dir() and (run := read_run(path))]
     if not runs:
         raise UserError(f"no runs in {root}. Train first: hpc-mlp train OUT --runs {root}")
     return sorted(
-        runs, key=lambda run: (run.variant, sorted(run.config.get("swept", {}).items(), key=str), run.seed)
+        runs, key=lambda run: (run.variant, repr(sorted(run.config.swept.items(), key=str)), run.seed)
     )

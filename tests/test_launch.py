@@ -53,7 +53,7 @@ def finish(runs: Path, spec: RunSpec, digest: str = "d1") -> None:
     folder = RunFolder(runs / spec.name)
     folder.write_config(
         {"variant": spec.variant, "seed": spec.seed, "swept": {}, "config": spec.config.model_dump(mode="json"),
-         "dataset": {"digest": digest}}
+         "dataset": {"digest": digest, "classes": ["a", "b"], "image_size": [8, 8], "channels": 1}}
     )  # fmt: skip
     folder.write_result({"status": "done"})
 

@@ -179,7 +179,8 @@ def test_mtimes_in_whole_seconds_do_not_hide_a_failure(fake: Path, tmp_path: Pat
     submission = send(tmp_path, variants="baseline")
     assert submission is not None
     folder = tmp_path / "baseline-s0"
-    write_json(folder / "config.json", {"variant": "baseline", "seed": 0, "config": {}})
+    dataset = {"digest": "d1", "classes": ["a", "b"], "image_size": [8, 8], "channels": 1}
+    write_json(folder / "config.json", {"variant": "baseline", "seed": 0, "config": {}, "dataset": dataset})
     write_json(folder / "failed.json", {"error": "boom", "traceback": "ValueError: boom"})
     for path in (submission.folder / "plan.json", folder / "failed.json"):
         os.utime(path, (int(path.stat().st_mtime),) * 2)

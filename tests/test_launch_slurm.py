@@ -54,7 +54,13 @@ def write_run(run: RunStatus, runs: Path, epochs: int = 2) -> RunFolder:
     folder = RunFolder(runs / run.name)
     config = plan_runs(parse_variants(run.variant), [run.seed])[0].config.model_dump(mode="json")
     folder.write_config(
-        {"variant": run.variant, "seed": run.seed, "swept": {}, "config": config, "dataset": {"digest": "d1"}}
+        {
+            "variant": run.variant,
+            "seed": run.seed,
+            "swept": {},
+            "config": config,
+            "dataset": {"digest": "d1", "classes": ["a", "b"], "image_size": [8, 8], "channels": 1},
+        }
     )
     folder.write_metrics(
         [

@@ -196,28 +196,6 @@ def test_wrong_input_is_one_message(tmp_path: Path, runs: Path) -> None:
         assert isinstance(result.exception, SystemExit)
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("config.json", "{"),
-        ("config.json", '{"seed": "x"}'),
-        ("config.json", '{"seed": 0, "swept": [1]}'),
-        ("result.json", "[]"),
-        ("result.json", '{"status": "done", "test": {"accuracy": "high"}}'),
-        ("result.json", '{"status": "done", "test": [1]}'),
-        ("metrics.jsonl", '{"epoch": 1'),
-        ("metrics.jsonl", "3\n"),
-        ("result.json", "\xff\x00"),
-    ],
-)
-def test_damaged_files_are_one_message(runs: Path, name: str, content: str) -> None:
-    (runs / "dropout-s1" / name).write_bytes(content.encode("latin-1"))
-    result = table(runs)
-    assert result.exit_code == 1, result.output
-    assert "damaged" in result.output and str(runs) in result.output
-    assert isinstance(result.exception, SystemExit)
-
-
 def test_starts_at_once_without_torch(runs: Path) -> None:
     code = "import sys; from hpc_mlp.cli import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hpc_mlp.errors import RunError, UserError
+from hpc_mlp.errors import UserError
 from hpc_mlp.launch import local, slurm
 from hpc_mlp.launch.job_info import UNKNOWN, JobInfo
 from hpc_mlp.launch.records import PLAN, PackRecord, Submission, list_submissions
@@ -52,7 +52,7 @@ def read_status(runs: Path) -> list[RunStatus]:
                 statuses[run["name"]] = _submitted(runs / run["name"], run, job)
     folders = sorted(path for path in runs.glob("*") if path.is_dir() and path.name not in statuses)
     for path in folders:
-        if not path.name.startswith(".") and (run_read := _read(path)) is not None:
+        if not path.name.startswith(".") and (run_read := read_run(path)) is not None:
             statuses[path.name] = _of_files(path, run_read)
     return list(statuses.values())
 
@@ -62,13 +62,6 @@ def require_status(runs: Path) -> list[RunStatus]:
     if not statuses:
         raise UserError(f"no runs in {runs}. Submit some first: hpc-mlp submit OUT --runs {runs}")
     return statuses
-
-
-def _read(path: Path) -> Run | None:
-    try:
-        return read_run(path)
-    except RunError:  # damaged; `table` tells what to do
-        return None
 
 
 def _newest(submissions: list[Submission], runs: Path) -> list[list[_Job]]:
@@ -104,7 +97,7 @@ def _job(
 
 
 def _submitted(path: Path, planned: dict[str, Any], job: _Job) -> RunStatus:
-    run = _read(path)
+    run = read_run(path)
     base = (
         _of_files(path, run)
         if run
@@ -112,13 +105,16 @@ def _submitted(path: Path, planned: dict[str, Any], job: _Job) -> RunStatus:
     )
     base = replace(
         base,
+        # A damaged run's folder does not say them.
+        variant=planned["variant"],
+        seed=planned["seed"],
         progress=replace(base.progress, epochs=base.progress.epochs or planned["epochs"]),
         requeues=job.requeues,
         job=job.pack.job_id or "",
         log=str(_log(job)),
         submission=job.submission.id,
     )
-    if base.state in COMPLETE:
+    if base.state in COMPLETE or base.state == "damaged":
         return replace(base, node=job.node)
     info = job.info
     if info is None:

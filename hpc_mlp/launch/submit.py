@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc_mlp.config import LaunchConfig, differences, flatten, identity
+from hpc_mlp.config import LaunchConfig, differences, run_identity
 from hpc_mlp.data.remote import Place
 from hpc_mlp.errors import HpcMlpError, RunError, UserError, unknown_name
 from hpc_mlp.launch import local, slurm
@@ -19,7 +19,7 @@ from hpc_mlp.launch.status import RunStatus, read_status
 from hpc_mlp.lease import Lease
 from hpc_mlp.live.rows import ACTIVE, COMPLETE
 from hpc_mlp.plan import RunSpec
-from hpc_mlp.runs import CONFIG, RunFolder, read_json
+from hpc_mlp.runs import RunFolder
 from hpc_mlp.settings import Tree, build_config, configs_dir, read_layers, set_key
 
 
@@ -96,15 +96,11 @@ def make_plan(
 
 def _same_run(path: Path, spec: RunSpec, digest: str) -> None:
     """UserError where the folder holds a run of another configuration or dataset."""
-    stored = read_json(path / CONFIG)
+    stored = RunFolder(path).config()
     if stored is None:
         return
-    try:
-        old = identity(flatten(build_config(stored["config"])))
-    except UserError:  # written by a version with other keys; training will say what to do
-        return
-    old["dataset"] = stored.get("dataset", {}).get("digest")
-    if changed := differences(old, identity(flatten(spec.config)) | {"dataset": digest}):
+    new = run_identity(spec.config.model_dump(mode="json"), spec.seed, digest)
+    if changed := differences(stored.identity(), new):
         raise UserError(
             f"{path} holds a run with another configuration or dataset ({'; '.join(changed[:3])}). "
             "Choose another --runs folder, or --overwrite to train it anew."

@@ -16,7 +16,7 @@ from hpc_mlp.live.rows import ACTIVE, COMPLETE, Frame, Progress, RunRow, State, 
 from hpc_mlp.texts import duration
 
 STYLES: dict[State, str] = {
-    "done": "green", "running": "cyan", "queued": "yellow", "failed": "bold red", "lost": "red",
+    "done": "green", "running": "cyan", "queued": "yellow", "failed": "bold red", "lost": "red", "damaged": "bold red",
     "diverged": "magenta", "cancelled": "dim", "stopped": "dim",
 }  # fmt: skip
 _BARS = "▁▂▃▄▅▆▇█"
@@ -172,7 +172,7 @@ def _bar(line: _Line, width: int) -> RenderableType:
     tested = mean([row.test_accuracy for row in runs])
     if states == {"done"}:
         return Text("done" if tested is None else f"test {100 * tested:.1f}", STYLES["done"])
-    worst = next(state for state in ("failed", "lost", "diverged", "stopped", "cancelled", "queued", "done")
+    worst = next(state for state in ("failed", "damaged", "lost", "diverged", "stopped", "cancelled", "queued", "done")
                  if state in states)  # fmt: skip
     number = sum(row.state == worst for row in runs)
     return Text(worst if len(runs) == number else f"{number} {worst}", STYLES[worst])

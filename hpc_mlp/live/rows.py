@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from hpc_mlp.runfiles import Failed
 from hpc_mlp.runs import Json, Run, best_line
 
-State = Literal["queued", "running", "done", "diverged", "failed", "lost", "cancelled", "stopped"]
+State = Literal["queued", "running", "done", "diverged", "failed", "lost", "cancelled", "stopped", "damaged"]
 
 ACTIVE: frozenset[State] = frozenset({"queued", "running"})
 COMPLETE: frozenset[State] = frozenset({"done", "diverged"})
-BAD: frozenset[State] = frozenset({"failed", "lost"})
+BAD: frozenset[State] = frozenset({"failed", "lost", "damaged"})
 _RECENT = 3  # epochs that the time left is reckoned from
 
 
@@ -48,9 +49,11 @@ class Progress:
         return max(0.0, self.epochs - self.epoch - self.part) * self.epoch_seconds
 
 
-def progress(lines: Sequence[Json], epochs: int | None, monitor: str = "loss", part: float = 0.0) -> Progress:
+def progress(
+    lines: Sequence[Mapping[str, Any]], epochs: int | None, monitor: str = "loss", part: float = 0.0
+) -> Progress:
     """From the lines of metrics.jsonl; `monitor` as in the configuration."""
-    last = lines[-1] if lines else {}
+    last: Mapping[str, Any] = lines[-1] if lines else {}
     losses = tuple(number(line.get("val_loss")) for line in lines)
     best = best_line(lines, monitor)
     seconds = [s for line in lines[-_RECENT:] if (s := number(line.get("seconds"))) is not None]
@@ -142,20 +145,20 @@ class Frame:
 def of_run(run: Run) -> RunRow:
     """What the run folder alone says; `stopped` where it has neither result nor failure."""
     state: State = "stopped" if run.state == "unfinished" else run.state
-    epochs = run.config.get("config", {}).get("train", {}).get("epochs")
+    detail = _last_line(run.failed) if state == "failed" and run.failed else run.problem
     return RunRow(
         name=run.name,
         variant=run.variant,
         seed=run.seed,
         state=state,
-        detail=_last_line(run.failed or {}) if state == "failed" else "",
-        progress=progress(run.metrics, epochs, run.monitor),
-        test_accuracy=number((run.test or {}).get("accuracy")),
+        detail=detail,
+        progress=progress(run.metrics, run.epochs, run.monitor),
+        test_accuracy=run.test.accuracy if run.test else None,
     )
 
 
-def _last_line(failed: Json) -> str:
-    lines = str(failed.get("traceback") or failed.get("error", "")).strip().splitlines()
+def _last_line(failed: Failed) -> str:
+    lines = (failed.traceback or failed.error).strip().splitlines()
     return lines[-1].strip() if lines else ""
 
 

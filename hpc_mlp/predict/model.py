@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hpc_mlp.models  # noqa: F401  # registers the built-in kinds
-from hpc_mlp.config import identity
 from hpc_mlp.data.decode import MAX_PIXELS, ImageSpec
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.source import scale_and_offset
-from hpc_mlp.errors import RunError, UserError
+from hpc_mlp.errors import HpcMlpError, RunError, UserError
 from hpc_mlp.models.registry import BUILT_IN, build_module, load_plugins
-from hpc_mlp.runs import BEST, CONFIG, Json, Run, list_runs, read_run
+from hpc_mlp.runfiles import Result, RunConfig
+from hpc_mlp.runs import BEST, CONFIG, Run, damage, list_runs, read_run
 from hpc_mlp.settings import build_config
 from hpc_mlp.training.checkpoint import load_best
 
@@ -72,8 +72,8 @@ class TrainedRun:
     model: Classifier
     members: tuple[str, ...]
     state: str
-    config: Json
-    result: Json | None
+    config: RunConfig
+    result: Result | None
 
     @property
     def name(self) -> str:
@@ -108,16 +108,16 @@ def load_run(path: str | Path, *, ensemble: bool = False, device: str | torch.de
     path = Path(path)
     run = _read(path)
     runs = [run, *_others_by_seed(run)] if ensemble else [run]
-    dataset = _dataset(run)
-    height, width = dataset["image_size"]
-    image = ImageSpec(height, width, dataset["channels"], dataset["max_pixels"])
-    modules = [_module(member, image, len(dataset["classes"])) for member in runs]
-    mean, std = tuple(dataset["mean"]), tuple(dataset["std"])
+    dataset = run.config.dataset
+    height, width = dataset.image_size
+    image = ImageSpec(height, width, dataset.channels, dataset.max_pixels or MAX_PIXELS)
+    encoding, mean, std = _stored_as(run)
+    modules = [_module(member, image, len(dataset.classes)) for member in runs]
     return TrainedRun(
         path=run.path,
-        classes=tuple(dataset["classes"]),
+        classes=dataset.classes,
         image=image,
-        encoding=dataset["encoding"],
+        encoding=encoding,
         mean=mean,
         std=std,
         model=Classifier(modules, mean, std).to(device),
@@ -138,6 +138,8 @@ def _read(path: Path) -> Run:
             raise UserError(f"{path} is a folder of runs. Give one of them: " + ", ".join(
                 str(path / name) for name in inside[:10]) + (", …" if len(inside) > 10 else "") + ".")  # fmt: skip
         raise UserError(f"{path} is not a run folder (no {CONFIG}). Give one such as runs/baseline-s0.")
+    if run.state == "damaged":
+        raise damage(run)
     if not (path / BEST).is_file():
         raise UserError(f"{path} has no weights yet ({run.state}): no epoch is finished. Train it first.")
     return run
@@ -145,8 +147,7 @@ def _read(path: Path) -> Run:
 
 def _others_by_seed(run: Run) -> list[Run]:
     def recipe(of: Run) -> tuple[Any, ...]:
-        flat = {f"{s}.{k}": v for s, keys in of.config["config"].items() for k, v in keys.items()}
-        return of.variant, of.config["dataset"]["digest"], identity(flat)
+        return of.variant, of.config.identity() | {"seed": None}
 
     return [
         other
@@ -155,29 +156,44 @@ def _others_by_seed(run: Run) -> list[Run]:
     ]
 
 
-def _dataset(run: Run) -> Json:
-    """The dataset's part of config.json. Runs of before these keys: the manifest has them, if it is there."""
-    dataset: Json = {"encoding": "png", "max_pixels": MAX_PIXELS} | run.config["dataset"]
-    if "mean" not in dataset:
-        place = Path(dataset["path"])  # never opened as a URL: those of the kind `pipe:` run commands
-        manifest = Manifest.load(place)
-        if manifest.digest != dataset["digest"]:
-            raise UserError(f"{place} is no longer the dataset that {run.path} was trained on.")
-        dataset |= {"mean": manifest.mean, "std": manifest.std, "encoding": manifest.encoding}
-    return dataset
+def _stored_as(run: Run) -> tuple[str, tuple[float, ...], tuple[float, ...]]:
+    """Encoding, mean and std. Runs of before these keys: the manifest has them, if it is there."""
+    dataset = run.config.dataset
+    if dataset.mean is not None and dataset.std is not None:
+        return dataset.encoding, dataset.mean, dataset.std
+    # Never opened as a URL: those of the kind `pipe:` run commands.
+    place = Path(dataset.path)
+    manifest = Manifest.load(place)
+    if manifest.digest != dataset.digest:
+        raise UserError(f"{place} is no longer the dataset that {run.path} was trained on.")
+    return manifest.encoding, manifest.mean, manifest.std
 
 
 def _module(run: Run, image: ImageSpec, num_classes: int) -> nn.Module:
-    config = build_config(run.config["config"], str(run.path / CONFIG)).model
+    config = build_config(run.config.config, str(run.path / CONFIG)).model
     if config.kind not in BUILT_IN:
-        load_plugins(Path(plugin) for plugin in run.config.get("plugins", []))
-    config = config.model_copy(
-        update={"pretrained": False}
-    )  # else its weights would be fetched, then replaced
-    seed = run.seed
-    module = build_module(config, (image.channels, image.height, image.width), num_classes, seed)
+        load_plugins(Path(plugin) for plugin in run.config.plugins)
+    # Else its weights would be fetched, then replaced.
+    config = config.model_copy(update={"pretrained": False})
+    shape = (image.channels, image.height, image.width)
+    weights = load_best(run.path)
     try:
-        module.load_state_dict(load_best(run.path))
-    except RuntimeError as error:
-        raise RunError(f"{run.path / BEST} does not fit the model in {CONFIG}: {error}") from None
+        # Without memory first: config.json may ask for any amount of it, the file of weights says what there is.
+        with torch.device("meta"):
+            _fitting(build_module(config, shape, num_classes, run.seed), weights)
+        module = build_module(config, shape, num_classes, run.seed)
+        module.load_state_dict(weights)
+    except HpcMlpError:
+        raise
+    except Exception as error:  # torch has many for what it cannot build, and a user's own model has its own
+        raise RunError(f"{run.path / BEST} does not fit the model in {CONFIG}: {error}") from error
     return module
+
+
+def _fitting(module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """RuntimeError unless the weights have the module's names and shapes."""
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    for name in {**expected, **found}:
+        if expected.get(name) != found.get(name):
+            raise RuntimeError(f"{name} is {found.get(name)}, the model's {expected.get(name)}")

@@ -195,7 +195,7 @@ def read_answers(run: Run) -> Answers | str:
     if labels.size < 2:
         return f"{PREDICTIONS} has one image"
     correct = predictions.predicted == labels
-    accuracy = (run.test or {}).get("accuracy", 0.0)
+    accuracy = run.test.accuracy if run.test else 0.0
     if abs(float(correct.mean()) - accuracy) > 0.002 + 2 / labels.size:  # ties may fall either way
         return f"{PREDICTIONS} does not belong to its result.json"
     return Answers(labels, correct)

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from hpc_mlp.report import figures
 from hpc_mlp.report.answers import Array
 from hpc_mlp.report.figures import BLUE, VERMILLION, Drawn
-from hpc_mlp.runs import Json
+from hpc_mlp.runfiles import ClassMetrics, TestMetrics
 
 T = TypeVar("T")
 MANY_ROWS, PANEL_ROWS = 24, 50
@@ -40,7 +40,7 @@ def confused_pairs(counts: Array, most: int) -> list[tuple[int, int, int, float]
 
 
 def confusion_panel(
-    test: Json,
+    test: TestMetrics,
     classes: Sequence[str],
     folder: Path,
     name: str,
@@ -50,7 +50,7 @@ def confusion_panel(
 ) -> Drawn:
     """One confusion matrix, rows true, columns predicted. Blue is right, vermillion wrong; `small` is one of
     several side by side and names its classes only where there is room."""
-    counts = np.asarray(test["confusion_matrix"], dtype=np.int64)
+    counts = np.asarray(test.confusion_matrix, dtype=np.int64)
     size, many = len(counts), len(counts) > ANNOTATED
     width = figures.WIDTH if small or not many else max(6.4, 1.6 + PER_ROW * size)
     shape = width * (0.9 if many else 0.94)
@@ -105,16 +105,16 @@ def _cell_numbers(axes: Axes, counts: Array, values: Array, normalised: bool) ->
                       color="white" if strong else figures.INK)  # fmt: skip
 
 
-def per_class_panels(per_class: Sequence[Json], folder: Path, run: str) -> list[Drawn]:
+def per_class_panels(per_class: Sequence[ClassMetrics], folder: Path, run: str) -> list[Drawn]:
     """Precision, recall and F1 of every class, one row each, worst F1 first, at most `PANEL_ROWS` a panel."""
-    rows = sorted(per_class, key=lambda row: (row["f1"], str(row["class"])))
+    rows = sorted(per_class, key=lambda row: (row.f1, row.name))
     least = min((row[key] for row in rows for key in ("precision", "recall")), default=0.0)
     drawn = []
     for part, some in _parts(rows):
         title = f"Precision, recall, F1: {figures.short(run, 24)}{part}"
-        axes = _rows_axes(title, "share", [f"{row['class']} ({row['support']:,})" for row in some])
+        axes = _rows_axes(title, "share", [f"{row.name} ({row.support:,})" for row in some])
         for place, row in enumerate(some):
-            axes.hlines(place, row["precision"], row["recall"], color=figures.MUTED, linewidth=1)
+            axes.hlines(place, row.precision, row.recall, color=figures.MUTED, linewidth=1)
         for number, (key, label) in enumerate(
             (("precision", "precision"), ("recall", "recall"), ("f1", "F1"))
         ):

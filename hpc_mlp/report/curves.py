@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from hpc_mlp.report import figures
 from hpc_mlp.report.answers import Array
 from hpc_mlp.report.figures import Drawn
-from hpc_mlp.report.groups import Group, curve, finite
+from hpc_mlp.report.groups import Group, curve
 from hpc_mlp.runs import Run
 
 MOST_PANELS, MOST_LINES = 6, 12
@@ -48,12 +48,12 @@ def _mark_best(axes: Axes, group: Group, key: str) -> tuple[bool, bool]:
     kept = stopped = False
     for run in group.runs:
         values = curve(run, key)
-        epoch = int(finite((run.result or {}).get("best_epoch"), 0))
+        epoch = (run.result.best_epoch if run.result else None) or 0
         if 1 <= epoch <= len(values):
             kept = True
             axes.plot(epoch, values[epoch - 1], "o", color=figures.color(group), markersize=5,
                       markeredgecolor=figures.INK, markeredgewidth=0.6, zorder=5)  # fmt: skip
-        if len(values) and (run.result or {}).get("stopped") == "early":
+        if len(values) and run.result and run.result.stopped == "early":
             stopped = True
             axes.plot(
                 len(values), values[-1], "|", color=figures.INK, markersize=9, markeredgewidth=1.2, zorder=4
@@ -148,6 +148,6 @@ def throughput_panel(groups: Sequence[Group], folder: Path) -> Drawn | None:
 
 def throughput(run: Run) -> float:
     """Images per second in training: of the whole run, or the mean over its epochs so far; 0 if unknown."""
-    whole = finite((run.result or {}).get("images_per_second"), 0.0)
+    whole = (run.result.images_per_second if run.result else None) or 0.0
     rates = curve(run, "images_per_second")
     return whole or (float(np.nanmean(rates)) if np.isfinite(rates).any() else 0.0)

@@ -18,6 +18,7 @@ from hpc_mlp.report import confusion, gallery, html
 from hpc_mlp.report.figures import short
 from hpc_mlp.report.html import Html, Picture, Section
 from hpc_mlp.report.material import Material
+from hpc_mlp.runfiles import Dataset
 from hpc_mlp.runs import Json
 
 MOST_MISTAKES, MOST_SAMPLES, EACH, MOST_LINES = 32, 60, 4, 20
@@ -75,7 +76,7 @@ def dataset_section(material: Material) -> Section:
     if manifest is None or shards is None:
         return Section("dataset", "Dataset", html.join(
             html.paragraph("The shards that the runs were trained on are gone. The runs say of them:"),
-            html.table(["", ""], _known(material.groups[0].runs[0].config.get("dataset", {}))),
+            html.table(["", ""], _known(material.groups[0].runs[0].config.dataset)),
         ))  # fmt: skip
     counts = {name: split.class_counts for name, split in manifest.splits.items()}
     balance = confusion.balance_panels(counts, manifest.classes, material.folder)
@@ -88,8 +89,8 @@ def dataset_section(material: Material) -> Section:
     ))  # fmt: skip
 
 
-def _known(dataset: Json) -> list[tuple[str, str]]:
-    return [(key, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
+def _known(dataset: Dataset) -> list[tuple[str, str]]:
+    return [(key, ", ".join(map(str, value)) if isinstance(value, tuple) else str(value))
             for key, value in dataset.items()]  # fmt: skip
 
 

@@ -37,7 +37,7 @@ def confusion_section(material: Material) -> Section:
     if run is None or run.test is None:
         return _not_yet("confusion", "Confusion")
     classes, folder = material.classes, material.folder
-    counts = np.asarray(run.test["confusion_matrix"])
+    counts = np.asarray(run.test.confusion_matrix)
     share = confusion.confusion_panel(run.test, classes, folder, "confusion_normalised",
                                       f"{run.name}: % of the true class", normalised=True)  # fmt: skip
     plain = confusion.confusion_panel(run.test, classes, folder, "confusion_counts", f"{run.name}: images",
@@ -64,10 +64,10 @@ def classes_section(material: Material, ranked: ranking.Ranking | None) -> Secti
     run = material.run
     if run is None or run.test is None:
         return _not_yet("classes", "Classes")
-    per_class, classes = run.test["per_class"], material.classes
+    per_class, classes = run.test.per_class, material.classes
     drawn = confusion.per_class_panels(per_class, material.folder, run.name)
     rows = [
-        [row["class"], f"{row['support']:,}",
+        [row.name, f"{row.support:,}",
          *(f"{100 * row[key]:.1f}" for key in ("precision", "recall", "f1")),
          *((_three(ranked.roc.areas[k]), _three(ranked.pr.areas[k])) if ranked else ("–", "–"))]
         for k, row in enumerate(per_class)

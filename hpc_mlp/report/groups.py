@@ -52,7 +52,7 @@ class Group:
 
 
 def best_loss(run: Run) -> float:
-    return finite((run.result or {}).get("best_val_loss"), math.inf)
+    return finite(run.result.best_val_loss if run.result else None, math.inf)
 
 
 def finite(value: Any, otherwise: float = math.nan) -> float:
@@ -68,7 +68,9 @@ def curve(run: Run, key: str) -> Array:
 
 
 def make_groups(summary: Summary) -> list[Group]:
-    return [Group(index, row) for index, row in enumerate(summary.rows)]
+    """Without damaged runs: there is nothing to draw of them."""
+    rows = [row for row in summary.rows if row.runs[0].state != "damaged"]
+    return [Group(index, row) for index, row in enumerate(rows)]
 
 
 def winner(groups: Sequence[Group]) -> Group | None:

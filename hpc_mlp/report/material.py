@@ -30,7 +30,7 @@ class Material:
     @property
     def classes(self) -> list[str]:
         run = self.run or self.groups[0].runs[0]
-        return [str(name) for name in run.config.get("dataset", {}).get("classes", [])]
+        return list(run.config.dataset.classes)
 
     @property
     def chosen_predictions(self) -> Predictions | None:
@@ -43,8 +43,8 @@ def gather(summary: Summary, groups: list[Group], folder: Path, shards: Path | N
     run = group.chosen if group else None
     material = Material(summary, groups, folder, shards, group, run)
     if material.shards is None:
-        path = (run or groups[0].runs[0]).config.get("dataset", {}).get("path")
-        material.shards = Path(str(path)) if path else None
+        path = (run or groups[0].runs[0]).config.dataset.path
+        material.shards = Path(path) if path else None
     for tested in (run for group in groups for run in group.tested):
         try:
             found = read_predictions(tested)
@@ -61,7 +61,7 @@ def gather(summary: Summary, groups: list[Group], folder: Path, shards: Path | N
                 "The runs do not say where their shards are: no images and no dataset statistics."
             )
         material.manifest = Manifest.load(material.shards)
-        if material.manifest.digest != (run or groups[0].runs[0]).config.get("dataset", {}).get("digest"):
+        if material.manifest.digest != (run or groups[0].runs[0]).config.dataset.digest:
             material.manifest = None
             raise UserError(f"{material.shards} holds another dataset than the runs were trained on.")
     except UserError as error:

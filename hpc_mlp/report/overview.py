@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from hpc_mlp.report import curves, html, table
 from hpc_mlp.report.figures import PALETTE
-from hpc_mlp.report.groups import Group, drawable, finite
+from hpc_mlp.report.groups import Group, drawable
 from hpc_mlp.report.html import Html, Section
 from hpc_mlp.report.material import Material
 from hpc_mlp.report.summary import Summary
@@ -99,10 +99,10 @@ def throughput_section(material: Material) -> Section:
     for group in material.groups:
         results = [run.result for run in group.runs if run.result]
         if results:
-            banks = sorted({int(finite(result.get("bank_size"), 1)) for result in results})
-            seconds = sum(finite(result.get("seconds"), 0.0) for result in results)
+            banks = sorted({result.bank_size or 1 for result in results})
+            seconds = sum(result.seconds or 0.0 for result in results)
             rates = [rate for run in group.runs if (rate := curves.throughput(run))] or [0.0]
-            devices = sorted({str(result.get("device")) for result in results})
+            devices = sorted({str(result.device) for result in results})
             rows.append((named(group), f"{sum(rates) / len(rates):,.0f}", f"{seconds / len(results):,.1f}",
                          " or ".join(map(str, banks)), ", ".join(devices)))  # fmt: skip
     columns = ["group", "#images/s and run", "#seconds a run", "#runs in the bank", "device"]

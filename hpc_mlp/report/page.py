@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hpc_mlp import __version__
-from hpc_mlp.errors import UserError
+from hpc_mlp.errors import RunError, UserError
 from hpc_mlp.report import figures, html
 from hpc_mlp.report.dataset import dataset_section, mistakes_section
 from hpc_mlp.report.evaluation import (
@@ -31,11 +31,14 @@ def write_report(summary: Summary, runs: Path, out: Path, shards: Path | None = 
     """Write the page to `out` and its figures to `runs/figures` (replaced as a whole). `shards` overrides the
     shards folder that the runs name. The same runs give the same bytes. Returns what it was made of; its
     `missing` says what could not be shown. UserError where nothing can be written there."""
+    groups = make_groups(summary)
+    if not groups:
+        raise RunError(f"there is nothing to show of {runs}: {' '.join(summary.sentences)}")
     try:
         with tempfile.TemporaryDirectory(dir=runs, prefix=".figures.") as temporary:
             folder = Path(temporary) / "figures"
             with figures.style():
-                material = gather(summary, make_groups(summary), folder, shards)
+                material = gather(summary, groups, folder, shards)
                 text = render(material)
             shutil.rmtree(runs / "figures", ignore_errors=True)
             if folder.is_dir():
@@ -73,8 +76,7 @@ def _titles(material: Material) -> tuple[str, str]:
     runs = [run for group in material.groups for run in group.runs]
     manifest = material.manifest
     name = str(manifest.source.get("name", "")) if manifest else ""
-    config = (material.run or runs[0]).config.get("dataset", {})
-    images = sum(config.get("num_images", {}).values())
+    images = sum((material.run or runs[0]).config.dataset.num_images.values())
     parts = [
         _count(len(runs), "run"),
         _count(len(material.groups), "group"),

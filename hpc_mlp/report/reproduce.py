@@ -26,7 +26,7 @@ def reproduce_section(material: Material) -> Section:
 
 
 def _commands(runs: Sequence[Run]) -> Html:
-    commands = unique(run.config.get("command") for run in runs)
+    commands = unique(run.config.command for run in runs)
     if not commands:
         return html.paragraph("The runs do not say which command made them.")
     return html.preformatted("\n".join(commands))
@@ -40,8 +40,7 @@ def flat(run: Run) -> dict[str, str]:
     """A run's configuration as `{"optim.lr": "0.001", …}`."""
     return {
         f"{section}.{key}": show(value)
-        for section, table in run.config.get("config", {}).items()
-        if isinstance(table, dict)
+        for section, table in run.config.config.items()
         for key, value in table.items()
     }
 
@@ -76,9 +75,9 @@ def _machines(runs: Sequence[Run]) -> Html:
     """Versions, devices and hosts; where runs differ, every value with the number of runs."""
     tables = [
         {
-            **run.config.get("versions", {}),
-            "device": run.config.get("device"),
-            "host": run.config.get("hostname"),
+            **run.config.versions,
+            "device": run.config.device,
+            "host": run.config.hostname,
         }
         for run in runs
     ]

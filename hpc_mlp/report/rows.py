@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hpc_mlp.errors import RunError, unknown_name
+from hpc_mlp.errors import unknown_name
 from hpc_mlp.runs import Json, Run, best_line
 
 # The order in which a person expects the variants; others follow by name.
@@ -86,13 +86,9 @@ def make_row(by: Sequence[str], runs: list[Run]) -> Row:
     tested = [run for run in runs if run.test]
     shown = tested or runs
     results = [run.result or progress(run) for run in shown]
-    sizes = {_number(run, (run.test or {}).get("num_images")) for run in tested}
-    parameters = {(run.result or {}).get("num_parameters", run.config.get("num_parameters")) for run in shown}
-    values = {
-        name: mean_sd([_number(run, _at(result, path)) for run, result in zip(shown, results, strict=True)])
-        for name, path in STATISTICS.items()
-    }
-    size = sizes.pop() if len(sizes) == 1 else None
+    sizes = {run.test.num_images for run in tested if run.test}
+    parameters = {run.result.num_parameters if run.result else run.config.num_parameters for run in shown}
+    values = {name: mean_sd([_at(result, path) for result in results]) for name, path in STATISTICS.items()}
     return Row(
         variant=runs[0].variant,
         by={key: lookup(runs[0], key) for key in by},
@@ -101,7 +97,7 @@ def make_row(by: Sequence[str], runs: list[Run]) -> Row:
         n=len(tested),
         parameters=parameters.pop() if len(parameters) == 1 else None,
         values=values,
-        test_images=None if size is None else int(size),
+        test_images=sizes.pop() if len(sizes) == 1 else None,
         dataset=dataset(runs[0]),
         status=status(runs),
     )
@@ -113,11 +109,11 @@ def progress(run: Run) -> Json:
     if best is None:
         return {}
     return {
-        "best_epoch": best.get("epoch"),
-        "best_val_loss": best["val_loss"],
-        "best_val_accuracy": best.get("val_accuracy"),
-        "images_per_second": lines[-1].get("images_per_second"),
-        "seconds": sum(line.get("seconds") or 0.0 for line in lines),
+        "best_epoch": best.epoch,
+        "best_val_loss": best.val_loss,
+        "best_val_accuracy": best.val_accuracy,
+        "images_per_second": lines[-1].images_per_second,
+        "seconds": sum(line.seconds or 0.0 for line in lines),
     }
 
 
@@ -159,14 +155,18 @@ def status(runs: Sequence[Run]) -> str:
                      if counts[state])  # fmt: skip
 
 
+def damaged_row(by: Sequence[str], run: Run) -> Row:
+    """A row of its own: nothing that its files say counts."""
+    return replace(make_row(by, [run]), by=dict.fromkeys(by), seeds=[], status=f"damaged: {run.problem}")
+
+
 # The parts of a run by name
 
 SPECIAL = ("seed", "dataset")
 
 
 def dataset(run: Run) -> str:
-    table = run.config.get("dataset")
-    return str(table.get("digest", "")) if isinstance(table, dict) else ""
+    return run.config.dataset.digest
 
 
 def lookup(run: Run, key: str) -> Any:
@@ -175,38 +175,30 @@ def lookup(run: Run, key: str) -> Any:
         return run.seed
     if key == "dataset":
         return dataset(run)[:12]
-    return _at(run.config.get("config"), key.split("."))
+    return run.config.value(key)
 
 
 def _at(tree: Any, path: Iterable[str]) -> Any:
     for part in path:
-        tree = tree.get(part) if isinstance(tree, dict) else None
+        tree = tree.get(part) if isinstance(tree, Mapping) else None
     return tree
 
 
 def swept_keys(runs: Iterable[Run]) -> list[str]:
-    tables = [run.config.get("swept") for run in runs]
-    return list(dict.fromkeys(key for table in tables if isinstance(table, dict) for key in table))
+    return list(dict.fromkeys(key for run in runs for key in run.config.swept))
 
 
 def check_by(runs: Iterable[Run], keys: Iterable[str]) -> None:
-    tables = [run.config.get("config") for run in runs]
-    known = list(dict.fromkeys(
-        f"{section}.{key}" for table in tables if isinstance(table, dict)
-        for section, values in table.items() if isinstance(values, dict) for key in values
-    ))  # fmt: skip
+    tables = [run.config.config for run in runs]
+    known = list(
+        dict.fromkeys(
+            f"{section}.{key}" for table in tables for section, keys in table.items() for key in keys
+        )
+    )
     for key in keys:
         free = any(_at(table, key.split(".")) is not None for table in tables)
         if key not in known and key not in SPECIAL and not free:
             raise unknown_name("key to group by", key, [*SPECIAL, *known])
-
-
-def _number(run: Run, value: Any) -> float | None:
-    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-        return value
-    raise RunError(
-        f"{run.path} is damaged ({value!r} where a number belongs). Delete the run folder and train again."
-    )
 
 
 def show(value: Any) -> str:

@@ -126,7 +126,7 @@ def recipe_notes(rows: Sequence[Row], comparisons: Sequence[Comparison], by: Seq
 
 def _differences(first: Run, second: Run) -> set[str]:
     """Configuration keys that decide a result and have different values in two runs."""
-    one, two = (run.config.get("config", {}) for run in (first, second))
+    one, two = first.config.config, second.config.config
     if one == two:
         return set()
     from hpc_mlp.config import identity  # pydantic takes its time; rarely needed
@@ -153,10 +153,15 @@ def troubles(runs: Sequence[Run], at_most: int = 5) -> list[str]:
     lines = []
     failed = [run for run in runs if run.state == "failed"]
     for run in failed[:at_most]:
-        error = " ".join(str((run.failed or {}).get("error", "")).split()) or "no reason given"
+        error = " ".join((run.failed.error if run.failed else "").split()) or "no reason given"
         lines.append(f"{run.name} failed: {error} ({run.path / 'failed.json'})")
     if len(failed) > at_most:
         lines.append(f"{len(failed) - at_most} more failed.")
+    damaged = [f"{run.path} is damaged: {run.problem}. Delete the folder, or train it anew with --overwrite."
+               for run in runs if run.state == "damaged"]  # fmt: skip
+    lines += damaged[:at_most]
+    if len(damaged) > at_most:
+        lines.append(f"{len(damaged) - at_most} more are damaged.")
     lost = [run.name + ("" if run.test else " (in its first epoch)") for run in runs
                 if run.state == "diverged"]  # fmt: skip
     unfinished = [f"{run.name} ({_epochs(run)})" for run in runs if run.state == "unfinished"]

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_mlp.errors import RunError, UserError
 from hpc_mlp.report.compare import Comparison, compare
 from hpc_mlp.report.rows import (
     Row,
     Value,
     check_by,
+    damaged_row,
     dataset,
     groups,
     make_row,
@@ -38,26 +38,16 @@ class Summary:
 
 
 def read_runs(root: Path) -> list[Run]:
-    """The runs below `root`; files that do not hold what they should raise RunError, never a traceback."""
-    try:
-        runs = list_runs(root)
-    except UserError:
-        raise
-    except (ValueError, TypeError, AttributeError, OSError) as error:
-        raise RunError(
-            f"a run in {root} is damaged ({error}). Find and delete it, and train it again."
-        ) from None
-    for run in runs:
-        tables = [run.config.get("config", {}), run.config.get("dataset", {}), run.config.get("swept", {})]
-        if not all(isinstance(table, dict) for table in [*tables, run.test or {}, *run.metrics]):
-            raise RunError(f"{run.path} is damaged. Delete the run folder and train again.")
-    return runs
+    """The runs below `root`, damaged ones too."""
+    return list_runs(root)
 
 
 def summarise(runs: Sequence[Run], by: Sequence[str] | None = None) -> Summary:
     """Rows in the customary order. `by`: dotted configuration keys (or `seed`, `dataset`) to group by
-    beside the variant; None takes the keys that sweeps varied. RunError where a run's files are damaged,
-    UserError for an unknown key."""
+    beside the variant; None takes the keys that sweeps varied. UserError for an
+    unknown key."""
+    damaged = [run for run in runs if run.state == "damaged"]
+    runs = [run for run in runs if run.state != "damaged"]
     keys = [key for key in dict.fromkeys(by) if key != "variant"] if by is not None else swept_keys(runs)
     check_by(runs, keys)
     if len({dataset(run) for run in runs}) > 1 and "dataset" not in keys:
@@ -65,14 +55,14 @@ def summarise(runs: Sequence[Run], by: Sequence[str] | None = None) -> Summary:
     rows = mark_best([make_row(keys, group) for group in groups(runs, keys)])
     compared = compare(rows)
     return Summary(
-        rows=rows,
+        rows=[*rows, *(damaged_row(keys, run) for run in damaged)],
         comparisons=compared.against,
         finals=compared.finals,
         sentences=[
             *findings(rows, compared),
             *compared.notes,
             *recipe_notes(rows, compared.against, keys),
-            *troubles(runs),
+            *troubles([*runs, *damaged]),
         ],
         by=keys,
     )

@@ -211,7 +211,8 @@ COLUMNS = {
     "seconds": Column("seconds", _statistic("seconds", _seconds, with_sd=False)),
     "test_images": Column("test images", lambda row: f"{row.test_images:,}" if row.test_images else "–"),
     "dataset": Column("dataset", lambda row: row.dataset[:12], left=True),
-    "status": Column("status", lambda row: row.status, left=True),
+    # What damaged a run stands under the table.
+    "status": Column("status", lambda row: row.status.partition(":")[0], left=True),
     "best": Column("best", lambda row: "★" if row.best else "", left=True),
 }
 

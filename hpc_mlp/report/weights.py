@@ -29,8 +29,7 @@ def first_layer(run: Run) -> Array | None:
             weight = file.get_tensor("0.weight") if "0.weight" in file.keys() else None  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise RunError(f"{path} is damaged ({error}). Delete the run folder and train again.") from None
-    dataset = run.config.get("dataset", {})
-    shape = (dataset.get("channels", 0), *dataset.get("image_size", (0, 0)))
+    shape = (run.config.dataset.channels, *run.config.dataset.image_size)
     if weight is None or weight.ndim != 2 or weight.shape[1] != math.prod(shape):
         return None
     images: Array = weight.astype(np.float32).reshape(len(weight), *shape)

@@ -13,13 +13,14 @@ import torch
 
 from hpc_mlp import __version__
 from hpc_mlp.commandline import command_line
-from hpc_mlp.config import Config, differences, flatten, identity
+from hpc_mlp.config import differences, run_identity
 from hpc_mlp.data.decode import MAX_PIXELS
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.remote import Place, is_url
 from hpc_mlp.errors import UserError
 from hpc_mlp.models.registry import build_module, count_parameters, plugins_of
 from hpc_mlp.plan import RunSpec
+from hpc_mlp.runfiles import RunConfig
 from hpc_mlp.runs import Json, RunFolder
 from hpc_mlp.training.trackers import check_trackers
 
@@ -101,7 +102,9 @@ def unfinished(job: Job, device: torch.device) -> list[RunSpec]:
         folder = job.folder(spec)
         old = folder.config()
         if old is not None:
-            _compare(folder, old, job.describe(spec, device))
+            _compare(
+                folder, old, run_identity(spec.config.model_dump(mode="json"), spec.seed, job.manifest.digest)
+            )
         if old is None or folder.result() is None:
             todo.append(spec)
     return todo
@@ -118,20 +121,14 @@ def prepare(job: Job, todo: Sequence[RunSpec], device: torch.device, overwrite: 
             folder.write_config(job.describe(spec, device))
 
 
-def _compare(folder: RunFolder, old: Json, new: Json) -> None:
-    lines = differences(_identity(old), _identity(new))
+def _compare(folder: RunFolder, old: RunConfig, new: Json) -> None:
+    lines = differences(old.identity(), new)
     if lines:
         raise UserError(
             f"{folder.path} holds a run with another configuration or dataset:\n  "
             + "\n  ".join(lines)
             + "\nUse another --runs folder, or --overwrite to train it anew."
         )
-
-
-def _identity(config: Json) -> Json:
-    flat = {f"{s}.{k}": value for s, keys in config["config"].items() for k, value in keys.items()}
-    flat = flatten(Config()) | flat  # a run of an older version lacks the newer keys
-    return identity(flat) | {"seed": config["seed"], "dataset.digest": config["dataset"]["digest"]}
 
 
 def _device_name(device: torch.device) -> str:
