@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpc_mlp.errors import UserError
-from hpc_mlp.plan import ALL, parse_seeds, parse_set, parse_variants, plan_runs, shipped_variants
+from hpc_mlp.plan import (
+    ALL,
+    augment_config,
+    make_request,
+    parse_seeds,
+    parse_set,
+    parse_variants,
+    plan_runs,
+    shipped_variants,
+)
 
 
 def names(variants: str, seeds: str = "0", *sets: str, files: tuple[Path, ...] = ()) -> list[str]:
@@ -45,13 +54,18 @@ def test_every_shipped_variant_loads_and_says_how_to_run_it() -> None:
         ("0,3", [0, 3]),
         ("1-2, 7,2-3", [1, 2, 7, 3]),
         (" 5 - 6 ", [5, 6]),
+        ("2147483647", [2**31 - 1]),
+        ("5-100004", list(range(5, 100_005))),
     ],
 )
 def test_seeds(text: str, wanted: list[int]) -> None:
     assert parse_seeds(text) == wanted
 
 
-@pytest.mark.parametrize("text", ["", "x", "-1", "3-1", "1,,2", "1.5", "0-", "99999999999", "0-2147483648"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "x", "-1", "3-1", "1,,2", "1.5", "0-", "99999999999", "0-2147483648", "2147483648", "0-100000"],
+)
 def test_wrong_seeds(text: str) -> None:
     with pytest.raises(UserError, match="--seeds"):
         parse_seeds(text)
@@ -92,7 +106,10 @@ def test_the_swept_value_is_in_the_run() -> None:
         ("a=[1,2]", [[1, 2]]), ("a=[1,2],[3]", [[1, 2], [3]]), ('a="x,y"', ["x,y"]), ("a=0:3:1", [0, 1, 2, 3]),
         ("a=0.1:0.3:0.1", [0.1, 0.2, 0.3]), ("a=0:1:0.5", [0.0, 0.5, 1.0]), ("a=1:1:1", [1]),
         ("a=nan:1:1", ["nan:1:1"]), ("a=x:y:z", ["x:y:z"]), ("a=60 s", ["60 s"]),
-        ("a={b = 1, c = 2}", [{"b": 1, "c": 2}]),
+        ("a={b = 1, c = 2}", [{"b": 1, "c": 2}]), ("a=[[1,2],[3]],[[4]]", [[[1, 2], [3]], [[4]]]),
+        ("a='x,y',\"z,\"", ["x,y", "z,"]), ('a="it\'s, so",2', ["it's, so", 2]), ("a=1,,2,", [1, 2]),
+        ("a=X,Y", ["X", "Y"]), ("a='[',1", ["[", 1]), ("a=0:10000:1", list(range(10_001))),
+        ("a=10001:10003:1", [10001, 10002, 10003]), ("a=1:2:inf", ["1:2:inf"]),
     ],
 )  # fmt: skip
 def test_values_of_set(text: str, wanted: list[object]) -> None:
@@ -115,7 +132,7 @@ def test_ranges_hold_their_ends(start: int, steps: int, digits: int, step: int) 
 
 
 @pytest.mark.parametrize("text", ["optim.lr", "optim.lr=", "=1", "optim.lrr=1", "optim=1", "optim.lr=3:1:1",
-                                  "optim.lr=0:1:0", "optim.lr=0:1:1e-9", "a.b=1"])  # fmt: skip
+                                  "optim.lr=0:1:0", "optim.lr=0:1:1e-9", "optim.lr=0:10001:1", "a.b=1"])  # fmt: skip
 def test_wrong_set(text: str) -> None:
     with pytest.raises(UserError, match="--set"):
         parse_set([text])
@@ -166,6 +183,65 @@ def test_wrong_files(tmp_path: Path, content: str, says: str) -> None:
     with pytest.raises(UserError) as error:
         parse_variants(str(tmp_path / "own.toml"))
     assert says in str(error.value) and "own.toml" in str(error.value)
+
+
+def test_a_file_of_ones_own_names_its_plugins_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the file is given relative to the working folder."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "Mine+1.5.toml").write_text('plugins = ["mine.py", "../shared.py"]')
+    monkeypatch.chdir(tmp_path)
+    (variant,) = parse_variants("own/Mine+1.5.toml")
+    assert variant.name == "Mine+1.5"
+    assert variant.plugins == (tmp_path / "own" / "mine.py", tmp_path / "shared.py")
+    request = make_request("baseline,own/Mine+1.5.toml", "2-3", (), ["train.epochs=4,5"])
+    assert [spec.name for spec in request.specs] == [
+        f"{variant}-s{seed}-train.epochs={epochs}"
+        for variant in ("baseline", "Mine+1.5") for epochs in (4, 5) for seed in (2, 3)
+    ]  # fmt: skip
+    assert [(spec.seed, spec.config.train.epochs) for spec in request.specs[:3]] == [(2, 4), (3, 4), (2, 5)]
+    assert request.plugins == variant.plugins
+
+
+def test_by_default_the_four_run_with_seed_0(tmp_path: Path) -> None:
+    assert [(spec.variant, spec.seed) for spec in make_request().specs] == [(name, 0) for name in ALL]
+    (tmp_path / "c.toml").write_text("[train]\nepochs = 3\n")
+    assert {spec.config.train.epochs for spec in make_request("all", "0", [tmp_path / "c.toml"]).specs} == {3}
+
+
+def test_values_become_part_of_a_folders_name() -> None:
+    (one, _) = names("baseline", "0", "model.options.a=Ab/c d:[x],2")
+    assert one == "baseline-s0-model.options.a=Ab_c_d__x_"
+
+
+def test_several_swept_keys_stand_one_after_the_other() -> None:
+    assert (
+        names("dropout", "0", "optim.lr=1,2", "train.epochs=3,4")[1] == "dropout-s0-optim.lr=1-train.epochs=4"
+    )
+
+
+def test_settings_of_the_augmentation() -> None:
+    config = augment_config(["augment.rotation=15", "horizontal_flip=0.5", "rotation=20"])
+    assert (config.rotation, config.horizontal_flip) == (20, 0.5)
+    assert augment_config([]) == type(config)()
+    with pytest.raises(UserError, match=r"--augment augment\.rotation: give one value"):
+        augment_config(["rotation=15,20"])
+    with pytest.raises(UserError, match="--augment"):
+        augment_config(["rotation=x"])
+
+
+def test_a_wrong_value_is_said_with_its_place(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"variant baseline.*optim\.lr"):
+        make_request("baseline", sets=["optim.lr=-1"])
+    with pytest.raises(UserError, match=r"--set 'optim\.lr=3:1:1'"):
+        parse_set(["optim.lr=3:1:1"])
+    with pytest.raises(UserError, match="makes baseline, batchnorm;"):
+        names("baseline,batchnorm", "0", "model.dropout=0.1")
+    for key in ("fixed", "plugins"):
+        (tmp_path / "own.toml").write_text(f"{key} = [1]")
+        with pytest.raises(UserError, match=f"own.toml: {key} must be"):
+            parse_variants(str(tmp_path / "own.toml"))
 
 
 def test_two_files_of_one_name(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ class Report:
         chosen = np.sort(keep[first])  # one of each group and split
         sums = self.records["sum"]
         means = np.empty(sums.shape, np.int16)
-        np.floor_divide(sums, num_pixels, out=means, casting="unsafe")
+        np.floor_divide(sums, num_pixels, out=means)
         nearest = nearest_in_earlier_split(self.records["print"], means, self.splits, group, chosen)
         places = np.flatnonzero(nearest.other >= 0)
         found["near_leaked_images"] = len(places)

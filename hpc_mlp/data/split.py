@@ -12,7 +12,7 @@ def random_keys(seed: int, count: int, stream: int) -> npt.NDArray[np.uint64]:
     """A random number for each of `count` places (splitmix64): the same on every machine and numpy."""
     x = np.arange(count, dtype=np.uint64)
     start = (seed * 0x9E3779B97F4A7C15 + stream * 0xD1B54A32D192ED03 + 1) % 2**64
-    for salt in (start, (start ^ 0xA5A5A5A5A5A5A5A5) % 2**64):
+    for salt in (start, start ^ 0xA5A5A5A5A5A5A5A5):
         x = x + np.uint64(salt)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -47,8 +47,6 @@ def assign(
     split = np.where(given < 0, TRAIN, given).astype(np.int8)
     want_val, want_test = (0.0 if (given == s).any() else f for s, f in ((VAL, val), (TEST, test)))
     pool = np.flatnonzero(split == TRAIN)
-    if not len(pool) or not (want_val or want_test):
-        return split
     # Groups within the pool: a copy in the archive's own test split does not count here.
     heads, member, sizes = np.unique(group[pool], return_inverse=True, return_counts=True)
     first = np.full(len(heads), len(labels), np.int64)
@@ -80,5 +78,5 @@ def _cut(sizes: list[int], val: float, test: float) -> npt.NDArray[np.int8]:
 
 
 def shuffled(places: npt.NDArray[np.int64], seed: int, count: int) -> npt.NDArray[np.int64]:
-    """`places` (of `count`) in random order."""
-    return places[np.argsort(random_keys(seed, count, stream=2)[places], kind="stable")]
+    """`places` (of `count`) in random order. No two keys are the same: what makes them can be undone."""
+    return places[np.argsort(random_keys(seed, count, stream=2)[places])]
