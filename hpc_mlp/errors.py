@@ -14,8 +14,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from hpc_mlp.texts import printable
 
-class HpcMlpError(Exception):
+
+class _Shown:
+    """Shows its text so that nothing of it acts, whatever names are in it: on a terminal, in a log, in a notebook."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), keep="\n")
+
+
+class HpcMlpError(_Shown, Exception):
     exit_code = 1
 
 
@@ -39,7 +48,7 @@ class LeaseLostError(RunError):
     pass
 
 
-class HpcMlpWarning(UserWarning):
+class HpcMlpWarning(_Shown, UserWarning):
     """Something a user should know that does not stop the work."""
 
 

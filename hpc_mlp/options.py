@@ -11,6 +11,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
+from hpc_mlp import terminal
 from hpc_mlp.errors import HpcMlpError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -23,6 +24,10 @@ _SURROUNDINGS = {
 
 class Command(click.Command):
     """A command whose expected errors become one message on stderr and an exit code."""
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        terminal.prepare()
+        return super().main(*arguments, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -43,9 +48,9 @@ class Command(click.Command):
 def fail(message: str, code: int) -> NoReturn:
     rank = os.environ.get("RANK", "0")
     if rank == "0":
-        click.echo(f"hpc-mlp: {message}", err=True)
+        terminal.say(f"hpc-mlp: {message}", err=True)
     elif code != 2:  # wrong input is found by all processes alike, and said once
-        click.echo(f"hpc-mlp (process {rank}): {message}", err=True)
+        terminal.say(f"hpc-mlp (process {rank}): {message}", err=True)
     sys.exit(code)
 
 

@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
-import unicodedata
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-# Characters that turn the direction of what follows: a name could show another ending than it has.
-_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+# Characters that act rather than be read: control characters (C0, DEL, C1), those that turn the direction of what
+# follows (a name could show another ending than it has), separators of lines and paragraphs, lone surrogates.
+_ACTING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: object, keep: str = "") -> str:
-    """`text` for a terminal, a log or a page, however foreign it is: control characters (C0, DEL, C1), characters that
-    turn the direction of writing, line and paragraph separators and lone surrogates are shown as `\\x1b` or `\\u202e`.
-    `keep`: what stays as it is, e.g. the line breaks of a message of our own."""
-    text = str(text)
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(c if c in keep or not _acts(c) else _escaped(c) for c in text)
-
-
-def _acts(character: str) -> bool:
-    return character in _BIDI or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+    """`text` for a terminal, a log or a page, however foreign it is: characters that act are shown as `\\x1b` or
+    `\\u202e`. `keep`: what stays as it is, e.g. the line breaks of a message of our own."""
+    return _ACTING.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), str(text))
 
 
 def _escaped(character: str) -> str:
     code = ord(character)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def csv_cell(text: object) -> str:
+    """Foreign text for CSV, which spreadsheets open: a cell that they would take for a formula begins with `'`."""
+    cell = printable(text)
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@")) else cell
+
+
+def markdown(text: object) -> str:
+    """Foreign text for Markdown, as it is: no HTML, no link, no emphasis, no further cell or line."""
+    return _MARKDOWN.sub(
+        lambda found: f"\\{found[0]}", html.escape(printable(text).replace("\\", "\\\\"), quote=False)
+    )
+
+
+# An underscore within a word is one.
+_MARKDOWN = re.compile(r"[`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+
+
+def count(number: int, word: str) -> str:
+    """`1 run`, `1,000 runs`"""
+    return f"{number:,} {word}{'s' * (number != 1)}"
 
 
 def spans(numbers: Iterable[int]) -> str:
@@ -50,8 +66,10 @@ def duration(seconds: float) -> str:
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """Strict JSON: what is not finite (the losses of a run that diverged) is null, as JSON has no NaN."""
-    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    """Strict JSON: what is not finite (the losses of a run that diverged) is null, as JSON has no NaN. Characters that
+    act are `\\u` escapes, so that the text may be shown, and reads back as it was."""
+    text = json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    return _ACTING.sub(lambda found: "\n" if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text)
 
 
 def _finite(value: Any) -> Any:

@@ -97,8 +97,7 @@ def train(
         tidy(runs / spec.name for spec in request.specs)
         sys.exit(code)
 
-    from rich.console import Console
-
+    from hpc_mlp.console import Console
     from hpc_mlp.data.remote import shards_place
     from hpc_mlp.training import stop
     from hpc_mlp.training.session import train_specs

@@ -19,7 +19,7 @@ PACKAGE = REPOSITORY / "hpc_mlp"
 
 # From the ground up; a module imports from its own floor and those below.
 FLOORS = [
-    {"errors", "texts", "commandline", "__init__", "randomness", "transfer"},
+    {"errors", "texts", "terminal", "console", "commandline", "__init__", "randomness", "transfer"},
     {"config", "checked"},
     {"settings"},
     {"plan", "options"},
@@ -46,6 +46,8 @@ TORCH_FREE = (
     "settings",
     "errors",
     "texts",
+    "terminal",
+    "console",
     "commandline",
     "live",
     "__init__",
@@ -107,6 +109,19 @@ def inner(path: Path, *, top_only: bool) -> set[str]:
 def test_arrows_point_down(name: str) -> None:
     for other in inner(modules()[name], top_only=False):
         assert floor(other) <= floor(name), f"{name} imports {other}, which is above it"
+
+
+def test_all_that_is_said_goes_through_what_makes_it_printable() -> None:
+    """Names out of archives and records reach no terminal as they are: see hpc_mlp.terminal and hpc_mlp.console."""
+    for name, path in modules().items():
+        if name in ("hpc_mlp.terminal", "hpc_mlp.console"):
+            continue
+        assert "rich.console.Console" not in imports(path, top_only=False), name
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                assert ast.unparse(node.func) not in ("print", "click.echo", "click.secho"), (
+                    f"{name}:{node.lineno}"
+                )
 
 
 def test_no_cycles_between_modules() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import unicodedata
 from pathlib import Path
@@ -12,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpc_mlp.checked import Record, parse, read
-from hpc_mlp.errors import RunError
-from hpc_mlp.texts import printable
+from hpc_mlp.console import Console
+from hpc_mlp.errors import HpcMlpWarning, RunError, UserError
+from hpc_mlp.texts import csv_cell, json_text, markdown, printable
 
 
 class Point(Record):
@@ -35,6 +37,54 @@ def test_ordinary_text_stays() -> None:
         assert printable(text) == text
     assert printable("\x1b]52;c;\x07\x9b\u202egpj.exe\n") == r"\x1b]52;c;\x07\x9b\u202egpj.exe\x0a"
     assert printable("two\nlines\r", keep="\n") == "two\nlines\\x0d"
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])), st.none() | st.just(1))
+def test_json_is_safe_to_show_and_reads_back(text: str, indent: int | None) -> None:
+    shown = json_text({text: [text, 1.5]}, indent)
+    assert printable(shown, keep="\n") == shown
+    assert json.loads(shown) == {text: [text, 1.5]}
+    assert json.loads(json_text("\udc80")) == "\udc80"
+
+
+def test_no_cell_is_a_formula() -> None:
+    assert [csv_cell(text) for text in ("=1+1", "+1", "-1", "@A1", "\t=1", "cats", "a=b", "")] == [
+        "'=1+1", "'+1", "'-1", "'@A1", r"\x09=1", "cats", "a=b", "",
+    ]  # fmt: skip
+
+
+def test_markdown_shows_text_as_it_is() -> None:
+    assert markdown("dropout_batchnorm") == "dropout_batchnorm"
+    assert markdown("<img src=x>|[a](b)`*_x_\\\n") == r"&lt;img src=x&gt;\|\[a\](b)\`\*\_x\_\\\\x0a"
+
+
+HOSTILE = "cat\x1b]52;c;aGk=\x07\x9b31m\u202egpj.exe[red]:skull:"
+
+
+def test_a_console_shows_text_as_it_is() -> None:
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(file=io.StringIO(), width=100, force_terminal=True, highlight=False)
+    table = Table("name", title=HOSTILE)
+    for cell in (HOSTILE, Text(HOSTILE), "x"):
+        table.add_row(cell)
+    console.print(table, Panel(HOSTILE), HOSTILE)
+    console.out(HOSTILE)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert text.count(r"cat\x1b]52;c;aGk=\x07\x9b31m\u202egpj.exe[red]:skull:") == 5
+    assert text.count(r"cat\x1b]52;c;aGk=\x9b31m\u202egpj.exe[red]:skull:") == 1  # a Text has lost its BEL
+    assert "\x1b]" not in text and not set(text) & set("\x07\x9b\u202e")
+
+
+def test_errors_and_warnings_show_nothing_that_acts() -> None:
+    for error in (
+        UserError(f"{HOSTILE}:\n  bad"),
+        RunError(f"{HOSTILE}:\n  bad"),
+        HpcMlpWarning(f"{HOSTILE}:\n  bad"),
+    ):
+        assert str(error) == printable(HOSTILE) + ":\n  bad"
 
 
 def test_a_record_is_read(tmp_path: Path) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 import click
 
-from hpc_mlp import __version__
+from hpc_mlp import __version__, terminal
 
 # verb → (module, one line of help). The line stands here so that `--help` imports no command.
 COMMANDS = {
@@ -27,6 +28,10 @@ COMMANDS = {
 
 
 class LazyGroup(click.Group):
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        terminal.prepare()
+        return super().main(*arguments, **options)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 

@@ -12,6 +12,7 @@ import click
 
 from hpc_mlp.errors import UserError
 from hpc_mlp.options import Command
+from hpc_mlp.terminal import say
 
 if TYPE_CHECKING:
     from hpc_mlp.data.layout import Layout
@@ -59,7 +60,7 @@ def convert(sources: tuple[Path, ...], out: Path, size: str, **options: Any) -> 
     from hpc_mlp.data.inspection import converted_lines
 
     for line in converted_lines(manifest, out, progress.num_images, progress.seconds):
-        click.echo(line)
+        say(line)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -102,14 +103,15 @@ class _Progress:
         return time.perf_counter() - self._began
 
     def start(self, layout: Layout) -> None:
-        click.echo(
+        say(
             f"{layout.kind}: {len(layout.entries):,} images of {len(layout.classes)} classes"
             + (f", {layout.num_ignored:,} other files ignored" if layout.num_ignored else "")
         )
         if not sys.stderr.isatty():
             return
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        from hpc_mlp.console import Console
 
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
@@ -130,7 +132,7 @@ class _Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=self.num_images, speed=speed)
         else:
-            click.echo(f"{self.num_images:,} images: {speed}", err=True)
+            say(f"{self.num_images:,} images: {speed}", err=True)
             self._next = seconds + _EVERY
 
     def phase(self, text: str) -> None:
@@ -158,8 +160,7 @@ def inspect(out: Path, contact_sheet: Path | None, augments: tuple[str, ...], ch
     hpc-mlp inspect shards --verify --contact-sheet images.png
     hpc-mlp inspect shards --augment augment.rotation=15 --contact-sheet augmented.png
     """
-    from rich.console import Console
-
+    from hpc_mlp.console import Console
     from hpc_mlp.data.inspection import show
     from hpc_mlp.data.manifest import Manifest
 
@@ -171,13 +172,13 @@ def inspect(out: Path, contact_sheet: Path | None, augments: tuple[str, ...], ch
         from hpc_mlp.plan import augment_config
 
         draw_augmented(out, manifest, augment_config(augments), contact_sheet)
-        click.echo(f"augmented training images, the first of each row as it is: {contact_sheet}")
+        say(f"augmented training images, the first of each row as it is: {contact_sheet}")
         return
     show(manifest, out, Console())
     if check or contact_sheet:
         from hpc_mlp.data import readback
 
         if check:
-            click.echo(readback.verify(out, manifest))
+            say(readback.verify(out, manifest))
         if contact_sheet:
-            click.echo(readback.contact_sheet(out, manifest, contact_sheet))
+            say(readback.contact_sheet(out, manifest, contact_sheet))

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from hpc_mlp.options import Command
+from hpc_mlp.terminal import say
 
 
 @click.command(cls=Command)
@@ -25,14 +26,13 @@ def demo(folder: Path, overwrite: bool) -> None:
     archive, shards, runs = folder / "digits.zip", folder / "shards", folder / "runs"
     if overwrite or not archive.exists():
         write_digits_zip(archive)
-    click.echo(f"1. {archive}: scikit-learn's 1,797 handwritten digits, one folder a class")
+    say(f"1. {archive}: scikit-learn's 1,797 handwritten digits, one folder a class")
     if overwrite or not shards.exists():
         convert([archive], shards, Settings(height=8, width=8, grayscale=True, overwrite=True))
-    click.echo(f"2. {shards}: WebDataset shards and manifest.json (hpc-mlp inspect {shards})")
-    click.echo("3. training baseline, dropout, batchnorm and dropout_batchnorm as one bank", nl=True)
+    say(f"2. {shards}: WebDataset shards and manifest.json (hpc-mlp inspect {shards})")
+    say("3. training baseline, dropout, batchnorm and dropout_batchnorm as one bank", end=True)
 
-    from rich.console import Console
-
+    from hpc_mlp.console import Console
     from hpc_mlp.plan import make_request
     from hpc_mlp.report.table import print_table
     from hpc_mlp.training.session import train_specs
@@ -40,6 +40,6 @@ def demo(folder: Path, overwrite: bool) -> None:
     code = train_specs(shards, make_request().specs, runs, cpu=True, overwrite=overwrite)
     if code in (0, 1):
         print_table(runs, Console())
-        click.echo(f"4. {runs}: one folder a run (hpc-mlp table {runs}, hpc-mlp report {runs})")
-        click.echo("\nYour own images: hpc-mlp convert YOUR.zip shards && hpc-mlp train shards")
+        say(f"4. {runs}: one folder a run (hpc-mlp table {runs}, hpc-mlp report {runs})")
+        say("\nYour own images: hpc-mlp convert YOUR.zip shards && hpc-mlp train shards")
     sys.exit(code)

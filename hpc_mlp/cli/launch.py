@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import click
 
 from hpc_mlp.options import Command, fail, log_format_option, run_options, runs_option
+from hpc_mlp.terminal import say
 from hpc_mlp.texts import json_text
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from hpc_mlp.config import LaunchConfig
+    from hpc_mlp.console import Console
     from hpc_mlp.launch.records import Submission
     from hpc_mlp.launch.status import RunStatus
     from hpc_mlp.launch.submit import Plan
@@ -78,8 +78,7 @@ def submit(
 
     --log-format is for --wait: as with `train`, and with json no table follows.
     """
-    from rich.console import Console
-
+    from hpc_mlp.console import Console
     from hpc_mlp.data.remote import load_manifest, shards_place
     from hpc_mlp.launch import packs, show
     from hpc_mlp.launch import submit as launching
@@ -113,32 +112,31 @@ def submit(
         _tell(submission, plan, where, launch)
     elif not quiet:
         _left_out(plan)
-        click.echo("Nothing to submit: every run is done or on its way.")
+        say("Nothing to submit: every run is done or on its way.")
     if wait:
         _finish(_watch(runs, console, log_format, {spec.name for spec in specs}), runs, log_format)
 
 
 def _tell(submission: Submission, plan: Plan, where: str, launch: LaunchConfig) -> None:
-    from rich.console import Console
-
+    from hpc_mlp.console import Console
     from hpc_mlp.launch import job_info, show
 
     job_ids = {pack.index: pack.job_id or "" for pack in submission.packs}
     Console().print(show.plan_table(plan.packs, job_ids))
     _left_out(plan)
     runs = submission.folder.parent.parent
-    click.echo(f"Submitted to {where} as {submission.id}: {show.resources(launch)}.")
-    click.echo(f"Job ids: {job_info.shorten_ids(list(job_ids.values()))}")
-    click.echo(f"Next:  hpc-mlp status {runs}        (--watch follows them)")
-    click.echo(f"       hpc-mlp cancel {runs}")
-    click.echo(f"       hpc-mlp table {runs}")
+    say(f"Submitted to {where} as {submission.id}: {show.resources(launch)}.")
+    say(f"Job ids: {job_info.shorten_ids(list(job_ids.values()))}")
+    say(f"Next:  hpc-mlp status {runs}        (--watch follows them)")
+    say(f"       hpc-mlp cancel {runs}")
+    say(f"       hpc-mlp table {runs}")
 
 
 def _left_out(plan: Plan) -> None:
     from hpc_mlp.live.rows import summary
 
     if plan.left_out:
-        click.echo(f"Left out: {summary(plan.left_out)}.")
+        say(f"Left out: {summary(plan.left_out)}.")
 
 
 def _show_resources(
@@ -150,16 +148,16 @@ def _show_resources(
     if where == "local":
         for slot in make_slots(launch, slots, cpu):
             devices = f"GPU {','.join(slot.devices)}" if slot.devices else "CPU"
-            click.echo(f"Slot {slot.name}: {devices}, {slot.threads} thread(s)")
+            say(f"Slot {slot.name}: {devices}, {slot.threads} thread(s)")
         return
-    click.echo(f"Each job: {show.resources(launch)}.")
+    say(f"Each job: {show.resources(launch)}.")
     if num_jobs:
         limit = slurm.max_array_size()
         chunks = -(-num_jobs // limit)
         if chunks > 1:
-            click.echo(f"{num_jobs} jobs in {chunks} arrays (MaxArraySize {limit}); the first one's script:")
+            say(f"{num_jobs} jobs in {chunks} arrays (MaxArraySize {limit}); the first one's script:")
         logs = (runs / records.FOLDER / "<id>" / "logs").absolute()
-        click.echo(slurm.script(launch, "hpc-mlp-<id>", logs, min(num_jobs, limit)))
+        say(slurm.script(launch, "hpc-mlp-<id>", logs, min(num_jobs, limit)))
 
 
 @click.command(cls=Command)
@@ -176,8 +174,7 @@ def status(runs: Path, watch: bool, style: str, log_format: LogFormat) -> None:
 
     --log-format is for --watch: as with `train`, and with json no table follows.
     """
-    from rich.console import Console
-
+    from hpc_mlp.console import Console
     from hpc_mlp.launch import show
     from hpc_mlp.launch.status import require_status
 
@@ -187,7 +184,7 @@ def status(runs: Path, watch: bool, style: str, log_format: LogFormat) -> None:
         if style == "rich":
             _finish(statuses, runs, log_format)
     if style == "json":
-        click.echo(json_text([item.as_json() for item in statuses], indent=1))
+        say(json_text([item.as_json() for item in statuses], indent=1))
     else:
         Console(width=None if sys.stdout.isatty() else 200).print(show.status_table(statuses))
     sys.exit(_code(statuses))
@@ -224,8 +221,7 @@ def _code(statuses: list[RunStatus]) -> int:
 
 def _finish(statuses: list[RunStatus], runs: Path, log_format: LogFormat) -> None:
     """The table, what went wrong, and the exit code."""
-    from rich.console import Console
-
+    from hpc_mlp.console import Console
     from hpc_mlp.launch import show
     from hpc_mlp.live.display import text_line
     from hpc_mlp.live.rows import BAD, COMPLETE
@@ -235,7 +231,7 @@ def _finish(statuses: list[RunStatus], runs: Path, log_format: LogFormat) -> Non
         print_table(runs, Console())
     for item in statuses:
         if item.state in BAD:
-            click.echo(f"{text_line(item)} {show.notes(item)}", err=True)
+            say(f"{text_line(item)} {show.notes(item)}", err=True)
     sys.exit(_code(statuses))
 
 
@@ -257,9 +253,7 @@ def cancel(runs: Path, variants: str | None) -> None:
     if variants is not None and variants != "all":
         names = [name.strip() for name in variants.split(",") if name.strip()]
     ended = launching.cancel(runs, names)
-    click.echo(
-        f"Cancelled {len(ended)} jobs: {job_info.shorten_ids(ended)}" if ended else "Nothing to cancel."
-    )
+    say(f"Cancelled {len(ended)} jobs: {job_info.shorten_ids(ended)}" if ended else "Nothing to cancel.")
 
 
 @click.command(cls=Command)
@@ -280,8 +274,7 @@ def doctor(
     \b
     hpc-mlp doctor --cluster slurm --test-job
     """
-    from rich.console import Console
-
+    from hpc_mlp.console import Console
     from hpc_mlp.launch import doctor as checks
     from hpc_mlp.launch import probe
     from hpc_mlp.launch import submit as launching

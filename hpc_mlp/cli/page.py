@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from hpc_mlp.options import Command
+from hpc_mlp.terminal import say
 
 
 @click.command(cls=Command)
@@ -33,4 +34,4 @@ def report(runs: Path, shards: Path | None, out: Path | None, by: str | None) ->
     out = out or runs / "report.html"
     material = write_report(summarise(read_runs(runs), keys), runs, out, shards)
     for line in describe(material, out, runs):
-        click.echo(line)
+        say(line)

@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
-import click
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from hpc_mlp.console import Console
 from hpc_mlp.runs import Json
+from hpc_mlp.terminal import say
 from hpc_mlp.texts import json_text
 
 if TYPE_CHECKING:
@@ -77,14 +76,14 @@ def write_rich(classes: Sequence[str], predictions: Counted, top_k: int | None) 
         problems = []
         for prediction in block:
             if prediction.problem is None:
-                cells = [cell for name, p in prediction.top(k) for cell in (escape(name), f"{100 * p:.1f}")]
-                table.add_row(escape(prediction.name), *cells)
+                cells = [cell for name, p in prediction.top(k) for cell in (name, f"{100 * p:.1f}")]
+                table.add_row(prediction.name, *cells)
             else:
                 problems.append(f"hpc-mlp: {prediction.name} cannot be read: {prediction.problem}")
         if table.row_count:
             console.print(table)
         for problem in problems:
-            click.echo(problem, err=True)
+            say(problem, err=True)
         failed += len(problems)
     return failed
 
@@ -100,9 +99,9 @@ def write_json(classes: Sequence[str], predictions: Counted, top_k: int | None) 
         else:
             record["error"] = prediction.problem
             failed += 1
-        print(before, json_text(record), sep="\n", end="")
+        say(before + "\n" + json_text(record), end=False)
         before = ","
-    print("\n]")
+    say("\n]")
     return failed
 
 
@@ -144,14 +143,14 @@ def print_metrics(metrics: Json, title: str) -> None:
     console.print(
         f"{title}: accuracy {100 * metrics['accuracy']:.2f} %, loss {metrics['loss']:.4f}, "
         f"{metrics['num_images']:,} images",
-        markup=False, highlight=False, soft_wrap=True,
+        highlight=False, soft_wrap=True,
     )  # fmt: skip
     table = Table("class")
     for name in ("images", "precision", "recall", "F1"):
         table.add_column(name, justify="right")
     for row in metrics["per_class"]:
         values = (f"{100 * row[key]:.1f}" for key in ("precision", "recall", "f1"))
-        table.add_row(escape(row["class"]), f"{row['support']:,}", *values)
+        table.add_row(row["class"], f"{row['support']:,}", *values)
     table.add_section()
     values = (f"{100 * metrics[key]:.1f}" for key in ("precision", "recall", "f1"))
     table.add_row("mean over classes", f"{metrics['num_images']:,}", *values)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from hpc_mlp.options import Command
+from hpc_mlp.terminal import say
 
 
 @click.command("table", cls=Command)
@@ -41,12 +42,12 @@ def table(runs: Path, form: str, by: str | None, sort: str | None, columns: str 
     if sort:
         summary = records.sort_rows(summary, sort)
     if form == "rich":
-        from rich.console import Console
+        from hpc_mlp.console import Console
 
         people.print_summary(summary, Console(), names)
     else:
         write = {"json": records.as_json, "csv": records.as_csv, "markdown": people.as_markdown}[form]
-        click.echo(write(summary, names))
+        say(write(summary, names))
 
 
 def _names(text: str | None) -> list[str] | None:

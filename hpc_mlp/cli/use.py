@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hpc_mlp.options import Command
+from hpc_mlp.terminal import say
 from hpc_mlp.texts import json_text
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def predict(
         predictions.hide()
     if failed:
         one = "1 image" if failed == 1 else f"{failed:,} images"
-        click.echo(f"hpc-mlp: {one} could not be read.", err=True)
+        say(f"hpc-mlp: {one} could not be read.", err=True)
         sys.exit(1)
 
 
@@ -92,7 +93,7 @@ def evaluate(run: Path, shards: str, split: str, form: str, ensemble: bool, cpu:
     metrics = api_evaluate(trained, shards, split=split)
     if form == "json":
         about = {"run": trained.name, "members": list(trained.members), "dataset": shards, "split": split}
-        click.echo(json_text(about | metrics, indent=1))
+        say(json_text(about | metrics, indent=1))
     else:
         from hpc_mlp.cli.predictions import print_metrics
 
@@ -124,8 +125,8 @@ def export(run: Path, form: str, out: Path | None, dtype: str, overwrite: bool) 
 
     trained = _load(run, ensemble=False, cpu=True)
     file, card = api_export(trained, form, out, dtype=dtype, overwrite=overwrite)  # type: ignore[arg-type]
-    click.echo(f"{file}  {file.stat().st_size / 1e6:,.1f} MB")
-    click.echo(f"{card}  model card")
+    say(f"{file}  {file.stat().st_size / 1e6:,.1f} MB")
+    say(f"{card}  model card")
 
 
 def _load(run: Path, ensemble: bool, cpu: bool) -> TrainedRun:
@@ -146,4 +147,4 @@ def _load(run: Path, ensemble: bool, cpu: bool) -> TrainedRun:
 
 
 def _note(text: str) -> None:
-    click.echo(f"hpc-mlp: {text}", err=True)
+    say(f"hpc-mlp: {text}", err=True)

@@ -25,6 +25,7 @@ from hpc_mlp.data.rejects import RejectLog
 from hpc_mlp.data.stats import pixel_stats
 from hpc_mlp.data.worker import ShardPlan, Worker
 from hpc_mlp.errors import UserError
+from hpc_mlp.texts import json_text
 
 SPLITS = ("train", "val", "test")
 
@@ -151,7 +152,7 @@ class Assembly:
                 },
             }
         )  # fmt: skip
-        text = json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False)
+        text = json_text(manifest.model_dump(mode="json"), indent=1)
         (self.folder / NAME).write_text(text + "\n", encoding="utf-8")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy.typing as npt
 
 from hpc_mlp.data.archive import Names
 from hpc_mlp.data.near import nearest_in_earlier_split
+from hpc_mlp.texts import json_text
 
 NAME = "duplicates.jsonl"
 SPLITS = ("train", "val", "test")
@@ -101,7 +101,7 @@ class Report:
             for i in members[:_LISTED].tolist()
         ]
         line = {"kind": kind, "num_images": len(members), **more, "images": images}
-        return json.dumps(line, ensure_ascii=False) + "\n"
+        return json_text(line) + "\n"
 
     def reasons_of(
         self, dropped: npt.NDArray[np.int64], group: npt.NDArray[np.int64]

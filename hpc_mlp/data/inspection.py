@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console, RenderableType
-from rich.markup import escape
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from hpc_mlp.console import Console
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.rejects import read_rejects
 
@@ -92,7 +92,7 @@ def _classes(manifest: Manifest) -> Table:
     for i, name in enumerate(manifest.classes[:_MAX_CLASSES]):
         counts = [f"{split.class_counts[i]:,}" for split in manifest.splits.values()]
         bar = "█" * max(1, round(_BAR * totals[i] / largest)) if totals[i] else ""
-        table.add_row(escape(name), *counts, f"{bar} {100 * totals[i] / max(1, sum(totals)):.1f} %")
+        table.add_row(name, *counts, f"{bar} {100 * totals[i] / max(1, sum(totals)):.1f} %")
     if len(manifest.classes) > _MAX_CLASSES:
         table.add_row(f"… {len(manifest.classes) - _MAX_CLASSES} more")
     return table
@@ -105,7 +105,7 @@ def _rejects(manifest: Manifest, out: Path) -> list[RenderableType]:
     table = Table("rejected because")
     table.add_column("entries", justify="right")
     for reason, count in reasons.most_common(_MAX_REASONS):
-        table.add_row(escape(reason), f"{count:,}")
+        table.add_row(reason, f"{count:,}")
     if len(reasons) > _MAX_REASONS:
         table.add_row(f"… {len(reasons) - _MAX_REASONS} more reasons")
     return [table, Text(f"each is listed in {out}/rejects.jsonl")]

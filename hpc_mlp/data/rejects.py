@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 
 from hpc_mlp.errors import UserError
+from hpc_mlp.texts import json_text
 
 NAME = "rejects.jsonl"
 
@@ -38,7 +39,7 @@ class RejectLog:
                     f"Mend or remove it, or convert without --strict to leave it out."
                 )
             self.first = self.first or [(name, reason)]
-            self._file.write(json.dumps({"name": name, "reason": reason}, ensure_ascii=False) + "\n")
+            self._file.write(json_text({"name": name, "reason": reason}) + "\n")
             self.count += 1
 
 

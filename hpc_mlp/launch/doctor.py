@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from rich.table import Table
+from rich.text import Text
 
 from hpc_mlp.config import LaunchConfig
 from hpc_mlp.data.budget import num_cpus
@@ -54,7 +55,7 @@ def table(findings: list[Finding]) -> Table:
         shown.add_column(name, overflow="fold")
     for finding in findings:
         style = styles[finding.level]
-        shown.add_row(finding.name, f"[{style}]{finding.level}[/]", finding.found, finding.advice)
+        shown.add_row(finding.name, Text(finding.level, style), finding.found, finding.advice)
     return shown
 
 

@@ -20,6 +20,7 @@ from hpc_mlp.launch.spawn import end_with_parent, run_processes, tidy
 from hpc_mlp.lease import CLAIM
 from hpc_mlp.liveness import this_process
 from hpc_mlp.runs import write_bytes
+from hpc_mlp.terminal import say
 
 STOPPED = 128  # training asked to stop returns this plus the signal's number, its checkpoint written
 _RENDEZVOUS_SECONDS = 600
@@ -149,7 +150,7 @@ class _StopSignals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.received.add(number)
         name = signal.Signals(number).name
-        print(f"hpc-mlp: {name}: checkpoint, then stop", file=sys.stderr, flush=True)
+        say(f"hpc-mlp: {name}: checkpoint, then stop", err=True)
         if self.training:
             importlib.import_module("hpc_mlp.training.stop").request_stop(name)
 

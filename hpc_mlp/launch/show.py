@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from hpc_mlp.config import LaunchConfig
+from hpc_mlp.console import Console
 from hpc_mlp.launch.packs import Pack
 from hpc_mlp.launch.status import RunStatus
 from hpc_mlp.live.display import LogFormat, open_display

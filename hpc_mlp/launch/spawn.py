@@ -24,6 +24,7 @@ from hpc_mlp.errors import HpcMlpError
 from hpc_mlp.lease import Lease, read_owner
 from hpc_mlp.liveness import is_dead
 from hpc_mlp.runs import RunFolder
+from hpc_mlp.terminal import say
 
 _THREADS = "OMP_NUM_THREADS"
 _PARENT = "HPC_MLP_PARENT"
@@ -189,7 +190,7 @@ class _Ranks:
         if code == 2 and 0 in self.failed:  # the input is wrong, and the first process has told what
             return
         how = f"{'was' if code < 0 else 'ended with'} {how_it_ended(code)}"
-        print(f"hpc-mlp: process {rank} of {self.count} {how}{more}.", file=sys.stderr, flush=True)
+        say(f"hpc-mlp: process {rank} of {self.count} {how}{more}.", err=True)
 
 
 def _settle(code: int) -> float:

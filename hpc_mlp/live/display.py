@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import io
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from rich.console import Console
-
+from hpc_mlp.console import Console
 from hpc_mlp.live.render import render
 from hpc_mlp.live.rows import Frame, RunRow
-from hpc_mlp.texts import json_text
+from hpc_mlp.terminal import say
+from hpc_mlp.texts import json_text, printable
 
 LogFormat = Literal["auto", "text", "json"]
 _SECONDS = 0.5  # between two looks
@@ -75,7 +74,7 @@ def text_line(row: RunRow) -> str:
     p = row.progress
     numbers = (("train_loss", p.train_loss), ("val_loss", p.val_loss), ("val_accuracy", p.val_accuracy),
                ("test_accuracy", row.test_accuracy))  # fmt: skip
-    parts = [f"{row.name}: {row.state}"]
+    parts = [f"{printable(row.name)}: {row.state}"]
     if p.epoch:
         parts += [
             f"epoch {p.epoch}/{p.epochs or '?'}",
@@ -83,7 +82,7 @@ def text_line(row: RunRow) -> str:
         ]
         if row.state == "running" and p.images_per_second:
             parts.append(f"{p.images_per_second:,.0f} images/s")
-    return " ".join([*parts, f"({row.detail})"] if row.detail else parts)
+    return " ".join([*parts, f"({printable(row.detail)})"] if row.detail else parts)
 
 
 class Painter(Display):
@@ -114,7 +113,7 @@ class Painter(Display):
     def note(self, text: str) -> None:
         """Above the display, where it stays."""
         with self._lock:
-            self._write(_CLEAR + self._encodable(text) + "\n")
+            self._write(_CLEAR + self._encodable(printable(text, keep="\n")) + "\n")
             self._shown = ()
 
     def _run(self) -> None:
@@ -140,7 +139,7 @@ class Painter(Display):
         """With colours; each one shorter than the terminal is wide, and no more than it is high."""
         page = Console(
             file=io.StringIO(), width=max(20, width - 1), height=height, force_terminal=True, highlight=False,
-            color_system=self.console.color_system, legacy_windows=False,  # type: ignore[arg-type]
+            color_system=self.console.color_system, legacy_windows=False,
         )  # fmt: skip
         page.print(render(frame, page.width, height))
         text = page.file.getvalue()  # type: ignore[attr-defined]
@@ -163,7 +162,7 @@ class Painter(Display):
 def open_display(console: Console, look: Callable[[], Frame], log_format: LogFormat) -> Iterator[Display]:
     """On a terminal a `Painter` of what `look` gives, else a `Log`; JSON goes to standard output."""
     if log_format == "json":
-        yield Log(lambda line: print(line, file=sys.stdout, flush=True), as_json=True)
+        yield Log(say, as_json=True)
     elif log_format == "auto" and console.is_terminal and not console.is_dumb_terminal:
         with Painter(console, look) as painter:
             yield painter

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hpc_mlp.console import Console
 from hpc_mlp.report.compare import Comparison
 from hpc_mlp.report.rows import Row, show
 from hpc_mlp.report.sentences import method, p_text, points

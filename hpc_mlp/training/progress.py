@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
+from hpc_mlp.console import Console
 from hpc_mlp.errors import RunError
 from hpc_mlp.lease import is_held, read_owner
 from hpc_mlp.live.beat import with_beat, write_beat

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -14,10 +13,10 @@ from typing import Literal
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
-from rich.console import Console
 
 from hpc_mlp.commandline import command_line
 from hpc_mlp.config import DataConfig
+from hpc_mlp.console import Console
 from hpc_mlp.data.remote import Place, load_manifest
 from hpc_mlp.errors import HpcMlpError, LeaseLostError, RunError
 from hpc_mlp.lease import Lease, hold_all
@@ -27,6 +26,7 @@ from hpc_mlp.models.bank import bank_order
 from hpc_mlp.models.registry import load_plugins
 from hpc_mlp.plan import RunSpec
 from hpc_mlp.processes import Processes, processes_sharing
+from hpc_mlp.terminal import say
 from hpc_mlp.training import stop
 from hpc_mlp.training.checkpoint import Guard, data_mode, resumable_together
 from hpc_mlp.training.engine import BankTrainer
@@ -206,7 +206,7 @@ def _train_bank(
         error = _cause(error, processes)
         if not processes.lead:  # the lead writes the folders, and will only see that we are gone
             text = _one_line(error) if isinstance(error, HpcMlpError) else _traceback(error)
-            print(f"hpc-mlp (process {processes.rank}): {text}", file=sys.stderr, flush=True)
+            say(f"hpc-mlp (process {processes.rank}): {text}", err=True)
             return 1
         guard()  # what failed may have failed because another process took over
         recorded = _record_failure(members, error)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TypeVar
+
+from hpc_mlp.terminal import say
 
 T = TypeVar("T")
 
@@ -136,6 +137,8 @@ def _end_after_signal(reading: int) -> None:
         time.sleep(0.1)
     name = signal.Signals(number).name
     if os.environ.get("RANK", "0") == "0":
-        print(f"hpc-mlp: ended by {name}: what was under way did not stop by itself. The same command goes on from "
-              "the last checkpoint.", file=sys.stderr, flush=True)  # fmt: skip
+        say(
+            f"hpc-mlp: ended by {name}: what was under way did not stop by itself. The same command goes on from the "
+            "last checkpoint.", err=True,
+        )  # fmt: skip
     os._exit(exit_code(name))
