@@ -144,8 +144,18 @@ def test_a_run_goes_on_from_its_state_as_if_nothing_had_happened() -> None:
     train(whole, [0.5, 0.3, 0.4])
     rest = member("train.patience=2")
     rest.restore(json.loads(json.dumps(first.state())))
+    assert rest.state() == first.state() and rest.best_epoch == 2
     for run in (whole, rest):
         run.finish_epoch(line(4, 0.6), 10)
     assert rest.stopped == whole.stopped == "early"
     assert rest.state() == whole.state()
     assert rest.result(None, 1, "cpu", 1) == whole.result(None, 1, "cpu", 1)
+    again = member()
+    again.restore(whole.state())
+    assert again.stopped == "early"
+
+
+def test_the_state_says_how_the_images_were_read() -> None:
+    run = member()
+    run.data_mode = "streaming"
+    assert run.state()["data_mode"] == "streaming"

@@ -73,7 +73,10 @@ def report(module: str, equivalent: dict[str, dict[str, str]]) -> bool:
         status = status_by_exit_code[code]
         if status not in NOTICED:
             what = change(name, module)
-            known = what in equivalent.get(module, {}) or any(re.search(p, what) for p in equivalent["*"])
+            known = any(
+                re.fullmatch(re.escape(text).replace("…", ".*"), what)
+                for text in (*equivalent["…"], *equivalent.get(module, {}))
+            )
             status = "equivalent" if known else "survived"
             if not known:
                 print(f"    {what}")

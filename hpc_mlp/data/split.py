@@ -67,8 +67,7 @@ def _cut(sizes: list[int], val: float, test: float) -> npt.NDArray[np.int8]:
     result = np.zeros(count, np.int8)
     at = 0
     for split, fraction, reserved in ((TEST, test, 1 + (val > 0 and count > 2)), (VAL, val, 1)):
-        target = int(total * fraction + 0.5) if fraction else 0
-        target = max(target, 1) if fraction else 0
+        target = max(1, int(total * fraction + 0.5)) if fraction else 0
         taken = 0
         while taken < target and at < count - reserved and (taken == 0 or taken + sizes[at] <= target):
             result[at] = split
