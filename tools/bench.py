@@ -96,6 +96,7 @@ def main() -> None:
     train.add_argument("--seeds", type=int, default=5)
     train.add_argument("--no-notebook", action="store_true")
     train.add_argument("--cpu", action="store_true")
+    train.add_argument("--prediction", type=Path, help="of bench_predict.py --json, shown beside the banks")
     job = commands.add_parser("job")
     job.add_argument("zip", type=lambda text: Path(text).resolve())
     job.add_argument("--epochs", type=int, default=10)

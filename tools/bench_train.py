@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import logging
 import statistics
 import tempfile
@@ -248,7 +249,25 @@ def bench_train(arguments: argparse.Namespace) -> dict[str, Any]:
         "alone": alone,
         "floor": floor(setting.module("baseline"), setting.steps, setting.feeder.num_images, device),
         "steps": setting.steps,
+        "predicted": predicted(arguments.prediction, arguments.shards.name, rows, setting.steps),
     }
+
+
+def predicted(
+    path: Path | None, shards: str, rows: dict[str, dict[str, Any]], steps: int
+) -> dict[str, dict[str, float]]:
+    """Bank → µs a step: measured, and what `bench_predict.py` expects of an H100, for shards of its names."""
+    table: dict[str, Any] = json.loads(path.read_text()).get(shards, {}) if path else {}
+    found = {}
+    for members, prediction in table.items():
+        row = rows.get(f"ours, bank of {members}")
+        if row is not None:
+            low, expected, high = prediction["times"]
+            measured = row["median"] * int(members) / steps * 1e6
+            found[f"bank of {members}"] = {
+                "measured": measured, "floor": prediction["floor"], "low": low, "expected": expected, "high": high
+            }  # fmt: skip
+    return found
 
 
 def ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
@@ -291,6 +310,12 @@ def show_train(result: dict[str, Any], machine: str) -> None:
         shares.add_row(name, f"{ratio:.2f}")
     console = Console(width=110)
     console.print(table, shares)
+    for name, step in result["predicted"].items():
+        share = 100 * step["floor"] / step["measured"]
+        console.print(
+            f"{name}: {step['measured']:.0f} µs a step, the memory floor is {share:.0f} % of it; "
+            f"predicted for an H100: {step['low']:.0f} / {step['expected']:.0f} / {step['high']:.0f} µs"
+        )
     console.print(
         f"{machine}; {low['bandwidth_GB_per_s']:.1f} GB/s, {low['matrix_GFLOP_per_s']:.0f} GFLOP/s measured"
     )

@@ -23,12 +23,13 @@ LAUNCHES = ("KERNEL", "COPY", "MEMSET", "PRODUCT")
 
 
 class Rehearsed:
-    """A bank of Fashion-MNIST's size on the pretended device, fed with black images."""
+    """A bank on the pretended device, fed with black images."""
 
-    def __init__(self, variants: str, seeds: int, *sets: str) -> None:
+    def __init__(self, variants: str, seeds: int, *sets: str, shape: tuple[int, int, int] = FASHION) -> None:
         specs = specs_of(variants, list(range(seeds)), *sets)
-        self.bank = Bank(specs, FASHION, 10).to(CUDA)
-        self.bank.set_reference(torch.zeros(FASHION, device=CUDA))
+        self.shape = shape
+        self.bank = Bank(specs, shape, 10).to(CUDA)
+        self.bank.set_reference(torch.zeros(shape, device=CUDA))
         optimizer = BankOptimizer(self.bank)
         self.rates = [recipe.optim.lr for recipe in optimizer.recipes]
         loss = BankLoss([spec.config.train for spec in specs], [1] * 10, CUDA)
@@ -36,7 +37,7 @@ class Rehearsed:
 
     def batch(self, t: int, size: int = 32) -> StepBatch:
         feeds = len(self.bank.feeds)
-        images = torch.zeros(feeds, size, *FASHION, device=CUDA)
+        images = torch.zeros(feeds, size, *self.shape, device=CUDA)
         labels = torch.zeros(feeds, size, dtype=torch.int64, device=CUDA)
         return StepBatch(StepPlace(0, t, 0, size, size), images, labels, full=size == 32)
 
