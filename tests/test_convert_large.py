@@ -107,7 +107,7 @@ def test_an_interrupted_conversion_leaves_nothing_that_looks_finished(
         words, stderr=subprocess.PIPE, text=True, start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background shells ignore it
     )  # fmt: skip
-    while not any(path.name.startswith("spool") for path in tmp_path.glob(".out.partial-*/*")):
+    while not any(path.name.startswith("spool") for path in tmp_path.glob(".out.partial-*/*/*")):
         assert process.poll() is None
         time.sleep(0.02)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -132,7 +132,7 @@ def test_a_killed_worker_is_said_and_leaves_nothing(tmp_path: Path) -> None:
     archive = many(tmp_path / "a.zip", 60_000, lambda i: photograph)
     words = [sys.executable, str(TOOL), str(archive), str(tmp_path / "out"), "--workers", "2"]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
-    while not any(path.name.startswith("spool") for path in tmp_path.glob(".out.partial-*/*")):
+    while not any(path.name.startswith("spool") for path in tmp_path.glob(".out.partial-*/*/*")):
         time.sleep(0.02)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[0]), signal.SIGKILL)

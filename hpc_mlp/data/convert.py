@@ -113,7 +113,7 @@ def convert(paths: Sequence[Path], out: Path, settings: Settings, progress: Prog
         if out.resolve() == path.resolve():
             raise UserError(f"{out} is the input itself. Choose another folder for the shards.")
     try:
-        with _sigterm_interrupts(), new_folder(out) as folder:
+        with _sigterm_interrupts(), new_folder(out, settings.overwrite, MANIFEST) as folder:
             _convert(paths, folder, settings, progress or Silent())
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
