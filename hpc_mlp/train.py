@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,9 +15,7 @@ from hpc_mlp.options import Command, log_format_option, run_options
 
 if TYPE_CHECKING:
     from hpc_mlp.live.display import LogFormat
-    from hpc_mlp.plan import RunSpec
-
-Parallel = Literal["auto", "members", "data"]
+    from hpc_mlp.plan import Parallel, RunSpec
 
 
 @click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
@@ -29,7 +27,8 @@ Parallel = Literal["auto", "members", "data"]
     type=click.Choice(["auto", "members", "data"]),
     default="auto",
     show_default=True,
-    help="With several processes: deal out the runs, or split every batch.",
+    help="With several processes: deal out the runs, or split every batch. auto: split where there are fewer runs than "
+    "processes, but MLPs never on GPUs.",
 )
 @click.option(
     "--processes",
@@ -78,9 +77,9 @@ def train(
 
     end_with_parent()
     request = make_request(variants, seeds, config_files, sets)
-    start = _start(processes, cpu, parallel)
+    todo = [spec for spec in request.specs if overwrite or not is_complete(runs / spec.name)]
+    start = _start(processes, cpu, parallel, todo)
     if start is None:
-        todo = [spec for spec in request.specs if overwrite or not is_complete(runs / spec.name)]
         start = _on_cores(request.specs, len(todo), out)
     if start.threads != 1:  # a single one waits for nobody
         share_cores()
@@ -129,8 +128,10 @@ class _Start:
     threads: int | None = None
 
 
-def _start(wanted: int | None, cpu: bool, parallel: Parallel) -> _Start | None:
+def _start(wanted: int | None, cpu: bool, parallel: Parallel, unfinished: Sequence[RunSpec]) -> _Start | None:
     """As the command line, Accelerate or the GPUs of this machine want it; None: as the runs want it."""
+    from hpc_mlp.plan import splits_batches
+
     if "RANK" in os.environ:
         return _Start(1, cpu)
     if wanted is not None:
@@ -140,6 +141,8 @@ def _start(wanted: int | None, cpu: bool, parallel: Parallel) -> _Start | None:
     if "ACCELERATE_MIXED_PRECISION" in os.environ:  # set by `accelerate launch`, which has decided
         return _Start(1, cpu)
     num_gpus = 0 if cpu else _num_gpus()
+    if not splits_batches(parallel, unfinished, num_gpus, gpu=True):
+        num_gpus = min(num_gpus, max(1, len(unfinished)))
     if num_gpus or parallel == "data" or sys.platform != "linux":
         return _Start(max(1, num_gpus), cpu)
     return None

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hpc_mlp.errors import UserError
 from hpc_mlp.plan import (
     ALL,
+    Parallel,
     augment_config,
     make_request,
     parse_seeds,
@@ -18,6 +19,7 @@ from hpc_mlp.plan import (
     parse_variants,
     plan_runs,
     shipped_variants,
+    splits_batches,
 )
 
 
@@ -257,3 +259,23 @@ def test_wrong_variants(text: str) -> None:
     assert "baseline" in str(error.value)
     if text == "batchnrm":
         assert "Did you mean 'batchnorm'" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "parallel, variants, processes, gpu, splits",
+    [
+        ("auto", "all", 8, False, True),
+        ("auto", "all", 4, False, False),
+        ("auto", "all", 8, True, False),
+        ("auto", "cnn", 8, True, True),
+        ("auto", "all,cnn", 8, True, True),
+        ("data", "all", 2, True, True),
+        ("members", "cnn", 8, True, False),
+    ],
+)
+def test_batches_are_split_where_that_pays(
+    parallel: Parallel, variants: str, processes: int, gpu: bool, splits: bool
+) -> None:
+    specs = plan_runs(parse_variants(variants), [0])
+    assert splits_batches(parallel, specs, processes, gpu=gpu) == splits
+    assert not splits_batches("auto", [], processes, gpu=gpu)

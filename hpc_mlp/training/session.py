@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
@@ -24,7 +23,7 @@ from hpc_mlp.live.display import LogFormat, open_display
 from hpc_mlp.live.rows import Frame
 from hpc_mlp.models.bank import bank_order
 from hpc_mlp.models.registry import load_plugins
-from hpc_mlp.plan import RunSpec
+from hpc_mlp.plan import Parallel, RunSpec, splits_batches
 from hpc_mlp.processes import Processes, processes_sharing
 from hpc_mlp.terminal import say
 from hpc_mlp.training import stop
@@ -35,8 +34,6 @@ from hpc_mlp.training.job import Job, check, prepare, unfinished
 from hpc_mlp.training.members import Member
 from hpc_mlp.training.memory import keep_freed_memory
 from hpc_mlp.training.progress import View, watch
-
-Parallel = Literal["auto", "members", "data"]
 
 
 def train_specs(
@@ -97,7 +94,7 @@ def _train_specs(
             console.print(
                 f"{done} of {len(job.specs)} runs are complete; --overwrite trains them anew.", style="dim"
             )
-        split = parallel == "data" or (parallel == "auto" and 0 < len(todo) < everybody.world_size)
+        split = splits_batches(parallel, todo, everybody.world_size, gpu=device.type != "cpu")
         mine = dealt(todo, Processes() if split else everybody)
         team, sharing = everybody if split else Processes(), processes_sharing(device)
         data = {spec.name: spec.config.data for spec in mine} if overwrite else _data_sections(job, mine)
