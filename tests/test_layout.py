@@ -99,6 +99,12 @@ def test_each_of_several_archives_may_have_a_top_folder_of_its_own() -> None:
     }  # fmt: skip
 
 
+def test_classes_are_in_natural_order() -> None:
+    layout = find_layout(source := Listing(["10/a.png", "9/a.b.png", "x/1.2.3.JPG", "x/png", "9/c.png.txt"]))
+    assert layout.classes == ("9", "10", "x") and layout.num_ignored == 2
+    assert set(placed(layout, source)) == {"10/a.png", "9/a.b.png", "x/1.2.3.JPG"}
+
+
 def test_what_is_no_image_is_ignored_or_named() -> None:
     names = [
         "cat/", "cat/1.JPG", "cat/notes.txt", "cat/noend", "cat/Thumbs.db", "cat/.2.png", ".git/cat/3.png",
@@ -174,6 +180,7 @@ def labelled(
     "images/1\tcat\n 2 \t dog \n",
     "images\\1.png,cat\n./images/2.png,dog,more\n\n",
     '"images/1.png","cat"\n2,dog\nimages/2.png,dog\n',
+    "X,Y\nimages/1.png,cat\nimages/2,dog\n",
 ])  # fmt: skip
 def test_a_labels_file_names_images_by_path_or_by_a_base_name_that_is_unique(text: str) -> None:
     layout, classes = labelled(text)
@@ -198,6 +205,26 @@ def test_what_a_labels_file_names_wrongly_is_listed() -> None:
         ("3.jpg", "has no class in labels.csv"),
         ("images/3.jpg", "not listed in labels.csv"),
     ]
+
+
+def test_only_a_first_line_that_names_no_image_is_one_of_headings() -> None:
+    layout, classes = labelled("images/1.png,boX\n9.png,dog\nimages/2.png,dog\n")
+    assert classes == {"images/1.png": "boX", "images/2.png": "dog"}
+    assert layout.rejects[0] == ("9.png", "listed in labels.csv, but not in the archive")
+
+
+def test_names_without_suffix_end_before_the_last_point() -> None:
+    images = ["set/more/a.b.png", "set/more/a.c.png", "set/d.e.f.png"]
+    text = "more/a.b,cat\na.c,dog\nd.e.f,eel\n"
+    assert labelled(text, "set/labels.csv", images)[1] == dict(
+        zip(images, ["cat", "dog", "eel"], strict=True)
+    )
+    # what is called alike is found by its path alone
+    images = ["set/a/1.png", "set/b/1.png", "set/2.jpg"]
+    text = "a/1,cat\nb/1.png,dog\n1,eel\n2,gnu\n"
+    assert labelled(text, "set/labels.csv", images)[1] == dict(
+        zip(images, ["cat", "dog", "gnu"], strict=True)
+    )
 
 
 def test_of_several_labels_files_the_uppermost_counts_and_names_lie_below_it() -> None:

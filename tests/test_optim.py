@@ -121,7 +121,7 @@ def test_gradients_by_blocks_and_whole_give_the_same(
             assert torch.allclose(one[key].double(), other[key].double(), atol=2e-5), key
 
 
-@pytest.mark.parametrize("hidden", ["[5]", "[9]", "[7,3]", "[16]"])
+@pytest.mark.parametrize("hidden", ["[5]", "[13,5]", "[7,3]", "[16]"])
 def test_no_bit_of_a_member_depends_on_its_neighbours(hidden: str) -> None:
     """Also where layers do not fill the registers of a kernel."""
     specs = specs_of("baseline", [0, 1, 2], f"model.hidden={hidden}", "optim.lr=0.01")

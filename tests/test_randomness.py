@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from hpc_mlp import randomness
 from hpc_mlp.randomness import (
     DROPOUT,
     augmentation_draws,
@@ -53,6 +56,16 @@ def test_an_epochs_order_is_a_permutation_of_its_own(seed: int, epoch: int, coun
     if count > 20:
         others = [epoch_order(seed + 1, epoch, count), epoch_order(seed, epoch + 1, count)]
         assert not any(np.array_equal(order, other) for other in others)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=SEEDS, kinds=st.integers(1, 200))
+def test_equal_keys_keep_their_order(seed: int, kinds: int) -> None:
+    """They hardly ever occur: here few words are drawn again and again, or one of 200 twice."""
+    keys = np.random.default_rng(seed).integers(0, kinds, 200, np.uint64)
+    keys[:150] += np.uint64(1000) * np.arange(150, dtype=np.uint64) if kinds > 100 else np.uint64(0)
+    with patch.object(randomness, "draws", lambda *_: keys):
+        assert epoch_order(seed, 0, 200).tolist() == sorted(range(200), key=keys.__getitem__)
 
 
 def test_every_order_is_as_likely_as_another() -> None:
