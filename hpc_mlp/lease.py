@@ -30,13 +30,25 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from pydantic import ValidationError
+
 from hpc_mlp.errors import LeaseLostError, RunError
-from hpc_mlp.liveness import age, is_alive, is_dead, on_this_machine, this_process
+from hpc_mlp.liveness import Process, age, is_alive, is_dead, on_this_machine, this_process
+from hpc_mlp.texts import printable
 
 LEASE = "lease.json"
 CLAIM = "HPC_MLP_CLAIM"  # names the job over all of its starts; set by launch.job
 _SIZE = 1024  # the file never changes its length, so a reader never sees half of it
 _MISSING_RETRIES = 20  # × 50 ms: a lease that is being looked at by a contender is away for an instant
+
+
+class Owner(Process):
+    """Who holds a lease. `claim`: its job over all starts, of which `restart` counts."""
+
+    token: str = ""
+    claim: str = ""
+    restart: int = 0
+    job: str = ""
 
 
 class Lease:
@@ -108,7 +120,7 @@ class Lease:
         for _ in range(_MISSING_RETRIES):
             content = _read(self.path)
             if content is not None:
-                return _parse(content).get("token")
+                return _parse(content).token
             time.sleep(0.05)
         return None
 
@@ -132,7 +144,7 @@ class Lease:
                 seen, seen_since, alive = content, now, True
             owner = _parse(content)
             if self._supersedes(owner) or is_dead(owner):
-                self._take_away(partial(_has_token, owner.get("token")))
+                self._take_away(content.__eq__ if not owner.token else partial(_has_token, owner.token))
             elif now - seen_since >= self.stale_after:
                 self._take_away(content.__eq__)
             elif now - start >= self.wait and (alive or is_alive(owner)):
@@ -143,10 +155,10 @@ class Lease:
                 yield
         self._start()
 
-    def _supersedes(self, owner: dict[str, Any]) -> bool:
+    def _supersedes(self, owner: Owner) -> bool:
         """A requeued job outranks its own earlier start, alive or not: Slurm has given that one up."""
-        same = bool(self._owner["claim"]) and owner.get("claim") == self._owner["claim"]
-        return same and owner.get("restart", 0) < self._owner["restart"]
+        same = bool(self._owner["claim"]) and owner.claim == self._owner["claim"]
+        return same and owner.restart < self._owner["restart"]
 
     def _create(self) -> bool:
         temporary = self.path.with_name(f".{LEASE}.{uuid.uuid4().hex}")
@@ -214,15 +226,17 @@ def hold_all(
         yield leases
 
 
-def read_owner(folder: Path) -> dict[str, Any] | None:
-    """Who holds the lease of `folder`: token, host, pid, job, claim, restart, beat. None if nobody."""
+def read_owner(folder: Path) -> Owner | None:
+    """Who holds the lease of `folder`; None if nobody. Of a damaged file nothing is known: somebody may hold it, until
+    it is old."""
     content = _read(Path(folder) / LEASE)
     return None if content is None else _parse(content)
 
 
-def describe(owner: dict[str, Any]) -> str:
-    job = f" (job {owner['job']})" if owner.get("job") else ""
-    return f"process {owner.get('pid', '?')} on {owner.get('host', '?')}{job}"
+def describe(owner: Owner) -> str:
+    if not owner.host:
+        return f"a process that {LEASE} does not name (it is damaged)"
+    return printable(f"process {owner.pid} on {owner.host}" + (f" (job {owner.job})" if owner.job else ""))
 
 
 def is_held(folder: Path, stale_after: float = 60.0) -> bool:
@@ -260,8 +274,8 @@ def _give_name(source: Path, target: Path) -> bool:
     return True
 
 
-def _has_token(token: str | None, content: bytes) -> bool:
-    return _parse(content).get("token") == token
+def _has_token(token: str, content: bytes) -> bool:
+    return _parse(content).token == token
 
 
 def _read(path: Path) -> bytes | None:
@@ -271,9 +285,8 @@ def _read(path: Path) -> bytes | None:
         return None
 
 
-def _parse(content: bytes) -> dict[str, Any]:
+def _parse(content: bytes) -> Owner:
     try:
-        value = json.loads(content)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
+        return Owner.model_validate_json(content)
+    except ValidationError:
+        return Owner()

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
 
 from hpc_mlp.errors import RunError
-from hpc_mlp.liveness import is_dead, this_process
+from hpc_mlp.liveness import Process, is_dead, this_process
 
 _LOOK_SECONDS = 0.2  # between two looks for the others, at most
 _PATIENCE_SECONDS = 2.0  # a process that is being killed closes its connections before it is gone
@@ -127,7 +127,7 @@ class Processes:
     def _check(self, store: Store, rank: int) -> None:
         """As far as it can be told: the process has been at a meeting, and is of this machine."""
         key = f"process-{rank}"
-        if rank != self.rank and store.check([key]) and is_dead(json.loads(store.get(key))):
+        if rank != self.rank and store.check([key]) and is_dead(Process.model_validate_json(store.get(key))):
             raise RunError(f"process {rank} of {self.world_size} has died.")
 
     @contextmanager

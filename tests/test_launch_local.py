@@ -128,7 +128,7 @@ def test_a_submission_runs_to_its_end_and_is_not_sent_again(tmp_path: Path) -> N
     wait_until(lambda: set(states(tmp_path / "runs").values()) == {"done"})
     assert start(tmp_path / "runs", "baseline,dropout", "0-1", "train.epochs=1") is None
     more = start(tmp_path / "runs", "baseline,dropout", "0-2", "train.epochs=1")
-    assert more is not None and [run["name"] for pack in more.packs for run in pack.runs] == [
+    assert more is not None and [run.name for pack in more.packs for run in pack.runs] == [
         "baseline-s2", "dropout-s2"
     ]  # fmt: skip
     wait_until(lambda: set(states(tmp_path / "runs").values()) == {"done"})
@@ -171,7 +171,7 @@ def test_states_on_the_way_and_cancel_of_a_variant_and_of_all(tmp_path: Path) ->
     assert set(states(tmp_path).values()) == {"cancelled"}
     submission = list_submissions(tmp_path)[0]
     pids = [int((submission.folder / "queue.pid").read_text())]
-    pids += [record["pid"] for records in submission.starts().values() for record in records]
+    pids += [record.pid for records in submission.starts().values() for record in records]
     assert len(pids) == 4  # detached as they are: the queue and its packs have gone
     wait_until(lambda: all(has_gone(pid) for pid in pids))
     assert cancel(tmp_path) == []
@@ -208,7 +208,7 @@ def test_a_killed_job_is_failed_and_a_killed_queue_leaves_the_rest_lost(tmp_path
     )
     assert submission is not None
     wait_until(lambda: 0 in submission.starts())
-    os.kill(submission.starts()[0][0]["pid"], signal.SIGKILL)
+    os.kill(submission.starts()[0][0].pid, signal.SIGKILL)
     wait_until(lambda: states(tmp_path)["baseline-s0"] == "failed")
     assert "killed by SIGKILL" in by_name(tmp_path)["baseline-s0"].detail
     wait_until(lambda: by_name(tmp_path)["dropout-s0"].progress.epoch >= 1)

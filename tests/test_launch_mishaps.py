@@ -43,17 +43,24 @@ def test_a_runs_folder_that_cannot_be_is_named(tmp_path: Path, digits: Path) -> 
     assert result.stderr == f"hpc-mlp: {tmp_path / 'file' / '.launch'}: Not a directory.\n"
 
 
-def test_a_record_cut_in_half_is_named_and_hides_no_run(tmp_path: Path) -> None:
+def test_a_record_cut_in_half_is_named_and_hides_no_run(fake: Path, tmp_path: Path) -> None:
     send(tmp_path, variants="baseline")
+    send(tmp_path, variants="dropout")
     folder = list_submissions(tmp_path)[0].folder
     record = folder / "submission.json"
     for damaged in (record.read_text()[:100], '{"id": 3}', '{"packs": []}', "[]"):
         record.write_text(damaged)
-        for verb in ("status", "cancel"):
-            result = run(verb, tmp_path)
-            assert result.exit_code == 1 and f"{record} is damaged" in result.stderr, damaged
+        result = run("status", tmp_path)
+        assert result.exit_code == 1 and "damaged" in result.stdout and "dropout-s0" in result.stdout
         with pytest.raises(RunError, match="squeue --name hpc-mlp-"):
-            send(tmp_path, variants="baseline")  # what runs cannot be told
+            send(tmp_path, variants="baseline")  # what became of it cannot be told
+    assert send(tmp_path, variants="batchnorm") is not None  # its plan says that this is none of its runs
+    result = run("cancel", tmp_path)
+    assert result.exit_code == 1 and f"{record} is damaged" in result.stderr
+    assert "Cancelled 2 jobs" in result.stdout
+    (folder / "plan.json").write_text("[]")
+    with pytest.raises(RunError, match="is damaged"):
+        send(tmp_path, variants="dropout_batchnorm")
     shutil.rmtree(folder)  # as the message says
     assert send(tmp_path, variants="baseline") is not None
 
@@ -143,7 +150,7 @@ def held_elsewhere(folder: Path) -> Path:
     with Lease(folder):
         owner = read_owner(folder)
     assert owner is not None
-    write_json(folder / LEASE, {**owner, "host": "another-host"})
+    write_json(folder / LEASE, {**owner.model_dump(), "host": "another-host"})
     return folder / LEASE
 
 

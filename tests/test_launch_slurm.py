@@ -119,7 +119,7 @@ def test_sending_again_sends_only_what_is_neither_done_nor_queued(fake: Path, tm
     edit(fake, "100_3", "TIMEOUT")
     again = send(tmp_path, seeds="0-1", per_job=1)
     assert again is not None
-    names = [run["name"] for pack in again.packs for run in pack.runs]
+    names = [run.name for pack in again.packs for run in pack.runs]
     assert names == [
         "baseline-s1",
         "dropout-s0",

@@ -42,7 +42,9 @@ def elsewhere(folder: Path) -> None:
     """Make the lease look as if it came from another machine: nothing is known about its process."""
     path = folder / LEASE
     content = path.read_bytes()
-    host = read_owner(folder)["host"]  # type: ignore[index]
+    owner = read_owner(folder)
+    assert owner is not None
+    host = owner.host
     other = "x" * len(host)
     with path.open("r+b") as file:
         file.write(content.replace(f'"host": "{host}"'.encode(), f'"host": "{other}"'.encode()))
@@ -52,7 +54,7 @@ def test_a_free_folder_is_leased_and_left_clean(tmp_path: Path) -> None:
     with Lease(tmp_path / "run") as lease:
         lease.check()
         owner = read_owner(tmp_path / "run")
-        assert owner is not None and owner["pid"] == os.getpid()
+        assert owner is not None and owner.pid == os.getpid()
     assert read_owner(tmp_path / "run") is None
     assert list((tmp_path / "run").iterdir()) == []
 
@@ -102,7 +104,7 @@ def test_an_owner_that_hung_finds_its_lease_lost(tmp_path: Path) -> None:
         time.sleep(0.3)
         lease.check()  # neither its late heartbeat nor its leaving hurt the new owner
         owner = read_owner(tmp_path)
-        assert owner is not None and owner["pid"] == os.getpid()
+        assert owner is not None and owner.pid == os.getpid()
 
 
 def test_a_requeued_job_outranks_its_living_earlier_start(tmp_path: Path) -> None:

@@ -246,6 +246,7 @@ def cancel(runs: Path, variants: str | None) -> None:
     """
     from hpc_mlp.launch import job_info
     from hpc_mlp.launch import submit as launching
+    from hpc_mlp.launch.records import read_submissions
     from hpc_mlp.launch.status import require_status
 
     require_status(runs)
@@ -254,6 +255,8 @@ def cancel(runs: Path, variants: str | None) -> None:
         names = [name.strip() for name in variants.split(",") if name.strip()]
     ended = launching.cancel(runs, names)
     say(f"Cancelled {len(ended)} jobs: {job_info.shorten_ids(ended)}" if ended else "Nothing to cancel.")
+    if problems := read_submissions(runs)[1]:
+        fail("\n".join(problems.values()), 1)
 
 
 @click.command(cls=Command)

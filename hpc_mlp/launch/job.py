@@ -221,7 +221,7 @@ def main(folder: Path, pack: int) -> int:
     world = submission.launch.get("tasks_per_node") or submission.launch.get("gpus_per_job") or 1
     if world > 1 and "RANK" not in os.environ:
         code = run_processes("hpc_mlp.launch.job", [str(folder), str(pack)], world, new_sessions=False)
-        tidy(folder.parent.parent / run["name"] for run in submission.packs[pack].runs)
+        tidy(folder.parent.parent / run.name for run in submission.packs[pack].runs)
         return code
     return run_pack(folder, pack)[0]
 

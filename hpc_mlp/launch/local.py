@@ -20,11 +20,11 @@ from hpc_mlp.config import LaunchConfig
 from hpc_mlp.errors import RunError
 from hpc_mlp.launch.environment import local_environment
 from hpc_mlp.launch.job_info import JobInfo
-from hpc_mlp.launch.records import Submission, read_submission
+from hpc_mlp.launch.records import Start, Submission, read_submission
 from hpc_mlp.launch.slots import Slot, lock_folder, make_slots, release
 from hpc_mlp.launch.spawn import GRACE_SECONDS, how_it_ended
 from hpc_mlp.lease import Lease, is_held
-from hpc_mlp.liveness import is_alive
+from hpc_mlp.liveness import is_alive, send_signal
 
 _POLL = 0.1
 # For the checkpoint after SIGTERM, before SIGKILL: a little more than its own processes get from it.
@@ -193,13 +193,16 @@ def query(submission: Submission) -> dict[str, JobInfo]:
     for pack in submission.packs:
         if pack.job_id is None:
             continue
-        starts, end = all_starts.get(pack.index), submission.ended(pack.index)
+        starts = all_starts.get(pack.index)
+        try:
+            end = submission.ended(pack.index)
+        except RunError as error:
+            known[pack.job_id] = JobInfo("over", str(error))
+            continue
         if end is not None:
-            known[pack.job_id] = JobInfo(
-                "over", how_it_ended(int(end["code"])) if end["code"] else "COMPLETED"
-            )
+            known[pack.job_id] = JobInfo("over", how_it_ended(end.code) if end.code else "COMPLETED")
         elif starts and (queue_lives or is_alive(starts[-1])):  # a pack survives its queue's death
-            known[pack.job_id] = JobInfo("running", "RUNNING", node=str(starts[-1]["host"]))
+            known[pack.job_id] = JobInfo("running", "RUNNING", node=starts[-1].host)
         elif queue_lives and not submission.is_cancelled(pack.index):
             known[pack.job_id] = JobInfo("queued", "PENDING", "waits for a free slot")
     return known
@@ -214,8 +217,8 @@ def cancel(submission: Submission, packs: Iterable[int]) -> None:
         all_starts = submission.starts()
         for index in chosen:
             starts = all_starts.get(index)
-            if starts and submission.ended(index) is None and is_alive(starts[-1]):
-                os.kill(int(starts[-1]["pid"]), signal.SIGTERM)
+            if starts and not (submission.folder / "ended" / f"{index}.json").exists():
+                _terminate(submission, index, starts[-1])
     deadline = time.monotonic() + _GRACE_SECONDS + 10
     while time.monotonic() < deadline:
         states = query(submission)
@@ -224,6 +227,16 @@ def cancel(submission: Submission, packs: Iterable[int]) -> None:
             return
         time.sleep(_POLL)
     raise RunError(f"not everything has ended yet: see {submission.logs / 'queue.log'}")
+
+
+def _terminate(submission: Submission, index: int, start: Start) -> None:
+    """RunError where the process is alive, but is not what the record says."""
+    words = ("hpc_mlp.launch.job", str(submission.folder), str(index))
+    if not send_signal(start, signal.SIGTERM, words) and is_alive(start):
+        raise RunError(
+            f"process {start.pid}, which {submission.folder}/started names, is no job of this submission: it was left "
+            "alone."
+        )
 
 
 if __name__ == "__main__":

@@ -14,40 +14,93 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 import shlex
 import socket
 import sys
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import AfterValidator, Field, model_validator
+
+from hpc_mlp.checked import Record, damaged, read
 from hpc_mlp.data.remote import Place, is_url, shards_place
-from hpc_mlp.errors import RunError
+from hpc_mlp.errors import HpcMlpError, RunError
 from hpc_mlp.launch.packs import Pack
+from hpc_mlp.liveness import Process
 from hpc_mlp.plan import RunSpec
-from hpc_mlp.runs import read_json, write_bytes, write_json
+from hpc_mlp.runs import write_bytes, write_json
 from hpc_mlp.settings import build_config
 
-INDEX, FOLDER, RECORD, PLAN = "submission.json", ".launch", "submission.json", "plan.json"
+FOLDER, RECORD, PLAN = ".launch", "submission.json", "plan.json"
 ENTRY = "hpc_mlp.training.session:train_specs"
 
 Cluster = Literal["slurm", "local"]
+Parallel = Literal["auto", "members", "data"]
 
 
-@dataclass(frozen=True)
-class PackRecord:
+def _one_name(name: str) -> str:
+    if "/" in name or "\0" in name or name in ("", ".", ".."):
+        raise ValueError(f"{name!r} names no run folder")
+    return name
+
+
+RunName = Annotated[str, AfterValidator(_one_name)]  # of a folder directly below RUNS
+_JOB_ID = r"^[0-9A-Za-z]+(_[0-9]+)?$"
+
+
+class PlannedRun(Record):
+    """A run as the submission names it."""
+
+    name: RunName
+    variant: str
+    seed: int
+    epochs: int
+
+
+class FullRun(Record):
+    """A run as the job reads it."""
+
+    name: RunName
+    variant: str
+    seed: int
+    swept: dict[str, Any]
+    config: dict[str, Any]
+
+    def spec(self) -> RunSpec:
+        return RunSpec(self.name, self.variant, self.seed, build_config(self.config), self.swept)
+
+
+class PlanRecord(Record):
+    packs: list[list[FullRun]]
+
+
+class PackRecord(Record):
     index: int
     name: str
-    runs: list[dict[str, Any]]  # {"name", "variant", "seed", "epochs"}
-    job_id: str | None = None  # None: not (yet) handed over to the cluster
+    runs: list[PlannedRun] = Field(min_length=1)
+    job_id: str | None = Field(default=None, pattern=_JOB_ID)  # None: not (yet) handed over to the cluster
 
 
-@dataclass(frozen=True)
-class Submission:
+class Start(Process):
+    """Where and when a pack was started. `damaged`: why nothing is known of it."""
+
+    job: str = ""
+    time: float = 0.0
+    devices: str = ""
+    damaged: str = ""
+
+
+class End(Record):
+    code: int
+    time: float = 0.0
+
+
+class Submission(Record):
     id: str
     cluster: Cluster
     created: str
@@ -56,14 +109,20 @@ class Submission:
     command: str
     shards: str
     packs: list[PackRecord]
-    launch: dict[str, Any] = field(default_factory=dict)
+    launch: dict[str, Any] = Field(default_factory=dict)
     slots: int | None = None
     cpu: bool = False
-    parallel: str = "auto"
+    parallel: Parallel = "auto"
     entry: str = ENTRY
-    plugins: list[str] = field(default_factory=list)  # Python files that register models
+    plugins: list[str] = Field(default_factory=list)  # Python files that register models
     format: int = 1
-    folder: Path = Path()  # where it was read from; not stored
+    folder: Path = Field(default=Path(), exclude=True)  # where it was read from; not stored
+
+    @model_validator(mode="after")
+    def _check(self) -> Submission:
+        if [pack.index for pack in self.packs] != list(range(len(self.packs))):
+            raise ValueError("the packs are not numbered from 0 on")
+        return self
 
     @property
     def place(self) -> Place:
@@ -84,45 +143,44 @@ class Submission:
         return f"{self.id}/{pack}"
 
     def save(self) -> None:
-        record = asdict(self)
-        del record["folder"]
-        write_json(self.folder / RECORD, record)
+        write_json(self.folder / RECORD, self.model_dump())
 
     def with_jobs(self, job_ids: dict[int, str]) -> Submission:
-        packs = [replace(pack, job_id=job_ids.get(pack.index, pack.job_id)) for pack in self.packs]
-        return replace(self, packs=packs)
+        packs = [
+            pack.model_copy(update={"job_id": job_ids.get(pack.index, pack.job_id)}) for pack in self.packs
+        ]
+        return self.model_copy(update={"packs": packs})
 
     def specs(self, pack: int) -> list[RunSpec]:
         """The runs of one pack in full."""
         try:
-            plan = read_json(self.folder / PLAN) or {}
-            return [
-                RunSpec(run["name"], run["variant"], run["seed"], build_config(run["config"]), run["swept"])
-                for run in plan["packs"][pack]
-            ]
-        except (RunError, KeyError, TypeError, IndexError):
-            raise RunError(f"{self.folder / PLAN} is missing or damaged: submit again.") from None
+            if (plan := read(self.folder / PLAN, PlanRecord, "")) is not None:
+                return [run.spec() for run in plan.packs[pack]]
+        except (HpcMlpError, IndexError):
+            pass
+        raise RunError(f"{self.folder / PLAN} is missing or damaged: submit again.")
 
-    def starts(self) -> dict[int, list[dict[str, Any]]]:
+    def starts(self) -> dict[int, list[Start]]:
         """For every pack that was ever started: one record for each time, oldest first."""
-        numbers = sorted(
-            (int(pack), int(restart))
-            for pack, restart, _ in (
-                path.name.split(".") for path in (self.folder / "started").glob("*.json")
-            )
-            if pack  # a record that is just being written has a name that begins with a dot
-        )
-        starts: dict[int, list[dict[str, Any]]] = {}
-        for pack, restart in numbers:
-            if start := read_json(self.folder / "started" / f"{pack}.{restart}.json"):
+        names = (re.fullmatch(r"([0-9]{1,9})\.([0-9]{1,9})\.json", path.name)
+                 for path in (self.folder / "started").glob("*.json"))  # fmt: skip
+        starts: dict[int, list[Start]] = {}
+        for pack, restart in sorted((int(name[1]), int(name[2])) for name in names if name):
+            path = self.folder / "started" / f"{pack}.{restart}.json"
+            try:
+                start = read(path, Start, "")
+            except RunError as error:
+                start = Start(damaged=str(error).strip())
+            if start is not None:
                 starts.setdefault(pack, []).append(start)
         return starts
 
     def write_start(self, pack: int, restart: int, record: dict[str, Any]) -> None:
         write_json(self.folder / "started" / f"{pack}.{restart}.json", record)
 
-    def ended(self, pack: int) -> dict[str, Any] | None:
-        return read_json(self.folder / "ended" / f"{pack}.json")
+    def ended(self, pack: int) -> End | None:
+        """RunError where the record is damaged: it has ended, and nobody knows how."""
+        return read(self.folder / "ended" / f"{pack}.json", End, "")
 
     def write_end(self, pack: int, code: int) -> None:
         write_json(self.folder / "ended" / f"{pack}.json", {"code": code, "time": time.time()})
@@ -153,7 +211,7 @@ def new_submission(
         user=_user(),
         command=shlex.join(sys.argv),
         shards=str(shards) if is_url(shards) else str(Path(shards).resolve()),
-        packs=[PackRecord(pack.index, pack.name, [_summary(spec) for spec in pack.specs]) for pack in packs],
+        packs=[_pack(pack) for pack in packs],
         folder=folder,
         **options,
     )
@@ -175,51 +233,50 @@ def _run(spec: RunSpec) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _summary(spec: RunSpec) -> dict[str, Any]:
-    return {
-        "name": spec.name, "variant": spec.variant, "seed": spec.seed, "epochs": spec.config.train.epochs
-    }  # fmt: skip
+def _pack(pack: Pack) -> PackRecord:
+    runs = [
+        PlannedRun(name=spec.name, variant=spec.variant, seed=spec.seed, epochs=spec.config.train.epochs)
+        for spec in pack.specs
+    ]
+    return PackRecord(index=pack.index, name=pack.name, runs=runs)
 
 
 def read_submission(folder: Path) -> Submission | None:
     """RunError where its record is damaged, or was written by another version."""
-    try:
-        record = read_json(folder / RECORD)
-        if record is None:  # just being made, or left by a shell that was killed right then
-            return None
-        packs = [PackRecord(**pack) for pack in record.pop("packs")]
-        return Submission(**record, packs=packs, folder=folder.resolve())
-    except (RunError, KeyError, TypeError):
-        raise RunError(
-            f"{folder / RECORD} is damaged: its jobs cannot be followed. Once none of them is left (squeue --name "
-            f"hpc-mlp-{folder.name}), delete {folder}; the runs lie elsewhere, and submitting again goes on."
-        ) from None
+    remedy = (
+        "Its jobs cannot be followed. Once none of them is left (squeue --name "
+        f"hpc-mlp-{folder.name}), delete {folder}; the runs lie elsewhere, and submitting again goes on."
+    )
+    record = read(folder / RECORD, Submission, remedy)
+    if record is None:  # just being made, or left by a shell that was killed right then
+        return None
+    if record.id != folder.resolve().name:  # it names the jobs that are asked for, and cancelled
+        raise damaged(folder / RECORD, f"it is that of {record.id}", remedy)
+    return record.model_copy(update={"folder": folder.resolve()})
+
+
+def read_submissions(runs: Path) -> tuple[list[Submission], dict[Path, str]]:
+    """Every submission below `runs`, oldest first; and what is wrong with those that are damaged, by folder."""
+    found: list[Submission] = []
+    problems: dict[Path, str] = {}
+    for folder in sorted(path for path in (runs / FOLDER).glob("*") if path.is_dir()):
+        try:
+            if (submission := read_submission(folder)) is not None:
+                found.append(submission)
+        except RunError as error:
+            problems[folder] = str(error)
+    return found, problems
 
 
 def list_submissions(runs: Path) -> list[Submission]:
-    """Every submission below `runs`, oldest first."""
-    folders = sorted(path for path in (runs / FOLDER).glob("*") if path.is_dir())
-    return [submission for path in folders if (submission := read_submission(path))]
+    """Every submission below `runs` that can be read, oldest first."""
+    return read_submissions(runs)[0]
 
 
-def write_index(runs: Path) -> None:
-    """Make RUNS/submission.json from the folders. Two shells may do so at once: whoever writes last looks
-    again, so that neither submission is missing in the end."""
-    written: list[str] = []
-    while (submissions := list_submissions(runs)) and [item.id for item in submissions] != written:
-        lines = [_line(submission) for submission in submissions]
-        write_json(runs / INDEX, {"format": 1, **lines[-1], "submissions": lines})
-        written = [item.id for item in submissions]
-
-
-def _line(submission: Submission) -> dict[str, Any]:
-    return {
-        "id": submission.id,
-        "cluster": submission.cluster,
-        "created": submission.created,
-        "host": submission.host,
-        "command": submission.command,
-        "folder": f"{FOLDER}/{submission.id}",
-        "job_ids": [pack.job_id for pack in submission.packs if pack.job_id],
-        "packs": [{"job_id": p.job_id, "runs": [run["name"] for run in p.runs]} for p in submission.packs],
-    }
+def planned_names(folder: Path) -> set[str] | None:
+    """The runs of a submission by its plan; None where that cannot be read either."""
+    try:
+        plan = read(folder / PLAN, PlanRecord, "")
+    except RunError:
+        return None
+    return None if plan is None else {run.name for pack in plan.packs for run in pack}

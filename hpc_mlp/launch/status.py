@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from hpc_mlp.errors import UserError
 from hpc_mlp.launch import local, slurm
 from hpc_mlp.launch.job_info import UNKNOWN, JobInfo
-from hpc_mlp.launch.records import PLAN, PackRecord, Submission, list_submissions
+from hpc_mlp.launch.records import FOLDER, PLAN, PackRecord, PlannedRun, Start, Submission, read_submissions
 from hpc_mlp.lease import is_held, read_owner
 from hpc_mlp.live.beat import with_beat
 from hpc_mlp.live.rows import COMPLETE, RunRow, of_run
@@ -41,19 +40,25 @@ class _Job:
     info: JobInfo | None
     requeues: int
     node: str
+    problem: str  # with its records
 
 
 def read_status(runs: Path) -> list[RunStatus]:
-    """Every run that was submitted to `runs` or has a folder there, the submitted ones first, in order."""
+    """Every run that was submitted to `runs` or has a folder there, the submitted ones first, in order; and a row for
+    every submission whose record is damaged."""
     statuses: dict[str, RunStatus] = {}
-    for submission in _newest(list_submissions(runs), runs):
+    submissions, problems = read_submissions(runs)
+    for submission in _newest(submissions, runs):
         for job in submission:
-            for run in job.pack.runs:
-                statuses[run["name"]] = _submitted(runs / run["name"], run, job)
+            for planned in job.pack.runs:
+                statuses[planned.name] = _submitted(runs / planned.name, planned, job)
     folders = sorted(path for path in runs.glob("*") if path.is_dir() and path.name not in statuses)
     for path in folders:
-        if not path.name.startswith(".") and (run_read := read_run(path)) is not None:
-            statuses[path.name] = _of_files(path, run_read)
+        if not path.name.startswith(".") and (run := read_run(path)) is not None:
+            statuses[path.name] = _of_files(path, run)
+    for folder, problem in problems.items():
+        name = f"{FOLDER}/{folder.name}"
+        statuses[name] = RunStatus(name, name, 0, "damaged", problem, submission=folder.name)
     return list(statuses.values())
 
 
@@ -79,36 +84,40 @@ def _newest(submissions: list[Submission], runs: Path) -> list[list[_Job]]:
 
 
 def _is_complete(runs: Path, pack: PackRecord) -> bool:
-    return all((runs / run["name"] / "result.json").exists() for run in pack.runs)
+    return all((runs / run.name / "result.json").exists() for run in pack.runs)
 
 
 def _job(
     submission: Submission,
     pack: PackRecord,
     known: dict[str, JobInfo] | None,
-    starts: list[dict[str, Any]],
+    starts: list[Start],
 ) -> _Job:
     info = known if known is None else known.get(pack.job_id or "", UNKNOWN)
-    node = str(starts[-1]["host"]) if starts else ""
-    return _Job(submission, pack, info, max(0, len(starts) - 1), node)
+    node = starts[-1].host if starts else ""
+    problem = next((start.damaged for start in starts if start.damaged), "")
+    return _Job(submission, pack, info, max(0, len(starts) - 1), node, problem)
 
 
 # -- one run
 
 
-def _submitted(path: Path, planned: dict[str, Any], job: _Job) -> RunStatus:
+def _submitted(path: Path, planned: PlannedRun, job: _Job) -> RunStatus:
+    status = _with_job(path, planned, job)
+    if not job.problem or status.state in COMPLETE:
+        return status
+    return replace(status, detail="; ".join(filter(None, [status.detail, job.problem])))
+
+
+def _with_job(path: Path, planned: PlannedRun, job: _Job) -> RunStatus:
     run = read_run(path)
-    base = (
-        _of_files(path, run)
-        if run
-        else RunStatus(planned["name"], planned["variant"], planned["seed"], "lost")
-    )
+    base = _of_files(path, run) if run else RunStatus(planned.name, planned.variant, planned.seed, "lost")
     base = replace(
         base,
         # A damaged run's folder does not say them.
-        variant=planned["variant"],
-        seed=planned["seed"],
-        progress=replace(base.progress, epochs=base.progress.epochs or planned["epochs"]),
+        variant=planned.variant,
+        seed=planned.seed,
+        progress=replace(base.progress, epochs=base.progress.epochs or planned.epochs),
         requeues=job.requeues,
         job=job.pack.job_id or "",
         log=str(_log(job)),
@@ -136,17 +145,24 @@ def _over(base: RunStatus, path: Path, info: JobInfo, job: _Job) -> RunStatus:
     base = replace(base, node=job.node or info.node)
     if job.submission.is_cancelled(job.pack.index) or info.detail.startswith("CANCELLED"):
         return replace(base, state="cancelled", detail="cancelled")
-    owner = read_owner(path) or {}
-    own = owner.get("claim") == job.submission.claim(job.pack.index)
+    owner = read_owner(path)
+    own = owner is not None and owner.claim == job.submission.claim(job.pack.index)
     if is_held(path) and not (own and info.state == "over"):  # by someone's `hpc-mlp train`
-        return replace(base, state="running", detail="", node=str(owner.get("host", "")))
+        return replace(base, state="running", detail="", node=owner.host if owner else "")
     may_come = job.submission.cluster == "slurm" or job.pack.job_id is None
-    if info.state == "unknown" and may_come and abs(age(job.submission.folder / PLAN)) < 60:
+    if info.state == "unknown" and may_come and _is_new(job.submission):
         return replace(base, state="queued", detail="just submitted")
     if info.state == "unknown":
         cluster = "Slurm" if job.submission.cluster == "slurm" else "the local queue"
         return replace(base, state="lost", detail=f"{cluster} does not know its job: submit again")
     return replace(base, state="failed", detail=f"job ended: {info.detail}{_last_words(job)}")
+
+
+def _is_new(submission: Submission) -> bool:
+    try:
+        return abs(age(submission.folder / PLAN)) < 60
+    except OSError:
+        return False
 
 
 def _unasked(base: RunStatus, path: Path, job: _Job) -> RunStatus:
@@ -164,7 +180,7 @@ def _of_files(path: Path, run: Run) -> RunStatus:
     """What the run folder alone says."""
     row = of_run(run)
     if row.state in ("stopped", "failed") and is_held(path):
-        node = str((read_owner(path) or {}).get("host", ""))
+        node = owner.host if (owner := read_owner(path)) else ""
         row = with_beat(replace(row, state="running", detail="", node=node), path)
     return RunStatus(**vars(row))
 

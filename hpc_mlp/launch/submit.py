@@ -12,8 +12,17 @@ from hpc_mlp.config import LaunchConfig, differences, run_identity
 from hpc_mlp.data.remote import Place
 from hpc_mlp.errors import HpcMlpError, RunError, UserError, unknown_name
 from hpc_mlp.launch import local, slurm
+from hpc_mlp.launch.index import write_index
 from hpc_mlp.launch.packs import Pack, make_packs
-from hpc_mlp.launch.records import FOLDER, Cluster, Submission, list_submissions, new_submission, write_index
+from hpc_mlp.launch.records import (
+    FOLDER,
+    Cluster,
+    Submission,
+    list_submissions,
+    new_submission,
+    planned_names,
+    read_submissions,
+)
 from hpc_mlp.launch.slots import make_slots
 from hpc_mlp.launch.status import RunStatus, read_status
 from hpc_mlp.lease import Lease
@@ -77,6 +86,7 @@ def make_plan(
 ) -> Plan:
     """Which runs still have to be sent, in packs."""
     known = {status.name: status for status in read_status(runs)} if runs.is_dir() else {}
+    _check_damaged(runs, {spec.name for spec in specs})
     left_out, wanted = [], []
     for spec in specs:
         status = known.get(spec.name)
@@ -92,6 +102,15 @@ def make_plan(
     if overwrite and (busy := [status.name for status in left_out]):
         raise UserError(f"--overwrite: {', '.join(busy[:5])} still runs or waits. Cancel it first.")
     return Plan(make_packs(wanted, per_job), left_out)
+
+
+def _check_damaged(runs: Path, names: set[str]) -> None:
+    """RunError where a submission whose record is damaged may have sent one of these runs: what became of it cannot be
+    told, and it would be sent a second time."""
+    for folder, problem in read_submissions(runs)[1].items():
+        planned = planned_names(folder)
+        if planned is None or planned & names:
+            raise RunError(problem)
 
 
 def _same_run(path: Path, spec: RunSpec, digest: str) -> None:
@@ -154,8 +173,9 @@ def submit(
 def cancel(runs: Path, variants: Sequence[str] | None = None) -> list[str]:
     """End the jobs of this runs folder, all or those of some variants. Returns their job ids. UserError where
     a job also trains other variants: it can only be ended as a whole."""
-    statuses = [status for status in read_status(runs) if status.state in ACTIVE and status.submission]
-    known = {status.variant for status in read_status(runs)}
+    everything = read_status(runs)
+    statuses = [status for status in everything if status.state in ACTIVE and status.submission]
+    known = {status.variant for status in everything}
     for name in variants or ():
         if name not in known:
             raise unknown_name("variant", name, sorted(known))
@@ -166,7 +186,7 @@ def cancel(runs: Path, variants: Sequence[str] | None = None) -> list[str]:
         alive = {s.name for s in statuses if s.submission == submission.id}
         packs = []
         for pack in submission.packs:
-            here = {run["name"] for run in pack.runs} & alive
+            here = {run.name for run in pack.runs} & alive
             if not here & chosen:
                 continue
             if others := sorted(here - chosen):

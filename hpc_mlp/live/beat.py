@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Annotated
 
-from hpc_mlp.live.rows import RunRow, Usage, number
+from pydantic import Field, FiniteFloat
+
+from hpc_mlp.checked import Record, read
+from hpc_mlp.errors import RunError
+from hpc_mlp.live.rows import RunRow, Usage
 from hpc_mlp.runs import LIVE, METRICS
 from hpc_mlp.texts import json_text
 
 _STALE_SECONDS = 60.0
+
+
+_Amount = Annotated[FiniteFloat, Field(ge=0)]
+_Bytes = Annotated[int, Field(ge=0, lt=1 << 63)]
+
+
+class _Usage(Record):
+    device: str
+    memory: _Bytes | None = None
+    total: _Bytes | None = None
+    percent: _Amount | None = None
+    waiting: _Amount | None = None
+
+
+class _Beat(Record):
+    part: Annotated[FiniteFloat, Field(ge=0, le=1)] | None = None
+    images_per_second: _Amount | None = None
+    usage: _Usage | None = None
 
 
 def write_beat(folder: Path, row: RunRow) -> None:
@@ -33,18 +55,15 @@ def with_beat(row: RunRow, folder: Path) -> RunRow:
     """The row of a run that is being trained, with what its trainer last said of the epoch under way."""
     try:
         written = (folder / LIVE).stat().st_mtime
-        beat = json.loads((folder / LIVE).read_bytes())
-        usage = None if beat["usage"] is None else Usage(**beat["usage"])
-        if time.time() - written > _STALE_SECONDS:
-            return row
+        beat = read(folder / LIVE, _Beat, "")
         metrics = folder / METRICS
-        if metrics.exists() and metrics.stat().st_mtime > written:  # of the epoch before
-            return replace(row, usage=usage)
-        progress = replace(
-            row.progress,
-            part=number(beat["part"]) or 0.0,
-            images_per_second=number(beat["images_per_second"]),
-        )
-        return replace(row, usage=usage, progress=progress)
-    except (OSError, ValueError, KeyError, TypeError):
+        older = metrics.exists() and metrics.stat().st_mtime > written
+    except (OSError, RunError):
         return row
+    if beat is None or time.time() - written > _STALE_SECONDS:
+        return row
+    usage = None if beat.usage is None else Usage(**beat.usage.model_dump())
+    if older:  # of the epoch before
+        return replace(row, usage=usage)
+    progress = replace(row.progress, part=beat.part or 0.0, images_per_second=beat.images_per_second)
+    return replace(row, usage=usage, progress=progress)

@@ -207,7 +207,7 @@ class Watched(View):
         if found.state in COMPLETE:
             return replace(found, node=row.node)
         if held:
-            node = str((read_owner(folder) or {}).get("host", "")) or row.node
+            node = owner.host if (owner := read_owner(folder)) else row.node
             return with_beat(replace(found, state="running", detail="", node=node), folder)
         if found.state == "failed" and _written(folder / FAILED) != self.old_failures[row.name]:
             return replace(found, node=row.node)
