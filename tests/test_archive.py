@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -28,6 +29,9 @@ from test_convert import (
 )
 
 from hpc_mlp.data.archive import RejectError, open_source
+from hpc_mlp.data.decode import ImageSpec
+from hpc_mlp.errors import UserError
+from hpc_mlp.predict.images import Images
 
 
 def entries(*paths: Path, scratch: Path) -> dict[str, bytes | str]:
@@ -343,3 +347,104 @@ def test_a_mutated_zip_never_makes_a_traceback_or_anything_outside_out(
             file.unlink()
         (home / "out").rmdir()
     assert [p.name for p in tmp_path.iterdir()] == ["home"]
+
+
+# ── damaged tars, descriptors, large entries ────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("suffix", [".tar.gz", ".tar.bz2", ".tar.xz", ".tar"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "zeros"])
+def test_a_damaged_tar_is_said_in_one_line(tmp_path: Path, suffix: str, damage: str) -> None:
+    """By `convert` as by `predict`, and nothing is left over."""
+    path = pack(tmp_path / f"a{suffix}", {f"{c}/{i}.png": os.urandom(3000) for c in "ab" for i in range(9)})
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    if damage == "flip":
+        data[middle : middle + 64] = bytes(byte ^ 0x5A for byte in data[middle : middle + 64])
+    elif damage == "cut":
+        del data[middle:]
+    else:
+        data[12:600] = bytes(588)
+    path.write_bytes(data)
+    result = convert(path, tmp_path / "out", "--size", 4)
+    assert not (tmp_path / "out").exists()
+    if suffix == ".tar" and damage == "flip":  # the bytes of an image, about which a tar knows nothing
+        refused(result, "no images")
+        return
+    refused(result, "a.tar", "cannot be read as a tar" if "no images" not in result.stderr else "")
+    with contextlib.suppress(UserError):
+        Images([path])
+    assert os.listdir(tmp_path) == [path.name]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from([".gz", ".bz2", ".xz"]), st.data())
+def test_a_mutated_compressed_tar_is_read_or_refused(tmp_path: Path, kind: str, data: st.DataObject) -> None:
+    path = pack(tmp_path / f"a.tar{kind}", ORIGINAL)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(1, len(content)))])
+    try:
+        entries(path, scratch=tmp_path)
+    except UserError as error:
+        assert "cannot be read as a tar" in str(error)
+
+
+def num_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_descriptors_stay_constant(tmp_path: Path) -> None:
+    """Of the tenth conversion as many are open as of the first; the same for what `predict` opens."""
+    archives = [make_zip(tmp_path / "a.zip", ORIGINAL), pack(tmp_path / "a.tar.gz", ORIGINAL)]
+    bad = make_zip(tmp_path / "bad.zip", {"x.txt": b""})
+    text = tmp_path / "text.zip"
+    text.write_text("no ZIP")
+    counts = []
+    for _ in range(10):
+        for archive in archives:
+            converted(archive, tmp_path / "out", "--size", 4, "--overwrite")
+            images = Images([archive])
+            assert sum(len(batch) for batch in images.batches(ImageSpec(4, 4, 3), "png", 4)) == 6
+            del images
+        for wrong in (bad, text):
+            refused(convert(wrong, tmp_path / "not"))
+        counts.append(num_descriptors())
+    assert counts[0] == counts[-1]
+
+
+def test_a_closed_source_holds_nothing_open(tmp_path: Path) -> None:
+    before = num_descriptors()
+    source = open_source([make_zip(tmp_path / "a.zip", FILES), pack(tmp_path / "a.tar", FILES)], tmp_path)
+    assert num_descriptors() == before + 2
+    source.close()
+    assert num_descriptors() == before
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_large_entries_are_read_in_pieces(tmp_path: Path, method: int) -> None:
+    half = os.urandom(9 << 20)
+    files = {"a.bin": half + half[: 1 << 20] + bytes(1 << 20), "b.bin": half}
+    path = make_zip(tmp_path / "a.zip", files, method)
+    assert entries(path, scratch=tmp_path) == files
+    source = open_source([path], tmp_path)
+    with pytest.raises(RejectError, match="larger than 10 MiB"):
+        source.read(0, 10 << 20)
+    data = bytearray(path.read_bytes())
+    data[5 << 20] ^= 0xFF
+    path.write_bytes(data)
+    assert isinstance(entries(path, scratch=tmp_path)["a.bin"], str)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "labels.csv", "a.rar", "a.7z"])
+def test_what_is_no_archive_of_ours_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"PAR1")
+    refused(convert(tmp_path / name, tmp_path / "out"), f".{name.split('.')[-1]} file", "not supported")
+
+
+def test_a_bomb_in_a_compressed_tar_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hpc_mlp.data.tarsource._MIN_BOMB", 10 << 20)
+    path = pack(tmp_path / "a.tar.xz", {"a/1.png": bytes(100 << 20)})
+    refused(convert(path, tmp_path / "out"), "decompression bomb")
+    assert os.listdir(tmp_path) == ["a.tar.xz"]

@@ -10,6 +10,7 @@ import bisect
 import hashlib
 import os
 import stat
+import weakref
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Protocol
 import numpy as np
 
 from hpc_mlp.errors import UserError
+from hpc_mlp.texts import printable
 
 MAX_ENTRY_BYTES = 1 << 30  # an entry larger than this is not an image that we would decode
 
@@ -62,14 +64,27 @@ class Source(Protocol):
     names: Names
     problems: dict[int, str]
 
-    def size(self, index: int) -> int:
-        """Bytes of entry `index` as stored; 0 where that is known only on reading."""
-
-    def read(self, index: int) -> bytes:
-        """The bytes of entry `index`. RejectError where they cannot be had whole and unharmed."""
+    def read(self, index: int, limit: int = MAX_ENTRY_BYTES) -> bytes:
+        """The bytes of entry `index`. RejectError where they cannot be had whole and unharmed, or are more than
+        `limit`: then no more than that is held in memory."""
 
     def sha256(self) -> str:
         """Of everything the source holds; another content gives another sum."""
+
+    def close(self) -> None:
+        """Give back what it holds open; it cannot be read any longer. Else that happens with its last reference."""
+
+
+# What people give for an archive, and what to do about it.
+_OTHERS = {
+    "parquet": "Write its images to one folder for each class",
+    "csv": "Give the ZIP or folder of its images, with the table in it as labels.csv",
+    "7z": "Unpack it, and give the folder",
+    "rar": "Unpack it, and give the folder",
+    "h5": "Write its images to one folder for each class",
+    "hdf5": "Write its images to one folder for each class",
+    "npz": "Write its images to one folder for each class",
+}
 
 
 def open_source(paths: Sequence[Path], scratch: Path) -> Source:
@@ -82,7 +97,14 @@ def open_source(paths: Sequence[Path], scratch: Path) -> Source:
         if path.is_dir():
             sources.append(FolderSource(path))
         elif not path.exists():
-            raise UserError(f"{path} does not exist. Give a ZIP, a .tar, a .tar.gz or a folder of images.")
+            raise UserError(
+                f"{printable(path)} does not exist. Give a ZIP, a .tar, a .tar.gz or a folder of images."
+            )
+        elif (kind := path.suffix[1:].lower()) in _OTHERS:
+            raise UserError(
+                f"{printable(path)} is a .{kind} file, which is not supported: "
+                f"what is read is a ZIP, a .tar, a .tar.gz or a folder. {_OTHERS[kind]}."
+            )
         elif path.name.lower().endswith((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")):
             sources.append(tarsource.TarSource(path, scratch))
         else:
@@ -110,20 +132,13 @@ class FolderSource:
             for name in files:
                 yield Path(folder, name).relative_to(self.root).as_posix()
 
-    def size(self, index: int) -> int:
-        try:
-            return (self.root / self.names[index]).stat().st_size
-        except OSError:
-            return 0
-
-    def read(self, index: int) -> bytes:
+    def read(self, index: int, limit: int = MAX_ENTRY_BYTES) -> bytes:
         path = self.root / self.names[index]
         try:
             status = path.stat()
             if not stat.S_ISREG(status.st_mode):
                 raise RejectError("not a regular file")
-            if status.st_size > MAX_ENTRY_BYTES:
-                raise RejectError(f"larger than {MAX_ENTRY_BYTES >> 20} MiB")
+            check_size(status.st_size, limit)
             return path.read_bytes()
         except OSError as error:
             raise RejectError(f"cannot be read: {error.strerror or error}") from None
@@ -137,6 +152,9 @@ class FolderSource:
                 data = str(error).encode()
             total.update(f"{name}\0{len(data)}\0".encode("utf-8", "surrogateescape") + data)
         return total.hexdigest()
+
+    def close(self) -> None:
+        pass
 
 
 class FileSource(FolderSource):
@@ -169,17 +187,17 @@ class SeveralSources:
         which = bisect.bisect_right(self._starts, index) - 1
         return self.sources[which], index - self._starts[which]
 
-    def size(self, index: int) -> int:
+    def read(self, index: int, limit: int = MAX_ENTRY_BYTES) -> bytes:
         source, inner = self._place(index)
-        return source.size(inner)
-
-    def read(self, index: int) -> bytes:
-        source, inner = self._place(index)
-        return source.read(inner)
+        return source.read(inner, limit)
 
     def sha256(self) -> str:
         sums = "".join(source.sha256() for source in self.sources)
         return hashlib.sha256(sums.encode()).hexdigest()
+
+    def close(self) -> None:
+        for source in self.sources:
+            source.close()
 
 
 class FileWithEntries:
@@ -191,23 +209,34 @@ class FileWithEntries:
         self.problems: dict[int, str] = {}
         self._offset, self._stored = array("Q"), array("Q")  # bytes
 
+    def _hold(self, path: Path) -> None:
+        """Open the file that entries are read from. It is closed by `close`, or with the last reference to this."""
+        self._fd = open_file(path)
+        self._closed = weakref.finalize(self, os.close, self._fd)
+
+    def close(self) -> None:
+        self._closed()
+
     def _reject_repeated_names(self) -> None:
         for index in repeated_names(self.names):
             self.problems.setdefault(index, "its name is an earlier entry's name")
 
-    def size(self, index: int) -> int:
-        return self._stored[index]
-
-    def read(self, index: int) -> bytes:
+    def read(self, index: int, limit: int = MAX_ENTRY_BYTES) -> bytes:
         if index in self.problems:
             raise RejectError(self.problems[index])
-        return self._bytes_of(index)
+        return self._bytes_of(index, limit)
 
-    def _bytes_of(self, index: int) -> bytes:
+    def _bytes_of(self, index: int, limit: int) -> bytes:
         raise NotImplementedError
 
     def sha256(self) -> str:
         return hash_file(self.path)
+
+
+def check_size(size: int, limit: int) -> None:
+    """RejectError where `size` bytes are more than `limit`."""
+    if size > limit:
+        raise RejectError(f"larger than {limit >> 20} MiB")
 
 
 def read_at(fd: int, length: int, offset: int) -> bytes:
@@ -222,7 +251,7 @@ def open_file(path: Path) -> int:
     try:
         return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     except OSError as error:
-        raise UserError(f"{path} cannot be opened: {error.strerror}.") from None
+        raise UserError(f"{printable(path)} cannot be opened: {error.strerror}.") from None
 
 
 def repeated_names(names: Names) -> list[int]:

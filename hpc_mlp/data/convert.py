@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -127,7 +127,13 @@ def convert(paths: Sequence[Path], out: Path, settings: Settings, progress: Prog
 
 
 def _convert(paths: Sequence[Path], folder: Path, settings: Settings, progress: Progress) -> None:
-    source = open_source(paths, folder)
+    with closing(open_source(paths, folder)) as source:
+        _convert_source(source, folder, settings, progress)
+    for spool in folder.glob("spool-*"):
+        spool.unlink()
+
+
+def _convert_source(source: Source, folder: Path, settings: Settings, progress: Progress) -> None:
     layout = find_layout(source)
     if not len(layout.entries):
         raise no_images(source, layout.rejects, len(layout.rejects))
@@ -152,8 +158,6 @@ def _convert(paths: Sequence[Path], folder: Path, settings: Settings, progress: 
         assembly.write_manifest(
             settings.spec, settings.encoding, settings.recorded(), content.result(), rejects.count
         )
-    for spool in folder.glob("spool-*"):
-        spool.unlink()
 
 
 def _convert_all(

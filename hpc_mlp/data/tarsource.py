@@ -5,8 +5,8 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
-import shutil
 import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,25 +15,27 @@ from hpc_mlp.data.archive import (
     MAX_ENTRY_BYTES,
     FileWithEntries,
     RejectError,
-    open_file,
+    check_size,
     read_at,
 )
+from hpc_mlp.data.zipsource import MAX_RATIO
 from hpc_mlp.errors import UserError
+from hpc_mlp.texts import printable
+
+_MIN_BOMB = 1 << 30  # bytes: what unpacks to less is no bomb, however well it was packed
 
 
 class TarSource(FileWithEntries):
     def __init__(self, path: Path, scratch: Path) -> None:
         super().__init__(path)
+        plain = _decompressed(path, scratch)
         try:
-            plain = _decompressed(path, scratch)
             with tarfile.open(plain, "r:") as tar:
                 self._list(tar)
-        except (tarfile.TarError, EOFError, gzip.BadGzipFile, lzma.LZMAError, ValueError) as error:
-            raise UserError(
-                f"{path} cannot be read as a tar ({error}). Is it complete? Check it with `tar tf`."
-            ) from None
+        except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
+            raise _unreadable(path, error) from None
         self._reject_repeated_names()
-        self._fd = open_file(plain)
+        self._hold(plain)
         if plain != path:
             plain.unlink()  # the open file lives on, the name need not
 
@@ -55,7 +57,8 @@ class TarSource(FileWithEntries):
             self._offset.append(member.offset_data)
             self._stored.append(member.size)
 
-    def _bytes_of(self, index: int) -> bytes:
+    def _bytes_of(self, index: int, limit: int) -> bytes:
+        check_size(self._stored[index], limit)
         data = read_at(self._fd, self._stored[index], self._offset[index])
         if len(data) < self._stored[index]:
             raise RejectError("cut short")
@@ -75,6 +78,31 @@ def _decompressed(path: Path, scratch: Path) -> Path:
     else:
         return path
     plain = scratch / f"{path.name}.unpacked"
+    limit = max(_MIN_BOMB, MAX_RATIO * path.stat().st_size)
     with opener(path) as packed, plain.open("wb") as file:
-        shutil.copyfileobj(packed, file, 1 << 20)
+        while block := _next_block(path, packed):
+            file.write(block)
+            if file.tell() > limit:
+                raise _unreadable(
+                    path, f"a decompression bomb: unpacks to more than {MAX_RATIO} times its size"
+                )
     return plain
+
+
+def _next_block(path: Path, packed: Any) -> bytes:
+    """What `packed` has next, b"" at its end. UserError where its bytes are damaged, whatever its library raises."""
+    try:
+        block: bytes = packed.read(1 << 20)
+    except (EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
+        raise _unreadable(path, error) from None
+    except OSError as error:
+        if error.errno is not None:  # bz2 and gzip say damage so, without a number
+            raise
+        raise _unreadable(path, error) from None
+    return block
+
+
+def _unreadable(path: Path, why: object) -> UserError:
+    return UserError(
+        f"{printable(path)} cannot be read as a tar ({printable(why)}). Is it complete? Check it with `tar tf`."
+    )

@@ -6,6 +6,7 @@ about 80 bytes and 2 µs, is shared by all worker processes, and looks for hosti
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import struct
@@ -19,16 +20,18 @@ from hpc_mlp.data.archive import (
     MAX_ENTRY_BYTES,
     FileWithEntries,
     RejectError,
-    open_file,
+    check_size,
     read_at,
 )
 from hpc_mlp.errors import UserError
+from hpc_mlp.texts import printable
 
 _END = struct.Struct("<4s4H2LH")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _MAX_DIRECTORY = 2 << 30  # bytes; about 20 million entries
+_AT_ONCE = 4 << 20  # bytes; larger entries are read in pieces, so that they are not in memory twice
 MAX_RATIO = 200  # an entry of more than a MiB that shrank further than this is a decompression bomb
 
 STORED, DEFLATED = 0, 8
@@ -39,7 +42,7 @@ class ZipSource(FileWithEntries):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._full, self._crc, self._method = array("Q"), array("I"), array("B")
-        self._fd = open_file(path)
+        self._hold(path)
         try:
             self._list(os.fstat(self._fd).st_size)
         except (struct.error, IndexError):
@@ -49,7 +52,7 @@ class ZipSource(FileWithEntries):
 
     def _unreadable(self, why: str) -> UserError:
         return UserError(
-            f"{self.path} cannot be read as a ZIP: {why}. "
+            f"{printable(self.path)} cannot be read as a ZIP: {why}. "
             f"Is it a ZIP, and complete? Check it with `unzip -t`, or download it again."
         )
 
@@ -154,28 +157,51 @@ class ZipSource(FileWithEntries):
         for place in later.tolist():
             self.problems.setdefault(int(order[place]), "overlaps another entry")
 
-    def _bytes_of(self, index: int) -> bytes:
+    def _bytes_of(self, index: int, limit: int) -> bytes:
         offset, packed, full = self._offset[index], self._stored[index], self._full[index]
-        block = read_at(self._fd, _LOCAL.size + 512 + packed, offset)  # 512: name and extra field, mostly
+        check_size(max(packed, full), limit)
+        begin = packed if packed <= _AT_ONCE else 0
+        block = read_at(self._fd, _LOCAL.size + 512 + begin, offset)  # 512: name and extra field, mostly
         if len(block) < _LOCAL.size or block[:4] != b"PK\3\4":
             raise RejectError("its place in the ZIP holds something else")
         n_name, n_extra = struct.unpack_from("<2H", block, 26)
         begin = _LOCAL.size + n_name + n_extra
-        data = block[begin : begin + packed]
-        if len(data) < packed:
-            data = read_at(self._fd, packed, offset + begin)
-        if len(data) < packed:
-            raise RejectError("cut short")
-        if self._method[index] == DEFLATED:
-            try:
-                data = zlib.decompressobj(-15).decompress(data, full + 1)
-            except zlib.error:
-                raise RejectError("its compressed data is damaged") from None
+        deflated = self._method[index] == DEFLATED
+        if packed > _AT_ONCE and deflated:
+            data = self._inflated(offset + begin, packed, full)
+        else:
+            data = block[begin : begin + packed]
+            if len(data) < packed:
+                data = read_at(self._fd, packed, offset + begin)
+            if len(data) < packed:
+                raise RejectError("cut short")
+            if deflated:
+                try:
+                    data = zlib.decompressobj(-15).decompress(data, full + 1)
+                except zlib.error:
+                    raise RejectError("its compressed data is damaged") from None
         if len(data) != full:
             raise RejectError("its size is not the one stated")
         if zlib.crc32(data) != self._crc[index]:
             raise RejectError("its checksum is wrong (damaged data)")
         return data
+
+    def _inflated(self, offset: int, packed: int, full: int) -> bytes:
+        """The unpacked bytes, at most `full` + 1, without all packed ones in memory beside them."""
+        unpacker, unpacked = zlib.decompressobj(-15), io.BytesIO()
+        for at in range(0, packed, _AT_ONCE):
+            piece = read_at(self._fd, min(_AT_ONCE, packed - at), offset + at)
+            if len(piece) < min(_AT_ONCE, packed - at):
+                raise RejectError("cut short")
+            while piece and not unpacker.eof and unpacked.tell() <= full:
+                try:
+                    unpacked.write(unpacker.decompress(piece, min(_AT_ONCE, full + 1 - unpacked.tell())))
+                except zlib.error:
+                    raise RejectError("its compressed data is damaged") from None
+                piece = unpacker.unconsumed_tail
+        if unpacked.tell() <= full:
+            unpacked.write(unpacker.flush())  # a few bytes for which there was no room
+        return unpacked.getvalue()
 
 
 def _end_record(tail: bytes) -> int:
