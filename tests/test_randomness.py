@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from unittest.mock import patch
 
 import numpy as np
@@ -46,6 +47,17 @@ def test_draws_are_philox_at_their_position(
     place = sum(part << 64 * (i + 1) for i, part in enumerate(position))
     words = [word for block in range(1, 5) for word in philox((seed, purpose), place + block)]
     assert draws(purpose, seed, position, count).tolist() == words[:count]
+
+
+def test_threads_draw_side_by_side() -> None:
+    """Each has a generator of its own."""
+    places = [(seed, (seed % 7, 3, 1)) for seed in range(400)]
+
+    def draw(place: tuple[int, tuple[int, int, int]]) -> list[int]:
+        return draws(DROPOUT, *place, 50).tolist()  # type: ignore[no-any-return]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(draw, places)) == list(map(draw, places))
 
 
 @settings(max_examples=50, deadline=None)
