@@ -123,7 +123,8 @@ class TrainConfig(Section):
     early_stopping: bool = True
     patience: Count = 3
     monitor: Literal["loss", "accuracy", "last"] = "loss"  # which epoch is best: see `runs.best_line`
-    precision: Literal["fp32", "bf16"] = "fp32"
+    # tf32: on NVIDIA GPUs products and convolutions round their factors to 10 bits; elsewhere it is fp32.
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     checkpoint_every: str = "60 s"
     label_smoothing: Rate = 0.0
     class_weights: Literal["none", "balanced"] = "none"

@@ -27,6 +27,7 @@ from hpc_mlp.training.members import Member
 from hpc_mlp.training.metrics import Tally
 from hpc_mlp.training.progress import View
 from hpc_mlp.training.state import BankState, best_weights
+from hpc_mlp.training.step import set_precision
 from hpc_mlp.training.trackers import Trackers
 
 AGREE_EVERY = 8  # steps after which data-parallel processes agree on stopping and saving
@@ -51,6 +52,7 @@ class BankTrainer:
         self.device = feeder.device
         self.reference = feeder.reference()
         self.train_config = members[0].spec.config.train  # batch size and precision are the same for all
+        set_precision(self.train_config.precision)
         self.bank_size = len(members)
         self.epoch = self.step = 0  # finished epochs; finished steps of the next one
         self.steps_per_epoch = num_steps(feeder.num_images, self.train_config.batch_size)

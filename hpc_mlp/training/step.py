@@ -43,6 +43,15 @@ class _Inputs:
         return _Inputs(self.images.clone(), targets, draws)
 
 
+def set_precision(precision: str) -> None:
+    """How float32 products and convolutions are made on NVIDIA GPUs from here on: in float32 for every model, unless it
+    is "tf32". torch's own default is float32 for products and TF32 for convolutions: a CNN would be compared with MLPs
+    at another precision."""
+    mode = "tf32" if precision == "tf32" else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = mode
+    torch.backends.cudnn.conv.fp32_precision = mode  # type: ignore[attr-defined]
+
+
 class TrainStep:
     """Callable: takes a `StepBatch` and the rates of the optimizer's recipes, updates the bank, adds to `loss_sum`."""
 

@@ -11,6 +11,7 @@ from unittest import mock
 import pytest
 import torch
 from conftest import metrics, result, timeless
+from device import noted
 from emulator import emulated
 from test_bank import specs_of
 
@@ -72,6 +73,20 @@ def worst_difference(name: str, digits: Path, folder: Path) -> float:
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_device_trains_as_the_cpu(name: str, digits: Path, tmp_path: Path) -> None:
     assert worst_difference(name, digits, tmp_path) < 3e-6
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("fp32", "fp32"), ("tf32", "tf32"), ("bf16", "mixed")])
+def test_products_have_the_precision_that_was_asked_for(
+    precision: str, kind: str, digits: Path, tmp_path: Path
+) -> None:
+    """And convolutions, which cuDNN makes and the rehearsal cannot see: torch's switch for them."""
+    torch.backends.cudnn.conv.fp32_precision = "tf32"  # torch's default
+    specs = specs_of("baseline", [0], "model.hidden=[24]", "train.epochs=1", f"train.precision={precision}")
+    with emulated(), noted() as notes:
+        assert train_specs(digits, specs, tmp_path) == 0
+    products = {line.split()[1] for line in notes if line.startswith("PRODUCT")}
+    assert products and products <= {kind, "fp32"} and kind in products
+    assert torch.backends.cudnn.conv.fp32_precision == ("tf32" if precision == "tf32" else "ieee")
 
 
 def rate_baked_in(self: Any, inputs: Any, rates: Any, batch_size: int) -> None:
