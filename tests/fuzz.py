@@ -1,0 +1,442 @@
+"""Every reader before damaged and hostile files: only our own errors, at most a second, little memory, no descriptor
+left open, nothing printed or raised that acts on a terminal.
+
+    python tests/fuzz.py --count 10000 [--kind zip] [--seed 1]      (make fuzz)
+    python tests/fuzz.py --kind zip --seed 1 --only 4711            (one of them again)
+
+A failure prints its kind, seed and number, and keeps the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import hashlib
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import mutations
+import numpy as np
+import torch
+from click.testing import CliRunner
+
+import hpc_mlp
+from hpc_mlp.config import DataConfig
+from hpc_mlp.errors import HpcMlpError
+from hpc_mlp.texts import printable
+
+CPU_SECONDS = 1.0
+HANG_SECONDS = 60
+MEMORY = 512 << 20
+ADDRESS_SPACE = 3 << 30  # beyond what the process has when it begins
+
+
+class FuzzError(Exception):
+    """A reader did what no file may make it do."""
+
+
+class Reader(NamedTuple):
+    name: str
+    read: Callable[[], str]  # → what it printed
+    heavy: bool = False  # starts a training or draws a page: no limit of a second
+
+
+# -- oracles
+
+
+def watched(reader: Reader) -> None:
+    """FuzzError unless `reader` behaves. What takes too long is tried again: the machine may have been busy."""
+    for last in (reader.heavy, True):
+        open_before, began = _descriptors(), time.process_time()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = _memory("VmRSS")
+        text = _printed(reader)
+        seconds, grown = time.process_time() - began, _memory("VmHWM") - before
+        if printable(text, keep="\n") != text:
+            raise FuzzError(f"{reader.name}: prints what acts\n{text!r}")
+        if grown > MEMORY:
+            raise FuzzError(f"{reader.name}: takes {grown >> 20} MB")
+        if _descriptors() > open_before:
+            gc.collect()
+            if _descriptors() > open_before:
+                raise FuzzError(f"{reader.name}: leaves descriptors open")
+        if seconds <= CPU_SECONDS or reader.heavy:
+            return
+        if last:
+            raise FuzzError(f"{reader.name}: takes {seconds:.1f} s of processor time")
+
+
+def _printed(reader: Reader) -> str:
+    """All that it prints, warns of or raises."""
+    with warnings.catch_warnings(record=True) as caught, _alarm(reader.name):
+        warnings.simplefilter("always")
+        try:
+            text = reader.read()
+        except HpcMlpError as error:
+            text = str(error)
+        except FuzzError as error:
+            raise FuzzError(f"{reader.name}: {error}") from None
+        except (Exception, SystemExit) as error:
+            ours = [
+                frame for frame in traceback.extract_tb(error.__traceback__) if "/hpc_mlp/" in frame.filename
+            ]
+            where = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in ours[:-4:-1])
+            raise FuzzError(f"{reader.name}: {type(error).__name__} at {where}\n{error}"[:500]) from None
+    return text + "\n".join(
+        str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)
+    )
+
+
+@contextmanager
+def _alarm(name: str) -> Iterator[None]:
+    def ring(*_: object) -> None:
+        raise FuzzError(f"{name}: hangs")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(HANG_SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def _memory(key: str) -> int:
+    line = next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key + ":")
+    )
+    return int(line.split()[1]) << 10
+
+
+def cli(*arguments: object, codes: tuple[int, ...] = (0, 1, 2)) -> str:
+    """The command in this process → all that it prints."""
+    from hpc_mlp.cli import main
+
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    if result.exit_code not in codes:
+        raise FuzzError(f"{arguments[0]} ends with {result.exit_code}: {result.output}")
+    return result.output
+
+
+# -- what is mutated, and what reads it
+
+
+class Material:
+    """A small dataset, two runs trained on it, and a submission: real ones, made once, copied for each mutation."""
+
+    def __init__(self, folder: Path) -> None:
+        self.shards, self.runs = folder / "shards", folder / "runs"
+        rng = random.Random(0)
+        for label in "abc":
+            for i in range(8):
+                path = folder / "images" / label / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                from PIL import Image
+
+                Image.frombytes("RGB", (6, 6), rng.randbytes(108)).save(path)
+        hpc_mlp.convert(folder / "images", self.shards, size=6, workers=1, val=0.25, test=0.25)
+        settings = ["train.epochs=2", "model.hidden=[4]", "train.batch_size=4"]
+        hpc_mlp.train(
+            self.shards, variants="baseline", seeds="0-1", runs=self.runs, settings=settings, cpu=True
+        )
+        self.run = hpc_mlp.load_run(self.runs / "baseline-s0")
+        (self.runs / "baseline-s1" / "live.json").write_text(
+            '{"epoch": 1, "step": 2, "steps": 4, "time": 1.5}\n'
+        )
+        failed = {"status": "failed", "error": "ValueError: no", "traceback": "Traceback\nValueError: no"}
+        (self.runs / "baseline-s1" / "failed.json").write_text(json.dumps(failed))
+
+
+Kind = Callable[[Material, random.Random, Path], list[Reader]]
+
+
+def archive(data: bytes, suffix: str, material: Material, rng: random.Random, folder: Path) -> list[Reader]:
+    path, out, form = folder / f"archive.{suffix}", folder / "out", rng.choice(("rich", "json", "csv"))
+    path.write_bytes(data)
+
+    def convert() -> str:
+        text = cli("convert", path, out, "--size", 6, "--workers", 1)
+        return text + (cli("inspect", out, "--verify", codes=(0,)) if out.exists() else "")
+
+    return [
+        Reader("convert, inspect --verify", convert),
+        Reader("predict", lambda: _predict(material, path, form)),
+    ]
+
+
+def _predict(material: Material, path: Path, form: str) -> str:
+    with mock.patch("hpc_mlp.predict.model.load_run", return_value=material.run):
+        return cli("predict", "x", path, "--cpu", "--format", form)
+
+
+def zip_kind(material: Material, rng: random.Random, folder: Path) -> list[Reader]:
+    return archive(mutations.zip_file(mutations.images(rng, 4), rng), "zip", material, rng, folder)
+
+
+def tar_kind(suffix: str) -> Kind:
+    def kind(material: Material, rng: random.Random, folder: Path) -> list[Reader]:
+        return archive(
+            mutations.tar_file(mutations.images(rng, 4), rng, suffix), suffix, material, rng, folder
+        )
+
+    return kind
+
+
+def image_kind(material: Material, rng: random.Random, folder: Path) -> list[Reader]:
+    """Damaged images in a folder, where no sum keeps them from the decoders."""
+    for i, (suffix, data) in enumerate(mutations.images(rng, 3)):
+        path = folder / "images" / "ab"[i % 2] / f"{i}.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(mutations.mutated_image(data, rng) if i else data)
+    out, form = folder / "out", rng.choice(("rich", "json", "csv"))
+
+    def convert() -> str:
+        text = cli("convert", folder / "images", out, "--size", 6, "--workers", 1)
+        return text + (cli("inspect", out, "--verify", codes=(0,)) if out.exists() else "")
+
+    return [
+        Reader("convert, inspect --verify", convert),
+        Reader("predict", lambda: _predict(material, folder / "images", form)),
+    ]
+
+
+def manifest_kind(material: Material, rng: random.Random, folder: Path) -> list[Reader]:
+    shards = _copied(material.shards, folder / "shards")
+    path = shards / rng.choice(("manifest.json", "manifest.json", "manifest.json", "rejects.jsonl"))
+    path.write_bytes(mutations.mutated_json(path.read_bytes() or b'{"name": "x", "reason": "y"}\n', rng))
+    return _shards_readers(material, shards, folder)
+
+
+def shard_kind(material: Material, rng: random.Random, folder: Path) -> list[Reader]:
+    """A damaged shard; mostly the manifest has its size and sum, so that it gets to the readers."""
+    shards = _copied(material.shards, folder / "shards")
+    path = rng.choice(sorted(shards.glob("*.tar")))
+    data = path.read_bytes()
+    data = mutations.mutated_bytes(data, rng) if rng.random() < 0.5 else mutations.tar_fields(data, rng)
+    path.write_bytes(data)
+    if rng.random() < 0.8:
+        tree = json.loads((shards / "manifest.json").read_text())
+        for split in tree["splits"].values():
+            for shard in split["shards"]:
+                if shard["name"] == path.name:
+                    shard |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        (shards / "manifest.json").write_text(json.dumps(tree))
+    return _shards_readers(material, shards, folder)
+
+
+def _shards_readers(material: Material, shards: Path, folder: Path) -> list[Reader]:
+    def evaluate() -> str:
+        return str(hpc_mlp.evaluate(material.run, shards)["accuracy"])
+
+    return [
+        Reader("inspect --verify", lambda: cli("inspect", shards, "--verify")),
+        Reader("contact sheet", lambda: cli("inspect", shards, "--contact-sheet", folder / "sheet.png")),
+        Reader("evaluate", evaluate),
+        Reader("training's input, resident", lambda: _open_training(shards, "resident")),
+        Reader("training's input, streaming", lambda: _open_training(shards, "streaming")),
+    ]
+
+
+def _open_training(shards: Path, mode: Any) -> str:
+    """What training does before its first step, and every image of every split. Labels are classes, and all there."""
+    from hpc_mlp.data.remote import load_manifest
+    from hpc_mlp.processes import Processes
+    from hpc_mlp.training.feeder import make_feeder
+
+    manifest = load_manifest(shards)
+    feeder = make_feeder(shards, manifest, DataConfig(mode=mode), torch.device("cpu"))
+    for name, split in manifest.splits.items():
+        labels = torch.cat(
+            [torch.zeros(0, dtype=torch.int64), *(y for _, y in feeder.in_order(name, Processes()))]
+        )
+        counts = np.bincount(labels.numpy(), minlength=len(manifest.classes)).tolist()
+        if counts != list(split.class_counts):
+            raise FuzzError(
+                f"{mode}: {name} has {counts} images of its classes, the manifest {split.class_counts}"
+            )
+    return ""
+
+
+def run_kind(material: Material, rng: random.Random, folder: Path) -> list[Reader]:
+    runs = _copied(material.runs, folder / "runs")
+    run = runs / rng.choice(("baseline-s0", "baseline-s1"))
+    path = rng.choice(sorted(path for path in run.iterdir() if path.is_file()))
+    change = mutations.mutated_json if path.suffix in (".json", ".jsonl") else mutations.mutated_bytes
+    path.write_bytes(change(path.read_bytes(), rng))
+    if rng.random() < 0.3:
+        (run / "result.json").unlink(missing_ok=True)
+    form, export = rng.choice(("rich", "json", "csv", "markdown")), folder / "model.safetensors"
+    pixels = torch.zeros(1, 3, 6, 6)
+    return [
+        Reader("table", lambda: cli("table", runs, "--format", form)),
+        Reader("status", lambda: cli("status", runs)),
+        Reader("status --format json", lambda: cli("status", runs, "--format", "json")),
+        Reader("predict", lambda: str(hpc_mlp.load_run(run, ensemble=True).probabilities(pixels).shape)),
+        Reader(
+            "export", lambda: cli("export", run, "--format", "safetensors", "--out", export) + _card(folder)
+        ),
+        *[Reader("report", lambda: cli("report", runs), heavy=True)] * (rng.random() < 0.02),
+        *[Reader("train", lambda: _train(material, runs), heavy=True)] * (rng.random() < 0.05),
+    ]
+
+
+def _card(folder: Path) -> str:
+    return "".join(path.read_text() for path in folder.glob("*.md"))
+
+
+def _train(material: Material, runs: Path) -> str:
+    command = ("train", material.shards, "--runs", runs, "--variants", "baseline", "--seeds", "0-1", "--cpu")
+    settings = ("train.epochs=2", "model.hidden=[4]", "train.batch_size=4")
+    return cli(*command, "--processes", 1, *(word for setting in settings for word in ("--set", setting)))
+
+
+def launch_kind(material: Material, rng: random.Random, folder: Path) -> list[Reader]:
+    """Records that name this very process, which is none of hpc-mlp's jobs: whoever signals it is wrong."""
+    from hpc_mlp.launch import records
+    from hpc_mlp.launch.packs import Pack
+    from hpc_mlp.liveness import this_process
+    from hpc_mlp.plan import make_request
+
+    runs = folder / "runs"
+    runs.mkdir()
+    specs = make_request("baseline", "0-1", [], []).specs
+    packs = [Pack(i, spec.name, [spec]) for i, spec in enumerate(specs)]
+    submission = records.new_submission(runs, rng.choice(("local", "local", "slurm")), material.shards, packs)
+    submission = submission.with_jobs({0: "1_0", 1: "1_1"})
+    submission.save()
+    submission.write_start(0, 0, {**this_process(), "job": "", "time": 1.5, "devices": ""})
+    submission.write_end(1, 1)
+    submission.mark_cancelled(1)
+    (submission.folder / "queue.pid").write_text(str(os.getpid()))
+    (submission.folder / "lease.json").write_text(
+        json.dumps({**this_process(), "token": "x", "claim": "", "beat": 1})
+    )
+    records.write_index(runs)
+    if rng.random() < 0.7:
+        shutil.copytree(material.runs / "baseline-s1", runs / "baseline-s1")
+    files = sorted(path for path in submission.folder.rglob("*") if path.is_file())
+    path = rng.choice([*files, runs / "submission.json"])
+    path.write_bytes(mutations.mutated_json(path.read_bytes(), rng))
+    if rng.random() < 0.15:
+        names = (
+            "\x1b]52;.json",
+            "\u202e.1.json",
+            "1.2.3.json",
+            "a.b.json",
+            "-1.0.json",
+            "9.9.json",
+            "\udc80.0.json",
+        )
+        path.rename(path.with_name(rng.choice(names)))
+    return [
+        Reader("status", lambda: cli("status", runs)),
+        Reader("status --format json", lambda: cli("status", runs, "--format", "json")),
+        Reader("table", lambda: cli("table", runs)),
+        Reader("cancel", lambda: _cancel(runs)),
+    ]
+
+
+def _cancel(runs: Path) -> str:
+    def signalled(*arguments: Any) -> None:
+        if arguments[-1] != 0:
+            raise FuzzError(f"cancel signals {arguments}")
+
+    nobody = mock.patch.multiple("os", kill=signalled, killpg=signalled)
+    at_once = mock.patch("hpc_mlp.launch.local._GRACE_SECONDS", -10.0)
+    with nobody, at_once:
+        return cli("cancel", runs)
+
+
+def _copied(source: Path, target: Path) -> Path:
+    return Path(shutil.copytree(source, target, ignore=shutil.ignore_patterns(".cache", "figures")))
+
+
+KINDS: dict[str, Kind] = {
+    "zip": zip_kind, **{suffix: tar_kind(suffix) for suffix in mutations.COMPRESSIONS}, "image": image_kind,
+    "manifest": manifest_kind, "shard": shard_kind, "run": run_kind, "launch": launch_kind,
+}  # fmt: skip
+
+
+# -- the loop
+
+
+def fuzz(
+    material: Material, kind: str, seed: int, numbers: Iterable[int], keep: Path
+) -> dict[str, list[str]]:
+    """Mutations `numbers` of this kind → what went wrong, and how to try it again. Each depends on its number alone."""
+    failures: dict[str, list[str]] = {}
+    _limit_memory()
+    for number in numbers:
+        rng = random.Random(f"{kind} {seed} {number}")
+        with tempfile.TemporaryDirectory(prefix="fuzz-") as temporary:
+            folder = Path(temporary)
+            for reader in KINDS[kind](material, rng, folder):
+                try:
+                    watched(reader)
+                except FuzzError as error:
+                    kept = keep / f"{kind}-{seed}-{number}"
+                    shutil.copytree(folder, kept, symlinks=True, dirs_exist_ok=True)
+                    what, _, more = str(error).replace(temporary, "FOLDER").partition("\n")
+                    again = f"--kind {kind} --seed {seed} --only {number}, kept in {kept}: {more}"
+                    failures.setdefault(what, []).append(again)
+    return failures
+
+
+def _limit_memory() -> None:
+    """What would take the machine's memory is a MemoryError instead."""
+    limit = _memory("VmSize") + ADDRESS_SPACE
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kind", choices=KINDS, action="append")
+    parser.add_argument("--count", type=int, default=1000, help="mutations of each kind")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", type=int, help="the number of one mutation")
+    options = parser.parse_args()
+    numbers = range(options.count) if options.only is None else range(options.only, options.only + 1)
+    torch.set_num_threads(1)
+    failed = 0
+    with tempfile.TemporaryDirectory(prefix="fuzz-material-") as folder:
+        material = Material(Path(folder))
+        for kind in options.kind or KINDS:
+            began = time.process_time()
+            failures = fuzz(material, kind, options.seed, numbers, Path(tempfile.gettempdir()) / "fuzz")
+            seconds = time.process_time() - began
+            print(
+                f"{kind}: {len(numbers):,} mutations, {seconds:.0f} s, {len(failures)} failures", flush=True
+            )
+            for text, again in failures.items():
+                print(f"  {len(again)} × {text}\n      {again[0]}", flush=True)
+            failed += len(failures)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
