@@ -226,14 +226,23 @@ def test_a_lease_that_vanishes_while_it_is_taken_away_is_had_all_the_same(
         held.check()
 
 
-def test_a_lease_that_is_away_for_an_instant_is_not_lost(tmp_path: Path) -> None:
+def test_a_lease_that_is_away_for_an_instant_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A contender looks at it: for up to a second it is looked for again, every 50 ms."""
+    slept = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 19:
+            (tmp_path / "aside").rename(tmp_path / LEASE)
+
     with Lease(tmp_path, stale_after=600) as held:
         (tmp_path / LEASE).rename(tmp_path / "aside")
-        back = threading.Timer(0.12, (tmp_path / "aside").rename, (tmp_path / LEASE,))
-        back.start()
+        monkeypatch.setattr(lease_module, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
         held.check()
-        back.join()
-        held.check()
+        assert slept == [0.05] * 19
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize("how", ["deleted", "taken"])
