@@ -53,6 +53,7 @@ CAT_AND_DOG = {"cat/1.png": ("cat", ""), "dog/1.png": ("dog", "")}
 @pytest.mark.parametrize("kind, wanted, lost", [
     ("class folders", CAT_AND_DOG, []),
     ("class folders", {"set/cat/1.png": ("cat", ""), "set/dog/1.png": ("dog", "")}, []),
+        ("class folders", {"set//cat/1.png": ("cat", ""), "set/dog/1.png": ("dog", "")}, []),
     ("class folders", {"a/b/cat/1.png": ("cat", ""), "a/b/dog/x/1.png": ("dog", "")}, []),
     ("class folders", {"cat/x/1.png": ("cat", ""), "cat/y/z/1.png": ("cat", ""), "dog/1.png": ("dog", "")}, []),
     ("class folders", {"./cat/1.png": ("cat", ""), "dog//1.png": ("dog", ""), "./dog/./2.png": ("dog", "")}, []),
