@@ -6,12 +6,14 @@ whether a key is there or a number is a number.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -85,17 +87,35 @@ def read(path: Path, model: type[R], remedy: str) -> R | None:
 def read_bytes(path: Path, remedy: str) -> bytes | None:
     """All of file `path`; None where there is no such file; DamagedError where it cannot be read or has no end."""
     try:
-        with open(path, "rb", opener=_at_once) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise damaged(path, "not a file", remedy)
-            if status.st_size > MAX_BYTES:
+        with open_file(path) as file:
+            if os.fstat(file.fileno()).st_size > MAX_BYTES:
                 raise damaged(path, f"more than {MAX_BYTES >> 20} MiB", remedy)
             return file.read()
     except FileNotFoundError:
         return None
     except OSError as error:
         raise damaged(path, error.strerror or str(error), remedy) from None
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open what may be anything. OSError where it cannot be read or is no file."""
+    file = open(path, "rb", opener=_at_once)  # noqa: SIM115  (the caller closes it)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a file", str(path))
+    return file
+
+
+def objects(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON-lines file that only tells people something: damaged lines are passed over, a file that
+    cannot be read has none, and of a very large one the first `MAX_BYTES` are read."""
+    with suppress(OSError), open_file(path) as file:
+        left = MAX_BYTES
+        while line := file.readline(left):
+            left -= len(line)
+            with suppress(ValueError, RecursionError):
+                if isinstance(value := json.loads(line), dict):
+                    yield value
 
 
 def _at_once(path: str, flags: int) -> int:

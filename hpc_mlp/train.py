@@ -70,12 +70,16 @@ def train(
     seconds_left, node, and of a job time_left, requeues, job, log, submission; for the event "note": text.
     What is unknown is null. No table follows.
     """
+    from hpc_mlp.data.remote import is_url, shards_place
     from hpc_mlp.launch.cores import share_cores
     from hpc_mlp.launch.spawn import end_with_parent, run_processes, tidy
+    from hpc_mlp.places import want_shards
     from hpc_mlp.plan import make_request
     from hpc_mlp.runs import is_complete
 
     end_with_parent()
+    if not is_url(out):
+        want_shards(Path(out), "train")
     request = make_request(variants, seeds, config_files, sets)
     todo = [spec for spec in request.specs if overwrite or not is_complete(runs / spec.name)]
     start = _start(processes, cpu, parallel, todo)
@@ -97,7 +101,6 @@ def train(
         sys.exit(code)
 
     from hpc_mlp.console import Console
-    from hpc_mlp.data.remote import shards_place
     from hpc_mlp.training import stop
     from hpc_mlp.training.session import train_specs
 

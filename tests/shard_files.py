@@ -41,8 +41,10 @@ def encode(image: NDArray[np.uint8], encoding: str) -> bytes:
 def write_shards(
     folder: Path, splits: dict[str, Arrays], *, encoding: str = "png", shard_size: int = 100, classes: int = 3
 ) -> Manifest:
-    """Every split in shards of `shard_size` images; statistics are those of the training split."""
+    """Every split in shards of `shard_size` images, the others empty; statistics are those of the training split."""
     folder.mkdir(parents=True, exist_ok=True)
+    nothing = tuple(array[:0] for array in splits["train"])
+    splits = splits | {name: nothing for name in ("val", "test") if name not in splits}
     records: dict[str, Any] = {}
     key = 0
     for name, (images, labels) in splits.items():

@@ -26,7 +26,8 @@ from conftest import environment
 from PIL import Image
 
 from hpc_mlp.cli import main
-from hpc_mlp.data.manifest import Manifest, check_shard
+from hpc_mlp.data.manifest import Manifest
+from hpc_mlp.data.shards import check_shard
 
 ROOT = Path(__file__).resolve().parent.parent
 

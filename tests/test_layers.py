@@ -19,7 +19,7 @@ PACKAGE = REPOSITORY / "hpc_mlp"
 
 # From the ground up; a module imports from its own floor and those below.
 FLOORS = [
-    {"errors", "texts", "terminal", "console", "commandline", "__init__", "randomness", "transfer"},
+    {"errors", "texts", "places", "terminal", "console", "commandline", "__init__", "randomness", "transfer"},
     {"config", "checked"},
     {"settings"},
     {"plan", "options"},
@@ -48,6 +48,7 @@ TORCH_FREE = (
     "texts",
     "terminal",
     "console",
+    "places",
     "commandline",
     "live",
     "__init__",

@@ -18,7 +18,7 @@ from shard_files import random_arrays, write_shards
 
 from hpc_mlp.cli.data import convert
 from hpc_mlp.data.budget import resident_bytes
-from hpc_mlp.data.manifest import Manifest
+from hpc_mlp.data.manifest import Manifest, Split
 from hpc_mlp.data.shards import decode
 from hpc_mlp.data.source import load_resident, normaliser
 from hpc_mlp.errors import UserError
@@ -67,9 +67,11 @@ def test_png_of_any_filter_decodes_as_pillow_does(
     data = b"\x89PNG\r\n\x1a\n" + b"".join(
         png_chunk(k, body) for k, bodies in chunks.items() for body in bodies
     )
+    nothing = Split(num_images=0, class_counts=(0,), shards=())
     manifest = Manifest(
-        digest="", classes=("a",), image_size=(height, width), channels=channels, encoding="png", mean=(0.0,),
-        std=(1.0,), splits={}, layout="", source={}, settings={},
+        digest="", classes=("a",), image_size=(height, width), channels=channels, encoding="png",
+        mean=(0.0,) * channels, std=(1.0,) * channels, splits=dict.fromkeys(("train", "val", "test"), nothing),
+        layout="", source={}, settings={},
     )  # fmt: skip
     with Image.open(io.BytesIO(data)) as image:
         expected = np.asarray(image).reshape(height, width, channels)
@@ -161,7 +163,12 @@ def test_counts_labels_and_encoding_are_checked(tmp_path: Path) -> None:
     tree = manifest.model_dump()
     tree["splits"]["train"]["shards"][0]["num_images"] = 7
     tree["splits"]["train"]["num_images"] = 7
+    tree["splits"]["train"]["class_counts"] = (7, 0, 0)
     with pytest.raises(UserError, match="6 images, the manifest says 7"):
+        load_resident(tmp_path, Manifest.model_validate(tree), "train", CPU)
+    tree = manifest.model_dump()
+    tree["splits"]["train"]["class_counts"] = (6, 0, 0)
+    with pytest.raises(UserError, match="do not hold the classes"):
         load_resident(tmp_path, Manifest.model_validate(tree), "train", CPU)
     with pytest.raises(UserError, match="class index below 1"):
         load_resident(tmp_path, manifest.model_copy(update={"classes": ("a",)}), "train", CPU)
@@ -170,5 +177,5 @@ def test_counts_labels_and_encoding_are_checked(tmp_path: Path) -> None:
     arrays = write_shards(tmp_path / "npy", {"train": random_arrays(6)}, encoding="npy")
     with pytest.raises(UserError, match="the manifest says uint8"):
         load_resident(tmp_path / "npy", arrays.model_copy(update={"image_size": (4, 4)}), "train", CPU)
-    with pytest.raises(UserError, match="no val split"):
-        load_resident(tmp_path, manifest, "val", CPU)
+    with pytest.raises(UserError, match="no further split"):
+        load_resident(tmp_path, manifest, "further", CPU)

@@ -164,7 +164,7 @@ def inspect(out: Path, contact_sheet: Path | None, augments: tuple[str, ...], ch
     from hpc_mlp.data.inspection import show
     from hpc_mlp.data.manifest import Manifest
 
-    manifest = Manifest.load(out)
+    manifest = Manifest.load(out, "inspect")
     if augments:
         if contact_sheet is None:
             raise UserError("--augment draws images: say where, with --contact-sheet FILE.png.")

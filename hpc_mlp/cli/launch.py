@@ -85,7 +85,7 @@ def submit(
     from hpc_mlp.plan import make_request, parse_set
 
     shards = shards_place(out)
-    digest = load_manifest(shards).digest
+    digest = load_manifest(shards, "submit").digest
     values = parse_set(sets)
     for key, value in (("launch.gpus_per_job", gpus_per_job), ("launch.nodes", nodes)):
         if value is not None:
@@ -177,7 +177,9 @@ def status(runs: Path, watch: bool, style: str, log_format: LogFormat) -> None:
     from hpc_mlp.console import Console
     from hpc_mlp.launch import show
     from hpc_mlp.launch.status import require_status
+    from hpc_mlp.places import want_runs
 
+    want_runs(runs, "status")
     statuses = require_status(runs)
     if watch:
         statuses = _watch(runs, Console(), log_format)
@@ -248,7 +250,9 @@ def cancel(runs: Path, variants: str | None) -> None:
     from hpc_mlp.launch import submit as launching
     from hpc_mlp.launch.records import read_submissions
     from hpc_mlp.launch.status import require_status
+    from hpc_mlp.places import want_runs
 
+    want_runs(runs, "cancel")
     require_status(runs)
     names = None
     if variants is not None and variants != "all":

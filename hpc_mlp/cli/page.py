@@ -27,6 +27,9 @@ def report(runs: Path, shards: Path | None, out: Path | None, by: str | None) ->
     hpc-mlp report runs
     hpc-mlp report runs --data /scratch/shards --out comparison.html
     """
+    from hpc_mlp.places import want_runs
+
+    want_runs(runs, "report")
     from hpc_mlp.report.page import describe, write_report
     from hpc_mlp.report.summary import read_runs, summarise
 

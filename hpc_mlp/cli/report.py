@@ -27,10 +27,12 @@ def table(runs: Path, form: str, by: str | None, sort: str | None, columns: str 
     hpc-mlp table runs --by optim.lr --sort val_loss --columns variant,optim.lr,val_loss,test_accuracy
     hpc-mlp table runs --sort difference --columns variant,test_accuracy,difference,interval,p_holm
     """
+    from hpc_mlp.places import want_runs
     from hpc_mlp.report import records
     from hpc_mlp.report import table as people
     from hpc_mlp.report.summary import read_runs, summarise
 
+    want_runs(runs, "table")
     summary = summarise(read_runs(runs), _names(by))
     names = _names(columns)
     if names is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ import click
 
 from hpc_mlp.options import Command
 from hpc_mlp.terminal import say
-from hpc_mlp.texts import json_text
+from hpc_mlp.texts import json_text, printable
 
 if TYPE_CHECKING:
     from hpc_mlp.predict.model import TrainedRun
@@ -58,7 +59,9 @@ def predict(
     """
     from hpc_mlp.api import predict as api_predict
     from hpc_mlp.cli.predictions import WRITERS, Counted
+    from hpc_mlp.places import want_run
 
+    want_run(run, "predict")
     trained = _load(run, ensemble, cpu)
     predictions = Counted(api_predict(trained, images, batch_size=batch_size), form)
     try:
@@ -88,7 +91,12 @@ def evaluate(run: Path, shards: str, split: str, form: str, ensemble: bool, cpu:
     hpc-mlp evaluate runs/batchnorm-s0 other-shards --split val --format json
     """
     from hpc_mlp.api import evaluate as api_evaluate
+    from hpc_mlp.data.remote import is_url
+    from hpc_mlp.places import want_run, want_shards
 
+    want_run(run, "evaluate")
+    if not is_url(shards):
+        want_shards(Path(shards), f"evaluate {shlex.quote(printable(run))}")
     trained = _load(run, ensemble, cpu)
     metrics = api_evaluate(trained, shards, split=split)
     if form == "json":
@@ -122,7 +130,9 @@ def export(run: Path, form: str, out: Path | None, dtype: str, overwrite: bool) 
     hpc-mlp export runs/batchnorm-s0 --format pt2 --out model.pt2
     """
     from hpc_mlp.api import export as api_export
+    from hpc_mlp.places import want_run
 
+    want_run(run, "export")
     trained = _load(run, ensemble=False, cpu=True)
     file, card = api_export(trained, form, out, dtype=dtype, overwrite=overwrite)  # type: ignore[arg-type]
     say(f"{file}  {file.stat().st_size / 1e6:,.1f} MB")

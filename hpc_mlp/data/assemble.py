@@ -150,7 +150,8 @@ class Assembly:
                 "versions": {
                     "hpc_mlp": __version__, "pillow": PIL.__version__, "simplejpeg": simplejpeg.__version__,
                 },
-            }
+            },
+            strict=False,
         )  # fmt: skip
         text = json_text(manifest.model_dump(mode="json"), indent=1)
         (self.folder / NAME).write_text(text + "\n", encoding="utf-8")

@@ -1,14 +1,16 @@
 """Decoded splits on disk: the first job on a shards folder decodes, the others map what it wrote.
 
     OUT/.cache/<digest>-<split>.npy   uint8 [N, C, H, W], memory-mapped: one copy for all jobs of a machine
-    OUT/.cache/<digest>-<split>.json  labels, shards it came from (sha256, size, time), checksums of the array
+    OUT/.cache/<digest>-<split>.json  labels, shards it came from (sha256, size, time, inode), checksums of the array
     OUT/.cache/<digest>-<split>.lock  held (flock) while one process decodes; dropped by the kernel
 
 What is verified when the cache is hot:
-- every byte of the array and the labels, against the checksums, at every load (0.03 s for 60 MB): a damaged
-  or half-written array is never used, it is decoded anew;
-- every shard by size and modification time; where they changed, by its full sha256. A shard that was damaged
-  after the cache was made is thus still refused, without reading intact shards again.
+- every byte of the array and the labels, against the checksums, at every load (0.03 s for 60 MB), and the classes'
+  counts against the manifest: a damaged or half-written array is never used, it is decoded anew;
+- every shard by size, modification time and inode; where they changed, by its full sha256. A shard that was damaged
+  or replaced after the cache was made is thus still refused, without reading intact shards again.
+
+Whoever can write into the cache decides what is trained on, as whoever can write the shards and their manifest does.
 
 Nothing here can fail a run: where the folder cannot be written, or less than twice the array's size is free,
 or the file system knows no locks, or another process holds the lock for too long, the split is decoded as if
@@ -21,7 +23,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -30,31 +31,38 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
+from hpc_mlp import checked
 from hpc_mlp.data.budget import num_cpus
-from hpc_mlp.data.manifest import Manifest, check_shard
-from hpc_mlp.data.shards import blocks
+from hpc_mlp.data.manifest import Manifest
+from hpc_mlp.data.shards import blocks, check_shard
+from hpc_mlp.errors import RunError
 
-FORMAT = 1
 _HASHED_AT_ONCE = 1 << 24  # bytes per checksum; they are computed in parallel
 _POLL_SECONDS = 0.05
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]  # images [N, C, H, W], labels [N]
-Stats = list[list[str | int]]  # of each shard: sha256 in the manifest, size, modification time in ns
+# Of each shard: sha256 in the manifest, then size, modification time in ns and inode of its file.
+Stats = tuple[tuple[str | int, ...], ...]
 
 
-def cached(
-    folder: Path, manifest: Manifest, split: str, decode: Callable[[], Arrays], verify: bool
-) -> Arrays:
-    """The split from the cache, or from `decode()`, which then fills the cache for others.
+class _Note(checked.Record):
+    """The .json beside an array."""
 
-    `verify` as in `source.load_resident`: whether shards that changed since are compared with their sha256.
-    """
-    entry = _Entry(folder, manifest, split, verify)
+    format: Literal[1]
+    labels: tuple[Annotated[int, Field(ge=0, lt=1 << 31)], ...]
+    shards: Stats
+    checksums: tuple[str, ...]
+
+
+def cached(folder: Path, manifest: Manifest, split: str, decode: Callable[[], Arrays]) -> Arrays:
+    """The split from the cache, or from `decode()`, which verifies the shards and then fills the cache for others."""
+    entry = _Entry(folder, manifest, split)
     found = entry.read()
     if found is not None:
         return found
@@ -99,12 +107,11 @@ def _lock(path: Path, patience: float) -> Iterator[bool]:
 class _Entry:
     """The files of one split of one dataset."""
 
-    def __init__(self, folder: Path, manifest: Manifest, split: str, verify: bool) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, split: str) -> None:
         place = os.environ.get("HPC_MLP_CACHE")
         self.folder = Path(place).expanduser() if place else folder / ".cache"
         self._shards_folder = folder
-        self._record = manifest.split(split)
-        self._verify = verify
+        self._manifest, self._split, self._record = manifest, split, manifest.split(split)
         self._stem = re.sub(r"[^\w-]", "_", f"{manifest.digest}-{split}")  # a manifest may come from anywhere
         self._shape = [self._record.num_images, manifest.channels, *manifest.image_size]
         # Whoever decodes slower than 20 MB of pixels a second is taken for stuck.
@@ -119,28 +126,30 @@ class _Entry:
         UserError where a shard changed since and is no longer what the manifest names.
         """
         try:
-            note = json.loads(self.path(".json").read_bytes())
+            note = checked.read(self.path(".json"), _Note, "")
             images = np.load(self.path(".npy"), mmap_mode="c", allow_pickle=False)
-            labels = np.array(note["labels"], dtype=np.int64)
-            stats = note["shards"]
-            intact = (
-                note["format"] == FORMAT
-                and list(images.shape) == self._shape
-                and images.dtype == np.uint8
-                and [shard[0] for shard in stats] == [shard.sha256 for shard in self._record.shards]
-                and note["checksums"] == _checksums(images, labels)
-            )
-        except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError):
+        except (RunError, OSError, EOFError, ValueError):
             return None
+        # np.load takes a ZIP of arrays as well.
+        if note is None or not isinstance(images, np.ndarray):
+            return None
+        labels = np.array(note.labels, dtype=np.int64)
+        intact = (
+            list(images.shape) == self._shape
+            and images.dtype == np.uint8
+            and [shard[0] for shard in note.shards] == [shard.sha256 for shard in self._record.shards]
+            and are_counted(labels, self._manifest, self._split)
+            and list(note.checksums) == _checksums(images, labels)
+        )
         if not intact:
             return None
         now = self.stats()
-        if now != stats and self._verify:
-            for shard, old, new in zip(self._record.shards, stats, now, strict=True):
+        if now != note.shards:
+            for shard, old, new in zip(self._record.shards, note.shards, now, strict=True):
                 if old != new:
                     check_shard(self._shards_folder, shard)
             with contextlib.suppress(OSError):
-                self._write_note({**note, "shards": now})
+                self._write_note(note.model_copy(update={"shards": now}))
         return images, labels
 
     def write(
@@ -161,32 +170,39 @@ class _Entry:
             with temporary.open("xb") as file:
                 np.lib.format.write_array(file, images, allow_pickle=False)
             os.replace(temporary, self.path(".npy"))
-            note = {"format": FORMAT, "shards": stats, "labels": labels.tolist(),
-                    "checksums": _checksums(images, labels)}  # fmt: skip
-            self._write_note(note)
+            sums = tuple(_checksums(images, labels))
+            self._write_note(_Note(format=1, shards=stats, labels=tuple(labels.tolist()), checksums=sums))
         except OSError:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
 
-    def _write_note(self, note: dict[str, Any]) -> None:
+    def _write_note(self, note: _Note) -> None:
         temporary = self.path(f".{uuid.uuid4().hex}.tmp")
         try:
-            temporary.write_text(json.dumps(note))
+            temporary.write_text(note.model_dump_json())
             os.replace(temporary, self.path(".json"))
         finally:
             temporary.unlink(missing_ok=True)
 
     def stats(self) -> Stats:
         """Of the shards as they are now; a missing one has size −1."""
-        stats: Stats = []
+        stats: list[tuple[str | int, ...]] = []
         for shard in self._record.shards:
             try:
                 found = (self._shards_folder / shard.name).stat()
             except FileNotFoundError:
-                stats.append([shard.sha256, -1, -1])
+                stats.append((shard.sha256, -1, -1, -1))
             else:
-                stats.append([shard.sha256, found.st_size, found.st_mtime_ns])
-        return stats
+                stats.append((shard.sha256, found.st_size, found.st_mtime_ns, found.st_ino))
+        return tuple(stats)
+
+
+def are_counted(labels: NDArray[np.int64], manifest: Manifest, split: str) -> bool:
+    """Whether the labels [N] of a whole split are as many of each class as the manifest says."""
+    counts = manifest.split(split).class_counts
+    if len(labels) and labels.max() >= len(counts):
+        return False
+    return bool(np.array_equal(np.bincount(labels, minlength=len(counts)), counts))
 
 
 def _checksums(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> list[str]:

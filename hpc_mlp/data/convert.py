@@ -21,9 +21,10 @@ import numpy.typing as npt
 from hpc_mlp.data.archive import Source, open_source
 from hpc_mlp.data.assemble import Assembly
 from hpc_mlp.data.budget import num_cpus
-from hpc_mlp.data.decode import MAX_PIXELS, ImageSpec
+from hpc_mlp.data.decode import ImageSpec
 from hpc_mlp.data.encode import ENCODINGS
 from hpc_mlp.data.layout import Layout, find_layout, no_images
+from hpc_mlp.data.limits import MAX_PIXELS, MAX_SIDE
 from hpc_mlp.data.partial import check_target, new_folder
 from hpc_mlp.data.pool import Background, Pool
 from hpc_mlp.data.rejects import RejectLog
@@ -31,7 +32,6 @@ from hpc_mlp.data.worker import Worker, record_type
 from hpc_mlp.errors import RunError, UserError, unknown_name
 
 MANIFEST = "manifest.json"  # as in data.manifest, whose import would cost the workers' start 0.15 s
-MAX_SIDE = 8192
 CHUNK_IMAGES, CHUNK_BYTES = 64, 16 << 20  # a task for a worker: so many images, or so many bytes of pixels
 
 

@@ -19,6 +19,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from hpc_mlp.data.archive import RejectError
 from hpc_mlp.data.encode import encode_jpeg
+from hpc_mlp.data.limits import MAX_PIXELS
 
 Pixels = npt.NDArray[np.uint8]  # [H, W, C]
 
@@ -28,7 +29,6 @@ _OTHER = ("WEBP", "TIFF", "DIB", "MPO", "JPEG2000", "AVIF")
 SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tiff", "JPEG2000": "jp2", "DIB": "bmp"}
 FILTER = Image.Resampling.BILINEAR  # a triangle as wide as the scale: antialiased
 GAP = 1.0  # first a quick box filter by a whole number, as far as it goes
-MAX_PIXELS = 1 << 26  # 67 megapixels
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -32,9 +32,10 @@ def converted_lines(manifest: Manifest, out: Path, num_images: int, seconds: flo
 
 def duplicate_lines(manifest: Manifest) -> Iterator[str]:
     """One line for each thing about equal images that a person should know."""
+    counts = {key: f"{manifest.duplicates.get(key, 0):,}" for key in (*_DUPLICATES, "images")}
     for key, line in _DUPLICATES.items():
         if manifest.duplicates.get(key):
-            yield line.format_map({name: f"{count:,}" for name, count in manifest.duplicates.items()})
+            yield line.format_map(counts)
 
 
 _DUPLICATES = {

@@ -3,76 +3,146 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from hpc_mlp.errors import UserError
+from hpc_mlp import checked, places
+from hpc_mlp.data.limits import MAX_IMAGES, MAX_PIXELS, MAX_SIDE
+from hpc_mlp.errors import DamagedError, UserError
+from hpc_mlp.texts import printable
 
 FORMAT = 1
-NAME = "manifest.json"
+NAME = places.MANIFEST
 SPLITS = ("train", "val", "test")
+# Of a tar: a header and at least one block each for an image and its class.
+_SAMPLE_BYTES = 4 * 512
+
+Count = Annotated[int, Field(ge=0, le=MAX_IMAGES)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+Text = Annotated[str, Field(max_length=4096)]
 
 
-class _Record(BaseModel):
+class _Record(checked.Record):
     # Unknown keys of a newer minor version are kept, so that old code can read new folders.
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow")
 
 
 class Shard(_Record):
-    name: str
-    num_images: int = Field(ge=0)
-    bytes: int = Field(ge=0)
-    sha256: str
+    # A plain file name: it is joined to a folder or a URL, and `pipe:` hands it to a shell.
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=255)
+    num_images: Count
+    bytes: int = Field(ge=0, lt=1 << 62)
+    sha256: Text
 
 
 class Split(_Record):
-    num_images: int = Field(ge=0)
-    class_counts: tuple[int, ...]
+    num_images: Count
+    class_counts: tuple[Count, ...]
     shards: tuple[Shard, ...]
 
 
 class Manifest(_Record):
-    """`mean` and `std` are per channel, of all pixels of the training split, in [0, 1]."""
+    """`mean` and `std` are per channel, of all pixels of the training split, in [0, 1].
+
+    Class names are any texts, none of them empty or there twice: show them through `texts.printable`."""
 
     format: Literal[1] = 1
-    digest: str
-    classes: tuple[str, ...]
-    image_size: tuple[int, int]  # (height, width)
+    digest: Text
+    classes: tuple[Annotated[str, Field(min_length=1)], ...] = Field(min_length=1)
+    image_size: tuple[Side, Side]  # (height, width)
     channels: Literal[1, 3]
-    encoding: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    encoding: Text
+    mean: tuple[Fraction, ...]
+    std: tuple[Fraction, ...]
     splits: dict[str, Split]
-    layout: str
+    layout: Text
     source: dict[str, Any]
     settings: dict[str, Any]
-    num_rejects: int = 0
-    num_ignored: int = 0
-    duplicates: dict[str, int] = Field(default_factory=dict)  # counts, see data.duplicates
+    num_rejects: Count = 0
+    num_ignored: Count = 0
+    duplicates: dict[str, Count] = Field(default_factory=dict)  # counts, see data.duplicates
     versions: dict[str, str] = Field(default_factory=dict)
 
     @classmethod
-    def load(cls, folder: Path) -> Manifest:
-        """Read `folder/manifest.json`. UserError where there is none or it cannot be used."""
+    def load(cls, folder: Path, command: str = "train") -> Manifest:
+        """Read `folder/manifest.json`. UserError where there is none or it cannot be used; it names the verb `command`,
+        for which the folder was wanted."""
+        places.want_shards(folder, command)
         path = folder / NAME
         try:
-            return cls.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
+            content = checked.read_bytes(path, "Convert the images again.")
+        except DamagedError as error:
+            raise UserError(str(error)) from None
+        return cls.parse(content or b"", path)
+
+    @classmethod
+    def parse(cls, content: bytes, where: object) -> Manifest:
+        """The manifest in `content`, which was read from `where`. UserError where it is none or contradicts itself."""
+        try:
+            return cls.model_validate_json(content)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            # Only `_agrees` raises it of the whole.
+            contradiction = first["type"] == "value_error" and not first["loc"]
+            how = "does not agree with itself" if contradiction else "cannot be used"
             raise UserError(
-                f"{folder} is not a shards folder (no {NAME}). Make one: hpc-mlp convert ZIP {folder}"
+                f"{printable(where)} {how} ({checked.reason(error)}). Convert the images again."
             ) from None
-        except (OSError, ValidationError) as error:
-            lines = str(error).splitlines()
-            raise UserError(
-                f"{path} cannot be used ({' '.join(lines[:3])}). Convert the ZIP again."
-            ) from None
+
+    @field_validator("settings")
+    @classmethod
+    def _limits(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        largest = settings.get("max_pixels", MAX_PIXELS)
+        if type(largest) is not int or largest < 1:
+            raise ValueError("max_pixels is not a number of pixels")
+        return settings
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Manifest:
+        """ValueError where two parts contradict each other: nobody who relies on one has to look at the other."""
+        name, times = Counter(self.classes).most_common(1)[0]
+        if times > 1:
+            raise ValueError(f"two classes are named {name!r}")
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise ValueError(f"mean and std are not of {self.channels} channels")
+        if missing := [split for split in SPLITS if split not in self.splits]:
+            raise ValueError(f"it has no {missing[0]} split")
+        for name, split in self.splits.items():
+            self._check_split(name, split)
+        names = Counter(shard.name for split in self.splits.values() for shard in split.shards)
+        if twice := [name for name, times in names.items() if times > 1]:
+            raise ValueError(f"the shard {twice[0]} is there twice")
+        return self
+
+    def _check_split(self, name: str, split: Split) -> None:
+        found = sum(shard.num_images for shard in split.shards)
+        if found != split.num_images:
+            raise ValueError(f"{name} has {split.num_images} images, its shards have {found}")
+        if len(split.class_counts) != len(self.classes):
+            raise ValueError(
+                f"{name} has counts of {len(split.class_counts)} classes, there are {len(self.classes)}"
+            )
+        if sum(split.class_counts) != split.num_images:
+            raise ValueError(
+                f"{name} has {split.num_images} images, its classes have {sum(split.class_counts)}"
+            )
+        for shard in split.shards:
+            if shard.num_images * _SAMPLE_BYTES > shard.bytes:
+                raise ValueError(f"{shard.num_images} images do not fit into the bytes of {shard.name}")
 
     @property
     def num_features(self) -> int:
         """Length of a flattened image: channels × height × width."""
         return self.channels * self.image_size[0] * self.image_size[1]
+
+    @property
+    def max_pixels(self) -> int:
+        """An image file in the shards with more is not decoded."""
+        return int(self.settings.get("max_pixels", MAX_PIXELS))
 
     def split(self, name: str) -> Split:
         if name not in self.splits:
@@ -83,15 +153,3 @@ class Manifest(_Record):
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def check_shard(folder: Path, shard: Shard) -> None:
-    """UserError unless the shard's bytes are those the manifest names."""
-    path = folder / shard.name
-    if not path.is_file():
-        raise UserError(f"{path} is missing. Convert the ZIP again: hpc-mlp convert ZIP {folder} --overwrite")
-    if path.stat().st_size != shard.bytes or file_sha256(path) != shard.sha256:
-        raise UserError(
-            f"{path} is damaged: its bytes are not those in {NAME}. "
-            f"Convert the ZIP again: hpc-mlp convert ZIP {folder} --overwrite"
-        )

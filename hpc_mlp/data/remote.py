@@ -1,26 +1,48 @@
-"""Shards that lie elsewhere: every URL that webdataset opens (`http://…`, `s3://…`, `pipe:…`). No torch.
+"""Shards that lie elsewhere: `http://…`, and every other URL that webdataset opens (`gs://…`, `pipe:…`). No torch.
 
 A URL names the shards folder: `http://host/photos`. Where names do not go at its end, `{}` marks their place:
 `pipe:aws s3 cp s3://bucket/photos/{} -`.
+
+What comes is bounded (a manifest by `checked.MAX_BYTES`, a shard by its size in the manifest), and so is the wait for
+it: `STALL_SECONDS` without a byte, in each of a few tries. It comes from a process of its own, which is ended with the
+wait: whatever a server does, no thread and no process of ours stays.
 """
 
 from __future__ import annotations
 
-import hashlib
-import re
+import io
+import os
+import select
+import signal
+import subprocess
+import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+from hpc_mlp.checked import MAX_BYTES
 from hpc_mlp.data.manifest import NAME, Manifest, Shard
 from hpc_mlp.errors import RunError, UserError
+from hpc_mlp.texts import printable
 
 Place = Path | str  # a local shards folder, or a URL
 
-_PIECE = 1 << 20
+STALL_SECONDS = 20.0
 _TRIES = 3
+_POLL_SECONDS = 0.2
+_PIECE = 1 << 20
+# -f: an error page is no body. A redirect stays on the network. curl tries again by itself where nothing has come yet
+# (a server that is busy); what it has written into the pipe it could not take back, hence the last limit, which only
+# counts where we were killed and cannot end it.
+_CURL = (
+    "curl", "-fsSL", "--globoff", "--proto", "=http,https", "--proto-redir", "=http,https",
+    "--connect-timeout", "15", "--retry", "10", "--retry-delay", "2", "--retry-max-time", "15",
+    "--speed-limit", "1", "--speed-time", "25", "--url",
+)  # fmt: skip
 
 
 def is_url(place: Place) -> bool:
@@ -32,77 +54,143 @@ def shards_place(place: Path | str) -> Place:
     return place if is_url(place) else Path(place)
 
 
-def load_manifest(place: Place) -> Manifest:
-    """The manifest of a local folder or a URL. UserError where there is none or it cannot be used."""
+def load_manifest(place: Place, command: str = "train") -> Manifest:
+    """The manifest of a local folder or a URL. UserError where there is none or it cannot be used; `command` as in
+    `Manifest.load`."""
     if not is_url(place):
-        return Manifest.load(Path(place))
-    url = file_url(str(place), NAME)
+        return Manifest.load(Path(place), command)
+    url, file = file_url(str(place), NAME), io.BytesIO()
     try:
-        content = b"".join(_pieces(url))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot read {url} ({_reason(error)}). Is it a shards folder of hpc-mlp convert?"
-        ) from None
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / NAME).write_bytes(content)
-        try:
-            return Manifest.load(Path(folder))
-        except UserError:
-            raise UserError(f"{url} cannot be used as a manifest. Is it a shards folder?") from None
+        _fetch(url, file, MAX_BYTES)
+    except RunError as error:
+        raise UserError(f"{error} Is it a shards folder of hpc-mlp convert?") from None
+    return Manifest.parse(file.getvalue(), url)
 
 
 def file_url(place: str, name: str) -> str:
-    """The URL of a file of the folder. Names come from a manifest, and `pipe:` hands them to a shell."""
-    if not re.fullmatch(r"\w[\w.-]*", name, flags=re.ASCII):
-        raise UserError(
-            f"the manifest at {place} names a shard {name!r}: only letters, digits, '-', '.', '_'."
-        )
+    """The URL of a file of the folder."""
     return place.replace("{}", name) if "{}" in place else f"{place.rstrip('/')}/{name}"
 
 
 def download(place: str, shard: Shard, stop: threading.Event | None = None) -> IO[bytes]:
-    """An unnamed temporary file with the shard's bytes, checked against the manifest.
+    """An unnamed temporary file with as many bytes as the shard has; whether they are the shard's is not known yet.
 
-    UserError where the bytes are others, RunError where they cannot be had after several tries, or once
-    `stop` is set.
+    UserError where more come, RunError where they cannot be had after several tries, or once `stop` is set.
     """
-    url = file_url(place, shard.name)
+    file = tempfile.TemporaryFile()  # noqa: SIM115  (the caller closes it)
+    try:
+        _fetch(file_url(place, shard.name), file, shard.bytes, shard.bytes, stop)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _fetch(
+    url: str,
+    file: IO[bytes],
+    limit: int,
+    expected: int | None = None,
+    stop: threading.Event | None = None,
+) -> None:
+    """Write what is at `url` into `file`, trying again where it came short of `expected` bytes or not at all."""
     reason = ""
     for _ in range(_TRIES):
-        file = tempfile.TemporaryFile()  # noqa: SIM115  (the caller closes it)
-        digest = hashlib.sha256()
+        file.seek(0)
+        file.truncate()
         try:
-            for piece in _pieces(url):
-                digest.update(piece)
-                file.write(piece)
-                if stop is not None and stop.is_set():
-                    raise RunError(f"reading {url} was interrupted.")
+            with closing(_pieces(url, stop)) as pieces:
+                for piece in pieces:
+                    if file.tell() + len(piece) > limit:
+                        raise UserError(f"{printable(url)} is damaged: more than {limit:,} bytes came.")
+                    file.write(piece)
             file.flush()
-        except BaseException as error:
-            file.close()
-            if not isinstance(error, OSError | ValueError):
-                raise
-            reason = _reason(error)
+        except UserError:
+            raise
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
             continue
-        if digest.hexdigest() == shard.sha256:
-            return file
-        reason = f"{file.tell()} bytes came that are not those in {NAME}"
-        cut = file.tell() < shard.bytes
-        file.close()
-        if not cut:  # a transfer may be cut short, but does not change bytes
-            raise UserError(f"{url} is damaged: {reason}. Convert the ZIP again, or copy the shards again.")
-    raise RunError(f"cannot read {url} ({reason}; {_TRIES} tries).")
+        if expected is None or file.tell() == expected:
+            return
+        reason = f"{file.tell():,} of {expected:,} bytes came"
+    raise RunError(f"cannot read {printable(url)} ({printable(reason)}; {_TRIES} tries).")
 
 
-def _pieces(url: str) -> Iterator[bytes]:
-    from webdataset.gopen import gopen  # imports torch's data tools: only where it is needed
+def _pieces(url: str, stop: threading.Event | None) -> Generator[bytes]:
+    """The body as it comes. OSError where it does not come, or not whole; RunError once `stop` is set."""
+    with _process(url) as (stream, problem):
+        waiting = select.poll()
+        waiting.register(stream, select.POLLIN)
+        heard = time.monotonic()
+        while True:
+            if stop is not None and stop.is_set():
+                raise RunError(f"reading {printable(url)} was interrupted.")
+            if waiting.poll(1000 * _POLL_SECONDS):
+                if not (piece := os.read(stream.fileno(), _PIECE)):
+                    break
+                yield piece
+                heard = time.monotonic()
+            elif time.monotonic() - heard > STALL_SECONDS:
+                raise OSError(f"no byte came in {STALL_SECONDS:g} s")
+        if text := problem():
+            raise OSError(text)
 
-    with gopen(url, "rb", bufsize=_PIECE) as stream:
-        while piece := stream.read(_PIECE):
-            yield piece
+
+@contextmanager
+def _process(url: str) -> Iterator[tuple[IO[bytes], Callable[[], str]]]:
+    """What the process that reads `url` puts out, and a function that waits for its end and tells what went wrong. With
+    the context the process ends, and what it has started."""
+    with _sigterm_unwinds(), tempfile.TemporaryFile() as errors, ExitStack() as stack:
+        if url.lower().startswith(("http://", "https://")):
+            process: subprocess.Popen[bytes] | None = subprocess.Popen(
+                [*_CURL, url], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
+            )
+            assert process is not None and process.stdout is not None
+            stream: IO[bytes] = process.stdout
+        else:
+            # Imports torch's data tools: only where it is needed.
+            from webdataset.gopen import gopen
+
+            opened: Any = gopen(url, "rb")
+            process, stream = getattr(opened, "proc", None), getattr(opened, "stream", opened)
+        stack.callback(stream.close)
+        if process is not None:
+            stack.callback(_end, process)
+
+        def problem() -> str:
+            try:
+                code = 0 if process is None else process.wait(STALL_SECONDS)
+            except subprocess.TimeoutExpired:
+                return "what reads it does not end"
+            errors.seek(0)
+            # 141: a pipeline's end that did not want all that came.
+            return "" if code in (0, 141) else errors.read(1000).decode(errors="replace") or f"exit {code}"
+
+        yield stream, problem
 
 
-def _reason(error: Exception) -> str:
-    """webdataset names the whole command line in its errors; the exit status is what says something."""
-    status = re.search(r"exit -?\d+", str(error))
-    return status[0] if status else " ".join(str(error).split())[:200]
+@contextmanager
+def _sigterm_unwinds() -> Iterator[None]:
+    """Where SIGTERM would end this process on the spot, and not the one that reads: let it leave this context first."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill it, and what a shell has started for `pipe:`."""
+    import psutil
+
+    if process.poll() is None:
+        with suppress(psutil.Error):
+            for child in psutil.Process(process.pid).children(recursive=True):
+                with suppress(psutil.Error):
+                    child.kill()
+        process.kill()
+        process.wait()

@@ -6,10 +6,12 @@ after that any sample is read by its offset, so that one that is not wanted is n
 
 from __future__ import annotations
 
+import hashlib
 import io
 import mmap
+import os
 import threading
-import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,15 +20,18 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_mlp.data.decode import MAX_PIXELS, ImageSpec, Pixels, decode_image
+from hpc_mlp import checked
+from hpc_mlp.data.decode import ImageSpec, Pixels, decode_image
 from hpc_mlp.data.encode import ENCODINGS
-from hpc_mlp.data.manifest import Manifest, Shard, check_shard
-from hpc_mlp.data.remote import Place, download, is_url
-from hpc_mlp.errors import UserError, unknown_name
+from hpc_mlp.data.manifest import NAME, Manifest, Shard
+from hpc_mlp.data.png import decode_plain
+from hpc_mlp.data.remote import Place, download, file_url, is_url
+from hpc_mlp.errors import RunError, UserError, unknown_name
+from hpc_mlp.texts import printable
 
 _BLOCK = 512
-_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-_PNG_COLOUR = {1: 0, 3: 2}  # channels → colour type
+_LABEL_BYTES = 32
+_AGAIN = "Convert the images again: hpc-mlp convert ZIP OUT --overwrite"
 _SUFFIXES = {"png", "jpg", "jpeg", "npy", "gif", "webp", "bmp", "tif", "tiff", "ppm", "jp2", "avif"}
 
 
@@ -42,31 +47,58 @@ class ShardIndex:
         return len(self.labels)
 
 
-class OpenShard:
-    """A mapped shard and its index. Reading is safe from any number of threads."""
+# Size, time of the last change in ns, inode: of a file with the same ones, the same bytes are read.
+Stamp = tuple[int, int, int]
 
-    def __init__(
-        self, file: IO[bytes], name: str, shard: Shard, num_classes: int, index: ShardIndex | None
-    ) -> None:
-        self._name = name
-        try:
-            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except ValueError:
-            raise _unusable(name, "it is empty") from None
-        try:
-            self.index = index_shard(self._data, shard, num_classes) if index is None else index
-        except BaseException:
-            self._data.close()
-            raise
+
+@dataclass(frozen=True)
+class Known:
+    """What an earlier opening found out about a shard."""
+
+    stamp: Stamp
+    index: ShardIndex
+
+
+def _read(descriptor: int, start: int, size: int, name: str) -> bytes:
+    try:
+        data = os.pread(descriptor, size, start)
+    except OSError as error:
+        raise RunError(f"cannot read {printable(name)}: {error.strerror}.") from None
+    if len(data) < size:
+        raise _changed(name)
+    return data
+
+
+class OpenShard:
+    """An open shard and its index. Reading is safe from any number of threads."""
+
+    def __init__(self, file: IO[bytes], name: str, known: Known) -> None:
+        self._file, self._name, self.known = file, name, known
+        self._descriptor = file.fileno()
+        self.index = known.index
 
     def image(self, row: int, manifest: Manifest) -> Pixels:
         """Decode the `row`-th sample: uint8 [H, W, C]."""
-        offset = int(self.index.offsets[row])
-        encoded = self._data[offset : offset + int(self.index.sizes[row])]
-        return decode(encoded, manifest, f"image {row} of {self._name}")
+        return decode(self.encoded(row), manifest, f"image {row} of {self._name}")
+
+    def encoded(self, row: int) -> bytes:
+        """The image file of the `row`-th sample."""
+        start, size = int(self.index.offsets[row]), int(self.index.sizes[row])
+        return _read(self._descriptor, start, size, self._name)
+
+    def keys(self) -> list[str]:
+        """The samples' names, in tar order."""
+        with _mapped(self._file, self._name) as data:
+            names = [name.partition(".") for name, _, _ in _members(data, self._name)]
+        return [key for key, _, suffix in names if suffix.lower() in _SUFFIXES]
+
+    def check_unchanged(self) -> None:
+        """RunError where somebody has written into the file since it was opened."""
+        if _stamp(self._file) != self.known.stamp:
+            raise _changed(self._name)
 
     def close(self) -> None:
-        self._data.close()
+        self._file.close()
 
 
 def open_shard(
@@ -75,25 +107,106 @@ def open_shard(
     num_classes: int,
     *,
     verify: bool,
-    index: ShardIndex | None = None,
+    known: Known | None = None,
     stop: threading.Event | None = None,
 ) -> OpenShard:
-    """Map and index a shard; `verify` compares its sha256 with the manifest's first.
+    """Open and index a shard; `verify` compares its sha256 with the manifest's first.
 
-    A shard at a URL is downloaded to an unnamed temporary file, and always verified. `index` is the shard's
-    index where it is known already; `stop` ends a download early (RunError). Closing gives everything back.
+    A shard at a URL is downloaded to an unnamed temporary file. `known`: from an earlier opening; a file that is still
+    the same is neither verified nor indexed again. `stop` ends a download early (RunError). Closing gives everything
+    back. UserError where the shard is missing or not the manifest's, RunError where it was, and is no longer.
     """
     if is_url(place):
-        with download(str(place), shard, stop) as file:
-            return OpenShard(file, shard.name, shard, num_classes, index)
-    path = Path(place) / shard.name
-    if verify or not path.is_file() or path.stat().st_size != shard.bytes:
-        check_shard(Path(place), shard)
+        name = file_url(str(place), shard.name)
+        file = download(str(place), shard, stop)
+    else:
+        name = str(Path(place) / shard.name)
+        file = _open(Path(place), shard)
     try:
-        with path.open("rb") as file:
-            return OpenShard(file, str(path), shard, num_classes, index)
+        stamp = _stamp(file)
+        if known is None or known.stamp != stamp:
+            if stamp[0] != shard.bytes or ((verify or is_url(place)) and _sha256(file, name) != shard.sha256):
+                raise _changed(name) if known else _damaged(name)
+            if _stamp(file) != stamp:
+                raise _changed(name)
+        if known is None:
+            with _mapped(file, name) as data:
+                known = Known(stamp, index_shard(data, shard, num_classes))
+        return OpenShard(file, name, Known(stamp, known.index))
+    except BaseException:
+        file.close()
+        raise
+
+
+def _mapped(file: IO[bytes], name: str) -> mmap.mmap:
+    """For a moment: a mapped file that somebody cuts short kills whoever looks at it; one that is read does not."""
+    try:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (ValueError, OSError) as error:
+        raise _unusable(name, str(error)) from None
+
+
+def check_sizes(place: Place, shards: Iterable[Shard]) -> None:
+    """UserError where a shard of a local folder is missing or has another size: before hours of work, not after."""
+    if is_url(place):
+        return
+    for shard in shards:
+        path = Path(place) / shard.name
+        try:
+            size = path.stat().st_size
+        except OSError:
+            raise _missing(path) from None
+        if size != shard.bytes:
+            raise _damaged(path)
+
+
+def check_shard(folder: Path, shard: Shard) -> None:
+    """UserError unless the shard's bytes are those the manifest names."""
+    with _open(folder, shard) as file:
+        if (
+            os.fstat(file.fileno()).st_size != shard.bytes
+            or _sha256(file, folder / shard.name) != shard.sha256
+        ):
+            raise _damaged(folder / shard.name)
+
+
+def _open(folder: Path, shard: Shard) -> IO[bytes]:
+    path = folder / shard.name
+    try:
+        return checked.open_file(path)
+    except FileNotFoundError:
+        raise _missing(path) from None
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}.") from None
+        raise UserError(f"cannot read {printable(path)}: {error.strerror}.") from None
+
+
+def _stamp(file: IO[bytes]) -> Stamp:
+    found = os.fstat(file.fileno())
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def _sha256(file: IO[bytes], name: object) -> str:
+    try:
+        with open(file.fileno(), "rb", buffering=0, closefd=False) as whole:
+            whole.seek(0)
+            return hashlib.file_digest(whole, "sha256").hexdigest()
+    except OSError as error:
+        raise RunError(f"cannot read {printable(name)}: {error.strerror}.") from None
+
+
+def _missing(path: object) -> UserError:
+    return UserError(f"{printable(path)} is missing. {_AGAIN}")
+
+
+def _damaged(path: object) -> UserError:
+    return UserError(f"{printable(path)} is damaged: its bytes are not those in {NAME}. {_AGAIN}")
+
+
+def _changed(path: object) -> RunError:
+    return RunError(
+        f"{printable(path)} was changed while it was in use: its bytes are no longer those in {NAME}. "
+        "Start again, on shards that nobody converts or copies meanwhile."
+    )
 
 
 def index_shard(data: bytes | mmap.mmap, shard: Shard, num_classes: int) -> ShardIndex:
@@ -109,7 +222,8 @@ def index_shard(data: bytes | mmap.mmap, shard: Shard, num_classes: int) -> Shar
         elif suffix == "cls":
             if not keys or keys[-1] != key or len(labels) != len(keys) - 1:
                 raise _unusable(shard.name, f"{name} does not follow its image")
-            labels.append(_label(data[offset : offset + size], num_classes, f"{shard.name}: {name}"))
+            text = data[offset : offset + min(size, _LABEL_BYTES)]
+            labels.append(_label(text, num_classes, f"{shard.name}: {name}"))
     if len(labels) != len(images):
         raise _unusable(shard.name, "an image has no label")
     if len(images) != shard.num_images:
@@ -132,7 +246,7 @@ def _members(data: bytes | mmap.mmap, shard: str) -> list[tuple[str, int, int]]:
         except ValueError:
             raise _unusable(shard, f"the tar header at byte {position} cannot be read") from None
         position += _BLOCK
-        if position + size > len(data):
+        if not 0 <= size <= len(data) - position:
             raise _unusable(shard, f"{name} is cut off")
         if header[156] in b"0\0":
             members.append((name, position, size))
@@ -145,13 +259,13 @@ def _label(text: bytes, num_classes: int, where: str) -> int:
         label = int(text)
     except ValueError:
         label = -1
-    if not 0 <= label < num_classes:
-        raise UserError(f"{where} holds {text[:20]!r}: not a class index below {num_classes}.")
+    if not 0 <= label < num_classes or len(text) == _LABEL_BYTES:
+        raise UserError(f"{printable(where)} holds {text[:20]!r}: not a class index below {num_classes}.")
     return label
 
 
 def _unusable(shard: str, reason: str) -> UserError:
-    return UserError(f"{shard} cannot be used: {reason}. Convert the ZIP again.")
+    return UserError(f"{printable(shard)} cannot be used: {printable(reason)}. {_AGAIN}")
 
 
 def decode(encoded: bytes, manifest: Manifest, where: str) -> Pixels:
@@ -160,54 +274,23 @@ def decode(encoded: bytes, manifest: Manifest, where: str) -> Pixels:
     shape = (height, width, manifest.channels)
     try:
         match manifest.encoding:
-            case "png" if (plain := _decode_plain_png(encoded, *shape)) is not None:
+            case "png" if (plain := decode_plain(encoded, *shape)) is not None:
                 image = plain
             case "png" | "jpeg" | "original":
-                largest = int(manifest.settings.get("max_pixels", MAX_PIXELS))
-                image = decode_image(encoded, ImageSpec(*shape, max_pixels=largest))
+                image = decode_image(encoded, ImageSpec(*shape, max_pixels=manifest.max_pixels))
             case "npy":
-                image = np.load(io.BytesIO(encoded), allow_pickle=False)
+                image = np.lib.format.read_array(io.BytesIO(encoded), allow_pickle=False)
             case other:
                 raise unknown_name("encoding of the shards", other, ENCODINGS)
     except UserError:
         raise
     except Exception as error:  # a decoder may raise anything on damaged bytes
-        raise UserError(f"{where} cannot be decoded ({error}). Convert the ZIP again.") from None
+        raise UserError(f"{printable(where)} cannot be decoded ({printable(error)}). {_AGAIN}") from None
     if image.shape != shape or image.dtype != np.uint8:
-        raise UserError(f"{where} is {image.dtype} {image.shape}, the manifest says uint8 {shape}.")
+        raise UserError(
+            f"{printable(where)} is {image.dtype} {image.shape}, the manifest says uint8 {shape}."
+        )
     return image
-
-
-def _decode_plain_png(data: bytes, height: int, width: int, channels: int) -> Pixels | None:
-    """An 8-bit PNG whose rows all use one filter, None, Sub or Up: inflate, and at most a running sum.
-
-    Twice as fast as Pillow on small images, and most of it without the interpreter lock. None where the file
-    is any other PNG. The chunk CRCs are not looked at: inflate's own checksum covers the pixels.
-    """
-    shape = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big")
-    if data[:8] != _PNG_MAGIC or data[12:29] != shape + bytes((8, _PNG_COLOUR[channels], 0, 0, 0)):
-        return None
-    parts = []
-    position = 33
-    while (kind := data[position + 4 : position + 8]) != b"IEND":
-        end = position + 8 + int.from_bytes(data[position : position + 4], "big")
-        if kind == b"IDAT":
-            parts.append(data[position + 8 : end])
-        elif kind == b"tRNS" or len(kind) < 4:
-            return None
-        position = end + 4
-    rows = np.frombuffer(zlib.decompress(b"".join(parts)), dtype=np.uint8).reshape(
-        height, 1 + width * channels
-    )
-    kinds = bytes(rows[:, 0])
-    pixels = rows[:, 1:].reshape(height, width, channels)
-    if kinds == b"\0" * height:
-        return pixels
-    if kinds[1:] == b"\2" * (height - 1) and kinds[0] in (0, 2):
-        return np.add.accumulate(pixels, axis=0, dtype=np.uint8)
-    if kinds == b"\1" * height:
-        return np.add.accumulate(pixels, axis=1, dtype=np.uint8)
-    return None
 
 
 def blocks(total: int, size: int) -> list[tuple[int, int]]:

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from hpc_mlp.config import DataConfig
 from hpc_mlp.data.budget import free_machine_memory, num_cpus, resident_bytes
-from hpc_mlp.data.cache import Arrays, cached
+from hpc_mlp.data.cache import Arrays, are_counted, cached
 from hpc_mlp.data.decode import Pixels
-from hpc_mlp.data.manifest import Manifest
+from hpc_mlp.data.manifest import NAME, Manifest
 from hpc_mlp.data.remote import Place, is_url
-from hpc_mlp.data.shards import OpenShard, blocks, open_shard
+from hpc_mlp.data.shards import OpenShard, blocks, check_sizes, open_shard
 from hpc_mlp.errors import UserError
+from hpc_mlp.texts import printable
 
 _CHUNK = 256  # images decoded per task
 
@@ -54,21 +55,24 @@ def load_resident(
     """A split of a folder or URL on `device`, from the cache beside the shards or decoded (see `data.cache`).
 
     UserError where a shard is missing, damaged or not as the manifest says. `verify=False` skips the sha256
-    of the shards; counts and labels are checked all the same. On a CPU the images may be a private mapping
-    of the cache file, whose memory all jobs on a machine share.
+    of the shards, and the cache; counts and labels are checked all the same. On a CPU the images may be a private
+    mapping of the cache file, whose memory all jobs on a machine share.
     """
 
     def decode() -> Arrays:
         return _decode_split(place, manifest, split, verify)
 
-    use_cache = cache and not is_url(place)
-    arrays = cached(Path(place), manifest, split, decode, verify) if use_cache else decode()
+    use_cache = cache and verify and not is_url(place)
+    arrays = cached(Path(place), manifest, split, decode) if use_cache else decode()
     images, labels = (torch.from_numpy(array) for array in arrays)
     return ResidentSplit(images.to(device), labels.to(device))
 
 
 def _decode_split(place: Place, manifest: Manifest, split: str, verify: bool) -> Arrays:
     record = manifest.split(split)
+    check_sizes(place, record.shards)
+    # Every row is written below, or an error ends it: the shards' counts add up to the split's (`Manifest`), and a
+    # shard has as many images as it says (`index_shard`).
     images = np.empty((record.num_images, manifest.channels, *manifest.image_size), dtype=np.uint8)
     labels = np.empty(record.num_images, dtype=np.int64)
     first = 0
@@ -79,9 +83,14 @@ def _decode_split(place: Place, manifest: Manifest, split: str, verify: bool) ->
             try:
                 labels[rows] = opened.index.labels
                 _decode_all(pool, opened, manifest, images[rows])
+                opened.check_unchanged()
             finally:
                 opened.close()
             first += shard.num_images
+    if not are_counted(labels, manifest, split):
+        raise UserError(
+            f"the {printable(split)} shards do not hold the classes that {NAME} counts. Convert the images again."
+        )
     return images, labels
 
 

@@ -18,8 +18,9 @@ import threading
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,9 +28,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hpc_mlp.data.budget import free_machine_memory
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.remote import Place
-from hpc_mlp.data.shards import OpenShard, ShardIndex, blocks, open_shard
+from hpc_mlp.data.shards import Known, OpenShard, blocks, check_sizes, open_shard
+from hpc_mlp.errors import UserError
 from hpc_mlp.processes import Processes
 from hpc_mlp.randomness import window_shuffles
 
@@ -38,6 +41,9 @@ Rows = NDArray[np.int64]
 _IMAGES_PER_TASK = 64
 _IMAGES_AHEAD = 256  # per worker
 _SHARDS_AHEAD = 1
+_CHECK_SECONDS = 0.2
+# An image's in the order of an epoch, at its peak.
+_ORDER_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -78,9 +84,10 @@ def epoch_order(counts: list[int], *, seed: int, epoch: int, shuffle_buffer: int
 class StreamingSplit:
     """A split of a shards folder or URL, as batches.
 
-    workers: threads that decode; with 0 nothing is read ahead. verify: compare each shard's sha256 with the
-    manifest's when it is first opened (a shard at a URL: whenever it is downloaded).
-    wait_seconds: how long the consumer has waited for data so far, in all epochs.
+    Each shard's sha256 is compared with the manifest's when it is first opened, and again where its file is no longer
+    the same (a shard at a URL: whenever it is downloaded).
+    workers: threads that decode; with 0 nothing is read ahead. check: called now and then while data are waited for,
+    which may take minutes; it may raise. wait_seconds: how long the consumer has waited for data so far, in all epochs.
     """
 
     def __init__(
@@ -92,18 +99,20 @@ class StreamingSplit:
         workers: int = 2,
         shuffle_buffer: int = 4096,
         device: torch.device,
-        verify: bool = True,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.wait_seconds = 0.0
-        self.workers = workers
-        self.manifest = manifest
+        self.workers, self.manifest, self.check = workers, manifest, check
         self.shards = manifest.split(split).shards
         self.starts = np.concatenate(
             ([0], np.cumsum([shard.num_images for shard in self.shards], dtype=np.int64))
         )
-        self._place, self._device = place, device
-        self._shuffle_buffer, self._verify = shuffle_buffer, verify
-        self._indexes: dict[int, ShardIndex] = {}  # of shards that were open before: 24 bytes an image
+        self._place, self._device, self._shuffle_buffer = place, device, shuffle_buffer
+        # Of shards that were open before: 24 bytes an image.
+        self._known: dict[int, Known] = {}
+        check_sizes(place, self.shards)
+        if len(self) * _ORDER_BYTES > free_machine_memory():
+            raise UserError(f"the order of {len(self):,} images does not fit into memory.")
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -140,17 +149,16 @@ class StreamingSplit:
         return np.searchsorted(self.starts, rows, side="right") - 1
 
     def open(self, number: int, stop: threading.Event) -> OpenShard:
-        """Open a shard; what was verified and indexed once is not again."""
-        index = self._indexes.get(number)
+        """Open a shard; a file that was verified and indexed once is not again, as long as it is the same."""
         shard = open_shard(
             self._place,
             self.shards[number],
             len(self.manifest.classes),
-            verify=self._verify and index is None,
-            index=index,
+            verify=True,
+            known=self._known.get(number),
             stop=stop,
         )
-        self._indexes[number] = shard.index
+        self._known[number] = shard.known
         return shard
 
     def empty(self, size: int) -> tuple[Tensor, Tensor]:
@@ -235,11 +243,20 @@ class _Reader:
         pending = self._pending.popleft()
         self._images_ahead -= len(pending.labels)
         for task in pending.tasks:
-            task.result()
-        for shard in self._closing.get(self._taken, ()):
-            self._open.pop(shard).result().close()
+            self._wait(task)
+        for number in self._closing.get(self._taken, ()):
+            with closing(self._open.pop(number).result()) as shard:
+                shard.check_unchanged()
         self._taken += 1
         return pending.images, pending.labels
+
+    def _wait(self, task: Future[None]) -> None:
+        while not task.done():
+            try:
+                task.exception(_CHECK_SECONDS)
+            except TimeoutError:
+                self._split.check()
+        task.result()
 
     def _submit(self) -> None:
         part = self._parts[self._submitted]
@@ -262,16 +279,17 @@ class _Reader:
             self._opened += 1
 
     def _decode(self, rows: Rows, images: Tensor, labels: Tensor) -> None:
-        out = images.numpy()
+        pixels, classes = images.numpy(), labels.numpy()
         shards = self._split.shard_of(rows)
+        opened = {number: self._open[number].result() for number in np.unique(shards).tolist()}
         for i, (row, number) in enumerate(
             zip((rows - self._split.starts[shards]).tolist(), shards.tolist(), strict=True)
         ):
             if self._stop.is_set():
                 return
-            shard = self._open[number].result()
-            out[i] = shard.image(row, self._split.manifest).transpose(2, 0, 1)
-            labels[i] = int(shard.index.labels[row])
+            shard = opened[number]
+            pixels[i] = shard.image(row, self._split.manifest).transpose(2, 0, 1)
+            classes[i] = shard.index.labels[row]
 
     def close(self) -> None:
         """Stop all threads, close all shards; also in the middle of a pass."""

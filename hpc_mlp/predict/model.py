@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hpc_mlp.models  # noqa: F401  # registers the built-in kinds
-from hpc_mlp.data.decode import MAX_PIXELS, ImageSpec
+from hpc_mlp.data.decode import ImageSpec
+from hpc_mlp.data.limits import MAX_PIXELS
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.source import scale_and_offset
 from hpc_mlp.errors import HpcMlpError, RunError, UserError

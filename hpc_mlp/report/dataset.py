@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hpc_mlp import checked
 from hpc_mlp.data import duplicates, rejects
 from hpc_mlp.data.inspection import duplicate_lines
 from hpc_mlp.data.manifest import Manifest
@@ -161,16 +162,16 @@ def _samples(material: Material, manifest: Manifest, shards: Path) -> Html:
 
 def _duplicates(manifest: Manifest, shards: Path) -> Html:
     """What the conversion found, in its own words, and the groups it listed in `duplicates.jsonl`."""
-    lines = read_lines(shards / duplicates.NAME)
+    lines = list(checked.objects(shards / duplicates.NAME))
     said = [_sentence(line) for line in duplicate_lines(manifest)]
     if not said and not lines:
-        known = lines is not None or manifest.duplicates
+        known = (shards / duplicates.NAME).is_file() or manifest.duplicates
         text = (
             "No image is in the dataset twice." if known else "The conversion did not look for equal images."
         )
         return html.paragraph(text)
-    rows = [_group(line) for line in (lines or [])[:MOST_LINES]]
-    listed = html.table(["kind", "", "#images", "which"], rows, _first_of(lines or [])) if rows else ""
+    rows = [_group(line) for line in lines[:MOST_LINES]]
+    listed = html.table(["kind", "", "#images", "which"], rows, _first_of(lines)) if rows else ""
     return html.join(
         html.bullets(said) if said else "", html.details("Which images", listed) if listed else ""
     )
@@ -183,22 +184,23 @@ def _sentence(line: str) -> str:
 
 def _group(line: Json) -> tuple[object, ...]:
     """One line of `duplicates.jsonl`: a group of equal images."""
-    images = [image for image in line.get("images", []) if isinstance(image, dict)]
+    listed = line.get("images")
+    images = [image for image in listed if isinstance(image, dict)] if isinstance(listed, list) else []
     marks = [
         name for key, name in (("leak", "leak"), ("conflicting_classes", "classes differ")) if line.get(key)
     ]
     some = [f"{image.get('name')} ({image.get('class')}, {image.get('split')})" for image in images[:4]]
     more = f" and {len(images) - 4} more" if len(images) > 4 else ""
-    return line.get("kind", ""), ", ".join(marks), len(images), ", ".join(some) + more
+    return str(line.get("kind", "")), ", ".join(marks), len(images), ", ".join(some) + more
 
 
 def _rejects(manifest: Manifest, shards: Path) -> Html:
-    lines = read_lines(shards / rejects.NAME) or []
-    which = [(line.get("name", ""), line.get("reason", "")) for line in lines[:MOST_LINES]]
+    lines = list(rejects.read_rejects(shards))
+    which = lines[:MOST_LINES]
     number = max(manifest.num_rejects, len(lines))
     if not number:
         return html.paragraph("Every file of the source was taken.")
-    counts = Counter(str(line.get("reason", "no reason given")) for line in lines).most_common(MOST_LINES)
+    counts = Counter(reason for _, reason in lines).most_common(MOST_LINES)
     were = "was" if number == 1 else "were"
     return html.join(
         html.paragraph(f"{number:,} {_plural(number, 'file')} of the source {were} not taken."),
@@ -211,22 +213,5 @@ def _plural(number: int, word: str) -> str:
     return word if number == 1 else f"{word}s"
 
 
-def _first_of(lines: Sequence[Json]) -> str:
+def _first_of(lines: Sequence[object]) -> str:
     return f"The first {MOST_LINES} of {len(lines):,}." if len(lines) > MOST_LINES else ""
-
-
-def read_lines(path: Path) -> list[Json] | None:
-    """The objects of a JSON-lines file; None where there is none. Damaged lines are passed over."""
-    try:
-        texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return None
-    found = []
-    for text in texts:
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict):
-            found.append(line)
-    return found

@@ -21,7 +21,7 @@ from hpc_mlp.training.checkpoint import (
     save_checkpoints,
     settle_checkpoints,
 )
-from hpc_mlp.training.feeder import Feeder, num_steps
+from hpc_mlp.training.feeder import Feeder, StepBatch, num_steps
 from hpc_mlp.training.finish import write_result
 from hpc_mlp.training.members import Member
 from hpc_mlp.training.metrics import Tally
@@ -131,8 +131,8 @@ class BankTrainer:
         started, before = time.perf_counter(), [member.seconds for member in self.members]
         self.waited = self.feeder.wait_seconds
         left = min(member.seconds_left for member in self.members)
-        state, size = self.state, self.train_config.batch_size
-        for batch in self.feeder.epoch(state.bank.feeds, self.epoch, self.step, size, self.processes):
+        state = self.state
+        for batch in self._fed(started, before):
             state.train_step(batch, state.rates(self._count))
             self.step += 1
             if state.average.pairs:
@@ -154,6 +154,20 @@ class BankTrainer:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         self._clock(started, before)
+
+    def _fed(self, started: float, before: Sequence[float]) -> Iterator[StepBatch]:
+        """The rest of the present epoch. Raises Stopped where a stop is asked for while the data do not come, which may
+        take minutes: where no other process has to agree, with a checkpoint."""
+        batches = self.feeder.epoch(
+            self.state.bank.feeds, self.epoch, self.step, self.train_config.batch_size, self.processes
+        )
+        try:
+            yield from batches
+        except stop.Stopped:
+            if self.processes.alone:
+                self._clock(started, before)
+                self._save()
+            raise
 
     def _agreed(self, flag: bool) -> bool:
         """Whether the flag is set on any of the processes, which must stop and save at the same step."""

@@ -24,9 +24,13 @@ from hpc_mlp.models.bank import Feed
 from hpc_mlp.models.dropout import StepPlace
 from hpc_mlp.processes import Processes
 from hpc_mlp.randomness import epoch_order, mixup_shares
+from hpc_mlp.training import stop
 from hpc_mlp.transfer import send
 
 EVAL_BATCH = 512
+# Processes that split each batch stop after the same step. Where one waits for data so long after it was asked to stop,
+# they will not come to it.
+STOP_PATIENCE = 10.0
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,8 @@ def make_feeder(
     mode = choose_mode(manifest, config, device, processes=sharing)
     if not (processes or Processes()).any(mode == "streaming", device):
         return ResidentFeeder(place, manifest, device)
-    return StreamingFeeder(place, manifest, config, device)
+    alone = processes is None or processes.alone
+    return StreamingFeeder(place, manifest, config, device, patience=0.0 if alone else STOP_PATIENCE)
 
 
 def num_steps(num_images: int, batch_size: int) -> int:
@@ -192,7 +197,15 @@ class StreamingFeeder:
 
     mode = "streaming"
 
-    def __init__(self, place: Place, manifest: Manifest, config: DataConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        place: Place,
+        manifest: Manifest,
+        config: DataConfig,
+        device: torch.device,
+        patience: float = 0.0,
+    ) -> None:
+        """`patience`: asked to stop, it waits for data so many seconds longer before it raises Stopped."""
         self.manifest, self.device = manifest, device
         self.pixels = _Pixels(manifest, device)
         self.splits = {
@@ -203,6 +216,7 @@ class StreamingFeeder:
                 workers=config.workers,
                 shuffle_buffer=config.shuffle_buffer,
                 device=device,
+                check=lambda: stop.check(patience),
             )
             for name in manifest.splits
         }

@@ -14,7 +14,6 @@ import torch
 from hpc_mlp import __version__
 from hpc_mlp.commandline import command_line
 from hpc_mlp.config import differences, run_identity
-from hpc_mlp.data.decode import MAX_PIXELS
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.remote import Place, is_url
 from hpc_mlp.errors import UserError
@@ -59,7 +58,7 @@ class Job:
                 "mean": list(manifest.mean),
                 "std": list(manifest.std),
                 "encoding": manifest.encoding,
-                "max_pixels": int(manifest.settings.get("max_pixels", MAX_PIXELS)),
+                "max_pixels": manifest.max_pixels,
                 "source": manifest.source.get("name"),
                 "num_images": {name: split.num_images for name, split in manifest.splits.items()},
             },

@@ -19,6 +19,7 @@ from hpc_mlp.terminal import say
 T = TypeVar("T")
 
 _reason: str | None = None
+_asked = 0.0  # when
 _interrupting = False  # a request raises Stopped at once
 _loading = False  # nothing is half-done that an end would spoil
 _SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
@@ -35,7 +36,9 @@ class Stopped(BaseException):
 
 def request_stop(reason: str) -> None:
     """Training writes a checkpoint after the current step and returns. `reason` names who asked."""
-    global _reason, _interrupting
+    global _reason, _asked, _interrupting
+    if _reason is None:
+        _asked = time.monotonic()
     _reason = reason
     if _interrupting and threading.current_thread() is threading.main_thread():
         _interrupting = False
@@ -46,9 +49,9 @@ def stop_reason() -> str | None:
     return _reason
 
 
-def check() -> None:
-    """Raise Stopped if a stop was asked for."""
-    if _reason is not None:
+def check(patience: float = 0.0) -> None:
+    """Raise Stopped if a stop was asked for, `patience` seconds ago or longer."""
+    if _reason is not None and time.monotonic() - _asked >= patience:
         raise Stopped
 
 

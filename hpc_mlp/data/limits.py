@@ -1,0 +1,6 @@
+"""The largest that is taken. Constants alone: the converter's workers and the manifest both need them."""
+
+MAX_SIDE = 8192  # pixels of an image's side in a shards folder
+MAX_PIXELS = 1 << 26  # of an image that is decoded, where a conversion did not say otherwise: 67 megapixels
+# Twice that of the largest public set of images: its order in an epoch takes 80 GB, and all counts fit everywhere.
+MAX_IMAGES = 10**10
