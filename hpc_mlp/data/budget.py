@@ -31,7 +31,7 @@ def resident_bytes(manifest: Manifest) -> int:
 
 def free_machine_memory() -> int:
     """Bytes that can still be had of this machine and this control group (as Slurm sets)."""
-    free = _machine_memory()
+    free = _available()
     for limit, used in _CGROUP_FILES:
         try:
             free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
@@ -40,7 +40,18 @@ def free_machine_memory() -> int:
     return max(free, 0)
 
 
-def _machine_memory() -> int:
+def machine_memory() -> int:
+    """Bytes of memory that this machine, or this control group, has in all."""
+    most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for limit, _ in _CGROUP_FILES:
+        try:
+            most = min(most, int(Path(limit).read_text()))
+        except (OSError, ValueError):  # no such control group, or "max"
+            continue
+    return most
+
+
+def _available() -> int:
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):

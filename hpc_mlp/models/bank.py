@@ -56,7 +56,8 @@ def recipe_of(spec: RunSpec) -> Recipe:
     return Recipe(spec.config.optim, spec.config.schedule, train.ema, train.epochs)
 
 
-def _stack_key(spec: RunSpec) -> tuple[object, ...]:
+def stack_key(spec: RunSpec) -> tuple[object, ...]:
+    """Runs of equal keys can be stacked; a model that stacks with none has one of its own."""
     model = spec.config.model
     return ("mlp", model.hidden, model.activation) if model.kind == "mlp" else (spec.name,)
 
@@ -65,13 +66,13 @@ def bank_order(specs: Sequence[RunSpec]) -> list[RunSpec]:
     """The order in which a bank holds its members: side by side those that stack, share a recipe, are batch-normalised,
     share a feed."""
     stacks, recipes, feeds = (
-        list(dict.fromkeys(key(spec) for spec in specs)) for key in (_stack_key, recipe_of, feed_of)
+        list(dict.fromkeys(key(spec) for spec in specs)) for key in (stack_key, recipe_of, feed_of)
     )
 
     def place(spec: RunSpec) -> tuple[int, int, bool, int]:
         model = spec.config.model
         return (
-            stacks.index(_stack_key(spec)), recipes.index(recipe_of(spec)), model.batchnorm, feeds.index(feed_of(spec))
+            stacks.index(stack_key(spec)), recipes.index(recipe_of(spec)), model.batchnorm, feeds.index(feed_of(spec))
         )  # fmt: skip
 
     return sorted(specs, key=place)
@@ -100,7 +101,7 @@ class Bank(nn.Module):
         self.num_parameters: list[int] = []  # of each member
         self.dropouts: list[StatelessDropout] = []
         self.norms: list[BankNorm] = []  # of the single modules
-        for key, members in itertools.groupby(range(len(specs)), key=lambda i: _stack_key(specs[i])):
+        for key, members in itertools.groupby(range(len(specs)), key=lambda i: stack_key(specs[i])):
             modules = []
             for i in members:
                 state = states[i] if states is not None else None

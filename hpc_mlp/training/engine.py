@@ -11,9 +11,10 @@ from torch import Tensor
 
 from hpc_mlp.config import parse_interval
 from hpc_mlp.data.manifest import Manifest
+from hpc_mlp.errors import HpcMlpError
 from hpc_mlp.models.bank import recipe_of
 from hpc_mlp.processes import Processes
-from hpc_mlp.training import stop
+from hpc_mlp.training import failure, stop
 from hpc_mlp.training.checkpoint import (
     Checkpoint,
     load_checkpoints,
@@ -54,6 +55,7 @@ class BankTrainer:
         self.train_config = members[0].spec.config.train  # batch size and precision are the same for all
         set_precision(self.train_config.precision)
         self.bank_size = len(members)
+        self.healthy = True
         self.epoch = self.step = 0  # finished epochs; finished steps of the next one
         self.steps_per_epoch = num_steps(feeder.num_images, self.train_config.batch_size)
         self.save_seconds, self.save_steps = parse_interval(self.train_config.checkpoint_every)
@@ -63,8 +65,9 @@ class BankTrainer:
             member.spec.name: Trackers(member.spec, member.folder) for member in members if processes.lead
         }
 
-    def run(self) -> None:
-        """Train until every member has stopped. Asked to stop: write a checkpoint and raise Stopped."""
+    def run(self) -> bool:
+        """Train until every member has stopped; False where one has failed at its test. Asked to stop: write a
+        checkpoint and raise Stopped."""
         self._resume()
         self.view.start(self.members, lambda: self.feeder.wait_seconds)
         self._finish_stopped()
@@ -75,6 +78,7 @@ class BankTrainer:
                 self._train_steps()
             self._finish_epoch()
             self._finish_stopped()
+        return self.healthy
 
     # ---- state
 
@@ -263,17 +267,27 @@ class BankTrainer:
         kept, losses = self.state.member_tensors(), self.state.loss_table()
         for member, parameters in zip(self.members, self.state.bank.num_parameters, strict=True):
             if member.stopped:
-                accuracy = None
-                if self.processes.lead:
-                    batches = self._batches("test", Processes())
-                    accuracy = write_result(
-                        member, self.feeder, batches, parameters, self.bank_size, self.guard
-                    )
-                    self.trackers[member.spec.name].close()
-                self.view.finished(member, accuracy)
+                self._finish(member, parameters)
         self.processes.wait(stop.check)  # for the lead, whom the test split may take long
         staying = [i for i, member in enumerate(self.members) if not member.stopped]
         self.members = [self.members[i] for i in staying]
         if self.members:
             self._build([kept[i] for i in staying])
             self.state.restore_losses(losses[:, staying])
+
+    def _finish(self, member: Member, parameters: int) -> None:
+        """By the lead. What a model raises here, on the test images, is that member's failure alone."""
+        accuracy = None
+        if self.processes.lead:
+            batches = self._batches("test", Processes())
+            try:
+                accuracy = write_result(member, self.feeder, batches, parameters, self.bank_size, self.guard)
+            except (HpcMlpError, OSError):
+                raise
+            except Exception as error:
+                self.guard()
+                self.healthy = False
+                failure.report([member], error, self.view)
+                return
+            self.trackers[member.spec.name].close()
+        self.view.finished(member, accuracy)

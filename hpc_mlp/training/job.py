@@ -17,11 +17,12 @@ from hpc_mlp.config import differences, run_identity
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.remote import Place, is_url
 from hpc_mlp.errors import UserError
-from hpc_mlp.models.registry import build_module, count_parameters, plugins_of
+from hpc_mlp.models.registry import count_parameters, plugins_of
 from hpc_mlp.plan import RunSpec
 from hpc_mlp.runfiles import RunConfig
 from hpc_mlp.runs import Json, RunFolder
 from hpc_mlp.training.trackers import check_trackers
+from hpc_mlp.training.trial import shape_of
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,7 @@ class Job:
     def describe(self, spec: RunSpec, device: torch.device) -> Json:
         """config.json of a run."""
         manifest = self.manifest
-        shape = (manifest.channels, *manifest.image_size)
-        with torch.device("meta"):
-            module = build_module(spec.config.model, shape, len(manifest.classes), spec.seed)
+        module = shape_of(spec, manifest)
         return {
             "name": spec.name,
             "variant": spec.variant,
@@ -62,7 +61,7 @@ class Job:
                 "source": manifest.source.get("name"),
                 "num_images": {name: split.num_images for name, split in manifest.splits.items()},
             },
-            "num_parameters": count_parameters(module),
+            "num_parameters": None if module is None else count_parameters(module),
             "versions": {
                 "hpc_mlp": __version__,
                 "python": platform.python_version(),
@@ -89,9 +88,7 @@ def check(job: Job) -> None:
         if config.model.batchnorm and config.train.batch_size < 2:
             raise UserError(f"{spec.name}: batch normalisation needs train.batch_size of at least 2.")
         check_trackers(spec)
-        shape = (manifest.channels, *manifest.image_size)
-        with torch.device("meta"):  # wrong kinds and shapes show here, before anything is written
-            build_module(config.model, shape, len(manifest.classes), spec.seed)
+        shape_of(spec, manifest)
 
 
 def unfinished(job: Job, device: torch.device) -> list[RunSpec]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import traceback
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import timedelta
@@ -26,7 +26,7 @@ from hpc_mlp.models.registry import load_plugins
 from hpc_mlp.plan import Parallel, RunSpec, splits_batches
 from hpc_mlp.processes import Processes, processes_sharing
 from hpc_mlp.terminal import say
-from hpc_mlp.training import stop
+from hpc_mlp.training import failure, stop, trial
 from hpc_mlp.training.checkpoint import Guard, data_mode, resumable_together
 from hpc_mlp.training.engine import BankTrainer
 from hpc_mlp.training.feeder import Feeder, make_feeder
@@ -34,6 +34,8 @@ from hpc_mlp.training.job import Job, check, prepare, unfinished
 from hpc_mlp.training.members import Member
 from hpc_mlp.training.memory import keep_freed_memory
 from hpc_mlp.training.progress import View, watch
+
+_SAME_FAILURE_SECONDS = 20.0  # in which processes that share batches come upon the same failure
 
 
 def train_specs(
@@ -88,6 +90,8 @@ def _train_specs(
         device = accelerator.device
         everybody = Processes(accelerator.process_index, accelerator.num_processes)
         todo = list(job.specs) if overwrite else unfinished(job, device)
+        for spec in todo:
+            trial.check_memory(spec, manifest, device)
         console = Console(stderr=True) if everybody.lead else None
         if console is not None and len(todo) < len(job.specs):
             done = len(job.specs) - len(todo)
@@ -188,28 +192,78 @@ def _train(
 def _train_bank(
     members: Sequence[Member], feeder: Feeder, processes: Processes, view: View, guard: Guard
 ) -> int:
-    """→ 0, or 1: failed, and recorded in the run folders."""
-    try:
-        if processes.lead:
-            for member in members:
-                member.folder.sweep()
-        unfinished_members = [member for member in members if member.folder.result() is None]
-        if unfinished_members:
-            BankTrainer(unfinished_members, feeder, processes, view, guard).run()
-        return 0
-    except Exception as error:
-        if isinstance(error, LeaseLostError):
+    """→ 0, or 1: some have failed, which is recorded in their run folders. The others go on, from the bank's last
+    checkpoint and so with the bits that they would have had without those."""
+    code, waiting = 0, [list(members)]
+    while waiting:
+        group, cause = waiting.pop(0), None
+        try:
+            code = max(code, _train_group(group, feeder, processes, view, guard))
+        except LeaseLostError:
             raise
-        error = _cause(error, processes)
-        if not processes.lead:  # the lead writes the folders, and will only see that we are gone
-            text = _one_line(error) if isinstance(error, HpcMlpError) else _traceback(error)
-            say(f"hpc-mlp (process {processes.rank}): {text}", err=True)
-            return 1
-        guard()  # what failed may have failed because another process took over
-        recorded = _record_failure(members, error)
-        view.ended(members, "failed", _one_line(error))
-        view.note(f"failed: {_one_line(error)}; {recorded}")
+        except Exception as error:
+            cause = _cause(error, processes)
+            together = _everywhere(processes)
+            if not processes.lead:  # the lead writes the folders
+                text = failure.one_line(cause) if isinstance(cause, HpcMlpError) else failure.full(cause)
+                say(f"hpc-mlp (process {processes.rank}): {text}", err=True)
+            group = [member for member in group if member.folder.result() is None]
+            rest = failure.parts(group, cause) if together else []
+            if processes.lead:
+                guard()  # what failed may have failed because another process took over
+                if rest:
+                    view.note(
+                        f"{failure.one_line(cause)}: the bank goes on in {len(rest)} parts, to see whose that is"
+                    )
+                else:
+                    failure.report(group, cause, view)
+            if not together:
+                return 1
+            waiting = rest + waiting
+            code = code if rest else 1
+    return code
+
+
+def _train_group(
+    members: Sequence[Member], feeder: Feeder, processes: Processes, view: View, guard: Guard
+) -> int:
+    """Those of them that are unfinished, each first tried alone; → 0, or 1: one has failed by itself, and recorded."""
+    if processes.lead:
+        for member in members:
+            member.folder.sweep()
+    unfinished_members = [
+        Member(member.spec, member.folder) for member in members if member.folder.result() is None
+    ]
+    errors = [trial.failure(member.spec, feeder.manifest, feeder.device) for member in unfinished_members]
+    failed = torch.tensor([float(error is not None) for error in errors], device=feeder.device)
+    processes.sum([failed])  # of one that fails in one of the processes, none trains it
+    for member, error, flag in zip(unfinished_members, errors, failed.tolist(), strict=True):
+        if flag and processes.lead:
+            error = error or RunError("it cannot be trained in one of the processes.")
+            guard()
+            failure.report([member], error, view)
+    healthy = [member for member, flag in zip(unfinished_members, failed.tolist(), strict=True) if not flag]
+    if healthy and not BankTrainer(healthy, feeder, processes, view, guard).run():
         return 1
+    return int(len(healthy) < len(unfinished_members))
+
+
+def _everywhere(processes: Processes) -> bool:
+    """Whether all processes have failed at the same place, as they do where a model's code raises: then they can go on
+    together. Else the others wait for this one, and only its end ends them."""
+    if processes.alone:
+        return True
+    deadline = time.monotonic() + _SAME_FAILURE_SECONDS
+
+    def check() -> None:
+        stop.check()
+        if time.monotonic() > deadline:
+            raise RunError("the other processes have not failed.")
+
+    try:
+        return all(processes.meet(1, check))
+    except RunError:
+        return False
 
 
 @contextmanager
@@ -246,24 +300,3 @@ def _cause(error: Exception, processes: Processes) -> Exception:
     except RunError as cause:
         return cause
     return error
-
-
-def _record_failure(members: Sequence[Member], error: Exception) -> str:
-    """→ where the traceback is."""
-    try:
-        for member in members:
-            if member.folder.result() is None:
-                member.folder.write_failed(_one_line(error), _traceback(error))
-    except (OSError, RunError) as problem:  # it may be the disk that has failed
-        told = "" if isinstance(error, OSError | HpcMlpError) else _traceback(error)
-        return f"failed.json could not be written: {_one_line(problem)}\n{told}".rstrip()
-    return f"the traceback is in {members[0].folder.path}/failed.json"
-
-
-def _traceback(error: Exception) -> str:
-    return "".join(traceback.format_exception(error))
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, HpcMlpError) else f"{type(error).__name__}: {text}"

@@ -1,0 +1,62 @@
+"""What becomes of a failure: whose it is, and where it is written down."""
+
+from __future__ import annotations
+
+import itertools
+import traceback
+from collections.abc import Sequence
+
+import torch
+
+from hpc_mlp.errors import HpcMlpError, RunError
+from hpc_mlp.models.bank import stack_key
+from hpc_mlp.training.members import Member
+from hpc_mlp.training.progress import View
+
+
+def parts(members: Sequence[Member], error: Exception) -> list[list[Member]]:
+    """The parts that a bank goes on in after `error`, since each may be well without the others; [] where it would not
+    help. Models that do not stack are a part each. Where memory ran out, halves."""
+    if isinstance(error, HpcMlpError | OSError):  # not a model's: a full disk, a lost process
+        return []
+    stacks = [
+        list(group) for _, group in itertools.groupby(members, key=lambda member: stack_key(member.spec))
+    ]
+    if len(stacks) > 1:
+        return stacks
+    half = len(members) // 2
+    return [list(members[:half]), list(members[half:])] if half and _out_of_memory(error) else []
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # For the CPU, torch raises a RuntimeError: "[enforce fail at alloc_cpu.cpp:…] … DefaultCPUAllocator: can't …"
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def report(members: Sequence[Member], error: Exception, view: View) -> None:
+    """Write the failure down in the folders of those of `members` that have no result, and tell of it."""
+    where = _record(members, error)
+    view.ended(members, "failed", one_line(error))
+    names = f"{members[0].spec.name} " if len(members) == 1 else ""
+    view.note(f"{names}failed: {one_line(error)}; {where}")
+
+
+def _record(members: Sequence[Member], error: Exception) -> str:
+    """→ where the traceback is"""
+    try:
+        for member in members:
+            if member.folder.result() is None:
+                member.folder.write_failed(one_line(error), full(error))
+    except (OSError, RunError) as problem:  # it may be the disk that has failed
+        told = "" if isinstance(error, OSError | HpcMlpError) else full(error)
+        return f"failed.json could not be written: {one_line(problem)}\n{told}".rstrip()
+    return f"the traceback is in {members[0].folder.path}/failed.json"
+
+
+def full(error: Exception) -> str:
+    return "".join(traceback.format_exception(error))
+
+
+def one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, HpcMlpError) else f"{type(error).__name__}: {text}"

@@ -1,0 +1,86 @@
+"""Each model tried alone before it trains, so that one that cannot work fails by itself and not with its bank."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hpc_mlp.data.budget import machine_memory
+from hpc_mlp.data.manifest import Manifest
+from hpc_mlp.errors import HpcMlpError, RunError, UserError
+from hpc_mlp.models.registry import BUILT_IN, build_module, count_parameters
+from hpc_mlp.plan import RunSpec
+
+# Weights, their gradient, and the optimizer's two moments: float32 each.
+BYTES_PER_PARAMETER = 16
+
+
+def shape_of(spec: RunSpec, manifest: Manifest) -> nn.Module | None:
+    """The run's module without memory for its weights; None where a plugin's cannot be built so. UserError where a
+    built-in one cannot be built at all."""
+    model = spec.config.model
+    try:
+        with torch.device("meta"):
+            return build_module(model, _image_shape(manifest), len(manifest.classes), spec.seed)
+    except HpcMlpError:
+        raise
+    except Exception as error:
+        if model.kind in BUILT_IN:
+            raise UserError(f"{spec.name} cannot be built: {' '.join(str(error).split())}") from None
+        return None
+
+
+def check_memory(spec: RunSpec, manifest: Manifest, device: torch.device) -> None:
+    """UserError where the run's weights can't be trained in the memory of this device, whatever else is in it."""
+    module = shape_of(spec, manifest)
+    count = 0 if module is None else count_parameters(module)
+    there = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else machine_memory()
+    needed = BYTES_PER_PARAMETER * count
+    if needed > there:
+        where = torch.cuda.get_device_name(device) if device.type == "cuda" else "this machine"
+        raise UserError(
+            f"{spec.name} has {count:,} parameters: weights, gradient and the optimizer's two moments take "
+            f"{needed / 2**30:,.1f} GiB ({BYTES_PER_PARAMETER} bytes for each), {where} has {there / 2**30:,.1f}. "
+            "Make model.hidden, or the images, smaller."
+        )
+
+
+def failure(spec: RunSpec, manifest: Manifest, device: torch.device) -> Exception | None:
+    """Why the run's model cannot be trained or evaluated, by itself and on two black images; None where it can.
+
+    It is built for this alone: neither weights nor random draws of the training are touched. MLPs of our own are
+    built without memory, the others on the device.
+    """
+    model = spec.config.model
+    where = torch.device("meta") if model.kind in ("mlp", "residual_mlp") else device
+    forked = [device] if where.type == "cuda" else []
+    try:
+        with (
+            torch.random.fork_rng(devices=forked),
+            torch.autocast(
+                device.type,
+                torch.bfloat16,
+                enabled=spec.config.train.precision == "bf16" and where.type != "meta",
+            ),
+        ):
+            with torch.device(where if where.type == "meta" else "cpu"):
+                module = build_module(model, _image_shape(manifest), len(manifest.classes), spec.seed)
+            module.to(where)
+            images = torch.zeros(2, *_image_shape(manifest), device=where)
+            labels = torch.zeros(2, dtype=torch.int64, device=where)
+            logits = module.train()(images)
+            expected = (2, len(manifest.classes))
+            if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != expected:
+                found = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+                raise RunError(f"the model gives {found} for two images; logits {list(expected)} are needed.")
+            torch.autograd.backward(F.cross_entropy(logits.float(), labels))
+            with torch.no_grad():
+                module.eval()(images)
+    except Exception as error:
+        return error
+    return None
+
+
+def _image_shape(manifest: Manifest) -> tuple[int, int, int]:
+    return (manifest.channels, *manifest.image_size)
