@@ -78,18 +78,16 @@ def train(
     from hpc_mlp.data.remote import shards_place
     from hpc_mlp.errors import RunError
     from hpc_mlp.launch.cores import share_cores
-    from hpc_mlp.plan import make_request
+    from hpc_mlp.plan import make_specs
     from hpc_mlp.runs import read_run
 
     share_cores()  # before torch is imported
 
     from hpc_mlp.training.session import train_specs
 
-    request = make_request(_words(variants), _words(seeds), _paths(config_files), settings)
-    specs = request.specs
+    specs = make_specs(_words(variants), _words(seeds), _paths(config_files), settings)
     code = train_specs(
         shards_place(shards), specs, Path(runs), cpu=cpu, parallel=parallel, overwrite=overwrite,
-        plugins=request.plugins,
     )  # fmt: skip
     if code == 130:
         raise KeyboardInterrupt
@@ -104,15 +102,23 @@ def train(
     return trained
 
 
-def load_run(path: PathLike, *, ensemble: bool = False, device: str | torch.device = "cpu") -> TrainedRun:
+def load_run(
+    path: PathLike,
+    *,
+    ensemble: bool = False,
+    device: str | torch.device = "cpu",
+    trust_plugins: bool = False,
+) -> TrainedRun:
     """The run in folder `path` with its best weights, to predict with: `run.classes`, `run.result`, and
     `run.probabilities(images)`, which takes a tensor [N, C, H, W] with values in 0..255 and gives float32 [N, K].
 
-    `ensemble` averages the probabilities of all complete runs beside it that differ by the seed alone.
+    `ensemble` averages the probabilities of all complete runs beside it that differ by the seed alone. A model that
+    comes from a Python file with which this user has not trained is refused without `trust_plugins`, as loading it
+    runs that file.
     """
     from hpc_mlp.predict.model import load_run as load
 
-    return load(path, ensemble=ensemble, device=device)
+    return load(path, ensemble=ensemble, device=device, trust_plugins=trust_plugins)
 
 
 def predict(
@@ -121,6 +127,7 @@ def predict(
     *,
     ensemble: bool = False,
     batch_size: int = 256,
+    trust_plugins: bool = False,
 ) -> Predictions:
     """Predict image files, folders and ZIPs with a run folder or a loaded run; see `Prediction`: `name`,
     `top(k)` → [(class, probability), …], `probabilities` float32 [K].
@@ -131,17 +138,22 @@ def predict(
     """
     from hpc_mlp.predict.predictions import predict as iterate
 
-    return iterate(run, images, ensemble=ensemble, batch_size=batch_size)
+    return iterate(run, images, ensemble=ensemble, batch_size=batch_size, trust_plugins=trust_plugins)
 
 
 def evaluate(
-    run: TrainedRun | PathLike, shards: PathLike, *, split: str = "test", ensemble: bool = False
+    run: TrainedRun | PathLike,
+    shards: PathLike,
+    *,
+    split: str = "test",
+    ensemble: bool = False,
+    trust_plugins: bool = False,
 ) -> Json:
     """Metrics (fractions; as `run.result["test"]`) of a run on a split of another dataset with the same classes,
     matched by name."""
     from hpc_mlp.predict.evaluation import evaluate as measure
 
-    return measure(run, shards, split=split, ensemble=ensemble)
+    return measure(run, shards, split=split, ensemble=ensemble, trust_plugins=trust_plugins)
 
 
 def export(
@@ -151,6 +163,7 @@ def export(
     *,
     dtype: InputType = "uint8",
     overwrite: bool = False,
+    trust_plugins: bool = False,
 ) -> tuple[Path, Path]:
     """Write the model as one file ("onnx", "pt2" or "safetensors") and a model card beside it; → their paths.
 
@@ -159,7 +172,7 @@ def export(
     """
     from hpc_mlp.export import export as write
 
-    return write(run, format, out, dtype=dtype, overwrite=overwrite)
+    return write(run, format, out, dtype=dtype, overwrite=overwrite, trust_plugins=trust_plugins)
 
 
 def _words(values: str | Iterable[object]) -> str:

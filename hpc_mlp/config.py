@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, Literal
 
@@ -209,11 +209,19 @@ def identity(flat: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in flat.items() if not k.startswith("launch.") and k not in _OPERATIONAL}
 
 
-def run_identity(config: Mapping[str, Mapping[str, Any]], seed: int, digest: str) -> dict[str, Any]:
+def run_identity(
+    config: Mapping[str, Mapping[str, Any]],
+    seed: int,
+    digest: str,
+    plugins: Sequence[str] | None = (),
+    pretrained: str | None = None,
+) -> dict[str, Any]:
     """Everything that decides a run's result, flat: two runs of equal identity are the same run. `config`: JSON values
-    as config.json has them; keys that an older version lacked have the defaults. `digest`: of the dataset."""
+    as config.json has them; keys that an older version lacked have the defaults. `digest`: of the dataset. `plugins`,
+    `pretrained`: sha256 of the files of code and of first weights; None where they are not known."""
     flat = {f"{section}.{key}": value for section, keys in config.items() for key, value in keys.items()}
-    return identity(_defaults() | flat) | {"seed": seed, "dataset.digest": digest}
+    files = {"plugins": None if plugins is None else list(plugins), "model.pretrained.sha256": pretrained}
+    return identity(_defaults() | flat) | {"seed": seed, "dataset.digest": digest} | files
 
 
 @cache

@@ -36,6 +36,7 @@ def export(
     *,
     dtype: InputType = "uint8",
     overwrite: bool = False,
+    trust_plugins: bool = False,
 ) -> tuple[Path, Path]:
     """Write the model to `out` (default: the run's name, in the working folder) and a model card beside it;
     → the two paths.
@@ -45,6 +46,7 @@ def export(
     the names of the plain module. `metadata(run)` is inside as JSON: in ONNX and safetensors under the metadata
     key "hpc_mlp", in pt2 as the extra file "hpc_mlp.json".
 
+    `trust_plugins`: as of `load_run`.
     UserError where a file exists or the packages for ONNX are missing, RunError where the export fails.
     """
     if format not in _FORMATS:
@@ -52,7 +54,7 @@ def export(
     if dtype not in ("uint8", "float32"):
         raise unknown_name("input type", dtype, ("uint8", "float32"))
     if not isinstance(run, TrainedRun):
-        run = load_run(run)
+        run = load_run(run, trust_plugins=trust_plugins)
     file = Path(out) if out is not None else Path(f"{run.name}.{format}")
     card = file.with_suffix(".md")
     if file == card:

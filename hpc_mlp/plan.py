@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 from collections.abc import Iterable, Sequence
@@ -12,6 +13,7 @@ from typing import Any, Literal
 
 from hpc_mlp.config import AugmentConfig, Config
 from hpc_mlp.errors import UserError, unknown_name
+from hpc_mlp.plugins import Plugin, read_plugin
 from hpc_mlp.settings import (
     Tree,
     build_config,
@@ -40,6 +42,9 @@ class RunSpec:
     seed: int
     config: Config
     swept: dict[str, Any] = field(default_factory=dict)  # dotted key → this run's value
+    plugins: tuple[Plugin, ...] = ()
+    # Of the file that `model.pretrained` names.
+    pretrained_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,15 +55,7 @@ class Variant:
     name: str
     tree: Tree
     fixed: tuple[str, ...] = ()
-    plugins: tuple[Path, ...] = ()
-
-
-@dataclass(frozen=True)
-class Request:
-    """The runs that a user asked for, and the Python files that register their models."""
-
-    specs: list[RunSpec]
-    plugins: tuple[Path, ...] = ()
+    plugins: tuple[Plugin, ...] = ()
 
 
 def splits_batches(parallel: Parallel, specs: Sequence[RunSpec], processes: int, *, gpu: bool) -> bool:
@@ -99,7 +96,8 @@ def load_variant(name: str) -> Variant:
         check_key(key, str(path))
     build_config(tree, str(path))
     stem = re.sub(r"[^A-Za-z0-9_.+-]", "_", path.stem)
-    return Variant(stem, tree, tuple(fixed), tuple((path.parent / item).resolve() for item in plugins))
+    files = tuple(read_plugin((path.parent / item).resolve()) for item in plugins)
+    return Variant(stem, tree, tuple(fixed), files)
 
 
 def parse_variants(text: str) -> list[Variant]:
@@ -223,19 +221,35 @@ def plan_runs(
             config = build_config(run_tree, f"variant {variant.name}")
             here = {key: values[key] for key in swept}
             suffix = "".join(f"-{key}={_plain(value)}" for key, value in here.items())
-            specs += [RunSpec(f"{variant.name}-s{s}{suffix}", variant.name, s, config, here) for s in seeds]
+            weights = pretrained_sha256(config)
+            specs += [
+                RunSpec(
+                    f"{variant.name}-s{s}{suffix}", variant.name, s, config, here, variant.plugins, weights
+                )
+                for s in seeds
+            ]
     if len({spec.name for spec in specs}) != len(specs):
         raise UserError("--set: two of the swept values are the same.")
     return specs
 
 
-def make_request(
+def make_specs(
     variants: str = "all", seeds: str = "0", config_files: Sequence[Path] = (), sets: Iterable[str] = ()
-) -> Request:
+) -> list[RunSpec]:
     """From what a user wrote (`--variants`, `--seeds`, `--config`, `--set`) to what is to be run."""
-    chosen = parse_variants(variants)
-    specs = plan_runs(chosen, parse_seeds(seeds), config_files, parse_set(sets))
-    return Request(specs, tuple(plugin for variant in chosen for plugin in variant.plugins))
+    return plan_runs(parse_variants(variants), parse_seeds(seeds), config_files, parse_set(sets))
+
+
+def pretrained_sha256(config: Config) -> str | None:
+    """sha256 of the file that `model.pretrained` names; None where it names none, or one that is not there."""
+    name = config.model.pretrained
+    if not isinstance(name, str):
+        return None
+    try:
+        with open(name, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
 
 
 def _without(tree: Tree, keys: Sequence[str]) -> Tree:

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from hpc_mlp.checked import JsonRecord
 from hpc_mlp.config import run_identity
+from hpc_mlp.plugins import PluginRecord
 
 # JSON has integers without end; those below are exact as float64 too.
 _LARGEST = 2**53
@@ -139,7 +140,9 @@ class RunConfig(JsonRecord):
     seed: Count
     swept: FreeTable = Field(default_factory=dict)
     config: Annotated[dict[str, dict[str, Any]], AfterValidator(_bounded)]
-    plugins: tuple[str, ...] = ()
+    # Up to 0.1 the paths alone.
+    plugins: tuple[PluginRecord | str, ...] = ()
+    pretrained_sha256: str | None = None
     dataset: Dataset
     num_parameters: Count | None = None
     versions: dict[str, str] = Field(default_factory=dict)
@@ -149,7 +152,13 @@ class RunConfig(JsonRecord):
 
     def identity(self) -> dict[str, Any]:
         """See `config.run_identity`."""
-        return run_identity(self.config, self.seed, self.dataset.digest)
+        known = len(self.plugin_records) == len(self.plugins)
+        plugins = [record.sha256 for record in self.plugin_records] if known else None
+        return run_identity(self.config, self.seed, self.dataset.digest, plugins, self.pretrained_sha256)
+
+    @property
+    def plugin_records(self) -> tuple[PluginRecord, ...]:
+        return tuple(plugin for plugin in self.plugins if isinstance(plugin, PluginRecord))
 
     def value(self, dotted: str) -> Any:
         """`config.value("train.monitor")`; None where there is no such key."""

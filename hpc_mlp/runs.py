@@ -8,6 +8,7 @@ RUNS/<name>/config.json        resolved configuration, dataset digest, versions
             predictions.npz    test probabilities [N, K] float32 and labels [N] int64
             failed.json        the last attempt failed: error and traceback
             live.json          while it is trained: where in its epoch it is
+            plugins/           the user's own Python files that its model comes from
 
 `runfiles` has what stands in them, as checked types. A run whose files do not hold what they should is a `Run` of the
 state "damaged": it hides none of the others.
@@ -20,7 +21,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,8 @@ from typing import IO, Any, Literal, TypeVar
 
 from hpc_mlp.checked import damaged, parse, read, read_bytes
 from hpc_mlp.errors import DamagedError, RunError, UserError
+from hpc_mlp.plugins import FOLDER as PLUGINS
+from hpc_mlp.plugins import Plugin
 from hpc_mlp.runfiles import UNKNOWN, EpochLine, Failed, Result, RunConfig, TestMetrics
 from hpc_mlp.texts import json_text, printable
 
@@ -76,6 +79,12 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_bytes(path, (json_text(value, indent=1) + "\n").encode())
 
 
+def write_plugins(folder: Path, plugins: Iterable[Plugin]) -> None:
+    """Where `plugins.stored_plugin` finds them."""
+    for plugin in plugins:
+        write_bytes(folder / PLUGINS / plugin.record()["file"], plugin.source)
+
+
 def read_json(path: Path) -> Json | None:
     """The object in `path`, None where there is no such file; RunError where it is damaged."""
     try:
@@ -104,6 +113,10 @@ class RunFolder:
 
     def write_config(self, config: Json) -> None:
         write_json(self.path / CONFIG, config)
+
+    def write_plugins(self, plugins: Sequence[Plugin]) -> None:
+        """The code of the run's model, as its config.json names it."""
+        write_plugins(self.path, plugins)
 
     def write_metrics(self, lines: list[Json]) -> None:
         text = "".join(json_text(line) + "\n" for line in lines)

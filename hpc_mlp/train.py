@@ -74,17 +74,17 @@ def train(
     from hpc_mlp.launch.cores import share_cores
     from hpc_mlp.launch.spawn import end_with_parent, run_processes, tidy
     from hpc_mlp.places import want_shards
-    from hpc_mlp.plan import make_request
+    from hpc_mlp.plan import make_specs
     from hpc_mlp.runs import is_complete
 
     end_with_parent()
     if not is_url(out):
         want_shards(Path(out), "train")
-    request = make_request(variants, seeds, config_files, sets)
-    todo = [spec for spec in request.specs if overwrite or not is_complete(runs / spec.name)]
+    specs = make_specs(variants, seeds, config_files, sets)
+    todo = [spec for spec in specs if overwrite or not is_complete(runs / spec.name)]
     start = _start(processes, cpu, parallel, todo)
     if start is None:
-        start = _on_cores(request.specs, len(todo), out)
+        start = _on_cores(specs, len(todo), out)
     if start.threads != 1:  # a single one waits for nobody
         share_cores()
     if start.count == 1 and start.threads:
@@ -97,7 +97,7 @@ def train(
         words += _options(config_files, sets, start.cpu, overwrite)
         os.environ[COMMAND] = command_line()
         code = run_processes("hpc_mlp.train", [out, *words], start.count, threads=start.threads)
-        tidy(runs / spec.name for spec in request.specs)
+        tidy(runs / spec.name for spec in specs)
         sys.exit(code)
 
     from hpc_mlp.console import Console
@@ -106,8 +106,8 @@ def train(
 
     with stop.enforced():
         code = train_specs(
-            shards_place(out), request.specs, runs, cpu=cpu, parallel=parallel, overwrite=overwrite,
-            plugins=request.plugins, log_format=log_format,
+            shards_place(out), specs, runs, cpu=cpu, parallel=parallel, overwrite=overwrite,
+            log_format=log_format,
         )  # fmt: skip
     if int(os.environ.get("RANK", "0")) == 0 and code in (0, 1) and log_format != "json":
         from hpc_mlp.report.table import print_table

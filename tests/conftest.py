@@ -10,6 +10,7 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ REPOSITORY = Path(__file__).parents[1]
 # pytest in a shell's background, whose children ignore Ctrl-C
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# What is trusted here is not what the user trusts; processes that tests start inherit it.
+DATA_HOME = tempfile.TemporaryDirectory(prefix="hpc-mlp-tests-")
+os.environ["XDG_DATA_HOME"] = DATA_HOME.name
 
 Cli = Callable[..., Result]
 

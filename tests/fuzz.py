@@ -317,11 +317,11 @@ def launch_kind(material: Material, rng: random.Random, folder: Path) -> list[Re
     from hpc_mlp.launch import records
     from hpc_mlp.launch.packs import Pack
     from hpc_mlp.liveness import this_process
-    from hpc_mlp.plan import make_request
+    from hpc_mlp.plan import make_specs
 
     runs = folder / "runs"
     runs.mkdir()
-    specs = make_request("baseline", "0-1", [], []).specs
+    specs = make_specs("baseline", "0-1", [], [])
     packs = [Pack(i, spec.name, [spec]) for i, spec in enumerate(specs)]
     submission = records.new_submission(runs, rng.choice(("local", "local", "slurm")), material.shards, packs)
     submission = submission.with_jobs({0: "1_0", 1: "1_1"})

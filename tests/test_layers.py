@@ -20,10 +20,10 @@ PACKAGE = REPOSITORY / "hpc_mlp"
 # From the ground up; a module imports from its own floor and those below.
 FLOORS = [
     {"errors", "texts", "places", "terminal", "console", "commandline", "__init__", "randomness", "transfer"},
-    {"config", "checked"},
+    {"config", "checked", "plugins"},
     {"settings"},
     {"plan", "options"},
-    {"runs", "runfiles", "lease", "liveness", "processes"},
+    {"runs", "runfiles", "identity", "lease", "liveness", "processes"},
     {"live"},
     {"data"},
     {"models"},
@@ -37,6 +37,8 @@ TORCH_FREE = (
     "cli",
     "runs",
     "runfiles",
+    "identity",
+    "plugins",
     "lease",
     "liveness",
     "plan",

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpc_mlp.plan import make_request
+from hpc_mlp.plan import make_specs
 from hpc_mlp.runs import RunFolder
 from hpc_mlp.training.members import Member
 
 
 def member(*sets: str) -> Member:
-    (spec,) = make_request("baseline", sets=sets).specs
+    (spec,) = make_specs("baseline", sets=sets)
     return Member(spec, RunFolder(Path("nowhere")))
 
 

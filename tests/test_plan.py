@@ -13,7 +13,7 @@ from hpc_mlp.plan import (
     ALL,
     Parallel,
     augment_config,
-    make_request,
+    make_specs,
     parse_seeds,
     parse_set,
     parse_variants,
@@ -192,24 +192,29 @@ def test_a_file_of_ones_own_names_its_plugins_beside_it(
 ) -> None:
     """Also where the file is given relative to the working folder."""
     (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "mine.py").write_text("")
+    (tmp_path / "shared.py").write_text("# shared")
     (tmp_path / "own" / "Mine+1.5.toml").write_text('plugins = ["mine.py", "../shared.py"]')
     monkeypatch.chdir(tmp_path)
     (variant,) = parse_variants("own/Mine+1.5.toml")
     assert variant.name == "Mine+1.5"
-    assert variant.plugins == (tmp_path / "own" / "mine.py", tmp_path / "shared.py")
-    request = make_request("baseline,own/Mine+1.5.toml", "2-3", (), ["train.epochs=4,5"])
-    assert [spec.name for spec in request.specs] == [
+    plugins = (tmp_path / "own" / "mine.py", tmp_path / "shared.py")
+    assert [(plugin.path, plugin.source) for plugin in variant.plugins] == [
+        (p, p.read_bytes()) for p in plugins
+    ]
+    specs = make_specs("baseline,own/Mine+1.5.toml", "2-3", (), ["train.epochs=4,5"])
+    assert [spec.name for spec in specs] == [
         f"{variant}-s{seed}-train.epochs={epochs}"
         for variant in ("baseline", "Mine+1.5") for epochs in (4, 5) for seed in (2, 3)
     ]  # fmt: skip
-    assert [(spec.seed, spec.config.train.epochs) for spec in request.specs[:3]] == [(2, 4), (3, 4), (2, 5)]
-    assert request.plugins == variant.plugins
+    assert [(spec.seed, spec.config.train.epochs) for spec in specs[:3]] == [(2, 4), (3, 4), (2, 5)]
+    assert [spec.plugins for spec in specs] == [()] * 4 + [variant.plugins] * 4
 
 
 def test_by_default_the_four_run_with_seed_0(tmp_path: Path) -> None:
-    assert [(spec.variant, spec.seed) for spec in make_request().specs] == [(name, 0) for name in ALL]
+    assert [(spec.variant, spec.seed) for spec in make_specs()] == [(name, 0) for name in ALL]
     (tmp_path / "c.toml").write_text("[train]\nepochs = 3\n")
-    assert {spec.config.train.epochs for spec in make_request("all", "0", [tmp_path / "c.toml"]).specs} == {3}
+    assert {spec.config.train.epochs for spec in make_specs("all", "0", [tmp_path / "c.toml"])} == {3}
 
 
 def test_values_become_part_of_a_folders_name() -> None:
@@ -235,7 +240,7 @@ def test_settings_of_the_augmentation() -> None:
 
 def test_a_wrong_value_is_said_with_its_place(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"variant baseline.*optim\.lr"):
-        make_request("baseline", sets=["optim.lr=-1"])
+        make_specs("baseline", sets=["optim.lr=-1"])
     with pytest.raises(UserError, match=r"--set 'optim\.lr=3:1:1'"):
         parse_set(["optim.lr=3:1:1"])
     with pytest.raises(UserError, match="makes baseline, batchnorm;"):

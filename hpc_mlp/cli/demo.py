@@ -33,11 +33,11 @@ def demo(folder: Path, overwrite: bool) -> None:
     say("3. training baseline, dropout, batchnorm and dropout_batchnorm as one bank", end=True)
 
     from hpc_mlp.console import Console
-    from hpc_mlp.plan import make_request
+    from hpc_mlp.plan import make_specs
     from hpc_mlp.report.table import print_table
     from hpc_mlp.training.session import train_specs
 
-    code = train_specs(shards, make_request().specs, runs, cpu=True, overwrite=overwrite)
+    code = train_specs(shards, make_specs(), runs, cpu=True, overwrite=overwrite)
     if code in (0, 1):
         print_table(runs, Console())
         say(f"4. {runs}: one folder a run (hpc-mlp table {runs}, hpc-mlp report {runs})")

@@ -82,7 +82,7 @@ def submit(
     from hpc_mlp.data.remote import load_manifest, shards_place
     from hpc_mlp.launch import packs, show
     from hpc_mlp.launch import submit as launching
-    from hpc_mlp.plan import make_request, parse_set
+    from hpc_mlp.plan import make_specs, parse_set
 
     shards = shards_place(out)
     digest = load_manifest(shards, "submit").digest
@@ -92,8 +92,7 @@ def submit(
             values[key] = [value]
     launch = launching.load_launch(cluster_config, config_files, values)
     others = [text for text in sets if not text.lstrip().startswith("launch.")]
-    request = make_request(variants, seeds, config_files, others)
-    specs = request.specs
+    specs = make_specs(variants, seeds, config_files, others)
     where = launching.choose_cluster(cluster)
     size = packs.parse_per_job(per_job)
     console = Console()
@@ -105,7 +104,7 @@ def submit(
         return
     submission, plan = launching.submit(
         specs, shards, digest, runs, where, launch, per_job=size, slots=slots, overwrite=overwrite, cpu=cpu,
-        parallel=parallel, plugins=[str(plugin) for plugin in request.plugins],
+        parallel=parallel,
     )  # fmt: skip
     quiet = wait and log_format == "json"  # standard output is the log's
     if submission is not None and not quiet:

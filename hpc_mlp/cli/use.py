@@ -22,6 +22,11 @@ ensemble_option = click.option(
     is_flag=True,
     help="Average all complete runs beside RUN that differ from it by the seed alone.",
 )
+trust_option = click.option(
+    "--trust-plugins",
+    is_flag=True,
+    help="Run the Python files that the model comes from, though you have not trained with them.",
+)
 cpu_option = click.option("--cpu", is_flag=True, help="Do not use a GPU.")
 
 
@@ -38,6 +43,7 @@ cpu_option = click.option("--cpu", is_flag=True, help="Do not use a GPU.")
     "--batch-size", type=click.IntRange(min=1), default=256, show_default=True, help="Images at once."
 )
 @ensemble_option
+@trust_option
 @cpu_option
 def predict(
     run: Path,
@@ -46,6 +52,7 @@ def predict(
     top_k: int | None,
     batch_size: int,
     ensemble: bool,
+    trust_plugins: bool,
     cpu: bool,
 ) -> None:
     """Predict the classes of images with the run in the folder RUN.
@@ -62,7 +69,7 @@ def predict(
     from hpc_mlp.places import want_run
 
     want_run(run, "predict")
-    trained = _load(run, ensemble, cpu)
+    trained = _load(run, ensemble, cpu, trust_plugins)
     predictions = Counted(api_predict(trained, images, batch_size=batch_size), form)
     try:
         failed = WRITERS[form](trained.classes, predictions, top_k)
@@ -80,8 +87,11 @@ def predict(
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True)
 @click.option("--format", "form", type=click.Choice(["rich", "json"]), default="rich", show_default=True)
 @ensemble_option
+@trust_option
 @cpu_option
-def evaluate(run: Path, shards: str, split: str, form: str, ensemble: bool, cpu: bool) -> None:
+def evaluate(
+    run: Path, shards: str, split: str, form: str, ensemble: bool, trust_plugins: bool, cpu: bool
+) -> None:
     """Measure the run in the folder RUN on another dataset with the same classes.
 
     Classes are matched by name. SHARDS is a folder written by `convert`, with the image size of the run.
@@ -97,7 +107,7 @@ def evaluate(run: Path, shards: str, split: str, form: str, ensemble: bool, cpu:
     want_run(run, "evaluate")
     if not is_url(shards):
         want_shards(Path(shards), f"evaluate {shlex.quote(printable(run))}")
-    trained = _load(run, ensemble, cpu)
+    trained = _load(run, ensemble, cpu, trust_plugins)
     metrics = api_evaluate(trained, shards, split=split)
     if form == "json":
         about = {"run": trained.name, "members": list(trained.members), "dataset": shards, "split": split}
@@ -118,7 +128,8 @@ def evaluate(run: Path, shards: str, split: str, form: str, ensemble: bool, cpu:
 @click.option("--input", "dtype", type=click.Choice(["uint8", "float32"]), default="uint8", show_default=True,
               help="Type of the input tensor, with values in 0..255 either way.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace FILE.")
-def export(run: Path, form: str, out: Path | None, dtype: str, overwrite: bool) -> None:
+@trust_option
+def export(run: Path, form: str, out: Path | None, dtype: str, overwrite: bool, trust_plugins: bool) -> None:
     """Write the model of the run in the folder RUN as one file, and a model card (Markdown) beside it.
 
     onnx and pt2 take images [N, C, H, W] of the run's size, with values in 0..255, and give class
@@ -133,20 +144,20 @@ def export(run: Path, form: str, out: Path | None, dtype: str, overwrite: bool) 
     from hpc_mlp.places import want_run
 
     want_run(run, "export")
-    trained = _load(run, ensemble=False, cpu=True)
+    trained = _load(run, ensemble=False, cpu=True, trust_plugins=trust_plugins)
     file, card = api_export(trained, form, out, dtype=dtype, overwrite=overwrite)  # type: ignore[arg-type]
     say(f"{file}  {file.stat().st_size / 1e6:,.1f} MB")
     say(f"{card}  model card")
 
 
-def _load(run: Path, ensemble: bool, cpu: bool) -> TrainedRun:
+def _load(run: Path, ensemble: bool, cpu: bool, trust_plugins: bool) -> TrainedRun:
     """Load the run, and say on stderr what one should know of it."""
     import torch
 
     from hpc_mlp.api import load_run
 
     device = "cuda" if torch.cuda.is_available() and not cpu else "cpu"
-    trained = load_run(run, ensemble=ensemble, device=device)
+    trained = load_run(run, ensemble=ensemble, device=device, trust_plugins=trust_plugins)
     if trained.state != "done":
         _note(f"{trained.name} is {trained.state}: these are the best weights so far.")
     if ensemble:

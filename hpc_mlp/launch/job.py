@@ -85,8 +85,6 @@ def run_pack(folder: Path, pack: int) -> tuple[int, set[int]]:
     with signals:
         share_cores()
         train_specs = _load(submission.entry)
-        if submission.plugins:
-            importlib.import_module("hpc_mlp.models.registry").load_plugins(map(Path, submission.plugins))
         cpu = submission.cpu or _needs_cpu()
         if signals.received:  # while torch was being imported: nothing has begun
             return STOPPED + max(signals.received), signals.received

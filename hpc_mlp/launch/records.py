@@ -3,6 +3,7 @@
 RUNS/submission.json                       the newest submission and a list of all, for people and scripts
 RUNS/.launch/<id>/submission.json          one submission: cluster, packs, job ids
                  /plan.json                the runs in full, as the job reads them
+                 /plugins/                 the user's own Python files that models come from, as they were
                  /logs/                    submitit's or the local queue's files
                  /started/<pack>.<n>.json  where and when the pack was started, n = times requeued
                  /ended/<pack>.json        local queue: the exit code
@@ -21,6 +22,7 @@ import sys
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -33,7 +35,8 @@ from hpc_mlp.errors import HpcMlpError, RunError
 from hpc_mlp.launch.packs import Pack
 from hpc_mlp.liveness import Process
 from hpc_mlp.plan import RunSpec
-from hpc_mlp.runs import write_bytes, write_json
+from hpc_mlp.plugins import PluginRecord, read_plugin, stored_plugin
+from hpc_mlp.runs import write_bytes, write_json, write_plugins
 from hpc_mlp.settings import build_config
 
 FOLDER, RECORD, PLAN = ".launch", "submission.json", "plan.json"
@@ -70,9 +73,13 @@ class FullRun(Record):
     seed: int
     swept: dict[str, Any]
     config: dict[str, Any]
+    plugins: list[PluginRecord] = Field(default_factory=list)
+    pretrained_sha256: str | None = None
 
     def spec(self) -> RunSpec:
-        return RunSpec(self.name, self.variant, self.seed, build_config(self.config), self.swept)
+        """Without its plugins."""
+        config = build_config(self.config)
+        return RunSpec(self.name, self.variant, self.seed, config, self.swept, (), self.pretrained_sha256)
 
 
 class PlanRecord(Record):
@@ -114,7 +121,7 @@ class Submission(Record):
     cpu: bool = False
     parallel: Parallel = "auto"
     entry: str = ENTRY
-    plugins: list[str] = Field(default_factory=list)  # Python files that register models
+    plugins: list[str] = Field(default_factory=list)  # of submissions up to 0.1: see `specs`
     format: int = 1
     folder: Path = Field(default=Path(), exclude=True)  # where it was read from; not stored
 
@@ -154,11 +161,18 @@ class Submission(Record):
     def specs(self, pack: int) -> list[RunSpec]:
         """The runs of one pack in full."""
         try:
-            if (plan := read(self.folder / PLAN, PlanRecord, "")) is not None:
-                return [run.spec() for run in plan.packs[pack]]
+            plan = read(self.folder / PLAN, PlanRecord, "")
+            runs = [(run.spec(), run.plugins) for run in plan.packs[pack]] if plan else []
         except (HpcMlpError, IndexError):
-            pass
-        raise RunError(f"{self.folder / PLAN} is missing or damaged: submit again.")
+            runs = []
+        if not runs:
+            raise RunError(f"{self.folder / PLAN} is missing or damaged: submit again.")
+        # Up to 0.1 a submission named the files and kept no copies.
+        old = tuple(read_plugin(Path(path)) for path in self.plugins)
+        return [
+            replace(spec, plugins=tuple(stored_plugin(self.folder, record) for record in records) or old)
+            for spec, records in runs
+        ]
 
     def starts(self) -> dict[int, list[Start]]:
         """For every pack that was ever started: one record for each time, oldest first."""
@@ -202,6 +216,7 @@ def new_submission(
     folder.mkdir(parents=True)
     for name in ("logs", "started", "ended", "cancelled"):
         (folder / name).mkdir()
+    write_plugins(folder, (plugin for pack in packs for spec in pack.specs for plugin in spec.plugins))
     write_json(folder / PLAN, {"packs": [[_run(spec) for spec in pack.specs] for pack in packs]})
     submission = Submission(
         id=identity,
@@ -229,7 +244,8 @@ def _user() -> str:
 def _run(spec: RunSpec) -> dict[str, Any]:
     config = spec.config.model_dump(mode="json")
     return {
-        "name": spec.name, "variant": spec.variant, "seed": spec.seed, "swept": spec.swept, "config": config
+        "name": spec.name, "variant": spec.variant, "seed": spec.seed, "swept": spec.swept, "config": config,
+        "plugins": [plugin.record() for plugin in spec.plugins], "pretrained_sha256": spec.pretrained_sha256,
     }  # fmt: skip
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc_mlp.config import LaunchConfig, differences, run_identity
+from hpc_mlp.config import LaunchConfig
 from hpc_mlp.data.remote import Place
 from hpc_mlp.errors import HpcMlpError, RunError, UserError, unknown_name
+from hpc_mlp.identity import is_begun
 from hpc_mlp.launch import local, slurm
 from hpc_mlp.launch.index import write_index
 from hpc_mlp.launch.packs import Pack, make_packs
@@ -94,7 +95,7 @@ def make_plan(
             wanted.append(spec)
             continue
         if not overwrite:
-            _same_run(runs / spec.name, spec, digest)
+            is_begun(runs / spec.name, spec, digest)
         if status.state in ACTIVE or (status.state in COMPLETE and not overwrite):
             left_out.append(status)
         else:
@@ -113,19 +114,6 @@ def _check_damaged(runs: Path, names: set[str]) -> None:
             raise RunError(problem)
 
 
-def _same_run(path: Path, spec: RunSpec, digest: str) -> None:
-    """UserError where the folder holds a run of another configuration or dataset."""
-    stored = RunFolder(path).config()
-    if stored is None:
-        return
-    new = run_identity(spec.config.model_dump(mode="json"), spec.seed, digest)
-    if changed := differences(stored.identity(), new):
-        raise UserError(
-            f"{path} holds a run with another configuration or dataset ({'; '.join(changed[:3])}). "
-            "Choose another --runs folder, or --overwrite to train it anew."
-        )
-
-
 def submit(
     specs: Sequence[RunSpec],
     shards: Place,
@@ -141,7 +129,7 @@ def submit(
 ) -> tuple[Submission | None, Plan]:
     """Send what is not done and not on its way. None where nothing is left to do. Two shells that submit to
     one folder take turns, so that no run is sent twice. `digest` names the dataset; `options`: cpu, parallel,
-    plugins, entry of the Submission."""
+    entry of the Submission."""
     if cluster == "slurm":
         slurm.require()
     elif launch.nodes > 1:

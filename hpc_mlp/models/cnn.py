@@ -69,7 +69,9 @@ def resnet18(config: ModelConfig, image_shape: ImageShape, num_classes: int) -> 
         fitting = {k: w for k, w in weights.items() if k in own and own[k].shape == w.shape}
         if not fitting:
             raise UserError(f"model.pretrained = {config.pretrained!r}: none of its tensors fits ResNet18.")
-        model.load_state_dict(own | fitting)
+        # Without memory (`torch.device("meta")`) only names and shapes count.
+        if not own["fc.weight"].is_meta:
+            model.load_state_dict(own | fitting)
     return model
 
 

@@ -6,15 +6,16 @@ float32 [B, C, H, W] (for MLPs: also [B, C·H·W]) to logits float32 [B, K].
 
 from __future__ import annotations
 
-import importlib.util
+import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import nn
 
 from hpc_mlp.config import ModelConfig
 from hpc_mlp.errors import UserError, unknown_name
+from hpc_mlp.plugins import Plugin
 
 ImageShape = tuple[int, int, int]  # channels, height, width
 Factory = Callable[[ModelConfig, ImageShape, int], nn.Module]
@@ -22,42 +23,56 @@ Factory = Callable[[ModelConfig, ImageShape, int], nn.Module]
 BUILT_IN = ("mlp", "residual_mlp", "cnn", "resnet18")
 
 _FACTORIES: dict[str, Factory] = {}
-_PLUGINS: dict[Path, list[str]] = {}  # file → the kinds that it registered
+# sha256 of a plugin → what it registered.
+_PLUGINS: dict[str, dict[str, Factory]] = {}
+# What the plugin that is being run has registered so far.
+_running: dict[str, Factory] | None = None
 
 
 def register(kind: str) -> Callable[[Factory], Factory]:
     """Decorator: make `model.kind = kind` build what the decorated factory returns."""
 
     def add(factory: Factory) -> Factory:
-        _FACTORIES[kind] = factory
+        if kind in BUILT_IN and not factory.__module__.startswith("hpc_mlp.models."):
+            raise UserError(f"model.kind {kind!r} is built in: register yours under another name.")
+        (_FACTORIES if _running is None else _running)[kind] = factory
         return factory
 
     return add
 
 
-def load_plugins(paths: Iterable[Path]) -> None:
-    """Run the user's Python files (`plugins = [...]` in a variant) so that they can `register` models."""
-    for path in paths:
-        if path in _PLUGINS:
-            continue
-        if not path.is_file():
-            raise UserError(
-                f"plugin {path} does not exist; paths in `plugins` are relative to the variant's file."
-            )
-        spec = importlib.util.spec_from_file_location(f"hpc_mlp_plugin_{path.stem}", path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        before = set(_FACTORIES)
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:
-            raise UserError(f"plugin {path} failed: {type(error).__name__}: {error}") from error
-        _PLUGINS[path] = [kind for kind in _FACTORIES if kind not in before]
+def load_plugins(plugins: Iterable[Plugin]) -> None:
+    """Run the user's Python files, so that they can `register` models; what a file registered counts until another
+    call names another file with the same kind. UserError where a file fails, or two have the same kind."""
+    global _running
+    owners: dict[str, Plugin] = {}
+    for plugin in {plugin.sha256: plugin for plugin in plugins}.values():
+        if plugin.sha256 not in _PLUGINS:
+            _running = {}
+            try:
+                _run(plugin)
+                _PLUGINS[plugin.sha256] = _running
+            finally:
+                _running = None
+        for kind in _PLUGINS[plugin.sha256]:
+            if kind in owners:
+                raise UserError(f"{owners[kind].path} and {plugin.path} both register model.kind {kind!r}.")
+            owners[kind] = plugin
+    for kind, plugin in owners.items():
+        _FACTORIES[kind] = _PLUGINS[plugin.sha256][kind]
 
 
-def plugins_of(kind: str) -> list[Path]:
-    """The plugin that registered a kind, if one did."""
-    return [path for path, kinds in _PLUGINS.items() if kind in kinds]
+def _run(plugin: Plugin) -> None:
+    module = ModuleType(f"hpc_mlp_plugin_{plugin.path.stem}_{plugin.sha256[:12]}")
+    module.__file__ = str(plugin.path)
+    # Data classes and pickle look their module up there.
+    sys.modules[module.__name__] = module
+    try:
+        exec(compile(plugin.source, str(plugin.path), "exec"), module.__dict__)
+    except (Exception, SystemExit) as error:
+        del sys.modules[module.__name__]
+        why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"plugin {plugin.path} failed: {why}") from error
 
 
 def build_module(config: ModelConfig, image_shape: ImageShape, num_classes: int, seed: int) -> nn.Module:

@@ -30,17 +30,23 @@ class _Logits(nn.Module):
 
 
 def evaluate(
-    run: TrainedRun | str | Path, shards: str | Path, *, split: str = "test", ensemble: bool = False
+    run: TrainedRun | str | Path,
+    shards: str | Path,
+    *,
+    split: str = "test",
+    ensemble: bool = False,
+    trust_plugins: bool = False,
 ) -> Json:
     """Metrics of `run` on a split of the shards folder (or URL) `shards`, as under "test" in result.json:
     num_images, loss (mean cross entropy), accuracy and macro precision, recall and f1 (fractions), per_class,
     confusion_matrix (true row, predicted column). Classes are matched by name; rows are in the run's order.
 
-    Pixels are normalised as in training of the run. UserError where the classes or the image size differ.
+    Pixels are normalised as in training of the run. `trust_plugins`: as of `load_run`.
+    UserError where the classes or the image size differ.
     """
     place = shards_place(shards)
     if not isinstance(run, TrainedRun):
-        run = load_run(run, ensemble=ensemble)
+        run = load_run(run, ensemble=ensemble, trust_plugins=trust_plugins)
     manifest = load_manifest(place)
     to_ours = torch.from_numpy(_match(run, manifest, place)).to(run.device)
     data = StreamingSplit(place, manifest, split, workers=num_cpus(), device=run.device)

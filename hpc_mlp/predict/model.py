@@ -18,6 +18,7 @@ from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.source import scale_and_offset
 from hpc_mlp.errors import HpcMlpError, RunError, UserError
 from hpc_mlp.models.registry import BUILT_IN, build_module, load_plugins
+from hpc_mlp.plugins import PluginRecord, read_plugin, require_trust, stored_plugin
 from hpc_mlp.runfiles import Result, RunConfig
 from hpc_mlp.runs import BEST, CONFIG, Run, damage, list_runs, read_run
 from hpc_mlp.settings import build_config
@@ -98,13 +99,19 @@ class TrainedRun:
         return probabilities.cpu()
 
 
-def load_run(path: str | Path, *, ensemble: bool = False, device: str | torch.device = "cpu") -> TrainedRun:
+def load_run(
+    path: str | Path,
+    *,
+    ensemble: bool = False,
+    device: str | torch.device = "cpu",
+    trust_plugins: bool = False,
+) -> TrainedRun:
     """The run in folder `path` with its best weights.
 
     `ensemble`: average the probabilities of this run and of all complete runs beside it that differ from it
     by the seed alone. UserError where there is no such run or it has no weights yet, RunError where its files
-    are damaged. Nothing in the folder is executed, unless config.json names Python files of the user's own
-    (`plugins`) that define the model.
+    are damaged. Nothing in the folder is executed, unless its model comes from Python files of a user's own: from
+    those with which this user has trained already, from others with `trust_plugins`; UserError else.
     """
     path = Path(path)
     run = _read(path)
@@ -113,7 +120,7 @@ def load_run(path: str | Path, *, ensemble: bool = False, device: str | torch.de
     height, width = dataset.image_size
     image = ImageSpec(height, width, dataset.channels, dataset.max_pixels or MAX_PIXELS)
     encoding, mean, std = _stored_as(run)
-    modules = [_module(member, image, len(dataset.classes)) for member in runs]
+    modules = [_module(member, image, len(dataset.classes), trust_plugins) for member in runs]
     return TrainedRun(
         path=run.path,
         classes=dataset.classes,
@@ -170,10 +177,16 @@ def _stored_as(run: Run) -> tuple[str, tuple[float, ...], tuple[float, ...]]:
     return manifest.encoding, manifest.mean, manifest.std
 
 
-def _module(run: Run, image: ImageSpec, num_classes: int) -> nn.Module:
+def _module(run: Run, image: ImageSpec, num_classes: int, trust_plugins: bool) -> nn.Module:
     config = build_config(run.config.config, str(run.path / CONFIG)).model
     if config.kind not in BUILT_IN:
-        load_plugins(Path(plugin) for plugin in run.config.plugins)
+        plugins = [
+            stored_plugin(run.path, record) if isinstance(record, PluginRecord) else read_plugin(Path(record))
+            for record in run.config.plugins
+        ]
+        if not trust_plugins:
+            require_trust(plugins, run.path)
+        load_plugins(plugins)
     # Else its weights would be fetched, then replaced.
     config = config.model_copy(update={"pretrained": False})
     shape = (image.channels, image.height, image.width)

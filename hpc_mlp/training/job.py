@@ -13,13 +13,12 @@ import torch
 
 from hpc_mlp import __version__
 from hpc_mlp.commandline import command_line
-from hpc_mlp.config import differences, run_identity
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.remote import Place, is_url
 from hpc_mlp.errors import UserError
-from hpc_mlp.models.registry import count_parameters, plugins_of
-from hpc_mlp.plan import RunSpec
-from hpc_mlp.runfiles import RunConfig
+from hpc_mlp.identity import is_begun
+from hpc_mlp.models.registry import count_parameters
+from hpc_mlp.plan import RunSpec, pretrained_sha256
 from hpc_mlp.runs import Json, RunFolder
 from hpc_mlp.training.trackers import check_trackers
 from hpc_mlp.training.trial import shape_of
@@ -47,7 +46,8 @@ class Job:
             "seed": spec.seed,
             "swept": spec.swept,
             "config": spec.config.model_dump(mode="json"),
-            "plugins": [str(path) for path in plugins_of(spec.config.model.kind)],
+            "plugins": [plugin.record() for plugin in spec.plugins],
+            "pretrained_sha256": spec.pretrained_sha256,
             "dataset": {
                 "path": str(self.shards) if is_url(self.shards) else str(Path(self.shards).resolve()),
                 "digest": manifest.digest,
@@ -88,6 +88,10 @@ def check(job: Job) -> None:
         if config.model.batchnorm and config.train.batch_size < 2:
             raise UserError(f"{spec.name}: batch normalisation needs train.batch_size of at least 2.")
         check_trackers(spec)
+        if spec.pretrained_sha256 not in (None, pretrained_sha256(config)):
+            raise UserError(
+                f"{config.model.pretrained} has changed, or is gone, since {spec.name} was planned."
+            )
         shape_of(spec, manifest)
 
 
@@ -96,12 +100,7 @@ def unfinished(job: Job, device: torch.device) -> list[RunSpec]:
     todo = []
     for spec in job.specs:
         folder = job.folder(spec)
-        old = folder.config()
-        if old is not None:
-            _compare(
-                folder, old, run_identity(spec.config.model_dump(mode="json"), spec.seed, job.manifest.digest)
-            )
-        if old is None or folder.result() is None:
+        if not is_begun(folder.path, spec, job.manifest.digest) or folder.result() is None:
             todo.append(spec)
     return todo
 
@@ -114,17 +113,8 @@ def prepare(job: Job, todo: Sequence[RunSpec], device: torch.device, overwrite: 
             folder.clear()
         folder.path.mkdir(parents=True, exist_ok=True)
         if folder.config() is None:
+            folder.write_plugins(spec.plugins)
             folder.write_config(job.describe(spec, device))
-
-
-def _compare(folder: RunFolder, old: RunConfig, new: Json) -> None:
-    lines = differences(old.identity(), new)
-    if lines:
-        raise UserError(
-            f"{folder.path} holds a run with another configuration or dataset:\n  "
-            + "\n  ".join(lines)
-            + "\nUse another --runs folder, or --overwrite to train it anew."
-        )
 
 
 def _device_name(device: torch.device) -> str:

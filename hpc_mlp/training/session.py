@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -24,6 +24,7 @@ from hpc_mlp.live.rows import Frame
 from hpc_mlp.models.bank import bank_order
 from hpc_mlp.models.registry import load_plugins
 from hpc_mlp.plan import Parallel, RunSpec, splits_batches
+from hpc_mlp.plugins import trust
 from hpc_mlp.processes import Processes, processes_sharing
 from hpc_mlp.terminal import say
 from hpc_mlp.training import failure, stop, trial
@@ -46,16 +47,17 @@ def train_specs(
     cpu: bool = False,
     parallel: Parallel = "auto",
     overwrite: bool = False,
-    plugins: Iterable[Path] = (),
     log_format: LogFormat = "auto",
 ) -> int:
     """Train every run that is not complete; → exit code 0, 1 (a run failed) or 128 + signal (stopped on request).
 
     Under several processes (Accelerate's environment) the runs are dealt out over them, or each batch is split.
-    `plugins`: files that register models. UserError, before anything is written, where the input is wrong.
+    UserError, before anything is written, where the input is wrong.
     """
     stop.clear()
+    plugins = [plugin for spec in specs for plugin in spec.plugins]
     load_plugins(plugins)
+    trust(plugins)
     keep_freed_memory()
     torch.backends.cudnn.deterministic = True  # else a resumed CNN would not give the same bits
     with stop.stop_on_signals():
