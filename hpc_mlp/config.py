@@ -213,14 +213,14 @@ def run_identity(
     config: Mapping[str, Mapping[str, Any]],
     seed: int,
     digest: str,
-    plugins: Sequence[str] | None = (),
+    plugins: Sequence[str] = (),
     pretrained: str | None = None,
 ) -> dict[str, Any]:
     """Everything that decides a run's result, flat: two runs of equal identity are the same run. `config`: JSON values
     as config.json has them; keys that an older version lacked have the defaults. `digest`: of the dataset. `plugins`,
-    `pretrained`: sha256 of the files of code and of first weights; None where they are not known."""
+    `pretrained`: sha256 of the files of code and of first weights; None where that is not known."""
     flat = {f"{section}.{key}": value for section, keys in config.items() for key, value in keys.items()}
-    files = {"plugins": None if plugins is None else list(plugins), "model.pretrained.sha256": pretrained}
+    files = {"plugins": list(plugins), "model.pretrained.sha256": pretrained}
     return identity(_defaults() | flat) | {"seed": seed, "dataset.digest": digest} | files
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hpc_mlp.config import differences, run_identity
 from hpc_mlp.errors import UserError
 from hpc_mlp.plan import RunSpec
 from hpc_mlp.runfiles import RunConfig
-from hpc_mlp.runs import Json, RunFolder
+from hpc_mlp.runs import Json, Run, RunFolder
 from hpc_mlp.texts import printable
 
 
@@ -28,16 +28,13 @@ def is_begun(path: Path, spec: RunSpec, digest: str) -> bool:
     if old is None:
         return False
     before, now = old.identity(), identity_of(spec, digest)
-    # Runs of before 0.2 do not say which code they were trained with: the same, as far as is known.
-    unknown = {
-        key
-        for key, value in before.items()
-        if value is None and key in ("plugins", "model.pretrained.sha256")
-    }
-    known = [{key: value for key, value in each.items() if key not in unknown} for each in (before, now)]
-    changed = [] if known[0].get("plugins") == known[1].get("plugins") else _changed(old, spec)
-    lines = differences(*({key: value for key, value in each.items() if key != "plugins"} for each in known))
-    if lines := [*changed, *lines]:
+    # Runs of before 0.2 do not say which files they were trained with: the same, as far as is known.
+    if len(old.plugin_records) < len(old.plugins):
+        before["plugins"] = now["plugins"]
+    if before["model.pretrained.sha256"] is None:
+        now["model.pretrained.sha256"] = None
+    changed = [] if before.pop("plugins") == now.pop("plugins") else _changed(old, spec)
+    if lines := [*changed, *differences(before, now)]:
         raise UserError(
             f"{printable(path)} holds another run:\n  " + "\n  ".join(map(printable, lines))
             + "\nUse another --runs folder, or --overwrite to train it anew."
@@ -59,3 +56,22 @@ def _changed(old: RunConfig, spec: RunSpec) -> Iterable[str]:
                    f"{now[name][:12]}…)")  # fmt: skip
     if before == now:
         yield "the plugins stand in another order"
+
+
+def once(runs: Sequence[Run], by: Iterable[str] = ()) -> tuple[list[Run], list[str]]:
+    """The runs without copies, and a line for each that is left out. A copy has the variant and the identity of
+    another and the same values of the keys `by` (which may be such as decide no result); of several, the one that
+    still has the name it was trained under counts."""
+    keys = list(by)
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        values = [run.config.value(key) for key in keys]
+        found.setdefault(repr((run.variant, sorted(run.config.identity().items()), values)), []).append(run)
+    copies: dict[Path, Run] = {}
+    for same in found.values():
+        first, *others = sorted(same, key=lambda run: (run.name != run.config.name, run.name))
+        copies |= {run.path: first for run in others}
+    kept = [run for run in runs if run.path not in copies]
+    lines = [f"{run.name} is the same run as {copies[run.path].name} (configuration, dataset and seed): counted once."
+             for run in runs if run.path in copies]  # fmt: skip
+    return kept, lines

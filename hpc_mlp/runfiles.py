@@ -151,9 +151,8 @@ class RunConfig(JsonRecord):
     hostname: str | None = None
 
     def identity(self) -> dict[str, Any]:
-        """See `config.run_identity`."""
-        known = len(self.plugin_records) == len(self.plugins)
-        plugins = [record.sha256 for record in self.plugin_records] if known else None
+        """See `config.run_identity`; where the sha256 of a plugin is not known, its path stands for it."""
+        plugins = [plugin if isinstance(plugin, str) else plugin.sha256 for plugin in self.plugins]
         return run_identity(self.config, self.seed, self.dataset.digest, plugins, self.pretrained_sha256)
 
     @property

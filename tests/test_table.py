@@ -7,6 +7,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -231,3 +232,48 @@ def test_comparison_columns_can_be_chosen_and_sorted(runs: Path) -> None:
         assert "against baseline" not in text  # the comparisons are in the table already
     csv = table(runs, "--format", "csv", "--columns", columns).output.splitlines()
     assert csv[0] == "variant,difference,difference_low,difference_high,p_holm"
+
+
+# A run that lies there twice
+
+
+def test_a_copy_of_a_run_is_named_and_counted_once(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path, "baseline", seed)
+    before = rows(tmp_path)
+    for name in ("renamed", "a-copy"):
+        shutil.copytree(tmp_path / "baseline-s0", tmp_path / name)
+    assert rows(tmp_path) == before and before[0]["n"] == 2
+    text = table(tmp_path).output
+    for name in ("renamed", "a-copy"):
+        assert (
+            f"{name} is the same run as baseline-s0 (configuration, dataset and seed): counted once." in text
+        )
+    # Without the original one of the copies counts, and where there is one alone nothing is said.
+    shutil.rmtree(tmp_path / "baseline-s0")
+    assert rows(tmp_path) == before and "renamed is the same run as a-copy" in table(tmp_path).output
+    shutil.rmtree(tmp_path / "renamed")
+    assert rows(tmp_path) == before and "the same run" not in table(tmp_path).output
+
+
+def test_the_default_inside_a_sweep_counts_once(tmp_path: Path) -> None:
+    write_run(tmp_path, "baseline", 0)
+    write_run(tmp_path, "baseline", 0, swept={"optim.lr": 0.001})
+    write_run(tmp_path, "baseline", 0, swept={"optim.lr": 0.01})
+    assert [(row["optim.lr"], row["n"]) for row in rows(tmp_path)] == [(0.001, 1), (0.01, 1)]
+
+
+def test_runs_that_differ_are_no_copies(tmp_path: Path) -> None:
+    """In the seed, the dataset, a key that decides the result, the variant; or in one that was swept on purpose."""
+    write_run(tmp_path / "a", "baseline", 0)
+    write_run(tmp_path / "a", "baseline", 1)
+    shutil.move(write_run(tmp_path / "b", "baseline", 0, digest="1" * 64), tmp_path / "a" / "other-data")
+    shutil.move(
+        write_run(tmp_path / "b", "baseline", 0, config={"optim": {"lr": 0.5}}), tmp_path / "a" / "other-lr"
+    )
+    write_run(tmp_path / "a", "mine", 0)
+    assert "the same run" not in table(tmp_path / "a").output
+    for workers in (0, 2):
+        write_run(tmp_path / "c", "baseline", 0, swept={"train.max_seconds": workers})
+    assert len(rows(tmp_path / "c")) == 2 and "the same run" not in table(tmp_path / "c").output
+    assert "the same run" in table(tmp_path / "c", "--by", "variant").output

@@ -17,6 +17,7 @@ from hpc_mlp.data.limits import MAX_PIXELS
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.source import scale_and_offset
 from hpc_mlp.errors import HpcMlpError, RunError, UserError
+from hpc_mlp.identity import once
 from hpc_mlp.models.registry import BUILT_IN, build_module, load_plugins
 from hpc_mlp.plugins import PluginRecord, read_plugin, require_trust, stored_plugin
 from hpc_mlp.runfiles import Result, RunConfig
@@ -157,11 +158,12 @@ def _others_by_seed(run: Run) -> list[Run]:
     def recipe(of: Run) -> tuple[Any, ...]:
         return of.variant, of.config.identity() | {"seed": None}
 
-    return [
+    beside = [
         other
         for other in list_runs(run.path.parent)
-        if other.name != run.name and other.state == "done" and recipe(other) == recipe(run)
+        if other.state == "done" and recipe(other) == recipe(run)
     ]
+    return [other for other in once(beside)[0] if other.seed != run.seed]
 
 
 def _stored_as(run: Run) -> tuple[str, tuple[float, ...], tuple[float, ...]]:

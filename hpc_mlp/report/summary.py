@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpc_mlp.identity import once
 from hpc_mlp.report.compare import Comparison, compare
 from hpc_mlp.report.rows import (
     Row,
@@ -23,6 +24,10 @@ from hpc_mlp.report.sentences import findings, recipe_notes, troubles
 from hpc_mlp.runs import Run, list_runs
 
 __all__ = ["Comparison", "Row", "Summary", "Value", "read_runs", "show", "summarise"]
+
+
+# Copies that are named.
+MOST_COPIES = 5
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ def summarise(runs: Sequence[Run], by: Sequence[str] | None = None) -> Summary:
     check_by(runs, keys)
     if len({dataset(run) for run in runs}) > 1 and "dataset" not in keys:
         keys.append("dataset")
+    runs, copies = once(runs, keys)
     rows = mark_best([make_row(keys, group) for group in groups(runs, keys)])
     compared = compare(rows)
     return Summary(
@@ -62,6 +68,8 @@ def summarise(runs: Sequence[Run], by: Sequence[str] | None = None) -> Summary:
             *findings(rows, compared),
             *compared.notes,
             *recipe_notes(rows, compared.against, keys),
+            *copies[:MOST_COPIES],
+            *([f"{len(copies) - MOST_COPIES} more are copies."] if len(copies) > MOST_COPIES else []),
             *troubles([*runs, *damaged]),
         ],
         by=keys,
