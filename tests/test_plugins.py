@@ -229,10 +229,11 @@ def test_two_files_of_one_kind_are_refused(digits: Path, mine: Path) -> None:
                   settings=SMALL, cpu=True)  # fmt: skip
 
 
-def test_a_file_that_is_not_there_is_named_before_anything_begins(mine: Path, cli: Cli) -> None:
+def test_a_file_that_is_not_there_is_named_before_anything_begins(digits: Path, mine: Path, cli: Cli) -> None:
     (mine / "model.py").unlink()
-    refused = cli("train", "nowhere", "--variants", mine / "own.toml")
+    refused = cli("train", digits, "--runs", mine / "runs", "--variants", mine / "own.toml")
     assert refused.exit_code == 2 and "model.py does not exist" in refused.stderr
+    assert not (mine / "runs").exists()
 
 
 def test_code_with_data_classes_runs(digits: Path, mine: Path) -> None:
