@@ -18,6 +18,8 @@ from hpc_mlp.errors import LeaseLostError, RunError
 from hpc_mlp.lease import CLAIM, LEASE, Lease, hold_all, is_held, read_owner
 from hpc_mlp.liveness import this_process
 
+UMASK = os.umask(0)
+os.umask(UMASK)
 ELSEWHERE = {"host": "another-host", "boot": "", "pid": 77, "started": "5"}
 GONE = this_process() | {"started": "1"}  # of this machine, but no process that lives
 
@@ -39,6 +41,10 @@ def refused(folder: Path, **options: Any) -> str:
     with pytest.raises(RunError) as error, Lease(folder, **{"stale_after": 600, "wait": 0, **options}):
         pass
     return str(error.value)
+
+
+def no_links(*_: object) -> None:
+    raise OSError(errno.EPERM, "Operation not permitted")
 
 
 def eventually(condition: Any) -> None:
@@ -86,7 +92,11 @@ def test_without_a_job_there_is_no_claim(tmp_path: Path, monkeypatch: pytest.Mon
     with Lease(tmp_path) as held:
         assert [content(tmp_path)[key] for key in ("claim", "restart", "job", "beat")] == ["", 0, "", 0]
         assert (held.stale_after, held.heartbeat, held.wait) == (60, 10, 60) and not held.lost
-        assert "(job" not in refused(tmp_path)
+        host = this_process()["host"]
+        assert f"is being trained by process {os.getpid()} on {host}. Wait" in refused(tmp_path)
+        assert (tmp_path / LEASE).stat().st_mode & 0o777 == 0o644 & ~UMASK  # others may read it
+        (beats,) = [thread for thread in threading.enumerate() if thread.name == "lease"]
+        assert beats.daemon  # it keeps no process alive
 
 
 @pytest.mark.parametrize("claim, restart, mine, my_restart, taken", [
@@ -110,6 +120,77 @@ def test_a_later_start_of_the_same_job_takes_over_and_nobody_else(
         assert [path.name for path in tmp_path.iterdir()] == [LEASE] and (
             tmp_path / LEASE
         ).read_bytes() == here
+
+
+@pytest.mark.parametrize("token", ["theirs", ""])
+def test_a_twin_that_beats_all_the_while_is_succeeded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    """Its lease is known by the token, or where it has none by the whole file."""
+    rename, beats = os.rename, iter(range(100, 1000))
+
+    def after_a_beat(source: Any, target: Any) -> None:
+        if Path(source).name == LEASE and token and content(tmp_path)["token"] == token:
+            left_behind(tmp_path, token=token, claim="sub/0", pid=next(beats))
+        rename(source, target)
+
+    left_behind(tmp_path, token=token, claim="sub/0")
+    monkeypatch.setattr(os, "rename", after_a_beat)
+    with Lease(tmp_path, stale_after=600, claim="sub/0", restart=1) as held:
+        held.check()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_without_a_token_is_known_by_the_whole_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_behind(tmp_path, **GONE, token="")
+    rename, theirs = os.rename, b""
+
+    def slow_rename(source: Any, target: Any) -> None:
+        nonlocal theirs
+        if not theirs:
+            theirs = left_behind(tmp_path, **this_process(), token="")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", slow_rename)
+    refused(tmp_path)
+    assert (tmp_path / LEASE).read_bytes() == theirs
+
+
+def test_a_lease_that_vanished_before_it_was_read_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusals = iter([1, 2])
+    link = os.link
+
+    def taken(source: Any, target: Any) -> None:
+        if next(refusals, None):
+            raise FileExistsError
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", taken)
+    attempts = (held := Lease(tmp_path, stale_after=600, wait=0))._attempts()
+    assert [next(attempts, True) for _ in range(3)] == [None, None, True]
+    held.check()
+    held.__exit__(None, None, None)
+
+
+def test_leaving_waits_for_a_beat_that_is_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file is closed after that: the number may be another file's at once."""
+    writing, fsync = threading.Event(), os.fsync
+
+    def slow(fd: int) -> None:
+        writing.set()
+        time.sleep(0.2)
+        fsync(fd)
+
+    with Lease(tmp_path, heartbeat=0.005) as held:
+        monkeypatch.setattr(os, "fsync", slow)
+        assert writing.wait(30)
+    assert held._thread is not None and not held._thread.is_alive()
 
 
 def test_a_process_that_is_gone_is_succeeded_at_once_one_that_lives_is_not(tmp_path: Path) -> None:
@@ -165,6 +246,25 @@ def test_one_that_beats_is_given_up_after_the_time_to_wait(
         next(attempts)
 
 
+@pytest.mark.parametrize("heartbeat, pause", [(0.4, 0.1), (3600, 1.0)])
+def test_who_waits_looks_again_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heartbeat: float, pause: float
+) -> None:
+    """Four times in a heartbeat, and every second."""
+    left_behind(tmp_path)
+    slept = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            (tmp_path / LEASE).unlink()
+
+    monkeypatch.setattr(lease_module, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+    with Lease(tmp_path, heartbeat=heartbeat, stale_after=600):
+        monkeypatch.undo()
+        assert slept == [pause] * 3
+
+
 def test_the_folder_is_made(tmp_path: Path) -> None:
     for _ in range(2):
         with Lease(tmp_path / "a" / "b") as held:
@@ -172,8 +272,9 @@ def test_the_folder_is_made(tmp_path: Path) -> None:
     assert list((tmp_path / "a" / "b").iterdir()) == []
 
 
+@pytest.mark.parametrize("links", [True, False])
 def test_a_new_owner_that_came_in_between_is_given_its_lease_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
 ) -> None:
     """Judged dead, but by the time it is taken away it is another's."""
     left_behind(tmp_path, **GONE)
@@ -187,6 +288,8 @@ def test_a_new_owner_that_came_in_between_is_given_its_lease_back(
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", slow_rename)
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
     assert "is being trained" in refused(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [LEASE] and (tmp_path / LEASE).read_bytes() == theirs
 
@@ -348,7 +451,7 @@ def test_whether_a_lease_is_held(tmp_path: Path) -> None:
     os.utime(tmp_path / LEASE, (1, 1))
     assert is_held(tmp_path)  # certain, however old
     left_behind(tmp_path)
-    for age, held in ((0, True), (50, True), (70, False), (-50, True), (-70, False)):
+    for age, held in ((0, True), (50, True), (60.4, False), (-50, True), (-70, False)):
         written = time.time() - age
         os.utime(tmp_path / LEASE, (written, written))
         assert is_held(tmp_path) == held, age

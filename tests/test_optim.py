@@ -11,7 +11,7 @@ from conftest import metrics
 from test_bank import CPU, SHAPE, BankUnderTest, plain, specs_of
 from torch import nn
 
-from hpc_mlp.models.bank import Bank, feed_of
+from hpc_mlp.models.bank import Bank, bank_order, feed_of
 from hpc_mlp.models.dropout import StepPlace
 from hpc_mlp.models.registry import build_module
 from hpc_mlp.plan import RunSpec, parse_set, parse_variants, plan_runs
@@ -99,6 +99,19 @@ def test_clipping_spares_neighbours() -> None:
         assert not torch.allclose(clipped[key], tensor, atol=1e-6)
 
 
+def test_one_that_is_clipped_has_a_neighbour_that_is_not() -> None:
+    settings = ("model.hidden=[10]", "optim.name=sgd", "optim.lr=0.1")
+    (free,) = specs_of("baseline", [0], *settings)
+    (clipped,) = specs_of("dropout", [0], *settings, "optim.clip_norm=0.01", "model.dropout=0")
+    together = BankUnderTest(bank_order([free, clipped]), 16)
+    together.train(steps=4)
+    for spec, state in zip(together.specs, together.bank.member_states(), strict=True):
+        alone = BankUnderTest([spec], 16)
+        alone.train(steps=4)
+        for key, tensor in alone.bank.member_states()[0].items():
+            assert torch.allclose(state[key], tensor, atol=1e-6), (spec.name, key)
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("block_bytes", [64, 400, 3000, 10**9])
 @pytest.mark.parametrize("hidden", ["[11,7]", "[3,40]"])
@@ -121,10 +134,10 @@ def test_gradients_by_blocks_and_whole_give_the_same(
             assert torch.allclose(one[key].double(), other[key].double(), atol=2e-5), key
 
 
-@pytest.mark.parametrize("hidden", ["[5]", "[13,5]", "[7,3]", "[16]"])
+@pytest.mark.parametrize("hidden", ["[5]", "[13,5]", "[7,3]", "[16]", "[17]"])
 def test_no_bit_of_a_member_depends_on_its_neighbours(hidden: str) -> None:
     """Also where layers do not fill the registers of a kernel."""
-    specs = specs_of("baseline", [0, 1, 2], f"model.hidden={hidden}", "optim.lr=0.01")
+    specs = specs_of("baseline", [0, 1, 2], f"model.hidden={hidden}", "optim.lr=0.01,0.002")
     together = BankUnderTest(specs, 16, (1, 3, 3))
     together.train(steps=5)
     for spec, state in zip(specs, together.bank.member_states(), strict=True):

@@ -30,6 +30,7 @@ def names(variants: str, seeds: str = "0", *sets: str, files: tuple[Path, ...] =
 
 
 def test_all_means_the_four() -> None:
+    assert ALL == ("baseline", "dropout", "batchnorm", "dropout_batchnorm")
     assert [variant.name for variant in parse_variants("all")] == list(ALL)
     assert names("all,dropout_l2,dropout") == [f"{name}-s0" for name in (*ALL, "dropout_l2")]
 
