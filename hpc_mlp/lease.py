@@ -174,17 +174,17 @@ class Lease:
         os.close(fd)
         return False
 
-    def _take_away(self, is_it: Callable[[bytes], bool]) -> bool:
+    def _take_away(self, is_it: Callable[[bytes], bool]) -> None:
         aside = self.path.with_name(f".{LEASE}.{uuid.uuid4().hex}")
         try:
             os.rename(self.path, aside)
         except FileNotFoundError:
-            return False
-        ours = is_it(_read(aside) or b"")
-        if not ours:  # someone was faster: give it back, unless a third one has the place by now
+            return
+        if not is_it(
+            _read(aside) or b""
+        ):  # someone was faster: give it back, unless a third one has the place by now
             _give_name(aside, self.path)
         aside.unlink(missing_ok=True)
-        return ours
 
     # -- keeping it
 

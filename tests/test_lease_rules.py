@@ -458,6 +458,17 @@ def test_whether_a_lease_is_held(tmp_path: Path) -> None:
         assert is_held(tmp_path, stale_after=1000)
 
 
+def test_a_lease_that_vanishes_while_it_is_looked_at_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(path: Path) -> float:
+        raise FileNotFoundError(path)
+
+    left_behind(tmp_path)
+    monkeypatch.setattr(lease_module, "age", gone)
+    assert not is_held(tmp_path)
+
+
 def test_what_is_asked_while_waiting_may_end_it_and_all_are_given_back(tmp_path: Path) -> None:
     left_behind(tmp_path)
     asked: list[int] = []
