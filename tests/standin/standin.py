@@ -19,6 +19,7 @@ from hpc_mlp.runs import LAST, RunFolder, write_bytes, write_json
 from hpc_mlp.training import stop
 
 STEPS = 10
+DATASET = {"digest": "x", "classes": ["a", "b"], "image_size": [8, 8], "channels": 1}
 
 
 def train_specs(
@@ -46,7 +47,7 @@ def _train(spec: RunSpec, folder: RunFolder) -> bool:
     with Lease(folder.path, stale_after=5, wait=60) as lease:
         folder.write_config(
             {"name": spec.name, "variant": spec.variant, "seed": spec.seed, "swept": spec.swept,
-             "config": spec.config.model_dump(mode="json"), "dataset": {"digest": "x"}, "versions": {}}
+             "config": spec.config.model_dump(mode="json"), "dataset": DATASET, "versions": {}}
         )  # fmt: skip
         last = folder.path / LAST
         state = (
