@@ -83,7 +83,8 @@ def test_folders(kind: str, wanted: dict[str, tuple[str, str]], lost: list[str])
         assert placed(layout, source) == wanted and layout.num_ignored == 0
         assert sorted(name for name, _ in layout.rejects) == sorted(lost)
         assert {why for _, why in layout.rejects} <= {
-            "not in a class folder" + (" below train, val or test" if kind == "split folders" else "")
+            "not in a class folder" + (" below train, val or test" if kind == "split folders" else ""),
+            "class 'eel' has no training images",
         }
 
 
@@ -197,13 +198,14 @@ def test_what_a_labels_file_names_wrongly_is_listed() -> None:
         "images/more/1.png,cat 2\nonly-a-name\n"
     )
     layout, classes = labelled(text)
-    assert classes == {"images/1.png": "cat", "images/2.png": "dog", "images/more/1.png": "cat 2"}
-    assert layout.classes == ("cat", "cat 2", "dog") and layout.labels.tolist() == [0, 2, 1]
+    assert classes == {"images/1.png": "cat", "images/more/1.png": "cat 2"}
+    assert layout.classes == ("cat", "cat 2") and layout.labels.tolist() == [0, 1]
     assert layout.rejects == [
         ("2", "listed twice in labels.csv, as 'dog' and as 'cat'"),
         ("9.png", "listed in labels.csv, but not in the archive"),
-        ("1.png", "listed in labels.csv, but not in the archive"),  # two are called so
+        ("1.png", "listed in labels.csv, but several images have that name"),
         ("3.jpg", "has no class in labels.csv"),
+        ("only-a-name", "listed in labels.csv, but not in the archive"),
         ("images/3.jpg", "not listed in labels.csv"),
     ]
 

@@ -107,6 +107,8 @@ class _Progress:
             f"{layout.kind}: {len(layout.entries):,} images of {len(layout.classes)} classes"
             + (f", {layout.num_ignored:,} other files ignored" if layout.num_ignored else "")
         )
+        for note in layout.notes:
+            say(f"  {note}")
         if not sys.stderr.isatty():
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -96,7 +96,8 @@ def _open(path: Path, scratch: Path) -> _Part:
     if not path.exists():
         raise UserError(f"{path} does not exist. Give image files, folders, ZIPs or tars.")
     source = open_source([path], scratch)
-    entries, _, rejects, _ = sort_out(source)
+    found = sort_out(source)
+    entries, rejects = found.images, found.rejects
     if not len(entries) and not rejects:
         raise UserError(f"{path} holds no images.")
     return _Part(source, f"{path}/", entries, rejects)
