@@ -314,7 +314,7 @@ def _train(material: Material, runs: Path) -> str:
 
 def launch_kind(material: Material, rng: random.Random, folder: Path) -> list[Reader]:
     """Records that name this very process, which is none of hpc-mlp's jobs: whoever signals it is wrong."""
-    from hpc_mlp.launch import records
+    from hpc_mlp.launch import index, records
     from hpc_mlp.launch.packs import Pack
     from hpc_mlp.liveness import this_process
     from hpc_mlp.plan import make_specs
@@ -333,7 +333,7 @@ def launch_kind(material: Material, rng: random.Random, folder: Path) -> list[Re
     (submission.folder / "lease.json").write_text(
         json.dumps({**this_process(), "token": "x", "claim": "", "beat": 1})
     )
-    records.write_index(runs)
+    index.write_index(runs)
     if rng.random() < 0.7:
         shutil.copytree(material.runs / "baseline-s1", runs / "baseline-s1")
     files = sorted(path for path in submission.folder.rglob("*") if path.is_file())
@@ -364,8 +364,9 @@ def _cancel(runs: Path) -> str:
             raise FuzzError(f"cancel signals {arguments}")
 
     nobody = mock.patch.multiple("os", kill=signalled, killpg=signalled)
+    no_handle = mock.patch("signal.pidfd_send_signal", signalled)
     at_once = mock.patch("hpc_mlp.launch.local._GRACE_SECONDS", -10.0)
-    with nobody, at_once:
+    with nobody, no_handle, at_once:
         return cli("cancel", runs)
 
 
