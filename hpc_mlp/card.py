@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hpc_mlp.config import Config, flatten, identity
 from hpc_mlp.runfiles import TestMetrics
 from hpc_mlp.settings import build_config
+from hpc_mlp.texts import markdown, markdown_code, printable
 
 if TYPE_CHECKING:
     from hpc_mlp.predict.model import TrainedRun
@@ -37,7 +38,13 @@ with safe_open("{file}", "pt") as file:
 
 def model_card(run: TrainedRun, file: str, format: str, dtype: str) -> str:
     """Markdown: use, data, recipe, metrics, limits."""
-    parts = [f"# {run.name}", _summary(run), _use(run, file, format, dtype), _data(run), _recipe(run)]
+    parts = [
+        f"# {markdown(run.name)}",
+        _summary(run),
+        _use(run, file, format, dtype),
+        _data(run),
+        _recipe(run),
+    ]
     parts += [_metrics(run), _limits(run)]
     return "\n\n".join(parts) + "\n"
 
@@ -49,31 +56,31 @@ def _summary(run: TrainedRun) -> str:
     accuracy = f" Test accuracy {_percent(test.accuracy)} %." if (test := _test(run)) else ""
     return (
         f"Classifies {colour} images of {run.image.height}×{run.image.width} pixels into "
-        f"{len(run.classes)} classes. Model `{kind}`, {parameters} parameters, variant "
-        f"`{run.config.variant}`, seed {run.config.seed}; trained with hpc-mlp.{accuracy}"
+        f"{len(run.classes)} classes. Model {markdown_code(kind)}, {parameters} parameters, variant "
+        f"{markdown_code(run.config.variant)}, seed {run.config.seed}; trained with hpc-mlp.{accuracy}"
     )
 
 
 def _use(run: TrainedRun, file: str, format: str, dtype: str) -> str:
     shape = f"{run.image.channels}, {run.image.height}, {run.image.width}"
-    code = _USE[format].format(file=file, shape=shape, dtype=dtype, classes=len(run.classes))
+    code = _USE[format].format(file=printable(file), shape=shape, dtype=dtype, classes=len(run.classes))
     resize = (
         "Images must have this size already. In training they were resized with an antialiased bilinear filter "
         "(Pillow's BILINEAR), regardless of their proportions, EXIF rotation applied, transparency over white."
     )
-    classes = ", ".join(_text(name) for name in run.classes[:_MOST_CLASSES])
+    classes = ", ".join(markdown(name) for name in run.classes[:_MOST_CLASSES])
     more = f", … ({len(run.classes)} in all, in the file)" if len(run.classes) > _MOST_CLASSES else ""
     return f"## Use\n\n```python\n{code}\n```\n\n{resize}\n\nClasses, in the order of the outputs: {classes}{more}."
 
 
 def _data(run: TrainedRun) -> str:
     dataset = run.config.dataset
-    counts = ", ".join(f"{n:,} {_text(split)}" for split, n in dataset.num_images.items())
-    source = f" from {_text(dataset.source)}" if dataset.source else ""
+    counts = ", ".join(f"{n:,} {markdown(split)}" for split, n in dataset.num_images.items())
+    source = f" from {markdown(dataset.source)}" if dataset.source else ""
     numbers = [", ".join(f"{value:.4f}" for value in values) for values in (run.mean, run.std)]
     return (
-        f"## Data\n\nImages{source}: {counts}. Dataset digest `{dataset.digest}`, stored as "
-        f"{run.encoding}. Pixel mean {numbers[0]} and standard deviation {numbers[1]} of the training images "
+        f"## Data\n\nImages{source}: {counts}. Dataset digest {markdown_code(dataset.digest)}, stored as "
+        f"{markdown(run.encoding)}. Pixel mean {numbers[0]} and standard deviation {numbers[1]} of the training images "
         f"(0..1, by channel)."
     )
 
@@ -83,7 +90,7 @@ def _recipe(run: TrainedRun) -> str:
     defaults, ours = identity(flatten(Config())), identity(flatten(config))
     always = ("train.epochs", "train.batch_size", "optim.name", "optim.lr", "model.kind", "model.hidden")
     keys = [key for key in ours if key in always or ours[key] != defaults[key]]
-    rows = "\n".join(f"| `{key}` | `{_value(ours[key])}` |" for key in keys)
+    rows = "\n".join(f"| `{key}` | {markdown_code(_value(ours[key]))} |" for key in keys)
     stopped = {"epochs": "Ended", "early": "Stopped early", "max_seconds": "Stopped at its time limit"}
     lines = [f"## Recipe\n\n| key | value |\n|---|---|\n{rows}", "Other keys have hpc-mlp's defaults."]
     if (result := run.result) is not None:
@@ -92,8 +99,10 @@ def _recipe(run: TrainedRun) -> str:
                 "last": "the last"}[config.train.monitor]  # fmt: skip
         lines.append(f"{stopped.get(result.stopped or '', 'Diverged')} after epoch {result.epochs_run}; the "
                      f"weights are those of epoch {result.best_epoch}, {best}.")  # fmt: skip
-    versions = ", ".join(f"{_text(name)} {_text(version)}" for name, version in run.config.versions.items())
-    lines.append(f"Trained on {_text(run.config.device or 'an unknown device')}; {versions}.")
+    versions = ", ".join(
+        f"{markdown(name)} {markdown(version)}" for name, version in run.config.versions.items()
+    )
+    lines.append(f"Trained on {markdown(run.config.device or 'an unknown device')}; {versions}.")
     return "\n\n".join(lines)
 
 
@@ -108,7 +117,7 @@ def _metrics(run: TrainedRun) -> str:
         f"F1 {_percent(test.f1)} %."
     )
     rows = [
-        f"| {_text(row.name)} | {row.support:,} | "
+        f"| {markdown(row.name)} | {row.support:,} | "
         + " | ".join(map(_percent, (row.precision, row.recall, row.f1)))
         + " |"
         for row in test.per_class[:_MOST_CLASSES]
@@ -127,7 +136,7 @@ def _limits(run: TrainedRun) -> str:
         worst = sorted((row for row in test.per_class if row.recall < 1 and row.support),
                        key=lambda row: row.recall)[:3]  # fmt: skip
         if worst:
-            text = ", ".join(f"{_text(row.name)} ({_percent(row.recall)} %)" for row in worst)
+            text = ", ".join(f"{markdown(row.name)} ({_percent(row.recall)} %)" for row in worst)
             limits.append(f"The classes it recognises least often: {text}.")
         low, high = wilson(test.accuracy, test.num_images)
         limits.append(f"{test.num_images:,} test images place the accuracy between {_percent(low)} and "
@@ -135,8 +144,9 @@ def _limits(run: TrainedRun) -> str:
     if len(run.members) == 1:
         limits.append("The figures are of one seed; another seed gives somewhat different ones.")
     else:
-        limits.append(f"It averages {len(run.members)} runs ({', '.join(run.members)}); the metrics above are "
-                      f"those of {run.name} alone.")  # fmt: skip
+        members = ", ".join(map(markdown, run.members))
+        limits.append(f"It averages {len(run.members)} runs ({members}); the metrics above are "
+                      f"those of {markdown(run.name)} alone.")  # fmt: skip
     limits += [
         "The metrics hold for images like the test images; those of other cameras, places or crops were not "
         "tried. Measure it on your own: `hpc-mlp evaluate`.",
@@ -166,9 +176,4 @@ def _percent(fraction: float) -> str:
 
 
 def _value(value: Any) -> str:
-    return _text(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-
-
-def _text(text: str) -> str:
-    """A user's words, safe in a Markdown table."""
-    return text.replace("|", "\\|").replace("\n", " ")
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -38,6 +38,11 @@ def markdown(text: object) -> str:
     )
 
 
+def markdown_code(text: object) -> str:
+    """Foreign text as a Markdown code span, in a table's cell too."""
+    return "`" + printable(text).replace("`", "'").replace("|", "\\|") + "`"
+
+
 # An underscore within a word is one.
 _MARKDOWN = re.compile(r"[`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from hpc_mlp.console import Console
 from hpc_mlp.runs import Json
 from hpc_mlp.terminal import say
-from hpc_mlp.texts import json_text
+from hpc_mlp.texts import csv_cell, json_text, printable
 
 if TYPE_CHECKING:
     from hpc_mlp.predict.predictions import Prediction, Predictions
@@ -110,20 +110,22 @@ def write_csv(classes: Sequence[str], predictions: Counted, top_k: int | None) -
     second class and so on."""
     k = min(top_k or len(classes), len(classes))
     ranks = [name for rank in range(2, k + 1) for name in (f"class_{rank}", f"probability_{rank}")]
-    columns = ranks if top_k else [f"p({name})" for name in classes]
+    columns = ranks if top_k else [f"p({printable(name)})" for name in classes]
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["image", "class", "probability", "error", *columns])
     failed = 0
     for prediction in predictions:
         if prediction.probabilities is None:
             failed += 1
-            writer.writerow([prediction.name, "", "", prediction.problem, *[""] * len(columns)])
+            writer.writerow(
+                [csv_cell(prediction.name), "", "", csv_cell(prediction.problem), *[""] * len(columns)]
+            )
             continue
         (best, p), *others = prediction.top(k)
-        rest: list[str] = [cell for name, q in others for cell in (name, _number(q))]
+        rest: list[str] = [cell for name, q in others for cell in (csv_cell(name), _number(q))]
         if not top_k:
             rest = [_number(q) for q in prediction.probabilities.tolist()]
-        writer.writerow([prediction.name, best, _number(p), "", *rest])
+        writer.writerow([csv_cell(prediction.name), csv_cell(best), _number(p), "", *rest])
     return failed
 
 

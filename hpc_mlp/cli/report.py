@@ -13,7 +13,8 @@ from hpc_mlp.terminal import say
 @click.command("table", cls=Command)
 @click.argument("runs", type=click.Path(path_type=Path), default=Path("runs"))
 @click.option("--format", "form", type=click.Choice(["rich", "json", "csv", "markdown"]), default="rich",
-              show_default=True, help="In json and csv, metrics are fractions, not percent.")  # fmt: skip
+              show_default=True, help="In json and csv, metrics are fractions, not percent. In csv, "
+                                      "texts that a spreadsheet would take for a formula begin with '.")  # fmt: skip
 @click.option("--by", metavar="KEY,…", help="Group by these keys, e.g. optim.lr or seed, and not by what "
                                             "a sweep varied; 'variant': by nothing else.")  # fmt: skip
 @click.option("--sort", metavar="COLUMN", help="Sort the rows: best first for metrics, else smallest first.")

@@ -36,7 +36,8 @@ cpu_option = click.option("--cpu", is_flag=True, help="Do not use a GPU.")
     "images", metavar="IMAGE|FOLDER|ZIP...", nargs=-1, required=True, type=click.Path(path_type=Path)
 )
 @click.option("--format", "form", type=click.Choice(["rich", "json", "csv"]), default="rich", show_default=True,
-              help="In json and csv, probabilities are from 0 to 1.")  # fmt: skip
+              help="In json and csv, probabilities are from 0 to 1. In csv, names that a spreadsheet would take "
+                   "for a formula begin with '.")  # fmt: skip
 @click.option("--top-k", type=click.IntRange(min=1), metavar="K",
               help="The K most probable classes. [default: 3 in a table, all in json and csv]")  # fmt: skip
 @click.option(

@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from hpc_mlp.report.fonts import Canvas, families
 from hpc_mlp.report.groups import Group
 from hpc_mlp.runs import write_bytes
+from hpc_mlp.texts import printable
 
 INK, MUTED, GRID = "#1f2328", "#5f6873", "#dde1e6"
 # Okabe and Ito's colours, told apart by colour-blind readers; blue stands for right, vermillion for wrong.
@@ -129,9 +130,10 @@ def save(axes: Axes, folder: Path, name: str, title: str, wide: bool = False) ->
     write_bytes(folder / f"{name}.png", buffer.getvalue())
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Title": title})
-    write_bytes(folder / f"{name}.svg", text.getvalue().encode())
+    svg = printable(text.getvalue(), keep="\n")
+    write_bytes(folder / f"{name}.svg", svg.encode())
     width = figure.get_size_inches()[0] * 96
-    return Drawn(name, title, themed(text.getvalue(), name, title), width, wide)
+    return Drawn(name, title, themed(svg, name, title), width, wide)
 
 
 _SUPERFLUOUS = re.compile(
@@ -150,7 +152,7 @@ def themed(svg: str, name: str, title: str) -> str:
         svg = svg.replace(value, f"var(--{variable})")
     view = re.search(r'viewBox="[^"]*"', svg)
     assert view is not None
-    label = title.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    label = printable(title).replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
     head = f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {view[0]} role="img" aria-label="{label}">'
     svg = head + svg[svg.index(">") + 1 :]
     return re.sub(r"\n\s*", "\n", svg)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
+from html import escape as html_escape
 from importlib.resources import files
 
 from hpc_mlp.report.figures import Drawn
+from hpc_mlp.texts import printable
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # load nothing from anywhere
 GROWN = 1.2  # a figure may be drawn this much larger than it was made, to fill its column
@@ -15,6 +16,11 @@ GROWN = 1.2  # a figure may be drawn this much larger than it was made, to fill 
 
 class Html(str):
     """Text that is HTML already; everything else is escaped."""
+
+
+def escape(value: str) -> str:
+    """Text, or an attribute, in which nothing acts: no tag, no control character, no change of direction."""
+    return html_escape(printable(value, keep="\n"))
 
 
 def text(value: object) -> str:

@@ -13,7 +13,7 @@ from hpc_mlp.errors import UserError, unknown_name
 from hpc_mlp.report.rows import STATISTICS, Row, Value
 from hpc_mlp.report.summary import Summary
 from hpc_mlp.runs import Json
-from hpc_mlp.texts import json_text
+from hpc_mlp.texts import csv_cell, json_text
 
 HIGHER_IS_BETTER = {
     "val_accuracy", "test_accuracy", "precision", "recall", "f1", "images_per_second", "difference",
@@ -103,4 +103,6 @@ def as_csv(summary: Summary, columns: Sequence[str] | None = None) -> str:
 def _csv(value: Any) -> Any:
     if isinstance(value, list):
         return " ".join(map(str, value))
-    return str(value).lower() if isinstance(value, bool) else value
+    if isinstance(value, bool):
+        return str(value).lower()
+    return csv_cell(value) if isinstance(value, str) else value

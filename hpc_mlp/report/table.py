@@ -4,7 +4,7 @@ as it needs to be."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from hpc_mlp.report.compare import Comparison
 from hpc_mlp.report.rows import Row, show
 from hpc_mlp.report.sentences import method, p_text, points
 from hpc_mlp.report.summary import Summary, read_runs, summarise
-from hpc_mlp.texts import spans
+from hpc_mlp.texts import markdown, spans
 
 DEFAULT = (
     "variant", "seeds", "n", "parameters", "best_epoch", "val_loss", "test_accuracy", "precision", "recall",
@@ -258,19 +258,23 @@ def as_markdown(summary: Summary, columns: Sequence[str] | None = None) -> str:
     shown = [column_of(name, summary) for name in names]
     lines = _markdown_head([column.title for column in shown], [column.left for column in shown])
     for row in summary.rows:
-        cells = [column.cell(row).replace("|", "\\|") for column in shown]
+        cells = [markdown(column.cell(row)) for column in shown]
         lines.append(_markdown_line([f"**{cell}**" if row.best and cell else cell for cell in cells]))
     titles, *against = ([] if _compares(columns) else comparison_cells(summary)) or [[]]
     if titles:
-        lines += ["", *_markdown_head(titles, [True]), *map(_markdown_line, against)]
+        lines += ["", *_markdown_head(titles, [True])]
+        lines += [_markdown_line(map(markdown, cells)) for cells in against]
     notes = [*summary.sentences, *legend(summary, names)]
-    return "\n".join([*lines, *("\n" + note for note in notes)])
+    return "\n".join([*lines, *("\n" + markdown(note) for note in notes)])
 
 
 def _markdown_head(titles: Sequence[str], left: Sequence[bool]) -> list[str]:
     sides = [*left, *[False] * (len(titles) - len(left))]
-    return [_markdown_line(titles), "|" + "|".join(":---" if side else "---:" for side in sides) + "|"]
+    return [
+        _markdown_line(map(markdown, titles)),
+        "|" + "|".join(":---" if side else "---:" for side in sides) + "|",
+    ]
 
 
-def _markdown_line(cells: Sequence[str]) -> str:
+def _markdown_line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
