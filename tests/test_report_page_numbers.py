@@ -67,7 +67,7 @@ def test_calibration_by_definition(found: Predictions) -> None:
             assert calibration.accuracy[number] == pytest.approx(right[inside].mean())
         else:
             assert np.isnan(calibration.accuracy[number])
-    assert calibration.ece == pytest.approx(gap, abs=1e-12)
+    assert calibration.ece.mean == pytest.approx(gap, abs=1e-12) and calibration.ece.sd is None
 
 
 def test_calibration_agrees_with_scikit_learn_and_pools_seeds() -> None:
@@ -83,6 +83,30 @@ def test_calibration_agrees_with_scikit_learn_and_pools_seeds() -> None:
     some = calibration.share > 0
     np.testing.assert_allclose(calibration.accuracy[some], accuracy)
     np.testing.assert_allclose(calibration.confidence[some], mean)
+
+
+def test_ece_is_the_mean_of_the_runs_beside_what_chance_alone_would_show() -> None:
+    """Runs that are calibrated, and one that is sure of what it does not know: pooled first, errors of opposite sign
+    would cancel."""
+    rng = np.random.default_rng(0)
+    runs = []
+    for number in range(3):
+        probabilities = rng.dirichlet([0.6] * 5, 400)
+        chosen = np.array([rng.choice(5, p=row) for row in probabilities])
+        runs.append(Predictions(probabilities.astype(np.float32), chosen if number else chosen * 0))
+    each = [calibrate([run]) for run in runs]
+    together = calibrate(runs)
+    assert together.ece.mean == pytest.approx(np.mean([one.ece.mean for one in each]))
+    assert together.ece.sd == pytest.approx(np.std([one.ece.mean for one in each], ddof=1))
+    assert together.null == pytest.approx(np.mean([one.null for one in each]))
+    drawn = []
+    for _ in range(300):
+        labels = (runs[1].probabilities.cumsum(1) < rng.random((400, 1))).sum(1)
+        drawn.append(calibrate([Predictions(runs[1].probabilities, np.minimum(labels, 4))]).ece.mean)
+    assert each[1].null == pytest.approx(np.mean(drawn), rel=0.06)
+    # 400 images: a perfect model shows some 4 %, and the one that is not far more.
+    assert each[0].ece.mean > 3 * each[0].null and each[1].ece.mean < 2 * each[1].null
+    assert calibrate(runs).null == together.null
 
 
 @given(st.integers(1, 8), st.integers(0, 2**32 - 1), st.integers(1, 12))

@@ -219,9 +219,9 @@ def test_rows_of_two_datasets_stay_apart(tmp_path: Path) -> None:
 
 
 def test_comparison_columns_can_be_chosen_and_sorted(runs: Path) -> None:
-    columns = "variant,difference,interval,p_holm"
+    columns = "variant,difference,interval,p_adjusted"
     told = json.loads(table(runs, "--format", "json", "--sort", "difference", "--columns", columns).output)
-    assert list(told[0]) == ["variant", "difference", "difference_low", "difference_high", "p_holm"]
+    assert list(told[0]) == ["variant", "difference", "difference_low", "difference_high", "p_adjusted"]
     known = [row["difference"] for row in told if row["difference"] is not None]
     assert known == sorted(known, reverse=True) and len(known) >= 2
     assert told[-1]["difference"] is None  # the baseline itself
@@ -231,7 +231,7 @@ def test_comparison_columns_can_be_chosen_and_sorted(runs: Path) -> None:
         assert f"{100 * told[0]['difference']:+.1f}".replace("-", "−") in first and " … " in first
         assert "against baseline" not in text  # the comparisons are in the table already
     csv = table(runs, "--format", "csv", "--columns", columns).output.splitlines()
-    assert csv[0] == "variant,difference,difference_low,difference_high,p_holm"
+    assert csv[0] == "variant,difference,difference_low,difference_high,p_adjusted"
 
 
 # A run that lies there twice

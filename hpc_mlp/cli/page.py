@@ -17,7 +17,15 @@ from hpc_mlp.terminal import say
 @click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="Instead of RUNS/report.html.")
 @click.option("--by", metavar="KEY,…", help="Group by these configuration keys, e.g. optim.lr, instead of "
                                             "what a sweep varied; also seed and dataset.")  # fmt: skip
-def report(runs: Path, shards: Path | None, out: Path | None, by: str | None) -> None:
+@click.option(
+    "--detect",
+    type=click.FloatRange(0, 100, min_open=True),
+    default=1.0,
+    show_default=True,
+    metavar="POINTS",
+    help="Say how many seeds would find a difference of so many points of test accuracy.",
+)
+def report(runs: Path, shards: Path | None, out: Path | None, by: str | None, detect: float) -> None:
     """Write one HTML page with plots of all runs, and the plots as PNG and SVG in RUNS/figures.
 
     The page is one file without scripts or network access: mail it, or open it from disk. Failed and
@@ -35,6 +43,6 @@ def report(runs: Path, shards: Path | None, out: Path | None, by: str | None) ->
 
     keys = None if by is None else [name for part in by.split(",") if (name := part.strip())]
     out = out or runs / "report.html"
-    material = write_report(summarise(read_runs(runs), keys), runs, out, shards)
+    material = write_report(summarise(read_runs(runs), keys, detect / 100), runs, out, shards)
     for line in describe(material, out, runs):
         say(line)

@@ -18,15 +18,26 @@ from hpc_mlp.terminal import say
 @click.option("--by", metavar="KEY,…", help="Group by these keys, e.g. optim.lr or seed, and not by what "
                                             "a sweep varied; 'variant': by nothing else.")  # fmt: skip
 @click.option("--sort", metavar="COLUMN", help="Sort the rows: best first for metrics, else smallest first.")
+@click.option(
+    "--detect",
+    type=click.FloatRange(0, 100, min_open=True),
+    default=1.0,
+    show_default=True,
+    metavar="POINTS",
+    help="Say how many seeds would find a difference of so many points of test accuracy.",
+)
 @click.option("--columns", metavar="A,B,…", help="Show these columns only, named as in --format json.")
-def table(runs: Path, form: str, by: str | None, sort: str | None, columns: str | None) -> None:
+def table(
+    runs: Path, form: str, by: str | None, sort: str | None, detect: float, columns: str | None
+) -> None:
     """Show the runs of a folder as one table: mean ± sd over seeds, failed and unfinished runs too.
 
     \b
     hpc-mlp table runs
     hpc-mlp table runs --format csv > runs.csv
     hpc-mlp table runs --by optim.lr --sort val_loss --columns variant,optim.lr,val_loss,test_accuracy
-    hpc-mlp table runs --sort difference --columns variant,test_accuracy,difference,interval,p_holm
+    hpc-mlp table runs --sort difference --columns variant,test_accuracy,difference,interval,p_adjusted
+    hpc-mlp table runs --detect 0.5
     """
     from hpc_mlp.places import want_runs
     from hpc_mlp.report import records
@@ -34,7 +45,7 @@ def table(runs: Path, form: str, by: str | None, sort: str | None, columns: str 
     from hpc_mlp.report.summary import read_runs, summarise
 
     want_runs(runs, "table")
-    summary = summarise(read_runs(runs), _names(by))
+    summary = summarise(read_runs(runs), _names(by), detect / 100)
     names = _names(columns)
     if names is not None:
         for_people = form in ("rich", "markdown")

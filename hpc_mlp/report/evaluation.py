@@ -22,13 +22,15 @@ CONFUSION_NOTE = (
     "square root of the share, so that rare mistakes can be seen."
 )
 CLASSES_NOTE = "Worst F1 first; the number of test images (support) stands behind each class."
+RANKED = ["group", "run", "#macro AUC", "#micro AUC", "#macro AP", "#micro AP", "#ECE %", "#by chance"]
 CURVES_NOTE = (
     "Curves are one class against the rest, of each group's seed with the lowest validation loss. Macro is "
     "the mean over classes; micro counts every pair of image and class as one decision."
 )
 CALIBRATION_NOTE = (
     "On the dotted line, confidence is the share that is right; below it the model is too sure of itself. "
-    f"{ranking.NUM_BINS} bins of equal width, all seeds of a group pooled."
+    f"{ranking.NUM_BINS} bins of equal width, all seeds of a group pooled. ECE is the mean of the runs, each by "
+    "itself, ± its standard deviation; by chance, perfectly calibrated models would show this much on as many images."
 )
 
 
@@ -87,6 +89,11 @@ def _three(value: float) -> str:
     return f"{value:.3f}" if np.isfinite(value) else "–"
 
 
+def _ece(calibration: ranking.Calibration) -> str:
+    mean, sd = calibration.ece.mean, calibration.ece.sd
+    return f"{100 * mean:.1f}" + ("" if sd is None else f" ± {100 * sd:.1f}")
+
+
 def rank_groups(material: Material) -> list[tuple[Group, ranking.Ranking]]:
     """One-vs-rest curves of the chosen run of each group that is drawn."""
     return [
@@ -114,12 +121,12 @@ def probabilities_section(material: Material, ranked: Sequence[tuple[Group, rank
     rows = [
         (named(group), group.chosen.name if group.chosen else "–",
          _three(found.roc.macro_area), _three(found.roc.micro_area),
-         _three(found.pr.macro_area), _three(found.pr.micro_area), f"{100 * calibration.ece:.1f}")
+         _three(found.pr.macro_area), _three(found.pr.micro_area), _ece(calibration), f"{100 * calibration.null:.1f}")
         for (group, found), (_, calibration) in zip(ranked, calibrations, strict=True)
     ]  # fmt: skip
     return Section("probabilities", "Probabilities", html.join(
         html.paragraph(CURVES_NOTE, kind="note"),
-        html.table(["group", "run", "#macro AUC", "#micro AUC", "#macro AP", "#micro AP", "#ECE %"], rows),
+        html.table(RANKED, rows),
         html.panels(drawn),
         html.heading("Calibration"),
         html.paragraph(CALIBRATION_NOTE, kind="note"),

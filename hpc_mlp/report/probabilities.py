@@ -95,7 +95,7 @@ def calibration_panels(found: Sequence[tuple[Group, Calibration]], folder: Path)
         color, line, name = figures.color(group), figures.line_style(group), figures.short(group.label, 30)
         axes.plot(calibration.confidence[some], calibration.accuracy[some], color=color, linestyle=line,
                   marker=figures.marker(group), markersize=4,
-                  label=f"{name}: {100 * calibration.ece:.1f} %")  # fmt: skip
+                  label=f"{name}: {100 * calibration.ece.mean:.1f} %")  # fmt: skip
         spread.stairs(100 * calibration.share, edges, color=color, linestyle=line, linewidth=1.5, label=name)
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     spread.set(xlim=(-0.01, 1.01), ylim=(0, None))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from hpc_mlp.report.answers import Array, Predictions
+from hpc_mlp.report.rows import Value, mean_sd
 
 NUM_BINS = 15
+# Draws of all labels: the mean is then known to 1 % of itself or so.
+NULL_DRAWS = 100
 RATES = np.linspace(0.0, 1.0, 201) ** 2  # false-positive rates, dense near 0 where good curves turn
 RECALLS = np.linspace(0.0, 1.0, 201)
 
@@ -88,23 +92,51 @@ def _measure(truth: Array, scores: Array) -> tuple[Line, Line]:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Top-label calibration in equal-width bins of confidence: `confidence` and `accuracy` float64 [bins]
-    (NaN in empty bins), `share` of all images, and `ece`, the mean gap weighted by share (0 is perfect)."""
+    """Top-label calibration in equal-width bins of confidence, of one run or of several seeds pooled: `confidence` and
+    `accuracy` float64 [bins] (NaN in empty bins), `share` of all images. `eces`: of each run by itself the mean gap
+    weighted by share (0 is perfect), as pooling first would hide gaps of opposite sign; `null`: what perfectly
+    calibrated models with these confidences would show on as many images, on average."""
 
     confidence: Array
     accuracy: Array
     share: Array
-    ece: float
+    eces: tuple[float, ...]
+    null: float
+
+    @property
+    def ece(self) -> Value:
+        """Mean and standard deviation over the runs."""
+        found = mean_sd(self.eces)
+        return found or Value(math.nan)
 
 
 def calibrate(predictions: Sequence[Predictions]) -> Calibration:
-    """Calibration of one run, or of several seeds pooled."""
-    confidence = np.concatenate([p.confidence for p in predictions]).astype(np.float64)
-    right = np.concatenate([p.predicted == p.labels for p in predictions])
-    bins = np.clip((confidence * NUM_BINS).astype(int), 0, NUM_BINS - 1)
+    """Calibration of one run, or of several seeds."""
+    runs = [(p.confidence.astype(np.float64), p.predicted == p.labels) for p in predictions]
+    confidence, right = (np.concatenate(parts) for parts in zip(*runs, strict=True))
+    bins = _bins(confidence)
     counts = np.bincount(bins, minlength=NUM_BINS)
     sums = [np.bincount(bins, weights, minlength=NUM_BINS) for weights in (confidence, right)]
     empty = np.full(NUM_BINS, np.nan)
     means = [np.divide(total, counts, out=empty.copy(), where=counts > 0) for total in sums]
-    ece = float(np.abs(sums[0] - sums[1]).sum() / len(confidence))
-    return Calibration(means[0], means[1], counts / len(confidence), ece)
+    eces = tuple(_ece(*run) for run in runs)
+    null = float(np.mean([_null(confidence) for confidence, _ in runs]))
+    return Calibration(means[0], means[1], counts / len(confidence), eces, null)
+
+
+def _bins(confidence: Array) -> Array:
+    return np.asarray(np.clip((confidence * NUM_BINS).astype(int), 0, NUM_BINS - 1))
+
+
+def _ece(confidence: Array, right: Array) -> float:
+    """`right` [N], or [draws, N] for a mean over draws."""
+    bins = _bins(confidence)
+    sums = np.atleast_2d(right - confidence) @ (bins[:, None] == np.arange(NUM_BINS))
+    return float(np.abs(sums).sum(1).mean() / len(confidence))
+
+
+def _null(confidence: Array) -> float:
+    """Mean ECE over labels drawn from the run's own probabilities: all that counts is whether the predicted class is
+    drawn, which it is with the probability `confidence`. Deterministic."""
+    rng = np.random.default_rng(0)
+    return _ece(confidence, rng.random((NULL_DRAWS, len(confidence))) < confidence)

@@ -10,13 +10,14 @@ from dataclasses import replace
 from typing import Any
 
 from hpc_mlp.errors import UserError, unknown_name
+from hpc_mlp.report.cautions import majority
 from hpc_mlp.report.rows import STATISTICS, Row, Value
 from hpc_mlp.report.summary import Summary
 from hpc_mlp.runs import Json
 from hpc_mlp.texts import csv_cell, json_text
 
 HIGHER_IS_BETTER = {
-    "val_accuracy", "test_accuracy", "precision", "recall", "f1", "images_per_second", "difference",
+    "val_accuracy", "test_accuracy", "precision", "recall", "f1", "images_per_second", "difference", "wins",
 }  # fmt: skip
 
 SHORT = {"interval": ["difference_low", "difference_high"]}  # one column for people, two for machines
@@ -60,7 +61,9 @@ def _record(row: Row, summary: Summary) -> Json:
         record |= {name: _finite(value.mean), f"{name}_sd": _finite(value.sd)}
     record["best_epoch"] = _whole(record["best_epoch"])
     record |= {"test_images": row.test_images, "dataset": row.dataset}
-    record |= {"status": row.status, "best": row.best}
+    known = majority(row)
+    record |= {"majority_share": known[1] if known else None}
+    record |= {"status": row.status, "best": row.best, "wins": row.wins}
     c = summary.comparison_of(row)
     return record | {
         "compared_with": c.against if c else None,
@@ -68,7 +71,12 @@ def _record(row: Row, summary: Summary) -> Json:
         "difference_low": c.low if c else None,
         "difference_high": c.high if c else None,
         "p": c.p if c else None,
-        "p_holm": c.p_holm if c else None,
+        "p_adjusted": c.p_adjusted if c else None,
+        "test": c.test if c else None,
+        "shown": c.shown if c else None,
+        "detectable": c.detectable if c else None,
+        "detect": summary.detect if c else None,
+        "seeds_needed": c.seeds_needed if c else None,
     }
 
 

@@ -55,6 +55,9 @@ class Row:
     dataset: str  # digest
     status: str  # "done", "failed", "unfinished", "2 done, 1 failed"
     best: bool = False  # first of its dataset in `val_loss_order`
+    # The share of draws in which it is the best, and what was drawn: see `winner`.
+    wins: float | None = None
+    drawn: str = ""
 
     @property
     def name(self) -> str:

@@ -6,20 +6,26 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from hpc_mlp.report.compare import Compared, Comparison
+from hpc_mlp.report.pooled import MOST_SEEDS
 from hpc_mlp.report.rows import Row, diverged, lookup, show
 from hpc_mlp.runs import Json, Run
 
+# Below it, how the winner was chosen is worth a word.
+SURE = 0.95
 
-def findings(rows: Sequence[Row], compared: Compared) -> list[str]:
-    """Who is best by validation, and for each reference who beats it, who loses, who cannot be told."""
+
+def findings(rows: Sequence[Row], compared: Compared, detect: float = 0.01) -> list[str]:
+    """Who is best by validation and how surely, and for each reference who beats it, who loses, who cannot be told;
+    what could have been seen, with the seeds that would do for a difference of `detect`."""
     lines = []
     for row in rows:
         rivals = [other for other in rows if other.dataset == row.dataset]
         if row.best and len(rivals) > 1:
-            finals = [_final(c) for c in compared.finals if c.name == row.name]
-            lines.append(" ".join([_best(row, rivals), *finals]))
+            lines.append(_best(row, rivals))
     for against in dict.fromkeys(c.against for c in compared.against):
-        lines.append(_against(against, [c for c in compared.against if c.against == against]))
+        comparisons = [c for c in compared.against if c.against == against]
+        lines += [*_against(against, comparisons), *_single_runs(against, comparisons)]
+        lines += _detectable(comparisons, detect)
     return lines
 
 
@@ -29,22 +35,31 @@ def _best(row: Row, rivals: Sequence[Row]) -> str:
     passed = [other.name for other in rivals if diverged(other) and not diverged(row)
               and own and (loss := other.values["val_loss"]) and loss.mean < own.mean]  # fmt: skip
     but = f" (the mean of {join(passed)} is lower, but a run of it diverged)" if passed else ""
-    return f"Best{so_far}: {row.name}, chosen by validation loss alone{but}; the test images had no say."
+    text = f"Best{so_far}: {row.name}, chosen by validation loss alone{but}; the test images had no say."
+    if row.wins is None:
+        return text
+    text += f" It wins in {_share(row.wins)} of draws of other {row.drawn}"
+    second = max((other for other in rivals if other is not row and other.wins), key=_wins, default=None)
+    text += f" (then {second.name}, {_share(_wins(second))})." if second and _wins(second) > 0.01 else "."
+    if row.wins < SURE:
+        text += " Its test score is a winner's: the same seeds chose it, which flatters the recipe a little."
+    return text
 
 
-def _final(c: Comparison) -> str:
-    if not c.shown:
-        return f"On these it cannot be told apart from the second, {c.against}, with {_seeds(c.seeds)}."
-    verb = "beats" if c.difference > 0 else "falls behind"
-    by = f"{points(abs(c.difference), c)} points ({interval(c)})"
-    return f"On these it {verb} the second, {c.against}, by {by}."
+def _wins(row: Row) -> float:
+    return row.wins or 0.0
+
+
+def _share(x: float) -> str:
+    return "more than 99 %" if x > 0.99 else "less than 1 %" if x < 0.01 else f"{100 * x:.0f} %"
 
 
 def _seeds(seeds: Sequence[int]) -> str:
     return f"{len(seeds)} seeds" if len(seeds) > 1 else "one seed"
 
 
-def _against(against: str, comparisons: Sequence[Comparison]) -> str:
+def _against(against: str, comparisons: Sequence[Comparison]) -> list[str]:
+    comparisons = [c for c in comparisons if c.test == "pooled"]
     parts: list[str] = []
     for verb, sign in (("beats", 1), ("falls behind", -1)):
         shown = [c for c in comparisons if c.shown and c.difference * sign > 0]
@@ -56,11 +71,46 @@ def _against(against: str, comparisons: Sequence[Comparison]) -> str:
         unclear = [c.name for c in comparisons if not c.shown and tuple(c.seeds) == seeds]
         if unclear:
             parts.append(f"{join(unclear)} cannot be told apart from {against} with {_seeds(seeds)}")
-    text = "; ".join(parts) + "."
-    if any(c.test == "mcnemar" for c in comparisons):
-        text += (" With one run each this holds for these trained models and not for the recipes: "
-                 "train more seeds (--seeds 0-4) to know.")  # fmt: skip
-    return text
+    return ["; ".join(parts) + "."] if parts else []
+
+
+def _single_runs(against: str, comparisons: Sequence[Comparison]) -> list[str]:
+    """One run each: nothing of this is said of the recipes."""
+    comparisons = [c for c in comparisons if c.test == "mcnemar"]
+    if not comparisons:
+        return []
+    parts = [
+        f"{c.name} is right on {points(abs(c.difference), c)} points {'more' if c.difference > 0 else 'fewer'} of the "
+        f"test images than {against} ({interval(c)})"
+        for c in sorted(comparisons, key=lambda c: -c.difference) if c.differs
+    ]  # fmt: skip
+    unclear = [c.name for c in comparisons if not c.differs]
+    if unclear:
+        parts.append(f"{join(unclear)} cannot be told apart from {against}")
+    return [f"Of these trained models, one run each: {'; '.join(parts)}. Of the recipes one seed shows nothing: train "
+            "three or more (--seeds 0-2)."]  # fmt: skip
+
+
+def _detectable(comparisons: Sequence[Comparison], detect: float) -> list[str]:
+    """What could have been seen, told for the comparison that sees least; never computed from what was seen."""
+    lines = []
+    for seeds in dict.fromkeys(tuple(c.seeds) for c in comparisons if c.detectable is not None):
+        same = [c for c in comparisons if tuple(c.seeds) == seeds and c.detectable is not None]
+        size = max(c.detectable or 0.0 for c in same)
+        needs = [c.seeds_needed for c in same]
+        most = max(needed or 0 for needed in needs)
+        named = f"{100 * detect:g} point{'s' * (detect != 0.01)}"
+        if None in needs:
+            then = f"for {named} not even {MOST_SEEDS} seeds would do on {same[0].num_images:,} test images"
+        elif most <= len(seeds):
+            then = f"for {named} these seeds do"
+        else:
+            then = f"for {named} train {most} seeds (--seeds 0-{most - 1})"
+        lines.append(
+            f"With {_seeds(seeds)} a difference of {points(size, same[0])} points would have been found (80 % "
+            f"power); {then}."
+        )
+    return lines
 
 
 def points(x: float, c: Comparison, sign: bool = False) -> str:
@@ -86,16 +136,20 @@ def join(names: Sequence[str], at_most: int = 6) -> str:
 
 
 def method(comparisons: Sequence[Comparison]) -> str:
-    """One line on how the comparisons were made (`comparisons`: all of them, finals too)."""
-    tests = {c.test for c in comparisons}
+    """One line on how the comparisons were made."""
     how = []
-    if "bootstrap" in tests:
-        how.append("paired bootstrap over images with Student's t for the seeds")
-    if "mcnemar" in tests:
-        how.append("McNemar's exact test for single runs")
-    corrected = (f"; p corrected for {len(comparisons)} comparisons (Holm), each interval for itself"
-                 if len(comparisons) > 1 else "")  # fmt: skip
-    return f"Same seeds, same test images: {' and '.join(how)}{corrected}."
+    pooled = [c for c in comparisons if c.test == "pooled"]
+    if pooled:
+        family, what = max(c.family for c in pooled), "pairs" if pooled[0].all_pairs else "comparisons"
+        together = f"p and 95 % intervals hold for all {family} {what} together"
+        of_two = "of two variants, Student's t"
+        how.append(
+            f"seeds' variance pooled over the variants (step-down max-|t|; {together if family > 1 else of_two})"
+        )
+    single = [c for c in comparisons if c.test == "mcnemar"]
+    if single:
+        how.append("McNemar's exact test for single runs" + (" (Holm)" if single[0].family > 1 else ""))
+    return f"Same seeds, same test images: {' and '.join(how)}."
 
 
 # What else differs

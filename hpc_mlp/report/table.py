@@ -13,11 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from hpc_mlp.console import Console
+from hpc_mlp.report.cautions import majority
 from hpc_mlp.report.compare import Comparison
 from hpc_mlp.report.rows import Row, show
 from hpc_mlp.report.sentences import method, p_text, points
 from hpc_mlp.report.summary import Summary, read_runs, summarise
-from hpc_mlp.texts import markdown, spans
+from hpc_mlp.texts import markdown, printable, spans
 
 DEFAULT = (
     "variant", "seeds", "n", "parameters", "best_epoch", "val_loss", "test_accuracy", "precision", "recall",
@@ -27,6 +28,10 @@ DEFAULT = (
 EXPENDABLE = ("images_per_second", "parameters", "seconds", "best_epoch", "recall", "precision", "f1")
 ASCII = str.maketrans({"±": "+-", "…": "..", "★": "*", "−": "-", "–": "-"})
 PLENTY = 10_000  # columns of an endless line
+DRAWN = (
+    "How often ★ wins: 10,000 draws of the seeds, with replacement, and of validation images, whose losses are taken "
+    "to vary as those of the test images do."
+)
 
 
 @dataclass(frozen=True)
@@ -120,13 +125,16 @@ def comparison_cells(summary: Summary) -> list[list[str]]:
     references = {c.against for c in summary.comparisons}
     if not references:
         return []
-    several = len(summary.comparisons) > 1
+    corrected = any(c.family > 1 for c in summary.comparisons)
+    known = any(c.detectable is not None for c in summary.comparisons)
     title = f"against {references.pop()}" if len(references) == 1 else "comparison"
-    lines = [[title, "test acc.", "95 % interval", "p", *(["p (Holm)"] if several else []), "seeds"]]
+    lines = [[title, "test acc.", "95 % interval", "p (adjusted)" if corrected else "p",
+              *(["found from"] if known else []), "seeds"]]  # fmt: skip
     for c in summary.comparisons:
         name = c.name if title != "comparison" else f"{c.name} against {c.against}"
-        p = [p_text(c.p), *([p_text(c.p_holm)] if several else [])]
-        lines.append([name, points(c.difference, c, sign=True), interval_cell(c), *p, spans(c.seeds)])
+        size = [_found_from(c)] if known else []
+        lines.append([name, points(c.difference, c, sign=True), interval_cell(c), p_text(c.p_adjusted), *size,
+                      spans(c.seeds)])  # fmt: skip
     return lines
 
 
@@ -153,8 +161,30 @@ def legend(summary: Summary, names: Sequence[str]) -> list[str]:
         parts.append("± is the standard deviation over n finished runs.")
     if any(row.best for row in summary.rows):
         parts.append("★ best by validation loss.")
+    parts += _references(summary)
     lines = [" ".join(parts)] if parts else []
-    return lines + ([method([*summary.comparisons, *summary.finals])] if summary.comparisons else [])
+    if summary.comparisons:
+        lines.append(method(summary.comparisons))
+    if any(c.detectable is not None for c in summary.comparisons):
+        lines[-1] += " Found from: the smallest true difference that is found with 80 % power."
+    if any(row.best and row.wins is not None for row in summary.rows):
+        lines.append(DRAWN)
+    return lines
+
+
+def _references(summary: Summary) -> list[str]:
+    """What saying always the same is worth."""
+    known = {row.dataset: found for row in summary.rows if row.n and (found := majority(row))}
+    if len(known) != 1:
+        return []
+    [(name, share)] = known.values()
+    return [
+        f"Always saying {printable(name)}, the most frequent class, would be right on {100 * share:.1f} %."
+    ]
+
+
+def _found_from(c: Comparison) -> str:
+    return "" if c.detectable is None else points(c.detectable, c)
 
 
 # Cells
@@ -213,6 +243,7 @@ COLUMNS = {
     "dataset": Column("dataset", lambda row: row.dataset[:12], left=True),
     # What damaged a run stands under the table.
     "status": Column("status", lambda row: row.status.partition(":")[0], left=True),
+    "wins": Column("wins %", lambda row: "" if row.wins is None else f"{100 * row.wins:.0f}"),
     "best": Column("best", lambda row: "★" if row.best else "", left=True),
 }
 
@@ -225,7 +256,9 @@ COMPARED: dict[str, tuple[str, Callable[[Comparison], str]]] = {
     "difference_low": ("95 % from", lambda c: points(c.low, c, sign=True)),
     "difference_high": ("95 % to", lambda c: points(c.high, c, sign=True)),
     "p": ("p", lambda c: p_text(c.p)),
-    "p_holm": ("p (Holm)", lambda c: p_text(c.p_holm)),
+    "p_adjusted": ("p (adjusted)", lambda c: p_text(c.p_adjusted)),
+    "detectable": ("found from", _found_from),
+    "seeds_needed": ("seeds needed", lambda c: "" if c.seeds_needed is None else str(c.seeds_needed)),
 }
 
 

@@ -1,0 +1,39 @@
+"""Two trained models on the same test images: what single runs can be held against each other by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Exact two-sided p-value from the images that only one of two models gets right: a sign test."""
+    count, fewer = only_first + only_second, min(only_first, only_second)
+    if only_first == only_second:
+        return 1.0
+    log_all = math.lgamma(count + 1) - count * math.log(2)
+    terms = [log_all - math.lgamma(k + 1) - math.lgamma(count - k + 1) for k in range(fewer + 1)]
+    return min(1.0, 2 * math.fsum(map(math.exp, terms)))
+
+
+def paired_interval(
+    only_first: int, only_second: int, num_images: int, level: float = 0.95
+) -> tuple[float, float]:
+    """Interval of accuracy(first) − accuracy(second) on the same images: Wald with one discordant
+    image added on either side (Bonett & Price 2012), which holds its level for few discordant images."""
+    count = num_images + 2
+    first, second = (only_first + 1) / count, (only_second + 1) / count
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    half = z * math.sqrt((first + second - (first - second) ** 2) / count)
+    return first - second - half, first - second + half
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's correction: p-values that may each be held against 0.05 (family-wise error rate)."""
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = highest
+    return adjusted
