@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 from hpc_mlp.report.answers import Predictions
 from hpc_mlp.report.confusion import confused_pairs, row_shares
-from hpc_mlp.report.ranking import NUM_BINS, RECALLS, calibrate, rank
+from hpc_mlp.report.ranking import NUM_BINS, RATES, RECALLS, calibrate, rank
 from hpc_mlp.report.weights import MOST_UNITS, weight_tiles
 
 
@@ -29,10 +29,12 @@ def predictions(draw: st.DrawFn) -> Predictions:
     )
 
 
+@pytest.mark.filterwarnings("error")
 @settings(max_examples=150, deadline=None)
 @given(predictions())
 def test_areas_are_scikit_learns(found: Predictions) -> None:
     ranking, truth = rank(found), np.eye(found.probabilities.shape[1])[found.labels]
+    assert ranking.roc.x is RATES and ranking.pr.x is RECALLS
     for k in range(truth.shape[1]):
         if 0 < truth[:, k].sum() < len(truth):
             scores = found.probabilities[:, k]
@@ -53,6 +55,7 @@ def test_areas_are_scikit_learns(found: Predictions) -> None:
         assert np.isfinite(ranking.roc.macro).all() and np.isfinite(ranking.pr.macro).all()
 
 
+@pytest.mark.filterwarnings("error")
 @settings(max_examples=100, deadline=None)
 @given(predictions())
 def test_calibration_by_definition(found: Predictions) -> None:
@@ -68,6 +71,16 @@ def test_calibration_by_definition(found: Predictions) -> None:
         else:
             assert np.isnan(calibration.accuracy[number])
     assert calibration.ece.mean == pytest.approx(gap, abs=1e-12) and calibration.ece.sd is None
+
+
+@pytest.mark.parametrize("confidence, number", [(1.0, NUM_BINS - 1), (0.06, 0)])
+def test_certain_and_clueless_predictions_are_in_the_outer_bins(confidence: float, number: int) -> None:
+    scores = np.full((3, 20), (1 - confidence) / 19, np.float32)
+    scores[:, 4] = confidence
+    calibration = calibrate([Predictions(scores, np.array([4, 4, 0]))])
+    assert calibration.share.tolist() == [float(k == number) for k in range(NUM_BINS)]
+    assert calibration.accuracy[number] == pytest.approx(2 / 3)
+    assert calibration.confidence[number] == pytest.approx(confidence)
 
 
 def test_calibration_agrees_with_scikit_learn_and_pools_seeds() -> None:
