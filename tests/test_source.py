@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 import zipfile
 import zlib
 from pathlib import Path
@@ -19,7 +20,8 @@ from shard_files import random_arrays, write_shards
 from hpc_mlp.cli.data import convert
 from hpc_mlp.data.budget import resident_bytes
 from hpc_mlp.data.manifest import Manifest, Split
-from hpc_mlp.data.shards import decode
+from hpc_mlp.data.png import decode_plain
+from hpc_mlp.data.shards import decode, index_shard
 from hpc_mlp.data.source import load_resident, normaliser
 from hpc_mlp.errors import UserError
 
@@ -78,6 +80,23 @@ def test_png_of_any_filter_decodes_as_pillow_does(
     assert np.array_equal(decode(data, manifest, "here"), expected)
 
 
+@pytest.mark.parametrize("extra", [-1, 1, 1 << 27])
+def test_a_png_with_other_pixels_than_it_says_is_refused(extra: int) -> None:
+    """And one that would inflate to 128 MB is not inflated."""
+    head = (8).to_bytes(4, "big") * 2 + bytes((8, 0, 0, 0, 0))
+    packer = zlib.compressobj(1)
+    rows = packer.compress(bytes(8 * 9 + min(extra, 1))) + b"".join(
+        packer.compress(bytes(1 << 20)) for _ in range(extra >> 20)
+    )
+    chunks = {b"IHDR": head, b"IDAT": rows + packer.flush(), b"IEND": b""}
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(kind, body) for kind, body in chunks.items())
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="more or fewer pixels"):
+        decode_plain(data, 8, 8, 1)
+    assert tracemalloc.get_traced_memory()[1] < 30e6
+    tracemalloc.stop()
+
+
 @pytest.mark.parametrize("encoding", ["png", "jpeg", "npy", "original"])
 def test_what_convert_wrote_comes_back_with_its_statistics(tmp_path: Path, encoding: str) -> None:
     """Also on the photos of `original`, which are resized only now."""
@@ -133,6 +152,16 @@ def test_a_flipped_byte_anywhere_is_refused(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(UserError, match="missing"):
         load_resident(tmp_path, manifest, "train", CPU)
+
+
+@pytest.mark.parametrize("size", [b"-0000001000", b"77777777777", b"zzzzzzzzzzz"])
+def test_a_tar_whose_sizes_lie_is_refused(tmp_path: Path, size: bytes) -> None:
+    """A negative size led back to the same header, again and again."""
+    manifest = write_shards(tmp_path, {"train": random_arrays(4)})
+    data = bytearray((tmp_path / "train-000000.tar").read_bytes())
+    data[124:135] = size
+    with pytest.raises(UserError, match=r"train-000000\.tar cannot be used"):
+        index_shard(bytes(data), manifest.split("train").shards[0], 3)
 
 
 def test_unverified_damage_is_never_a_traceback(tmp_path: Path) -> None:

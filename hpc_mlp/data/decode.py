@@ -70,6 +70,21 @@ def decode_image(data: bytes, spec: ImageSpec) -> Pixels:
         raise RejectError(f"damaged: {str(error) or type(error).__name__}"[:200]) from None
 
 
+def decode_whole(data: bytes, largest: int, max_pixels: int) -> Pixels:
+    """uint8 [H, W, 3] in the image's proportions, at most `largest` high and wide. RejectError as `decode_image`."""
+    try:
+        with _open(data) as image:
+            width, height = image.size
+            turned = _orientation_of(image) >= 5
+    except Exception as error:
+        raise RejectError(f"not an image: {str(error) or type(error).__name__}"[:200]) from None
+    if turned:
+        width, height = height, width
+    scale = min(1.0, largest / max(width, height, 1))
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    return decode_image(data, ImageSpec(*size, 3, max_pixels))
+
+
 def training_pixels(data: bytes, spec: ImageSpec, encoding: str) -> Pixels:
     """The pixels that training sees of this image file on a dataset of `encoding`: uint8 [height, width, channels].
     Only JPEG changes pixels on their way into a shard. RejectError as `decode_image`."""

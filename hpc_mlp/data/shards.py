@@ -73,29 +73,29 @@ class OpenShard:
     """An open shard and its index. Reading is safe from any number of threads."""
 
     def __init__(self, file: IO[bytes], name: str, known: Known) -> None:
-        self._file, self._name, self.known = file, name, known
+        self._file, self.name, self.known = file, name, known
         self._descriptor = file.fileno()
         self.index = known.index
 
     def image(self, row: int, manifest: Manifest) -> Pixels:
         """Decode the `row`-th sample: uint8 [H, W, C]."""
-        return decode(self.encoded(row), manifest, f"image {row} of {self._name}")
+        return decode(self.encoded(row), manifest, f"image {row} of {self.name}")
 
     def encoded(self, row: int) -> bytes:
         """The image file of the `row`-th sample."""
         start, size = int(self.index.offsets[row]), int(self.index.sizes[row])
-        return _read(self._descriptor, start, size, self._name)
+        return _read(self._descriptor, start, size, self.name)
 
     def keys(self) -> list[str]:
         """The samples' names, in tar order."""
-        with _mapped(self._file, self._name) as data:
-            names = [name.partition(".") for name, _, _ in _members(data, self._name)]
+        with _mapped(self._file, self.name) as data:
+            names = [name.partition(".") for name, _, _ in _members(data, self.name)]
         return [key for key, _, suffix in names if suffix.lower() in _SUFFIXES]
 
     def check_unchanged(self) -> None:
         """RunError where somebody has written into the file since it was opened."""
         if _stamp(self._file) != self.known.stamp:
-            raise _changed(self._name)
+            raise _changed(self.name)
 
     def close(self) -> None:
         self._file.close()

@@ -14,7 +14,7 @@ from hpc_mlp import checked
 from hpc_mlp.data import duplicates, rejects
 from hpc_mlp.data.inspection import duplicate_lines
 from hpc_mlp.data.manifest import Manifest
-from hpc_mlp.errors import UserError
+from hpc_mlp.errors import HpcMlpError
 from hpc_mlp.report import confusion, gallery, html
 from hpc_mlp.report.figures import short
 from hpc_mlp.report.html import Html, Picture, Section
@@ -38,7 +38,7 @@ def mistakes_section(material: Material) -> Section:
         shown = (
             _mistakes(material, found, run.name) if found else html.paragraph(f"{run.name} made no mistake.")
         )
-    except UserError as error:
+    except HpcMlpError as error:
         material.missing.append(f"No gallery of mistakes: {error}")
         shown = html.paragraph(f"The images cannot be shown: {error}")
     return Section("mistakes", "Mistakes", shown)
@@ -49,7 +49,7 @@ def _mistakes(material: Material, found: Sequence[gallery.Mistake], run: str) ->
     pictures = [
         Picture(
             item.sample.data_uri(),
-            f"test image {item.sample.key}",
+            f"test image {item.sample.index}",
             Html(
                 f"<b>{html.text(classes[item.predicted])}</b> {100 * item.probability:.1f}&nbsp;%<br>"
                 f"is {html.text(classes[item.sample.label])}<br>"
@@ -154,7 +154,7 @@ def _samples(material: Material, manifest: Manifest, shards: Path) -> Html:
         if samples:
             captions = [short(name, 18) for name in names]
             gallery.image_grid(samples, captions, material.folder, "samples", "Training images")
-    except UserError as error:
+    except HpcMlpError as error:
         material.missing.append(f"No sample images: {error}")
         return Html("")
     return html.join(html.heading("Training images"), html.gallery(pictures, kind="small"))

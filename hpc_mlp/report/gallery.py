@@ -4,104 +4,76 @@ from __future__ import annotations
 
 import base64
 import io
-import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from hpc_mlp.data.manifest import Manifest, Split
+from hpc_mlp.data.archive import RejectError
+from hpc_mlp.data.decode import Pixels, decode_whole
+from hpc_mlp.data.manifest import Manifest
+from hpc_mlp.data.shards import OpenShard, open_shard
 from hpc_mlp.errors import UserError
 from hpc_mlp.report import figures
 from hpc_mlp.report.answers import Predictions
 from hpc_mlp.report.figures import Drawn
 
-MEDIA = {"png": "image/png", "jpg": "image/jpeg", "jpeg": "image/jpeg"}  # a browser shows these as they are
-LARGEST = 160  # pixels; larger images (shards may hold the original files) go into the page reduced
+# A browser shows these as they are.
+MEDIA = {b"\x89PNG": "image/png", b"\xff\xd8": "image/jpeg"}
+# Pixels of a side; larger images (shards may hold the original files) go into the page reduced.
+LARGEST = 160
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image as it lies in a shard. `index` counts the split's samples in shard order."""
+    """One image of a shard. `index` counts the split's samples in shard order; `pixels`: uint8 [H, W, 3], at most
+    `LARGEST` high and wide; `file`: the image file where it has these very pixels, else empty."""
 
     index: int
-    key: str
     label: int
-    data: bytes
-    extension: str
-
-    def image(self) -> Image.Image:
-        """The image in RGB, at most `LARGEST` pixels wide and high. UserError where it cannot be decoded."""
-        try:
-            if self.extension == "npy":
-                array = np.load(io.BytesIO(self.data), allow_pickle=False)
-                image = Image.fromarray(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array)
-            else:
-                image = ImageOps.exif_transpose(Image.open(io.BytesIO(self.data)))
-            image = image.convert("RGB")
-        except (OSError, ValueError, TypeError, Image.DecompressionBombError) as error:
-            raise UserError(f"sample {self.key} cannot be decoded ({error}).") from None
-        image.thumbnail((LARGEST, LARGEST))
-        return image
+    pixels: Pixels
+    file: bytes
 
     def data_uri(self) -> str:
-        """For an `img`: the file's own bytes where they are small and a browser shows them."""
-        media, data = MEDIA.get(self.extension), self.data
-        if media is None or max(Image.open(io.BytesIO(data)).size) > LARGEST:
+        """For an `img`: the file's own bytes where a browser shows them."""
+        data = self.file
+        media = next((media for magic, media in MEDIA.items() if data.startswith(magic)), None)
+        if media is None:
             buffer = io.BytesIO()
-            self.image().save(buffer, "PNG")
+            Image.fromarray(self.pixels).save(buffer, "PNG")
             media, data = "image/png", buffer.getvalue()
         return f"data:{media};base64,{base64.b64encode(data).decode()}"
 
 
-def read_samples(folder: Path, split: Split, wanted: Iterable[int]) -> dict[int, Sample]:
-    """The samples of `split` with these indices; shards without any of them are not opened. UserError where a
-    shard is gone or cannot be read."""
-    indices, found, start = set(wanted), {}, 0
-    for shard in split.shards:
-        here = {index - start for index in indices if start <= index < start + shard.num_images}
+def read_samples(folder: Path, manifest: Manifest, split: str, wanted: Iterable[int]) -> dict[int, Sample]:
+    """The samples of a split with these indices; shards without any of them are not opened. UserError where a
+    shard is gone or not as the manifest says, or an image cannot be decoded."""
+    indices, found, start = sorted(wanted), dict[int, Sample](), 0
+    for shard in manifest.split(split).shards:
+        here = [index for index in indices if start <= index < start + shard.num_images]
         if here:
-            for sample in _shard_samples(folder / shard.name, here, start):
-                found[sample.index] = sample
+            with closing(open_shard(folder, shard, len(manifest.classes), verify=False)) as opened:
+                found |= {index: _sample(opened, manifest, index, index - start) for index in here}
         start += shard.num_images
     return found
 
 
-def _shard_samples(path: Path, wanted: set[int], start: int) -> Iterator[Sample]:
-    """Samples number `wanted` (from 0) of one shard: consecutive members with the same key are one sample."""
-    try:
-        with tarfile.open(path, "r:") as tar:
-            number, key, parts = -1, None, dict[str, bytes]()
-            for member in tar:
-                stem, _, extension = PurePosixPath(member.name).name.partition(".")
-                if not member.isfile():
-                    continue
-                if stem != key:
-                    if parts and key is not None:
-                        yield _sample(path, start + number, key, parts)
-                    number, key, parts = number + 1, stem, {}
-                    if number > max(wanted):
-                        return
-                if number in wanted:
-                    file = tar.extractfile(member)
-                    parts[extension.lower()] = file.read() if file else b""
-            if parts and key is not None:
-                yield _sample(path, start + number, key, parts)
-    except (OSError, tarfile.TarError) as error:
-        raise UserError(f"{path} cannot be read ({error}).") from None
-
-
-def _sample(path: Path, index: int, key: str, parts: dict[str, bytes]) -> Sample:
-    image = next((extension for extension in parts if extension != "cls"), None)
-    try:
-        label = int(parts["cls"])
-    except (KeyError, ValueError):
-        raise UserError(f"{path}: sample {key} has no class.") from None
-    if image is None:
-        raise UserError(f"{path}: sample {key} has no image.")
-    return Sample(index, key, label, parts[image], image)
+def _sample(shard: OpenShard, manifest: Manifest, index: int, row: int) -> Sample:
+    """The `row`-th of the shard. Decoded as for training: a decoder that starts a program gets nothing to see."""
+    file, label = shard.encoded(row), int(shard.index.labels[row])
+    if manifest.encoding == "original":
+        try:
+            return Sample(index, label, decode_whole(file, LARGEST, manifest.max_pixels), b"")
+        except RejectError as error:
+            raise UserError(f"image {row} of {shard.name} cannot be decoded ({error}).") from None
+    pixels = shard.image(row, manifest)
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).convert("RGB")
+    fits = max(image.size) <= LARGEST
+    image.thumbnail((LARGEST, LARGEST))
+    return Sample(index, label, np.asarray(image), file if fits else b"")
 
 
 @dataclass(frozen=True)
@@ -127,7 +99,7 @@ def confident_mistakes(
         )
     wrong = np.flatnonzero(chosen.predicted != chosen.labels)
     order = wrong[np.argsort(-chosen.confidence[wrong], kind="stable")][:most]
-    samples = read_samples(folder, split, order.tolist())
+    samples = read_samples(folder, manifest, "test", order.tolist())
     mistakes = []
     for index in order.tolist():
         sample = samples.get(index)
@@ -150,14 +122,13 @@ def class_samples(folder: Path, manifest: Manifest, each: int, most: int) -> lis
     found: dict[int, list[Sample]] = {label: [] for label in range(num_classes)}
     start = 0
     for shard in split.shards[:4]:
-        for sample in _shard_samples(folder / shard.name, set(range(min(shard.num_images, 2000))), start):
-            if len(found.get(sample.label, range(each))) < each:
-                found[sample.label].append(sample)
-            if all(len(samples) == each for samples in found.values()):
-                break
-        start += shard.num_images
         if all(len(samples) == each for samples in found.values()):
             break
+        with closing(open_shard(folder, shard, len(manifest.classes), verify=False)) as opened:
+            for row, label in enumerate(opened.index.labels.tolist()):
+                if len(found.get(label, range(each))) < each:
+                    found[label].append(_sample(opened, manifest, start + row, row))
+        start += shard.num_images
     return [sample for samples in found.values() for sample in samples]
 
 
@@ -170,11 +141,12 @@ def image_grid(
     axes = figures.new_axes(title, "", "", 1.1 * columns + 0.2, 0.4 + 1.45 * rows)
     for number, (sample, caption) in enumerate(zip(samples, captions, strict=True)):
         row, column = divmod(number, columns)
-        pixels = np.asarray(sample.image())
-        height, width = pixels.shape[:2]
+        height, width = sample.pixels.shape[:2]
         half_w, half_h = 0.46 * width / max(width, height), 0.46 * height / max(width, height)
         x, y = column, 1.35 * row
-        axes.imshow(pixels, extent=(x - half_w, x + half_w, y + half_h, y - half_h), interpolation="none")
+        axes.imshow(
+            sample.pixels, extent=(x - half_w, x + half_w, y + half_h, y - half_h), interpolation="none"
+        )
         axes.text(x, y + 0.5, caption, ha="center", va="top", fontsize=6)
     axes.set(xlim=(-0.55, columns - 0.45), ylim=(1.35 * rows - 0.45, -0.55))
     axes.set_axis_off()

@@ -60,7 +60,7 @@ def gather(summary: Summary, groups: list[Group], folder: Path, shards: Path | N
             raise UserError(
                 "The runs do not say where their shards are: no images and no dataset statistics."
             )
-        material.manifest = Manifest.load(material.shards)
+        material.manifest = Manifest.load(material.shards, "report --data")
         if material.manifest.digest != (run or groups[0].runs[0]).config.dataset.digest:
             material.manifest = None
             raise UserError(f"{material.shards} holds another dataset than the runs were trained on.")
