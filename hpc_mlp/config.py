@@ -126,6 +126,7 @@ class TrainConfig(Section):
     # tf32: on NVIDIA GPUs products and convolutions round their factors to 10 bits; elsewhere it is fp32.
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     checkpoint_every: str = "60 s"
+    keep_checkpoint: bool = False
     label_smoothing: Rate = 0.0
     class_weights: Literal["none", "balanced"] = "none"
     mixup: NonNegative = 0.0
@@ -188,7 +189,7 @@ class Config(Section):
 # Keys that change how a run is carried out, not what comes out of it.
 _OPERATIONAL = {
     "data.mode", "data.memory_fraction", "data.workers",
-    "train.checkpoint_every", "train.max_seconds", "train.trackers",
+    "train.checkpoint_every", "train.keep_checkpoint", "train.max_seconds", "train.trackers",
 }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 RUNS/<name>/config.json        resolved configuration, dataset digest, versions
             metrics.jsonl      one line an epoch; null where a number is not finite
             best.safetensors   the best weights so far
-            last.ckpt          everything needed to go on
+            last.ckpt          everything needed to go on; no longer there when it is complete
             result.json        the run is complete: status, epochs, test metrics
             predictions.npz    test probabilities [N, K] float32 and labels [N] int64
             failed.json        the last attempt failed: error and traceback
@@ -135,6 +135,11 @@ class RunFolder:
         for pattern in (*ours, ".tmp??????"):  # safetensors writes under such a name
             for path in self.path.glob(pattern):
                 path.unlink(missing_ok=True)
+
+    def drop_checkpoint(self) -> None:
+        """Of a complete run: three quarters of its folder, which nobody needs any more."""
+        for name in (LAST, f"{LAST}.new"):
+            (self.path / name).unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Remove the run, so that it is trained anew."""

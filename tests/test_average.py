@@ -46,7 +46,7 @@ def test_every_member_has_its_own_average_or_none() -> None:
 def test_the_average_is_what_is_evaluated_and_saved(
     digits: Path, tmp_path: Path, cli: Cli, ema: float, same: bool
 ) -> None:
-    sets = ["model.hidden=[24]", "train.epochs=1", f"train.ema={ema}"]
+    sets = ["model.hidden=[24]", "train.epochs=1", f"train.ema={ema}", "train.keep_checkpoint=true"]
     options = [word for value in sets for word in ("--set", value)]
     ran = cli("train", digits, "--runs", tmp_path, "--cpu", "--variants", "baseline", *options)
     assert ran.exit_code == 0, ran.output

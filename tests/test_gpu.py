@@ -145,7 +145,7 @@ def test_killed_and_resumed_the_bits_are_the_same(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # With a CNN, since cuDNN has gradients that add up in any order.
-    runs_of = functools.partial(specs, variants=f"{VARIANTS},cnn")
+    runs_of = functools.partial(specs, "train.keep_checkpoint=true", variants=f"{VARIANTS},cnn")
     assert train_specs(digits, runs_of(), tmp_path / "whole") == 0
     on_the_device(tmp_path / "whole")
     for number in (20, 35, 50, 75):

@@ -13,6 +13,7 @@ from interrupted import Guillotine, Killed, tensors, train
 from hpc_mlp.training.checkpoint import Position, load_checkpoints
 
 AT_ONCE = "train.max_seconds=0.000001"  # over after the first step
+KEEP = "train.keep_checkpoint=true"
 
 
 def position(folder: Path) -> Position:
@@ -23,7 +24,7 @@ def position(folder: Path) -> Position:
 
 def test_over_within_its_first_epoch_a_run_has_a_result(digits: Path, tmp_path: Path, cli: Cli) -> None:
     ran = cli("train", digits, "--runs", tmp_path, "--cpu", "--variants", "baseline",
-              "--set", AT_ONCE, "--set", "train.epochs=50")  # fmt: skip
+              "--set", AT_ONCE, "--set", "train.epochs=50", "--set", KEEP)  # fmt: skip
     folder = tmp_path / "baseline-s0"
     outcome, (line,) = result(folder), metrics(folder)
     assert ran.exit_code == 0 and "done" in ran.stdout and "out of time" in ran.stderr
@@ -38,8 +39,8 @@ def test_over_within_its_first_epoch_a_run_has_a_result(digits: Path, tmp_path: 
 
 
 def test_the_others_of_the_bank_go_on_with_the_epoch(digits: Path, tmp_path: Path) -> None:
-    assert train(digits, tmp_path / "both", f"{AT_ONCE},1000000", variants="dropout_batchnorm") == 0
-    assert train(digits, tmp_path / "alone", variants="dropout_batchnorm") == 0
+    assert train(digits, tmp_path / "both", f"{AT_ONCE},1000000", KEEP, variants="dropout_batchnorm") == 0
+    assert train(digits, tmp_path / "alone", KEEP, variants="dropout_batchnorm") == 0
     short = tmp_path / "both" / "dropout_batchnorm-s0-train.max_seconds=1e-06"
     long = tmp_path / "both" / "dropout_batchnorm-s0-train.max_seconds=1000000"
     alone = tmp_path / "alone" / "dropout_batchnorm-s0"
@@ -69,7 +70,7 @@ def test_the_time_of_earlier_sessions_counts(
     assert position(folder) == (1, 7)
     (checkpoint,) = load_checkpoints([folder]) or []
     spent = checkpoint.state["seconds"]
-    assert train(digits, tmp_path, f"train.max_seconds={spent}", variants="baseline") == 0
+    assert train(digits, tmp_path, f"train.max_seconds={spent}", KEEP, variants="baseline") == 0
     outcome = result(folder)
     assert calls == 31 and position(folder) == (1, 8)
     assert outcome["stopped"] == "max_seconds" and outcome["epochs_run"] == 2
@@ -80,7 +81,7 @@ def test_the_time_of_earlier_sessions_counts(
 def test_killed_while_it_ends(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut off before and after each of the renames: checkpoint, best weights, metrics, predictions, result."""
     name = "baseline-s0"
-    settings = (AT_ONCE, "train.checkpoint_every=60 s")
+    settings = (AT_ONCE, KEEP, "train.checkpoint_every=60 s")
     assert train(digits, tmp_path / "whole", *settings, variants="baseline") == 0
     whole = tmp_path / "whole" / name
     for number in range(2, 8):  # the first one is config.json
@@ -101,7 +102,7 @@ def test_killed_while_it_ends(digits: Path, tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.slow
 def test_processes_that_split_batches_stop_at_the_same_step(digits: Path, tmp_path: Path) -> None:
     done = run_process(command("train", digits, "--runs", tmp_path, "--cpu", "--variants", "baseline",
-                               "--processes", 2, "--parallel", "data", "--set", AT_ONCE))  # fmt: skip
+                               "--processes", 2, "--parallel", "data", "--set", AT_ONCE, "--set", KEEP))  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert result(tmp_path / "baseline-s0")["stopped"] == "max_seconds"
     assert position(tmp_path / "baseline-s0") == (0, 8)  # they agree every eight steps

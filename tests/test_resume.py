@@ -98,6 +98,41 @@ def test_saving_by_the_clock_gives_the_same(digits: Path, undisturbed: Path, tmp
     check_equal(tmp_path, undisturbed)
 
 
+# Batches of 64: 23 steps an epoch. So high a rate that the best epoch is an early one, kept in memory when it ends, and
+# in the checkpoint of a later one.
+RARELY = ("train.checkpoint_every=50 steps", "optim.lr=0.3", "train.epochs=6", "train.early_stopping=false")
+
+
+@pytest.mark.parametrize("numbers", [range(4, 40, 9), pytest.param(range(1, 40), marks=pytest.mark.slow)])
+def test_killed_between_rare_checkpoints(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbers: range
+) -> None:
+    """At each rename: of checkpoints every second epoch, best weights, metrics, predictions, results."""
+    assert train(digits, tmp_path / "whole", *RARELY) == 0
+    best = {result(run)["best_epoch"] for run in (tmp_path / "whole").iterdir()}
+    assert best != {6}
+    for number in numbers:
+        runs = tmp_path / f"{number}"
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", Guillotine(os.replace, number, after=number % 2 == 1))
+            with contextlib.suppress(Killed):
+                train(digits, runs, *RARELY)
+        assert train(digits, runs, *RARELY) == 0
+        check_equal(runs, tmp_path / "whole")
+
+
+def test_a_short_training_writes_no_checkpoint(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is ever resumed from it; on photographs they took a sixth of the training."""
+    written = []
+    monkeypatch.setattr(
+        "hpc_mlp.training.engine.save_checkpoints", lambda *arguments: written.append(arguments)
+    )
+    assert train(digits, tmp_path, "train.checkpoint_every=60 s") == 0
+    assert not written and not list(tmp_path.glob("*/last.ckpt*"))
+
+
 def test_a_truncated_checkpoint_is_as_good_as_absent(
     digits: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,14 +167,15 @@ def test_a_resumed_run_keeps_the_mode_that_auto_chose(
     from hpc_mlp.data import source
 
     free = source.free_memory
+    two_epochs = ("train.epochs=2", "train.keep_checkpoint=true")  # which tells the mode
     with monkeypatch.context() as patch:
         patch.setattr(source, "free_memory", lambda device: 1000)
-        assert train(digits, tmp_path / "undisturbed", "train.epochs=2") == 0
+        assert train(digits, tmp_path / "undisturbed", *two_epochs) == 0
         patch.setattr(os, "replace", Guillotine(os.replace, 40, after=False))
         with pytest.raises(Killed):
-            train(digits, tmp_path / "runs", "train.epochs=2")
+            train(digits, tmp_path / "runs", *two_epochs)
     assert source.free_memory is free
-    assert train(digits, tmp_path / "runs", "train.epochs=2", seeds="0-1") == 0
+    assert train(digits, tmp_path / "runs", *two_epochs, seeds="0-1") == 0
     check_equal(tmp_path / "runs", tmp_path / "undisturbed")
     new = [data_mode(tmp_path / "runs" / f"{variant}-s1") for variant in VARIANTS.split(",")]
     assert new == ["streaming", "streaming"]  # they joined: no images are loaded twice

@@ -39,7 +39,7 @@ def test_run_folders_hold_what_the_contract_says(bank: Path) -> None:
     for variant in FOUR:
         folder = bank / f"{variant}-s0"
         assert sorted(path.name for path in folder.iterdir()) == [
-            "best.safetensors", "config.json", "last.ckpt", "metrics.jsonl", "predictions.npz", "result.json"
+            "best.safetensors", "config.json", "metrics.jsonl", "predictions.npz", "result.json"
         ]  # fmt: skip
         assert list(metrics(folder)[0]) == [
             "epoch", "train_loss", "val_loss", "val_accuracy", "learning_rate", "images_per_second", "seconds",

@@ -29,7 +29,8 @@ Position = tuple[int, int]  # finished epochs, finished steps of the next one
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`tensors`: "model/…", "first/…", "second/…", "average/…" and "loss_sum"; `state`: the member's JSON state."""
+    """`tensors`: "model/…", "first/…", "second/…", "average/…", "loss_sum", and "best/…" where the best weights are
+    older ones; `state`: the member's JSON state."""
 
     position: Position
     state: dict[str, Any]
@@ -143,6 +144,12 @@ def save_best(
     folder: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, Any], guard: Guard = lambda: None
 ) -> None:
     save_tensors(folder / BEST, weights, metadata, guard)
+
+
+def best_epoch(folder: Path) -> int | None:
+    """The epoch of the weights in best.safetensors; None where it cannot be told."""
+    metadata = _metadata(folder / BEST)
+    return None if metadata is None else metadata.get("epoch")
 
 
 def load_best(folder: Path) -> dict[str, Tensor]:

@@ -17,17 +17,19 @@ from hpc_mlp.processes import Processes
 from hpc_mlp.training import failure, stop
 from hpc_mlp.training.checkpoint import (
     Checkpoint,
+    best_epoch,
+    load_best,
     load_checkpoints,
     save_best,
     save_checkpoints,
     settle_checkpoints,
 )
 from hpc_mlp.training.feeder import Feeder, StepBatch, num_steps
-from hpc_mlp.training.finish import write_result
+from hpc_mlp.training.finish import FinishedRun, write_result
 from hpc_mlp.training.members import Member
 from hpc_mlp.training.metrics import Tally
 from hpc_mlp.training.progress import View
-from hpc_mlp.training.state import BankState, best_weights
+from hpc_mlp.training.state import BankState, best_weights, part
 from hpc_mlp.training.step import set_precision
 from hpc_mlp.training.trackers import Trackers
 
@@ -59,7 +61,9 @@ class BankTrainer:
         self.epoch = self.step = 0  # finished epochs; finished steps of the next one
         self.steps_per_epoch = num_steps(feeder.num_images, self.train_config.batch_size)
         self.save_seconds, self.save_steps = parse_interval(self.train_config.checkpoint_every)
-        self.saved_at = time.monotonic()
+        self.saved_at, self.saved_count = time.monotonic(), 0
+        # Run's name → weights of its best epoch on the CPU, where they are newer than best.safetensors.
+        self.unsaved: dict[str, dict[str, Tensor]] = {}
         self.waited = feeder.wait_seconds
         self.trackers = {
             member.spec.name: Trackers(member.spec, member.folder) for member in members if processes.lead
@@ -91,14 +95,16 @@ class BankTrainer:
         for member, checkpoint in zip(self.members, checkpoints, strict=True):
             member.restore(checkpoint.state)
             if self.processes.lead:
-                if member.best_epoch and member.best_epoch == self.epoch + (self.step > 0):
-                    self._save_best(member, checkpoint.tensors)  # a kill may have come before it was
+                best = self._best_in(member, checkpoint.tensors)
+                if best and best_epoch(member.folder.path) != member.best_epoch:
+                    self._save_best(member, best)
                 member.folder.write_metrics(member.history)
         self.processes.wait()
         if self.processes.lead:
             settle_checkpoints([member.folder.path for member in self.members], checkpoints[0].position)
         self._build([checkpoint.tensors for checkpoint in checkpoints])
         self.state.restore_losses(torch.stack([c.tensors["loss_sum"] for c in checkpoints], 1))
+        self.saved_count = self._count
         self.view.note(f"resuming after epoch {self.epoch}, step {self.step}")
 
     def _build(self, tensors: Sequence[dict[str, Tensor]] | None) -> None:
@@ -113,20 +119,39 @@ class BankTrainer:
         return self.epoch * self.steps_per_epoch + self.step
 
     def _save(self) -> None:
+        """Checkpoints of all members, and the files of best weights that are newer than those on disk."""
         losses = self.state.loss_table()
         if self.processes.lead:
-            checkpoints = [
-                Checkpoint((self.epoch, self.step), member.state(), tensors | {"loss_sum": losses[:, i]})
-                for i, (member, tensors) in enumerate(
-                    zip(self.members, self.state.member_tensors(), strict=True)
-                )
-            ]
+            checkpoints = []
+            for i, tensors in enumerate(self.state.member_tensors()):
+                member = self.members[i]
+                held = tensors | self._best_beside(member) | {"loss_sum": losses[:, i]}
+                checkpoints.append(Checkpoint((self.epoch, self.step), member.state(), held))
             save_checkpoints([member.folder.path for member in self.members], checkpoints, self.guard)
-        self.saved_at = time.monotonic()
+            for member in self.members:
+                if member.spec.name in self.unsaved:
+                    self._save_best(member, self.unsaved.pop(member.spec.name))
+        self.saved_at, self.saved_count = time.monotonic(), self._count
 
-    def _save_best(self, member: Member, tensors: dict[str, Tensor]) -> None:
+    def _is_best(self, member: Member) -> bool:
+        """Whether the weights of the present position are the member's best."""
+        return 0 < member.best_epoch == self.epoch + (self.step > 0)
+
+    def _best_beside(self, member: Member) -> dict[str, Tensor]:
+        """The best weights for the checkpoint, where they are not the present ones: so that it never depends on a file
+        that is newer, or was not written any more."""
+        if not member.best_epoch or self._is_best(member):
+            return {}
+        best = self.unsaved.get(member.spec.name) or load_best(member.folder.path)
+        return {f"best/{key}": tensor for key, tensor in best.items()}
+
+    def _best_in(self, member: Member, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The best weights in a checkpoint; {} where there are none yet."""
+        return best_weights(member.spec, tensors) if self._is_best(member) else part(tensors, "best/")
+
+    def _save_best(self, member: Member, weights: dict[str, Tensor]) -> None:
         about = {"epoch": member.best_epoch, "name": member.spec.name}
-        save_best(member.folder.path, best_weights(member.spec, tensors), about, self.guard)
+        save_best(member.folder.path, weights, about, self.guard)
 
     # ---- an epoch
 
@@ -142,11 +167,10 @@ class BankTrainer:
             if state.average.pairs:
                 state.average.update(self._count)
             self.view.step(self.epoch, self.step, self.steps_per_epoch, batch.place.batch_size)
-            stopping, due = False, self.save_steps is not None and self.step % self.save_steps == 0
-            late = False
+            stopping, due, late = False, self._steps_due(), False
             if self.processes.alone or self.step % AGREE_EVERY == 0:
                 stopping = self._agreed(stop.stop_reason() is not None)
-                due |= self._agreed(self._due())
+                due |= self._agreed(self._time_due())
                 late = left < math.inf and self._agreed(self._has_passed(started + left))
             if stopping or due:
                 self._clock(started, before)
@@ -177,7 +201,10 @@ class BankTrainer:
         """Whether the flag is set on any of the processes, which must stop and save at the same step."""
         return self.processes.any(flag, self.device)
 
-    def _due(self) -> bool:
+    def _steps_due(self) -> bool:
+        return self.save_steps is not None and self._count - self.saved_count >= self.save_steps
+
+    def _time_due(self) -> bool:
         return self.save_seconds is not None and time.monotonic() - self.saved_at >= self.save_seconds
 
     def _has_passed(self, moment: float) -> bool:
@@ -212,9 +239,8 @@ class BankTrainer:
         return stop.unless_stopped(batches) if self.processes.alone else batches
 
     def _finish_epoch(self) -> None:
-        """Validation, bookkeeping, checkpoint, in the order that makes a kill at any moment harmless. After the last
-        step this is for all members, before it for those whose time is up: what they have trained is an epoch too.
-        """
+        """Validation, bookkeeping, and a checkpoint where one is due. After the last step this is for all members,
+        before it for those whose time is up: what they have trained is an epoch too."""
         whole = self.step == self.steps_per_epoch
         images = self.feeder.num_images if whole else self.step * self.train_config.batch_size
         rates = dict(zip(self.state.optimizer.recipes, self.state.rates(self._count - 1), strict=True))
@@ -246,16 +272,20 @@ class BankTrainer:
         if whole:
             self.epoch, self.step = self.epoch + 1, 0
             self.state.clear_losses()
-        self._save()
         if self.processes.lead:
             tensors = self.state.member_tensors()
             for i, better in improved.items():
                 member = self.members[i]
                 if better:
-                    self._save_best(member, tensors[i])
+                    best = best_weights(member.spec, tensors[i])
+                    self.unsaved[member.spec.name] = {
+                        key: tensor.detach().to("cpu", copy=True) for key, tensor in best.items()
+                    }
                 self.guard()
                 member.folder.write_metrics(member.history)
                 self.trackers[member.spec.name].log(member.history[-1])
+        if self._steps_due() | self._agreed(self._time_due()):
+            self._save()
         self.view.epoch([self.members[i] for i in improved])
 
     # ---- the end of a run
@@ -264,6 +294,10 @@ class BankTrainer:
         """Members that have stopped get their result and leave the bank."""
         if not any(member.stopped for member in self.members):
             return
+        if self._count > self.saved_count and any(
+            member.stopped and member.spec.config.train.keep_checkpoint for member in self.members
+        ):
+            self._save()
         kept, losses = self.state.member_tensors(), self.state.loss_table()
         for member, parameters in zip(self.members, self.state.bank.num_parameters, strict=True):
             if member.stopped:
@@ -281,7 +315,10 @@ class BankTrainer:
         if self.processes.lead:
             batches = self._batches("test", Processes())
             try:
-                accuracy = write_result(member, self.feeder, batches, parameters, self.bank_size, self.guard)
+                result = FinishedRun(
+                    member, parameters, self.bank_size, self.unsaved.pop(member.spec.name, None)
+                )
+                accuracy = write_result(result, self.feeder, batches, self.guard)
             except (HpcMlpError, OSError):
                 raise
             except Exception as error:

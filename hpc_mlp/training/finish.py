@@ -4,40 +4,53 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
 from hpc_mlp.models.registry import build_module
 from hpc_mlp.runs import PREDICTIONS, write_bytes
-from hpc_mlp.training.checkpoint import Guard, load_best
+from hpc_mlp.training.checkpoint import Guard, load_best, save_best
 from hpc_mlp.training.evaluate import evaluate
 from hpc_mlp.training.feeder import Feeder
 from hpc_mlp.training.members import Member
 
 
+@dataclass(frozen=True)
+class FinishedRun:
+    """`best`: the weights of its best epoch, where they are newer than best.safetensors."""
+
+    member: Member
+    num_parameters: int
+    bank_size: int
+    best: dict[str, Tensor] | None
+
+
 def write_result(
-    member: Member,
-    feeder: Feeder,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    num_parameters: int,
-    bank_size: int,
-    guard: Guard,
+    run: FinishedRun, feeder: Feeder, batches: Iterable[tuple[Tensor, Tensor]], guard: Guard
 ) -> float | None:
     """→ test accuracy; None where the run diverged before its first epoch ended. `batches`: the test split's images
-    and labels, looked at where there are weights to look with. `guard` is asked before each file."""
-    manifest, spec, test = feeder.manifest, member.spec, None
+    and labels, looked at where there are weights to look with. `guard` is asked before each file.
+
+    best.safetensors is written right before result.json, and then the checkpoint has done its part: it is removed,
+    unless `train.keep_checkpoint`."""
+    member, manifest, test = run.member, feeder.manifest, None
+    spec, folder = member.spec, member.folder
     if member.best_epoch:
         shape = (manifest.channels, *manifest.image_size)
         module = build_module(spec.config.model, shape, len(manifest.classes), spec.seed)
-        module.load_state_dict(load_best(member.folder.path))
+        module.load_state_dict(run.best or load_best(folder.path))
         metrics, probabilities, labels = evaluate(module.to(feeder.device), batches, feeder.device)
         test = metrics.as_json(manifest.classes)
         buffer = io.BytesIO()
         np.savez(buffer, probabilities=probabilities, labels=labels)
         guard()
-        write_bytes(member.folder.path / PREDICTIONS, buffer.getvalue())
-    result = member.result(test, num_parameters, str(feeder.device), bank_size)
+        write_bytes(folder.path / PREDICTIONS, buffer.getvalue())
+    if run.best:
+        save_best(folder.path, run.best, {"epoch": member.best_epoch, "name": spec.name}, guard)
     guard()
-    member.folder.write_result(result)
+    folder.write_result(member.result(test, run.num_parameters, str(feeder.device), run.bank_size))
+    if not spec.config.train.keep_checkpoint:
+        folder.drop_checkpoint()
     return test["accuracy"] if test else None

@@ -106,7 +106,11 @@ def unfinished(job: Job, device: torch.device) -> list[RunSpec]:
 
 
 def prepare(job: Job, todo: Sequence[RunSpec], device: torch.device, overwrite: bool) -> None:
-    """Make the run folders of `todo`."""
+    """Make the run folders of `todo`; remove what a kill left in those that are complete."""
+    unfinished_names = {spec.name for spec in todo}
+    for spec in job.specs:
+        if spec.name not in unfinished_names and not spec.config.train.keep_checkpoint:
+            job.folder(spec).drop_checkpoint()
     for spec in todo:
         folder = job.folder(spec)
         if overwrite:
