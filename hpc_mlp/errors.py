@@ -12,7 +12,8 @@ Our own bugs are `assert`s and other built-in exceptions; they keep their traceb
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from hpc_mlp.texts import printable
 
@@ -50,6 +51,17 @@ class LeaseLostError(RunError):
 
 class HpcMlpWarning(_Shown, UserWarning):
     """Something a user should know that does not stop the work."""
+
+
+@contextmanager
+def naming(path: object) -> Iterator[None]:
+    """An OSError within that does not say of which file (writing to a full disk) is one of `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def unknown_name(what: str, name: str, right: Iterable[str]) -> UserError:

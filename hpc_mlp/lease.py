@@ -32,7 +32,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from hpc_mlp.errors import LeaseLostError, RunError
+from hpc_mlp.errors import LeaseLostError, RunError, naming
 from hpc_mlp.liveness import Process, age, is_alive, is_dead, on_this_machine, this_process
 from hpc_mlp.texts import printable
 
@@ -164,8 +164,9 @@ class Lease:
         temporary = self.path.with_name(f".{LEASE}.{uuid.uuid4().hex}")
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         try:
-            os.pwrite(fd, self._content(), 0)
-            os.fsync(fd)
+            with naming(self.path):
+                os.pwrite(fd, self._content(), 0)
+                os.fsync(fd)
             if _give_name(temporary, self.path):
                 self._fd = fd
                 return True

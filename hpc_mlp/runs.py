@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
 from hpc_mlp.checked import damaged, parse, read, read_bytes
-from hpc_mlp.errors import DamagedError, RunError, UserError
+from hpc_mlp.errors import DamagedError, RunError, UserError, naming
 from hpc_mlp.plugins import FOLDER as PLUGINS
 from hpc_mlp.plugins import Plugin
 from hpc_mlp.runfiles import UNKNOWN, EpochLine, Failed, Result, RunConfig, TestMetrics
@@ -48,7 +48,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(fd, "wb") as file:
+        with naming(path), os.fdopen(fd, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

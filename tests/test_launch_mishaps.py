@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -194,3 +197,107 @@ def test_mtimes_in_whole_seconds_do_not_hide_a_failure(fake: Path, tmp_path: Pat
     lines = (fake / "queue").read_text().replace("PENDING", "FAILED")
     (fake / "queue").write_text(lines)
     assert by_variant(tmp_path)["baseline"].detail == "ValueError: boom"
+
+
+# -- full and read-only disks
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of 400 KB."""
+    (tmp_path / "disk").mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=400k", "none", tmp_path / "disk"], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("may not mount a file system")
+    yield tmp_path / "disk"
+    subprocess.run(["umount", "-l", tmp_path / "disk"], check=True)
+
+
+def fill(disk: Path) -> None:
+    with (disk / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+def check_one_sentence(result: Result, *, code: int, told: str) -> None:
+    assert isinstance(result.exception, SystemExit) and result.exit_code == code
+    assert told in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_a_full_disk_is_one_sentence(small_disk: Path, digits: Path) -> None:
+    runs = small_disk / "runs"
+    assert send(runs, variants="baseline") is not None
+    fill(small_disk)
+    options = ("--cluster", "slurm", "--variants", "dropout")
+    check_one_sentence(
+        run("submit", digits, "--runs", runs, *options), code=2, told="No space left on device"
+    )
+    assert run("status", runs).exit_code == 0
+    assert "Cancelled 1 jobs" in run("cancel", runs).stdout
+    train = ("train", digits, "--cpu", "--processes", "1", "--variants", "dropout", "--runs", runs)
+    result = run(*train)
+    assert isinstance(result.exception, SystemExit) and "Traceback" not in result.stderr
+    assert "No space left on device" in result.stderr
+    (small_disk / "filler").unlink()
+    assert len(list_submissions(runs)) == 1  # nothing half-made
+    assert run(*train, "--set", "model.hidden=[8]", "--set", "train.epochs=1", "--overwrite").exit_code == 0
+
+
+def test_a_disk_that_fills_up_in_mid_training_is_one_sentence(small_disk: Path, digits: Path) -> None:
+    """Neither the checkpoint nor failed.json can be written."""
+    from hpc_mlp.training import checkpoint
+
+    train = ("train", digits, "--cpu", "--processes", "1", "--variants", "baseline", "--runs", small_disk / "runs",
+             "--set", "model.hidden=[8]", "--set", "train.epochs=2")  # fmt: skip
+    original = checkpoint.save_tensors
+
+    def filling(*arguments: object) -> None:
+        fill(small_disk)
+        original(*arguments)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save_tensors", filling)
+        result = run(*train)
+    assert result.exit_code == 1 and "Traceback" not in result.stderr
+    assert "failed.json could not be written" in result.stderr and "No space left" in result.stderr
+    (small_disk / "filler").unlink()
+    assert run(*train).exit_code == 0
+
+
+def test_a_read_only_folder_is_one_sentence(small_disk: Path, digits: Path) -> None:
+    assert send(small_disk / "runs", variants="baseline") is not None
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    told = "Read-only file system"
+    for verb in ("submit", "train"):
+        words = ("--cluster", "slurm") if verb == "submit" else ("--cpu", "--processes", "1")
+        result = run(verb, digits, "--runs", small_disk / "runs", "--variants", "dropout", *words)
+        check_one_sentence(result, code=2, told=told)
+    assert run("status", small_disk / "runs").exit_code == 0
+    check_one_sentence(run("cancel", small_disk / "runs"), code=2, told=told)
+
+
+# -- a submission that is refused
+
+
+def test_what_slurm_refuses_is_said_once_and_leaves_nothing(
+    tmp_path: Path, digits: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    result = run("submit", digits, "--runs", tmp_path / "runs", "--cluster", "slurm", "--variants", "baseline",
+                 "--set", "launch.partition=nowhere")  # fmt: skip
+    said = result.stderr + capfd.readouterr().err
+    assert result.exit_code == 1 and said.count("invalid partition specified: nowhere") == 1
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "runs").mkdir()  # what was there stays
+    run(
+        "submit",
+        digits,
+        "--runs",
+        tmp_path / "runs",
+        "--cluster",
+        "slurm",
+        "--set",
+        "launch.partition=nowhere",
+    )
+    assert list((tmp_path / "runs").iterdir()) == []

@@ -20,11 +20,13 @@ from hpc_mlp.config import LaunchConfig
 from hpc_mlp.errors import RunError
 from hpc_mlp.launch.environment import local_environment
 from hpc_mlp.launch.job_info import JobInfo
-from hpc_mlp.launch.records import Start, Submission, read_submission
+from hpc_mlp.launch.records import Submission, read_submission
+from hpc_mlp.launch.shapes import Start
 from hpc_mlp.launch.slots import Slot, lock_folder, make_slots, release
 from hpc_mlp.launch.spawn import GRACE_SECONDS, how_it_ended
 from hpc_mlp.lease import Lease, is_held
 from hpc_mlp.liveness import is_alive, send_signal
+from hpc_mlp.terminal import say
 
 _POLL = 0.1
 # For the checkpoint after SIGTERM, before SIGKILL: a little more than its own processes get from it.
@@ -32,20 +34,22 @@ _GRACE_SECONDS = GRACE_SECONDS + 3.0
 
 
 def start(submission: Submission) -> dict[int, str]:
-    """Start the queue, detached from this shell. Returns pack index → job id."""
+    """Start the queue, detached from this shell. Returns pack index → job id, which the record has by then."""
+    name = submission.id.rpartition("-")[2]
+    job_ids = {pack.index: f"{name}_{pack.index}" for pack in submission.packs}
+    submission.with_jobs(job_ids).save()
     with (submission.logs / "queue.log").open("ab") as log:
-        subprocess.Popen(
+        queue = subprocess.Popen(
             [sys.executable, "-m", "hpc_mlp.launch.local", str(submission.folder)],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/",
             env=local_environment(),
         )  # fmt: skip
     deadline = time.monotonic() + 60
     while not (submission.folder / "queue.pid").exists():
-        if time.monotonic() > deadline:
+        if queue.poll() is not None or time.monotonic() > deadline:
             raise RunError(f"the queue did not start: see {submission.logs / 'queue.log'}")
         time.sleep(0.02)
-    name = submission.id.rpartition("-")[2]
-    return {pack.index: f"{name}_{pack.index}" for pack in submission.packs}
+    return job_ids
 
 
 # -- the queue
@@ -175,8 +179,16 @@ def _job(submission: Submission, index: int) -> Job:
         command=[sys.executable, "-u", "-m", "hpc_mlp.launch.job", str(submission.folder), str(index)],
         log=log_path(submission, index),
         wanted=lambda: not cancelled.exists(),
-        ended=lambda code: submission.write_end(index, code),
+        ended=lambda code: _write_end(submission, index, code),
     )
+
+
+def _write_end(submission: Submission, index: int, code: int) -> None:
+    """A full disk must not take the queue from those that wait: what has ended is seen from its process, too."""
+    try:
+        submission.write_end(index, code)
+    except OSError as error:
+        say(f"{submission.packs[index].name}: {how_it_ended(code)}; {error}", err=True)
 
 
 def log_path(submission: Submission, index: int) -> Path:

@@ -17,6 +17,7 @@ import getpass
 import os
 import re
 import shlex
+import shutil
 import socket
 import sys
 import time
@@ -25,86 +26,24 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from hpc_mlp.checked import Record, damaged, read
 from hpc_mlp.data.remote import Place, is_url, shards_place
 from hpc_mlp.errors import HpcMlpError, RunError
 from hpc_mlp.launch.packs import Pack
-from hpc_mlp.liveness import Process
+from hpc_mlp.launch.shapes import End, PackRecord, PlannedRun, PlanRecord, Start
 from hpc_mlp.plan import RunSpec
-from hpc_mlp.plugins import PluginRecord, read_plugin, stored_plugin
+from hpc_mlp.plugins import read_plugin, stored_plugin
 from hpc_mlp.runs import write_bytes, write_json, write_plugins
-from hpc_mlp.settings import build_config
 
 FOLDER, RECORD, PLAN = ".launch", "submission.json", "plan.json"
 ENTRY = "hpc_mlp.training.session:train_specs"
 
 Cluster = Literal["slurm", "local"]
 Parallel = Literal["auto", "members", "data"]
-
-
-def _one_name(name: str) -> str:
-    if "/" in name or "\0" in name or name in ("", ".", ".."):
-        raise ValueError(f"{name!r} names no run folder")
-    return name
-
-
-RunName = Annotated[str, AfterValidator(_one_name)]  # of a folder directly below RUNS
-_JOB_ID = r"^[0-9A-Za-z]+(_[0-9]+)?$"
-
-
-class PlannedRun(Record):
-    """A run as the submission names it."""
-
-    name: RunName
-    variant: str
-    seed: int
-    epochs: int
-
-
-class FullRun(Record):
-    """A run as the job reads it."""
-
-    name: RunName
-    variant: str
-    seed: int
-    swept: dict[str, Any]
-    config: dict[str, Any]
-    plugins: list[PluginRecord] = Field(default_factory=list)
-    pretrained_sha256: str | None = None
-
-    def spec(self) -> RunSpec:
-        """Without its plugins."""
-        config = build_config(self.config)
-        return RunSpec(self.name, self.variant, self.seed, config, self.swept, (), self.pretrained_sha256)
-
-
-class PlanRecord(Record):
-    packs: list[list[FullRun]]
-
-
-class PackRecord(Record):
-    index: int
-    name: str
-    runs: list[PlannedRun] = Field(min_length=1)
-    job_id: str | None = Field(default=None, pattern=_JOB_ID)  # None: not (yet) handed over to the cluster
-
-
-class Start(Process):
-    """Where and when a pack was started. `damaged`: why nothing is known of it."""
-
-    job: str = ""
-    time: float = 0.0
-    devices: str = ""
-    damaged: str = ""
-
-
-class End(Record):
-    code: int
-    time: float = 0.0
 
 
 class Submission(Record):
@@ -214,10 +153,6 @@ def new_submission(
     identity = f"{now}-{uuid.uuid4().hex[:6]}"
     folder = (runs / FOLDER / identity).resolve()
     folder.mkdir(parents=True)
-    for name in ("logs", "started", "ended", "cancelled"):
-        (folder / name).mkdir()
-    write_plugins(folder, (plugin for pack in packs for spec in pack.specs for plugin in spec.plugins))
-    write_json(folder / PLAN, {"packs": [[_run(spec) for spec in pack.specs] for pack in packs]})
     submission = Submission(
         id=identity,
         cluster=cluster,
@@ -230,7 +165,15 @@ def new_submission(
         folder=folder,
         **options,
     )
-    submission.save()
+    try:
+        for name in ("logs", "started", "ended", "cancelled"):
+            (folder / name).mkdir()
+        write_plugins(folder, (plugin for pack in packs for spec in pack.specs for plugin in spec.plugins))
+        write_json(folder / PLAN, {"packs": [[_run(spec) for spec in pack.specs] for pack in packs]})
+        submission.save()
+    except BaseException:  # a full disk: as if it had never been tried
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return submission
 
 

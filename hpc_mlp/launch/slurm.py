@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import shlex
 import shutil
 import subprocess
@@ -137,16 +139,22 @@ def submit(submission: Submission, launch: LaunchConfig) -> dict[int, str]:
         executor = SlurmExecutor(submission.logs, max_num_timeout=launch.max_requeues, python=_python(launch))
         executor.update_parameters(job_name=submission.job_name, **options)
         try:
-            with executor.batch():
+            # submitit prints what sbatch says and raises it as well.
+            with contextlib.redirect_stderr(io.StringIO()), executor.batch():
                 jobs = [executor.submit(PackJob(str(submission.folder), pack.index)) for pack in chunk]
         except BaseException as error:
             # by name: sbatch may also fail, or be interrupted, after the jobs have got into the queue
-            call("scancel", f"--name={submission.job_name}")
+            withdraw(submission)
             if isinstance(error, FailedJobError | FailedSubmissionError | OSError):
                 raise RunError(_refused(error)) from None
             raise
         job_ids |= {pack.index: job.job_id for pack, job in zip(chunk, jobs, strict=True)}
     return job_ids
+
+
+def withdraw(submission: Submission) -> None:
+    """Take all jobs of the submission out of the queue, also those whose ids nobody has."""
+    call("scancel", f"--name={submission.job_name}")
 
 
 def _refused(error: Exception) -> str:

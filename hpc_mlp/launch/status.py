@@ -8,7 +8,8 @@ from pathlib import Path
 from hpc_mlp.errors import UserError
 from hpc_mlp.launch import local, slurm
 from hpc_mlp.launch.job_info import UNKNOWN, JobInfo
-from hpc_mlp.launch.records import FOLDER, PLAN, PackRecord, PlannedRun, Start, Submission, read_submissions
+from hpc_mlp.launch.records import FOLDER, PLAN, Submission, read_submissions
+from hpc_mlp.launch.shapes import PackRecord, PlannedRun, Start
 from hpc_mlp.lease import is_held, read_owner
 from hpc_mlp.live.beat import with_beat
 from hpc_mlp.live.rows import COMPLETE, RunRow, of_run

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,7 @@ def submit(
         raise UserError("--cluster local has one machine: leave out --nodes, or take --cluster slurm.")
     else:
         make_slots(launch, slots, bool(options.get("cpu")))  # refuses what cannot be
-    with Lease(runs / FOLDER, wait=600, claim=""):
+    with _taking_turns(runs):
         plan = make_plan(specs, runs, digest, per_job, overwrite)
         if not plan.packs:
             return None, plan
@@ -148,14 +149,38 @@ def submit(
             runs, cluster, shards, plan.packs, launch=launch.model_dump(mode="json"), slots=slots, **options
         )
         try:
-            job_ids = slurm.submit(submission, launch) if cluster == "slurm" else local.start(submission)
-        except (HpcMlpError, KeyboardInterrupt):  # refused: as if it had never been tried
+            submission = _send(submission, launch)
+        except (HpcMlpError, OSError, KeyboardInterrupt):  # refused: as if it had never been tried
             shutil.rmtree(submission.folder, ignore_errors=True)
             raise
-        submission = submission.with_jobs(job_ids)
-        submission.save()
-        write_index(runs)
+        with suppress(OSError):  # a full disk: the jobs are on their way, and the next submission writes it
+            write_index(runs)
     return submission, plan
+
+
+@contextmanager
+def _taking_turns(runs: Path) -> Iterator[None]:
+    """Of several shells one at a time. What was made for it alone is not left behind."""
+    made = [folder for folder in (runs / FOLDER, runs) if not folder.exists()]
+    try:
+        with Lease(runs / FOLDER, wait=600, claim=""):
+            yield
+    finally:
+        for folder in made:
+            with suppress(OSError):  # it is in use by now
+                folder.rmdir()
+
+
+def _send(submission: Submission, launch: LaunchConfig) -> Submission:
+    if submission.cluster == "local":
+        return submission.with_jobs(local.start(submission))
+    submission = submission.with_jobs(slurm.submit(submission, launch))
+    try:
+        submission.save()
+    except OSError:  # nobody could follow them
+        slurm.withdraw(submission)
+        raise
+    return submission
 
 
 def cancel(runs: Path, variants: Sequence[str] | None = None) -> list[str]:

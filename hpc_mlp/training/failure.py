@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import traceback
 from collections.abc import Sequence
 
@@ -10,6 +11,9 @@ import torch
 
 from hpc_mlp.errors import HpcMlpError, RunError
 from hpc_mlp.models.bank import stack_key
+from hpc_mlp.processes import Processes
+from hpc_mlp.terminal import say
+from hpc_mlp.training import stop
 from hpc_mlp.training.members import Member
 from hpc_mlp.training.progress import View
 
@@ -38,7 +42,26 @@ def report(members: Sequence[Member], error: Exception, view: View) -> None:
     where = _record(members, error)
     view.ended(members, "failed", one_line(error))
     names = f"{members[0].spec.name} " if len(members) == 1 else ""
-    view.note(f"{names}failed: {one_line(error)}; {where}")
+    tell(view, f"{names}failed: {one_line(error)}; {where}")
+
+
+def tell(view: View, text: str) -> None:
+    """Of a process that shows nothing, too."""
+    view.note(text)
+    if (rank := os.environ.get("RANK", "0")) != "0":
+        say(f"hpc-mlp (process {rank}): {text}", err=True)
+
+
+def cause(error: Exception, processes: Processes) -> Exception:
+    """Of several processes, what failed in one may have failed because another has left or died."""
+    if processes.alone:
+        return error
+    try:
+        stop.check()
+        processes.check()
+    except RunError as lost:
+        return lost
+    return error
 
 
 def _record(members: Sequence[Member], error: Exception) -> str:

@@ -182,7 +182,7 @@ def _train(
                 done = _train_bank(members, fed[specs[0].name], processes, view, guard)
         except LeaseLostError as error:  # the folders are another's now: nothing may be written there
             view.ended(members, "lost", str(error))
-            view.note(str(error))
+            failure.tell(view, str(error))
             done = 1
         except stop.Stopped:
             view.ended(members, "stopped")
@@ -204,7 +204,7 @@ def _train_bank(
         except LeaseLostError:
             raise
         except Exception as error:
-            cause = _cause(error, processes)
+            cause = failure.cause(error, processes)
             together = _everywhere(processes)
             if not processes.lead:  # the lead writes the folders
                 text = failure.one_line(cause) if isinstance(cause, HpcMlpError) else failure.full(cause)
@@ -281,6 +281,8 @@ def _leases(members: Sequence[Member], processes: Processes, device: torch.devic
                 )
         except (RunError, stop.Stopped) as error:
             problem = error
+        except OSError as error:  # a full disk, no permission: said here, as other processes may find none
+            problem = RunError(f"{error.filename}: {error.strerror}.")
         if processes.any(problem is not None, device):
             stop.check()
             raise LeaseLostError(str(problem or "the lead process could not get hold of the run folders."))
@@ -290,15 +292,3 @@ def _leases(members: Sequence[Member], processes: Processes, device: torch.devic
                 lease.check()
 
         yield guard
-
-
-def _cause(error: Exception, processes: Processes) -> Exception:
-    """Of several processes, what failed in one may have failed because another has left or died."""
-    if processes.alone:
-        return error
-    try:
-        stop.check()
-        processes.check()
-    except RunError as cause:
-        return cause
-    return error
