@@ -70,7 +70,9 @@ class Started:
 
     def left(self, killed_launcher: bool) -> list[object]:
         runs = [path for path in (self.folder / "runs").glob("*") if path.is_dir()]
-        found = [*self.processes(), *(self.folder / "tmp").iterdir(), *filter(is_held, runs)]
+        # What torch keeps there for its next start, whoever starts it, is not left over.
+        temporary = (path for path in (self.folder / "tmp").iterdir() if "torchinductor" not in path.name)
+        found = [*self.processes(), *temporary, *filter(is_held, runs)]
         if not killed_launcher:  # then the next one that trains there tidies up
             found += [
                 path for run in runs for path in run.iterdir() if path.name[0] == "." or path.name == LEASE
@@ -148,6 +150,89 @@ def test_a_rank_dies(digits: Path, tmp_path: Path, phase: str, rank: tuple[int, 
 
 def test_told_to_stop_in_the_rendezvous(digits: Path, tmp_path: Path) -> None:
     is_told_to_stop(digits, tmp_path, "rendezvous", signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_a_stopped_rank_is_waited_for(digits: Path, tmp_path: Path) -> None:
+    with started(digits, tmp_path, "end", RANKS[-1]) as process:
+        os.kill(process.waiting, signal.SIGSTOP)
+        time.sleep(4)  # longer than anything else is patient
+        assert process.launcher.poll() is None
+        os.kill(process.waiting, signal.SIGCONT)
+        (tmp_path / "go").touch()
+        process.ends()
+        assert process.launcher.returncode == 0
+        process.check_nothing_is_left()
+
+
+@pytest.mark.slow
+def test_a_stopped_rank_is_killed_once_all_are_to_stop(digits: Path, tmp_path: Path) -> None:
+    with started(digits, tmp_path, "step", RANKS[-1]) as process:
+        os.kill(process.waiting, signal.SIGSTOP)
+        process.launcher.send_signal(signal.SIGTERM)
+        process.ends(30)
+        assert process.launcher.returncode == 143
+        process.check_nothing_is_left()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["rendezvous", "step", "end"])
+def test_a_rank_of_torchrun_dies(digits: Path, tmp_path: Path, phase: str) -> None:
+    (tmp_path / "tmp").mkdir()
+    arguments = command("--nproc-per-node", 2, "--standalone", "-m", "hpc_mlp.train", digits, "--runs",
+                        tmp_path / "runs", "--cpu", "--variants", "baseline", "--seeds", "0-1",
+                        "--set", "train.epochs=2", module="torch.distributed.run")  # fmt: skip
+    with waiting(arguments, tmp_path, phase, 1) as process:
+        process.dies("SIGKILL")
+        process.ends()
+        assert process.launcher.returncode == 1 and not process.processes()
+
+
+@pytest.mark.slow
+def test_dealt_out_by_torchrun_the_worst_code_counts(digits: Path, tmp_path: Path) -> None:
+    """What one process cannot write is the code of all, once the others have trained theirs to the end."""
+    arguments = command("--nproc-per-node", 2, "--standalone", "-m", "hpc_mlp.train", digits, "--runs", tmp_path,
+                        "--cpu", "--variants", "baseline", "--seeds", "0-1", "--set", "train.epochs=1",
+                        module="torch.distributed.run")  # fmt: skip
+    codes = []
+    for blocked in (True, False):
+        (tmp_path / "baseline-s1").mkdir(exist_ok=True)
+        blocker = tmp_path / "baseline-s1" / "metrics.jsonl"
+        if blocked:
+            blocker.mkdir()  # nothing can be written there
+        else:
+            blocker.rmdir()
+        done = subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=120)
+        codes.append(done.returncode)
+        assert (tmp_path / "baseline-s0" / "result.json").exists(), done.stderr
+    assert codes == [1, 0]
+
+
+@pytest.mark.slow
+def test_a_rank_of_accelerate_launch_dies(digits: Path, tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    arguments = command("--cpu", "--num_processes", 2, "-m", "hpc_mlp.train", digits, "--runs", tmp_path / "runs",
+                        "--variants", "baseline", "--seeds", "0-1", "--set", "train.epochs=2",
+                        module="accelerate.commands.launch")  # fmt: skip
+    with waiting(arguments, tmp_path, "step", 1) as process:
+        process.dies("SIGKILL")
+        assert "process 1 of 2 was killed by SIGKILL" in process.ends()
+        assert process.launcher.returncode == 1 and not process.processes()
+
+
+@pytest.mark.slow
+def test_a_rank_of_a_local_job_dies(digits: Path, tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    arguments = command("submit", digits, "--runs", tmp_path / "runs", "--variants", "baseline,dropout", "--per-job",
+                        "all", "--cluster", "local", "--cpu", "--set", "launch.tasks_per_node=2", "--wait",
+                        "--set", "train.epochs=2")  # fmt: skip
+    with waiting(arguments, tmp_path, "step", 1) as process:
+        process.dies("SIGKILL")
+        errors = process.ends()
+        assert process.launcher.returncode == 1 and "exit code 1" in errors
+        logs = [path.read_text() for path in (tmp_path / "runs").glob(".launch/*/logs/0.log")]
+        assert "process 1 of 2 was killed by SIGKILL" in logs[0]
+        assert not process.processes()
 
 
 @pytest.mark.slow
