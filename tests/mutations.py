@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
+import itertools
 import json
 import lzma
 import random
@@ -12,10 +13,9 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 HOSTILE_NAMES = (
@@ -225,23 +225,28 @@ IMAGE_KINDS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "PGM", "PBM",
                "JPEG2000", "AVIF", "EPS", "PDF", "ICNS")  # fmt: skip
 
 
-def images(rng: random.Random, count: int = 1) -> list[tuple[str, bytes]]:
-    """(suffix, file) of random pixels, of every kind that Pillow writes here."""
+@cache
+def samples() -> list[tuple[str, bytes]]:
+    """(suffix, file) of random pixels: every kind in every mode that Pillow writes here."""
+    rng = random.Random(0)
     found: list[tuple[str, bytes]] = []
-    while len(found) < count:
-        kind, mode = rng.choice(IMAGE_KINDS), rng.choice(("RGB", "L", "P", "RGBA", "1", "I;16", "CMYK"))
+    for kind, mode in itertools.product(IMAGE_KINDS, ("RGB", "L", "P", "RGBA", "1", "I;16", "CMYK")):
         size = rng.choice(((5, 4), (16, 9), (1, 30)))
-        pixels = np.frombuffer(rng.randbytes(size[0] * size[1] * 3), np.uint8).reshape(size[1], size[0], 3)
-        image = Image.fromarray(pixels)
+        image = Image.frombytes("RGB", size, rng.randbytes(size[0] * size[1] * 3))
         image = image.convert("L").convert("I;16") if mode == "I;16" else image.convert(mode)
         file = io.BytesIO()
         try:
             image.save(file, {"PGM": "PPM", "PBM": "PPM"}.get(kind, kind))
         except (OSError, ValueError, KeyError):  # not this mode in this kind, or no such encoder
             continue
-        suffix = rng.choice(("png", "jpg")) if rng.random() < 0.3 else {"JPEG": "jpg"}.get(kind, kind.lower())
-        found.append((suffix, file.getvalue()))
+        found.append(({"JPEG": "jpg"}.get(kind, kind.lower()), file.getvalue()))
     return found
+
+
+def images(rng: random.Random, count: int) -> list[tuple[str, bytes]]:
+    """Some of `samples`; three of ten are called PNG or JPEG, whatever they are."""
+    some = rng.choices(samples(), k=count)
+    return [(rng.choice(("png", "jpg")) if rng.random() < 0.3 else suffix, data) for suffix, data in some]
 
 
 def mutated_image(data: bytes, rng: random.Random) -> bytes:

@@ -139,7 +139,8 @@ def _convert_source(source: Source, folder: Path, settings: Settings, progress: 
         raise no_images(source, layout.rejects, len(layout.rejects))
     worker = Worker(source, settings.spec, settings.encoding, settings.compress, folder)
     count = min(settings.num_workers(), len(layout.entries) // 32 + 1)
-    with Pool(worker, count) as pool, RejectLog(folder, source.label, settings.strict) as rejects:
+    rejects = RejectLog(folder, source.label, settings.strict)
+    with closing(worker), Pool(worker, count) as pool, rejects:
         content = Background(source.sha256)  # the pages it reads are those that the workers read
         progress.start(layout)
         rejects.extend(layout.rejects)
@@ -154,7 +155,6 @@ def _convert_source(source: Source, folder: Path, settings: Settings, progress: 
         )
         progress.phase("writing shards")
         assembly.write_shards(pool, int(settings.shard_mb * 1e6))
-        worker.close()
         assembly.write_manifest(
             settings.spec, settings.encoding, settings.recorded(), content.result(), rejects.count
         )
