@@ -61,7 +61,7 @@ class Reader(NamedTuple):
 
 
 def watched(reader: Reader) -> None:
-    """FuzzError unless `reader` behaves. It is asked again where it took long, for the machine may have been busy, or left
+    """FuzzError unless `reader` behaves. It is asked again where it took long, as the machine may be busy, or left
     descriptors open, which may be a library's cache."""
     if (problem := _problem(reader)) and (problem := _problem(reader)):
         raise FuzzError(f"{reader.name}: {problem}")

@@ -78,7 +78,7 @@ def test_leaks_between_the_splits_of_the_archive_are_reported(tmp_path: Path) ->
     manifest = converted(archive, tmp_path / "out", "--size", 16)
     assert manifest.duplicates["leaked_images"] == 1 and manifest.splits["test"].num_images == 5
     shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "out")]).output
-    assert "leak: 1 images of val or test are in an earlier split as well" in shown
+    assert "leak: 1 image of val or test in an earlier split as well" in shown
     clean = converted(archive, tmp_path / "clean", "--size", 16, "--drop-duplicates")
     assert clean.duplicates["leaked_images"] == 0 and clean.splits["test"].num_images == 5
     assert rejects(tmp_path / "clean") == {"train/cat/4.png": "the same pixels as test/cat/leak.png"}

@@ -235,7 +235,7 @@ def test_a_full_disk_is_one_sentence(small_disk: Path, digits: Path) -> None:
         run("submit", digits, "--runs", runs, *options), code=2, told="No space left on device"
     )
     assert run("status", runs).exit_code == 0
-    assert "Cancelled 1 jobs" in run("cancel", runs).stdout
+    assert "Cancelled 1 job:" in run("cancel", runs).stdout
     train = ("train", digits, "--cpu", "--processes", "1", "--variants", "dropout", "--runs", runs)
     result = run(*train)
     assert isinstance(result.exception, SystemExit) and "Traceback" not in result.stderr

@@ -11,7 +11,7 @@ import click
 
 from hpc_mlp.options import Command, fail, log_format_option, run_options, runs_option
 from hpc_mlp.terminal import say
-from hpc_mlp.texts import json_text
+from hpc_mlp.texts import count, json_text
 
 if TYPE_CHECKING:
     from hpc_mlp.config import LaunchConfig
@@ -257,7 +257,11 @@ def cancel(runs: Path, variants: str | None) -> None:
     if variants is not None and variants != "all":
         names = [name.strip() for name in variants.split(",") if name.strip()]
     ended = launching.cancel(runs, names)
-    say(f"Cancelled {len(ended)} jobs: {job_info.shorten_ids(ended)}" if ended else "Nothing to cancel.")
+    say(
+        f"Cancelled {count(len(ended), 'job')}: {job_info.shorten_ids(ended)}"
+        if ended
+        else "Nothing to cancel."
+    )
     if problems := read_submissions(runs)[1]:
         fail("\n".join(problems.values()), 1)
 

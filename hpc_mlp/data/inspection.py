@@ -13,6 +13,7 @@ from rich.text import Text
 from hpc_mlp.console import Console
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.rejects import read_rejects
+from hpc_mlp.texts import count
 
 _MAX_CLASSES, _MAX_REASONS = 40, 12
 _BAR = 30
@@ -25,27 +26,30 @@ def converted_lines(manifest: Manifest, out: Path, num_images: int, seconds: flo
     yield f"{splits}; {total / 1e6:,.1f} MB in {out}; {num_images / max(seconds, 1e-9):,.0f} images/s"
     reasons = Counter(reason for _, reason in read_rejects(out)) if manifest.num_rejects else Counter()
     if reasons:
-        reason, count = reasons.most_common(1)[0]
-        yield f"{manifest.num_rejects:,} rejects, see {out}/rejects.jsonl; most often: {reason} ({count:,})"
+        reason, number = reasons.most_common(1)[0]
+        yield f"{count(manifest.num_rejects, 'reject')}, see {out}/rejects.jsonl; most often: {reason} ({number:,})"
     yield from duplicate_lines(manifest)
 
 
 def duplicate_lines(manifest: Manifest) -> Iterator[str]:
     """One line for each thing about equal images that a person should know."""
-    counts = {key: f"{manifest.duplicates.get(key, 0):,}" for key in (*_DUPLICATES, "images")}
+    counts = {
+        key: count(manifest.duplicates.get(key, 0), "group" if key.endswith("groups") else "image")
+        for key in (*_DUPLICATES, "images")
+    }
     for key, line in _DUPLICATES.items():
         if manifest.duplicates.get(key):
             yield line.format_map(counts)
 
 
 _DUPLICATES = {
-    "conflicting_groups": "WARNING: {conflicting_groups} groups of equal images carry different classes: "
+    "conflicting_groups": "WARNING: {conflicting_groups} of equal images with different classes: "
     "see duplicates.jsonl",
-    "leaked_images": "WARNING: leak: {leaked_images} images of val or test are in an earlier split as well, "
+    "leaked_images": "WARNING: leak: {leaked_images} of val or test in an earlier split as well, "
     "pixel for pixel: see duplicates.jsonl, or convert with --drop-duplicates",
-    "near_leaked_images": "WARNING: possible leak: {near_leaked_images} images of val or test nearly equal one "
+    "near_leaked_images": "WARNING: possible leak: {near_leaked_images} of val or test with one nearly equal "
     "in an earlier split: see duplicates.jsonl",
-    "groups": "{images} images are in {groups} groups of equal ones, "
+    "groups": "{images} in {groups} of equal ones, "
     "each group in one split where the archive did not say otherwise",
 }
 
@@ -105,8 +109,8 @@ def _rejects(manifest: Manifest, out: Path) -> list[RenderableType]:
     reasons = Counter(reason.partition(":")[0] for _, reason in read_rejects(out))
     table = Table("rejected because")
     table.add_column("entries", justify="right")
-    for reason, count in reasons.most_common(_MAX_REASONS):
-        table.add_row(reason, f"{count:,}")
+    for reason, number in reasons.most_common(_MAX_REASONS):
+        table.add_row(reason, f"{number:,}")
     if len(reasons) > _MAX_REASONS:
         table.add_row(f"… {len(reasons) - _MAX_REASONS} more reasons")
     return [table, Text(f"each is listed in {out}/rejects.jsonl")]

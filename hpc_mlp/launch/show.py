@@ -15,7 +15,7 @@ from hpc_mlp.launch.status import RunStatus
 from hpc_mlp.live.display import LogFormat, open_display
 from hpc_mlp.live.render import STYLES
 from hpc_mlp.live.rows import Frame, summary
-from hpc_mlp.texts import duration, spans
+from hpc_mlp.texts import count, duration, spans
 
 _MAX_ROWS = 60
 
@@ -23,7 +23,7 @@ _MAX_ROWS = 60
 def plan_table(packs: list[Pack], job_ids: dict[int, str] | None = None) -> Table:
     """One row a job: its runs, and its id once it has one."""
     total = sum(len(pack.specs) for pack in packs)
-    table = Table(title=f"{total} runs in {len(packs)} jobs", title_justify="left")
+    table = Table(title=f"{count(total, 'run')} in {count(len(packs), 'job')}", title_justify="left")
     for name in ("job", "runs", "variants", "seeds", "epochs"):
         table.add_column(name, justify="right" if name in ("runs", "epochs") else "left")
     for pack in packs[:_MAX_ROWS]:
