@@ -42,6 +42,23 @@ def inspect(*words: object) -> Result:
     return CliRunner().invoke(main, ["inspect", *map(str, words)], catch_exceptions=False)
 
 
+def test_a_class_takes_one_line_on_a_narrow_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    converted(make_zip(tmp_path / "a.zip", two_classes(30)), tmp_path / "out", "--size", 8)
+    for columns in (80, 44):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        lines = inspect(tmp_path / "out").output.splitlines()
+        assert any("cat" in line and "50.0 %" in line and "█" in line for line in lines)
+        assert sum("█" in line for line in lines) == 2
+        assert max(len(line) for line in lines if "│" in line) <= columns
+
+
+def test_an_augmented_sheet_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    converted(make_zip(tmp_path / "a.zip", two_classes(5)), tmp_path / "out", "--size", 8)
+    sheet = tmp_path / "no" / "sheet.png"
+    words = ["--augment", "augment.rotation=15", "--contact-sheet", sheet]
+    refused(inspect(tmp_path / "out", *words), "sheet.png", "cannot be written")
+
+
 def test_verify_notices_every_change_of_a_shard(tmp_path: Path) -> None:
     out = tmp_path / "out"
     manifest = converted(

@@ -20,7 +20,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("images/cats").mkdir(parents=True)
     Path("images/cats/1.JPG").touch()
     Path("empty").mkdir()
-    write_shards(Path("data/shards"), {"train": random_arrays(6)})
+    write_shards(Path("data/shards"), {name: random_arrays(6) for name in ("train", "val", "test")})
     write_run(Path("runs"), "baseline", 0)
     return tmp_path
 
@@ -44,6 +44,9 @@ ANSWERS = {
     ("train", "runs"): ("holds runs, not shards", "hpc-mlp table runs", "hpc-mlp train SHARDS"),
     ("train", "runs/baseline-s0"): ("holds runs, not shards", "hpc-mlp table runs"),
     ("train", "data"): ("data/shards is: hpc-mlp train data/shards",),
+    ("train", "data/shards", "--runs", "data/shards"): (
+        "this is a shards folder; name another one for the runs",
+    ),
     ("train", "nothing"): ("First: hpc-mlp convert photos.zip nothing; then: hpc-mlp train nothing",),
     ("inspect", "empty"): ("First: hpc-mlp convert photos.zip shards; then: hpc-mlp inspect shards",),
     ("table", "data/shards"): (

@@ -230,10 +230,12 @@ def draw_augmented(place: Place, manifest: Manifest, config: AugmentConfig, file
     """A PNG of eight training images, each in a row: as it is, then seven times augmented."""
     from PIL import Image
 
+    from hpc_mlp.data.readback import save_png
+
     rows = augmented_rows(place, manifest, config, seed=0)  # [R, N, C, H, W]
     sheet = F.pad(rows, (1, 1, 1, 1), value=255).permute(0, 3, 1, 4, 2).numpy()  # [R, H, N, W, C]
     height, width = sheet.shape[0] * sheet.shape[1], sheet.shape[2] * sheet.shape[3]
     pixels = sheet.reshape(height, width, manifest.channels)
     image = Image.fromarray(pixels if manifest.channels == 3 else pixels[:, :, 0])
     factor = max(1, 96 // manifest.image_size[0])  # small images are drawn larger
-    image.resize((width * factor, height * factor), Image.Resampling.NEAREST).save(file)
+    save_png(image.resize((width * factor, height * factor), Image.Resampling.NEAREST), file)

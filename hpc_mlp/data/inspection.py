@@ -16,7 +16,7 @@ from hpc_mlp.data.rejects import read_rejects
 from hpc_mlp.texts import count
 
 _MAX_CLASSES, _MAX_REASONS = 40, 12
-_BAR = 30
+_BAR = 24
 
 
 def converted_lines(manifest: Manifest, out: Path, num_images: int, seconds: float) -> Iterator[str]:
@@ -88,16 +88,19 @@ def _splits(manifest: Manifest) -> Table:
 
 
 def _classes(manifest: Manifest) -> Table:
-    table = Table("class")
+    table = Table()
+    table.add_column("class", no_wrap=True)
     for name in manifest.splits:
         table.add_column(name, justify="right")
-    table.add_column("balance")
+    table.add_column("share", justify="right", no_wrap=True)
+    # On a narrow terminal the bars are cut, not wrapped.
+    table.add_column("", overflow="crop")
     totals = [sum(counts) for counts in zip(*(s.class_counts for s in manifest.splits.values()), strict=True)]
     largest = max(totals, default=1) or 1
     for i, name in enumerate(manifest.classes[:_MAX_CLASSES]):
         counts = [f"{split.class_counts[i]:,}" for split in manifest.splits.values()]
         bar = "█" * max(1, round(_BAR * totals[i] / largest)) if totals[i] else ""
-        table.add_row(name, *counts, f"{bar} {100 * totals[i] / max(1, sum(totals)):.1f} %")
+        table.add_row(name, *counts, f"{100 * totals[i] / max(1, sum(totals)):.1f} %", bar)
     if len(manifest.classes) > _MAX_CLASSES:
         table.add_row(f"… {len(manifest.classes) - _MAX_CLASSES} more")
     return table

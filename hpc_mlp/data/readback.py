@@ -58,16 +58,21 @@ def contact_sheet(folder: Path, manifest: Manifest, file: Path) -> str:
         if all(len(images) >= number for images, number in zip(found, wanted, strict=True)):
             break
     sheet = _draw(found, classes)
-    try:
-        sheet.save(file, "PNG")
-    except OSError as error:
-        raise UserError(f"{file} cannot be written: {error.strerror or error}.") from None
+    save_png(sheet, file)
     more = (
         f" ({len(classes)} of {len(manifest.classes)} classes)"
         if len(classes) < len(manifest.classes)
         else ""
     )
     return f"contact sheet{more}: {file}"
+
+
+def save_png(image: Image.Image, file: Path) -> None:
+    """UserError where the file cannot be written."""
+    try:
+        image.save(file, "PNG")
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror or error}.") from None
 
 
 def _fitted(pixels: Pixels) -> Image.Image:

@@ -13,7 +13,7 @@ import torch
 
 from hpc_mlp import __version__
 from hpc_mlp.commandline import command_line
-from hpc_mlp.data.manifest import Manifest
+from hpc_mlp.data.manifest import NAME, Manifest
 from hpc_mlp.data.remote import Place, is_url
 from hpc_mlp.errors import UserError
 from hpc_mlp.identity import is_begun
@@ -78,6 +78,8 @@ def check(job: Job) -> None:
     manifest = job.manifest
     if job.runs.exists() and not job.runs.is_dir():
         raise UserError(f"--runs {job.runs}: this is a file; name a folder.")
+    if (job.runs / NAME).is_file():
+        raise UserError(f"--runs {job.runs}: this is a shards folder; name another one for the runs.")
     for split in ("train", "val", "test"):
         if manifest.split(split).num_images == 0:
             raise UserError(
