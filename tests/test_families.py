@@ -3,11 +3,12 @@ the table gives is what the statistics (tests/test_pooled.py) say of the runs' o
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_runs import labels, write_run
+from fake_runs import labels, predict, write_run
 from numpy.typing import NDArray
 from statsmodels.stats.multitest import multipletests
 
@@ -201,3 +202,48 @@ def test_without_anything_to_compare_with_it_is_said(tmp_path: Path) -> None:
     one = tmp_path / "one"
     trained(one, {"dropout": [0]})
     assert compared(one) == Compared()
+
+
+def test_a_run_that_was_not_tested_is_passed_over(tmp_path: Path) -> None:
+    """It diverged in its first epoch."""
+    truth = labels(NUM_IMAGES)
+    for variant in ("baseline", "dropout"):
+        path = write_run(tmp_path, variant, 0, truth=truth, state="diverged") / "result.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"test": None}))
+        for seed in (1, 2):
+            write_run(tmp_path, variant, seed, truth=truth)
+    (c,) = compared(tmp_path).against
+    assert c.seeds == [1, 2]
+
+
+def test_a_run_of_the_reference_itself_that_was_tested_on_other_labels_is_left_out(tmp_path: Path) -> None:
+    truth = labels(NUM_IMAGES)
+    for seed in (0, 1, 2):
+        write_run(tmp_path, "dropout", seed, truth=truth)
+        write_run(tmp_path, "baseline", seed, truth=np.roll(truth, 1) if seed == 1 else truth)
+    found = compared(tmp_path)
+    assert found.against[0].seeds == [0, 2] and found.notes[0].startswith(
+        "baseline-s1 was tested on other labels"
+    )
+
+
+@pytest.mark.parametrize("num_images, is_compared", [(1, False), (2, True)])
+def test_one_image_is_too_few(tmp_path: Path, num_images: int, is_compared: bool) -> None:
+    for variant in ("baseline", "dropout"):
+        write_run(tmp_path, variant, 0, truth=np.arange(num_images) + 8)
+    found = compared(tmp_path)
+    assert bool(found.against) == is_compared
+    assert is_compared or "baseline-s0: predictions.npz has one image: not compared." in found.notes
+
+
+@pytest.mark.parametrize("other, is_compared", [(3, True), (4, False), (-3, True), (-4, False)])
+def test_predictions_belong_to_a_result_up_to_ties(tmp_path: Path, other: int, is_compared: bool) -> None:
+    """Of 900 images up to three may be counted otherwise: 0.2 % and two."""
+    truth = labels(900)
+    for variant in ("baseline", "dropout"):
+        write_run(tmp_path, variant, 0, truth=truth, correct=np.arange(900) < 700)
+    stored = predict(truth, np.arange(900) < 700 + other)
+    np.savez(tmp_path / "dropout-s0" / "predictions.npz", probabilities=stored, labels=truth)
+    found = compared(tmp_path)
+    assert bool(found.against) == is_compared
+    assert is_compared or "does not belong to its result.json" in found.notes[0]
