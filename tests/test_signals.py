@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -220,3 +221,29 @@ def test_while_evaluating(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow_
         assert process.returncode == 0, errors
         assert ("resuming after epoch" in errors) == (runs == "runs")
     check_equal(tmp_path / "runs", tmp_path / "undisturbed")
+
+
+HANGS = """
+import contextlib, ctypes, sys
+from hpc_mlp.training import stop
+
+stop._GRACE_SECONDS = 0.5
+libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+with stop.enforced(), stop.stop_on_signals():
+    with stop.interruptible() if sys.argv[1] == "loading" else contextlib.nullcontext():
+        for turn in range(3):
+            with contextlib.suppress(stop.Stopped):  # where the signal comes just before
+                print("here", flush=True) if turn == 1 else None
+                libc.pthread_mutex_lock(mutex)  # the second time for ever, whatever signal comes
+"""
+
+
+@pytest.mark.parametrize("phase", ["loading", "training"])
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_process_that_hangs_where_it_sees_no_signal_is_ended(phase: str, number: signal.Signals) -> None:
+    process = subprocess.Popen([sys.executable, "-c", HANGS, phase], env=environment(), stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)  # fmt: skip
+    assert process.stdout is not None and process.stdout.readline() == "here\n"
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 128 + number and f"ended by {number.name}" in errors
