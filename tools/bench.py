@@ -2,7 +2,8 @@
 """Benchmarks, side by side in one run.
 
     python tools/bench.py train SHARDS [--repeats 5] [--json FILE]      one epoch: notebook, Lightning, ours, floor
-    python tools/bench.py job photos.zip [--epochs 10] [--json FILE]    ZIP → table: the notebook's way against ours
+    python tools/bench.py job photos.zip [--epochs 10] [--json FILE]    ZIP → table: the notebook's way against ours,
+                                                                        all epochs (no early stopping) in both
     python tools/bench.py convert photos.zip …                          conversion (bench_convert.py)
     python tools/bench.py input SHARDS …                                reading shards (bench_input.py)
 
@@ -65,7 +66,8 @@ def show_job(result: dict[str, Any], machine: str) -> None:
     console = Console(width=110)
     console.print(f"ours: {ours['seconds']:.1f} s (convert {ours['convert']:.1f}, train {ours['train']:.1f}, "
                   f"table {ours['table']:.1f}); the notebook's way: {theirs['seconds']:.1f} s; "
-                  f"ratio {result['ratio']:.2f}; n = 1; {machine}")  # fmt: skip
+                  f"ratio {result['ratio']:.2f}; n = 1; {machine}. Every epoch of both: ours with "
+                  "train.early_stopping=false, as the notebook has no early stopping")  # fmt: skip
 
 
 def machine() -> str:

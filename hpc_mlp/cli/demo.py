@@ -15,7 +15,7 @@ from hpc_mlp.terminal import say
 @click.argument("folder", default="demo", type=click.Path(path_type=Path))
 @click.option("--overwrite", is_flag=True, help="Start anew.")
 def demo(folder: Path, overwrite: bool) -> None:
-    """Digits → ZIP → shards → the four variants → table, in FOLDER (default: demo).
+    """Digits → ZIP → shards → the four variants, three seeds each → table, in FOLDER (default: demo).
 
     \b
     hpc-mlp demo
@@ -30,16 +30,23 @@ def demo(folder: Path, overwrite: bool) -> None:
     if overwrite or not shards.exists():
         convert([archive], shards, Settings(height=8, width=8, grayscale=True, overwrite=True))
     say(f"2. {shards}: WebDataset shards and manifest.json (hpc-mlp inspect {shards})")
-    say("3. training baseline, dropout, batchnorm and dropout_batchnorm as one bank", end=True)
+    say(
+        "3. training baseline, dropout, batchnorm and dropout_batchnorm with three seeds, as one bank",
+        end=True,
+    )
 
     from hpc_mlp.console import Console
+    from hpc_mlp.launch.cores import share_cores
     from hpc_mlp.plan import make_specs
     from hpc_mlp.report.table import print_table
+
+    # Before torch is imported: see there.
+    share_cores()
     from hpc_mlp.training.session import train_specs
 
-    code = train_specs(shards, make_specs(), runs, cpu=True, overwrite=overwrite)
+    code = train_specs(shards, make_specs(seeds="0-2"), runs, cpu=True, overwrite=overwrite)
     if code in (0, 1):
         print_table(runs, Console())
         say(f"4. {runs}: one folder a run (hpc-mlp table {runs}, hpc-mlp report {runs})")
-        say("\nYour own images: hpc-mlp convert YOUR.zip shards && hpc-mlp train shards")
+        say("\nYour own images: hpc-mlp convert YOUR.zip shards && hpc-mlp train shards --seeds 0-2")
     sys.exit(code)

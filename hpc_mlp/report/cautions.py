@@ -48,20 +48,22 @@ def _early(rows: Sequence[Row]) -> list[str]:
     untouched = [row.name for row in rows if not any(_stopped(run) for run in row.runs)]
     if not untouched:
         return []
-    notes = []
+    ended = []
     for row in rows:
         hit = [run for run in row.runs if _stopped(run) and _still_falls(run)]
         if hit:
             count = f"{len(hit)} of {len(row.runs)} runs" if len(row.runs) > 1 else "its run"
             epochs = sorted({len(run.metrics) for run in hit})
             when = f"epoch {epochs[0]}" if len(epochs) == 1 else f"epochs {epochs[0]} to {epochs[-1]}"
-            others = join(untouched[:3]) + (" or others" if len(untouched) > 3 else "")
-            notes.append(
-                f"Early stopping ended {row.name} ({count}, after {when}) while its training loss still fell, and "
-                f"spared {others}: a noisy validation loss may have cost it epochs. Compare with --set "
-                "train.early_stopping=false or a larger train.patience."
-            )
-    return notes
+            ended.append(f"{row.name} ({count}, after {when})")
+    if not ended:
+        return []
+    others = join(untouched[:3]) + (" and others" if len(untouched) > 3 else "")
+    return [
+        f"Early stopping ended {join(ended)} while the training loss still fell, and spared {others}: a noisy "
+        "validation loss may have cost epochs. Compare with --set train.early_stopping=false or a larger "
+        "train.patience."
+    ]
 
 
 def _stopped(run: Run) -> bool:
