@@ -88,6 +88,29 @@ def test_folders(kind: str, wanted: dict[str, tuple[str, str]], lost: list[str])
         }
 
 
+INSIDE = "class folders with splits inside"
+
+
+@pytest.mark.parametrize("kind, wanted, lost", [
+    (INSIDE, {"cat/train/1.png": ("cat", "train"), "cat/VAL/1.png": ("cat", "val"),
+              "dog/train/1.png": ("dog", "train")},
+     ["dog/1.png", "dog/x/1.png", "1.png"]),
+    (INSIDE, {"cat/train/1.png": ("cat", "train"), "dog/training/x/1.png": ("dog", "train")}, []),
+    ("class folders", {"cat/train/1.png": ("cat", ""), "dog/1.png": ("dog", "")}, []),
+    ("class folders", {"cat/val/1.png": ("cat", ""), "dog/test/1.png": ("dog", "")}, []),
+])  # fmt: skip
+def test_splits_inside_class_folders(kind: str, wanted: dict[str, tuple[str, str]], lost: list[str]) -> None:
+    source = Listing([*lost, *wanted])
+    layout = find_layout(source)
+    assert layout.kind == kind and placed(layout, source) == wanted
+    assert layout.rejects == [(n, "not in a folder train, val or test below its class folder") for n in lost]
+
+
+def test_folders_below_a_class_are_said() -> None:
+    layout = find_layout(Listing(["cat/1.png", "dog/x/y/1.png", "dog/z/1.png"]))
+    assert "sub-folders of a class folder count as the class: dog/x as dog" in layout.notes
+
+
 def test_each_of_several_archives_may_have_a_top_folder_of_its_own() -> None:
     one = Listing(["one/cat/1.png", "one/dog/1.png"])
     other = Listing(["cat/2.png", "eel/1.png"])
@@ -264,3 +287,37 @@ def test_a_labels_file_that_cannot_be_had() -> None:
     source = Listing([*IMAGES, "labels.csv"], {"labels.csv": "is encrypted"})
     with pytest.raises(UserError, match=r"cannot be read \(is encrypted"):
         find_layout(source)
+
+
+def test_split_folders_count_where_the_table_says_none() -> None:
+    images = ["train/1.png", "train/2.png", "TEST/3.png", "extra/4.png", "5.png"]
+    text = "1,cat\n2,dog\n3,cat\n4,cat\n5,dog\n"
+    source = Listing(dict.fromkeys(images, b"") | {"labels.csv": text.encode()})
+    layout = find_layout(source)
+    assert placed(layout, source) == {
+        "train/1.png": ("cat", "train"), "train/2.png": ("dog", "train"), "TEST/3.png": ("cat", "test")
+    }  # fmt: skip
+    why = "not in a folder train, val or test, as others are"
+    assert layout.rejects == [("extra/4.png", why), ("5.png", why)]
+
+
+def test_folders_called_val_and_test_without_train_are_no_splits_of_a_table() -> None:
+    _, classes = labelled("1,cat\n2,dog\n", images=["val/1.png", "test/2.png"])
+    assert classes == {"val/1.png": "cat", "test/2.png": "dog"}
+
+
+def test_one_hot_columns_may_be_words() -> None:
+    _, classes = labelled("image,cat,dog\nimages/1.png,TRUE,false\nimages/2.png,False,true\n3.jpg,1,0.0\n")
+    assert classes == {"images/1.png": "cat", "images/2.png": "dog", "images/3.jpg": "cat"}
+
+
+def test_the_line_of_headings_tells_the_delimiter_and_the_columns() -> None:
+    layout, classes = labelled("copy;label;File- Name\n2;a, b, c;images/1.png\nimages/1.png;d, e, f;2\n")
+    assert classes == {"images/1.png": "a, b, c", "images/2.png": "d, e, f"}
+    assert "took column 3 'File- Name' as file, 2 'label' as class; not used: 1 'copy'" in layout.notes[0]
+
+
+def test_a_row_that_ends_early_has_no_class() -> None:
+    layout, classes = labelled("images/1.png,cat\n2,dog\nimages/3.jpg\n")
+    assert set(classes) == {"images/1.png", "images/2.png"}
+    assert ("images/3.jpg", "has no class in labels.csv") in layout.rejects
