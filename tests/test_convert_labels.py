@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from test_convert import convert, encoded, make_zip, picture, refused, rejects
 
+from hpc_mlp.cli import main
 from hpc_mlp.data.manifest import Manifest
 
 NAMES = [f"{i:02d}.png" for i in range(12)]
@@ -211,3 +213,46 @@ def test_several_tables_each_for_its_own_folder(tmp_path: Path) -> None:
         files[f"{split}/labels.csv"] = table([NAMES[i] for i in here], [CLASSES[i] for i in here])
     manifest, output = taken(tmp_path, files)
     assert counts(manifest) == GIVEN and output.count(": took column") == 3
+
+
+# ── tiny and unbalanced classes ─────────────────────────────────────────────────────────────────────────
+
+
+def test_tiny_and_unbalanced_classes_are_said_by_convert_and_inspect(tmp_path: Path) -> None:
+    sizes = {"rare": 5, "some": 60, "many": 120}
+    names = [f"{c}/{i}.png" for c, size in sizes.items() for i in range(size)]
+    manifest, output = taken(tmp_path, images(*names))
+    assert counts(manifest)["train"] == (96, 3, 48) and counts(manifest)["test"] == (12, 1, 6)
+    lines = [
+        "WARNING: 1 of 3 classes have fewer than 10 training images ('rare' 3): there is little to learn from",
+        "WARNING: 1 of 3 classes have fewer than 5 test images ('rare' 1): their precision, recall and F1 say next to "
+        "nothing",
+        "unbalanced: of the test images 63.2 % are 'many' and 5.3 % 'rare'; always answering the first has an accuracy "
+        "of 63.2 %: look at macro F1",
+    ]
+    shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "out")]).stdout
+    for line in lines:
+        assert f"{line}\n" in output and f"{line}\n" in shown
+
+
+def test_balanced_classes_that_are_large_enough_are_not_spoken_of(tmp_path: Path) -> None:
+    _, output = taken(tmp_path, images(*(f"{c}/{i}.png" for c in "ab" for i in range(60))))
+    assert "WARNING: " not in output and "unbalanced" not in output
+
+
+def test_a_split_without_images_is_said(tmp_path: Path) -> None:
+    _, output = taken(tmp_path, images(*(f"{c}/{i}.png" for c in "abcd" for i in range(2))))
+    assert (
+        "WARNING: val has no images: no best epoch can be chosen. Give each class at least three images"
+        in output
+    )
+    assert (
+        "WARNING: 4 of 4 classes have fewer than 10 training images ('a' 1, 'b' 1, 'c' 1 and 1 more)"
+        in output
+    )
+
+
+def test_out_alone_is_missing(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["convert", "photos.zip"])
+    assert result.exit_code == 2
+    assert "OUT is missing: hpc-mlp convert photos.zip shards" in result.stderr

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command)
-@click.argument("sources", metavar="ZIP...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("paths", metavar="ZIP... OUT", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--size", default="64", show_default=True, metavar="S|HxW", help="Height and width in pixels.")
 @click.option("--grayscale", is_flag=True, help="One channel instead of RGB.")
 @click.option("--val", default=0.1, show_default=True, metavar="F", help="Fraction for validation.")
@@ -44,17 +43,25 @@ if TYPE_CHECKING:
 @click.option("--workers", default=0, metavar="N", help="Processes; default: one for each processor.")
 @click.option("--strict", is_flag=True, help="Stop at the first image that cannot be read.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT.")
-def convert(sources: tuple[Path, ...], out: Path, size: str, **options: Any) -> None:
+def convert(paths: tuple[Path, ...], size: str, **options: Any) -> None:
     """Convert class-labelled images into shards.
 
     ZIP is a ZIP, a .tar, a .tar.gz or a folder, or several of them, with one folder for each class
-    (cats/1.jpg), with class folders below train, val and test, or with a labels.csv (file name, class).
+    (cats/1.jpg), with splits above or below it (train/cats/1.jpg, cats/train/1.jpg), or with a labels.csv
+    (columns file name, class and, if there is one, split). What was recognised is said, and what was not used.
+    OUT is the new folder.
 
     \b
     hpc-mlp convert photos.zip shards --size 64
     """
     from hpc_mlp.api import convert as run
 
+    if len(paths) < 2:
+        archive = paths[0] if paths else "photos.zip"
+        raise UserError(
+            f"{'OUT is' if paths else 'ZIP and OUT are'} missing: hpc-mlp convert {archive} shards"
+        )
+    *sources, out = paths
     with _Progress() as progress:
         manifest = run(sources, out, size=parse_size(size), progress=progress, **options)
     from hpc_mlp.data.inspection import converted_lines

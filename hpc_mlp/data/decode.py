@@ -29,6 +29,13 @@ _OTHER = ("WEBP", "TIFF", "DIB", "MPO", "JPEG2000", "AVIF")
 SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tiff", "JPEG2000": "jp2", "DIB": "bmp"}
 FILTER = Image.Resampling.BILINEAR  # a triangle as wide as the scale: antialiased
 GAP = 1.0  # first a quick box filter by a whole number, as far as it goes
+_MIN_BYTES = 64 << 20
+# Larger images are watched and converted in bands; smaller ones take little memory however that is done.
+_LARGE, _BAND = 1 << 22, 1 << 20  # pixels
+# Bytes for each pixel that a decoder takes at its peak, the image itself included (measured with 67 megapixels); others
+# than these take 4. A progressive JPEG keeps all its coefficients.
+_PER_PIXEL = {"WEBP": 17, "JPEG2000": 21, "AVIF": 17, "PPM": 11, "TIFF": 8, "GIF": 5}
+_PER_PIXEL_JPEG, _PER_PIXEL_PROGRESSIVE = 1, 6
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -52,6 +59,12 @@ class ImageSpec:
     width: int
     channels: int  # 3: RGB, 1: gray
     max_pixels: int = MAX_PIXELS
+
+    @property
+    def max_bytes(self) -> int:
+        """So much may one image take in memory while it is decoded, its file included: 436 MB by default, so that a
+        process of ours, which takes 60 MB for itself, stays below 512 MB."""
+        return max(_MIN_BYTES, self.max_pixels * 13 // 2)
 
 
 def decode_image(data: bytes, spec: ImageSpec) -> Pixels:
@@ -118,6 +131,9 @@ def _decode_jpeg(data: bytes, spec: ImageSpec) -> Pixels | None:
     try:
         full_height, full_width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         _check_size(full_width, full_height, spec)
+        if full_width * full_height > _LARGE:
+            with _open(data) as image:
+                _check_memory(image, len(data), spec)
         if colorspace not in ("YCbCr", "RGB", "Gray"):
             return None
         gray = spec.channels == 1 or colorspace == "Gray"
@@ -144,16 +160,33 @@ def _decode_jpeg(data: bytes, spec: ImageSpec) -> Pixels | None:
 def _decode_any(data: bytes, spec: ImageSpec) -> Pixels:
     with _open(data) as image:
         _check_size(*image.size, spec)
+        _check_memory(image, len(data), spec)
         if image.format == "JPEG":
             width, height = _wanted(_orientation_of(image), spec)
             image.draft(None, (_margin(width), _margin(height)))
         image.load()
         turn = _orientation_of(image)  # only now: Pillow itself turns a TIFF when it loads it
+        return _finish(_resized(image, _wanted(turn, spec)), turn, spec)
+
+
+def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """As L or RGB of this (width, height). A large image that must be converted first is so in bands, each reduced at
+    once: the same pixels as in one piece, without a second large image beside the first."""
+    width, height = image.size
+    across, down = (
+        max(1, int(length / wanted / GAP)) for length, wanted in zip(image.size, size, strict=True)
+    )
+    if width * height <= _LARGE or across * down == 1 or _is_plain(image):
         plain = _to_8_bits(image)
-        size = _wanted(turn, spec)
-        if plain.size != size:
-            plain = plain.resize(size, FILTER, reducing_gap=GAP)
-        return _finish(plain, turn, spec)
+        return plain if plain.size == size else plain.resize(size, FILTER, reducing_gap=GAP)
+    rows = max(1, _BAND // (width * down)) * down
+    reduced: Image.Image | None = None
+    for top in range(0, height, rows):
+        band = _to_8_bits(image.crop((0, top, width, min(height, top + rows)))).reduce((across, down))
+        reduced = reduced or Image.new(band.mode, (-(-width // across), -(-height // down)))
+        reduced.paste(band, (0, top // down))
+    assert reduced is not None
+    return reduced.resize(size, FILTER, box=(0, 0, width / across, height / down))
 
 
 def _wanted(turn: int, spec: ImageSpec) -> tuple[int, int]:
@@ -168,6 +201,20 @@ def _margin(length: int) -> int:
 def _check_size(width: int, height: int, spec: ImageSpec) -> None:
     if width * height > spec.max_pixels:
         raise RejectError(f"{width}×{height} pixels are more than --max-pixels {spec.max_pixels}")
+
+
+def _check_memory(image: Image.Image, file_bytes: int, spec: ImageSpec) -> None:
+    """RejectError for an image whose pixels and file would take more memory than allowed. `image` is not loaded yet."""
+    if image.format == "JPEG":
+        weight = _PER_PIXEL_PROGRESSIVE if image.info.get("progressive") else _PER_PIXEL_JPEG
+    else:
+        weight = _PER_PIXEL.get(image.format or "", 4)
+    needed = file_bytes + image.width * image.height * weight
+    if needed > spec.max_bytes:
+        raise RejectError(
+            f"{image.width}×{image.height} pixels of {image.format} take {needed / 1e6:,.0f} MB to decode; with "
+            f"--max-pixels {spec.max_pixels} at most {spec.max_bytes / 1e6:,.0f} MB"
+        )
 
 
 def _orientation(data: bytes) -> int:
@@ -186,10 +233,14 @@ def _orientation_of(image: Image.Image) -> int:
     return turn if turn in _TURNS else 1
 
 
+def _is_plain(image: Image.Image) -> bool:
+    return image.mode in ("L", "RGB") and "transparency" not in image.info
+
+
 def _to_8_bits(image: Image.Image) -> Image.Image:
     """As L or RGB."""
     mode = image.mode
-    if mode in ("L", "RGB") and "transparency" not in image.info:
+    if _is_plain(image):
         return image
     if mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

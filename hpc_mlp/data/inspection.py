@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpc_mlp.console import Console
+from hpc_mlp.data import balance
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.rejects import read_rejects
 from hpc_mlp.texts import count
@@ -28,6 +29,7 @@ def converted_lines(manifest: Manifest, out: Path, num_images: int, seconds: flo
     if reasons:
         reason, number = reasons.most_common(1)[0]
         yield f"{count(manifest.num_rejects, 'reject')}, see {out}/rejects.jsonl; most often: {reason} ({number:,})"
+    yield from balance.sentences(manifest)
     yield from duplicate_lines(manifest)
 
 
@@ -68,7 +70,8 @@ def show(manifest: Manifest, out: Path, console: Console) -> None:
         Text(f"training pixels: mean {mean}; std {std}"),
     ]
     parts += [
-        Text(line, style="bold red" if line.startswith("WARN") else "") for line in duplicate_lines(manifest)
+        Text(line, style="bold red" if line.startswith("WARN") else "")
+        for line in (*balance.sentences(manifest), *duplicate_lines(manifest))
     ]
     if not manifest.duplicates.get("leaked_images") and not manifest.duplicates.get("near_leaked_images"):
         parts.append(Text("no leak found between train, val and test"))

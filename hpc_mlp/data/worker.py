@@ -100,7 +100,7 @@ class Worker:
         num_bytes = 0
         for entry in entries.tolist():
             try:
-                data = self.source.read(entry)
+                data = self.source.read(entry, spec.max_bytes)
                 num_bytes += len(data)
                 blob, suffix = self._one(data, images[len(taken)])
             except RejectError as error:

@@ -62,7 +62,7 @@ class Images:
             part, index = entry
             name = part.prefix + part.source.names[index]
             try:
-                return Decoded(name, training_pixels(part.source.read(index), spec, encoding))
+                return Decoded(name, training_pixels(part.source.read(index, spec.max_bytes), spec, encoding))
             except RejectError as error:
                 return Decoded(name, None, str(error))
 

@@ -1,0 +1,68 @@
+"""How many images there are of each class: what of that a person should know before a result is trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from hpc_mlp.data.manifest import Manifest
+from hpc_mlp.texts import printable
+
+MIN_TRAINING, MIN_TEST = (
+    10,
+    5,
+)  # images of a class; with fewer there is little to learn, and nothing to measure
+UNBALANCED = 3.0  # how many times the images of the smallest class the largest has, from which on it is said
+_NAMED = 3
+
+
+def sentences(manifest: Manifest) -> Iterator[str]:
+    """One line for each, WARNING before what spoils a result: splits without images, classes with fewer than ten
+    training or five test images, and what always answering the largest class would reach."""
+    for name, split in manifest.splits.items():
+        if not split.num_images:
+            yield f"WARNING: {name} has no images{_why_empty(name)}"
+    counts = {name: split.class_counts for name, split in manifest.splits.items()}
+    for name, least, then in (
+        ("train", MIN_TRAINING, "there is little to learn from"),
+        ("test", MIN_TEST, "their precision, recall and F1 say next to nothing"),
+    ):
+        if sum(counts.get(name, ())):
+            yield from _tiny(manifest.classes, counts[name], name, least, then)
+    test = counts.get("test", ())
+    if sum(test) and min(test) * UNBALANCED <= max(test):
+        largest, smallest = test.index(max(test)), test.index(min(test))
+        yield (
+            f"unbalanced: of the test images {_share(test, largest)} are {_name(manifest.classes[largest])} and "
+            f"{_share(test, smallest)} {_name(manifest.classes[smallest])}; always answering the first has an "
+            f"accuracy of {_share(test, largest)}: look at macro F1"
+        )
+
+
+def _why_empty(name: str) -> str:
+    if name == "val":
+        return ": no best epoch can be chosen. Give each class at least three images or a larger --val"
+    if name == "test":
+        return ": nothing can be measured. Give each class at least two images or a larger --test"
+    return ""
+
+
+def _tiny(classes: Sequence[str], counts: Sequence[int], split: str, least: int, then: str) -> Iterator[str]:
+    few = sorted((count, i) for i, count in enumerate(counts) if count < least)
+    if few:
+        names = ", ".join(f"{_name(classes[i])} {count:,}" for count, i in few[:_NAMED])
+        more = f" and {len(few) - _NAMED:,} more" if len(few) > _NAMED else ""
+        yield (
+            f"WARNING: {len(few):,} of {len(classes):,} classes have fewer than {least} {_KIND[split]} images "
+            f"({names}{more}): {then}"
+        )
+
+
+_KIND = {"train": "training", "test": "test"}
+
+
+def _name(name: str) -> str:
+    return repr(printable(name))
+
+
+def _share(counts: Sequence[int], place: int) -> str:
+    return f"{100 * counts[place] / sum(counts):.1f} %"
