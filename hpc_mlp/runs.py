@@ -91,7 +91,7 @@ def read_json(path: Path) -> Json | None:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise RunError(f"{path} is damaged ({error}). Delete the run folder and train again.") from None
     if not isinstance(value, dict):
         raise RunError(f"{path} is damaged (not a JSON object). Delete the run folder and train again.")

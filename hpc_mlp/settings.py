@@ -50,8 +50,11 @@ def read_toml(path: Path) -> Tree:
         raise UserError(f"no configuration file at {path}.") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder: give a .toml file.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    # ValueError: no TOML, no UTF-8, a number of thousands of digits.
+    except (ValueError, OSError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
+    except RecursionError:
+        raise UserError(f"cannot read {path}: its brackets are nested too deeply.") from None
 
 
 def check_key(dotted: str, where: str) -> None:
@@ -70,7 +73,7 @@ def parse_value(text: str) -> Any:
     text = text.strip()
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 

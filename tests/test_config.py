@@ -162,6 +162,17 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "value", ["[" * 100_000, "[" * 3000 + "]" * 3000, "1" * 5000], ids=["open", "deep", "long"]
+)
+def test_values_that_cannot_be_read(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text(f"[model]\nhidden = {value}\n")
+    with pytest.raises(UserError, match="cannot read"):
+        read_toml(path)
+    assert parse_value(value) == value
+
+
+@pytest.mark.parametrize(
     "text, wanted",
     [("60 s", (60.0, None)), ("0.5 seconds", (0.5, None)), ("200 steps", (None, 200)), ("1 step", (None, 1))],
 )
