@@ -47,9 +47,9 @@ def set_precision(precision: str) -> None:
     """How float32 products and convolutions are made on NVIDIA GPUs from here on: in float32 for every model, unless it
     is "tf32". torch's own default is float32 for products and TF32 for convolutions: a CNN would be compared with MLPs
     at another precision."""
-    mode = "tf32" if precision == "tf32" else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = mode
-    torch.backends.cudnn.conv.fp32_precision = mode  # type: ignore[attr-defined]
+    # Not by torch's newer `fp32_precision`: whoever asks the older flags afterwards, as torch.export does, is refused.
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 class TrainStep:

@@ -80,13 +80,13 @@ def test_products_have_the_precision_that_was_asked_for(
     precision: str, kind: str, digits: Path, tmp_path: Path
 ) -> None:
     """And convolutions, which cuDNN makes and the rehearsal cannot see: torch's switch for them."""
-    torch.backends.cudnn.conv.fp32_precision = "tf32"  # torch's default
+    torch.backends.cudnn.allow_tf32 = True  # torch's default
     specs = specs_of("baseline", [0], "model.hidden=[24]", "train.epochs=1", f"train.precision={precision}")
     with emulated(), noted() as notes:
         assert train_specs(digits, specs, tmp_path) == 0
     products = {line.split()[1] for line in notes if line.startswith("PRODUCT")}
     assert products and products <= {kind, "fp32"} and kind in products
-    assert torch.backends.cudnn.conv.fp32_precision == ("tf32" if precision == "tf32" else "ieee")
+    assert torch.backends.cudnn.allow_tf32 == (precision == "tf32")
 
 
 def rate_baked_in(self: Any, inputs: Any, rates: Any, batch_size: int) -> None:
