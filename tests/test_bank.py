@@ -36,11 +36,13 @@ def specs_of(variants: str, seeds: list[int], *sets: str) -> list[RunSpec]:
 class BankUnderTest:
     """A bank with its step, fed with random images: each feed its own."""
 
-    def __init__(self, specs: list[RunSpec], batch: int, shape: ImageShape = SHAPE) -> None:
-        self.specs, self.batch, self.shape = specs, batch, shape
-        self.bank = Bank(specs, shape, CLASSES)
+    def __init__(
+        self, specs: list[RunSpec], batch: int, shape: ImageShape = SHAPE, classes: int = CLASSES
+    ) -> None:
+        self.specs, self.batch, self.shape, self.classes = specs, batch, shape, classes
+        self.bank = Bank(specs, shape, classes)
         self.optimizer = BankOptimizer(self.bank)
-        loss = BankLoss([spec.config.train for spec in specs], [1] * CLASSES, CPU)
+        loss = BankLoss([spec.config.train for spec in specs], [1] * classes, CPU)
         self.step = TrainStep(self.bank, self.optimizer, loss, "fp32", graph=False)
 
     def data(self, t: int, size: int | None = None) -> tuple[Tensor, Tensor]:
@@ -50,7 +52,7 @@ class BankUnderTest:
         for feed in self.bank.feeds:
             generator = torch.Generator().manual_seed(1000 * feed.seed + t)
             images = torch.randn(size, *self.shape, generator=generator)
-            parts.append((images, torch.randint(0, CLASSES, (size,), generator=generator)))
+            parts.append((images, torch.randint(0, self.classes, (size,), generator=generator)))
         return torch.stack([p[0] for p in parts]), torch.stack([p[1] for p in parts])
 
     def train(self, steps: int, sizes: dict[int, int] | None = None) -> None:
@@ -339,21 +341,62 @@ def test_models_beside_the_stack_train_in_the_same_bank(digits: Path, tmp_path: 
     assert result(tmp_path / "cnn-s0")["test"]["accuracy"] > 0.8
 
 
-@pytest.mark.parametrize("activation, batch", [("relu", 32), ("relu", 7), ("gelu", 32), ("leaky_relu", 256)])
-def test_no_bit_depends_on_the_number_of_threads(activation: str, batch: int) -> None:
-    """Of widths that are multiples of 64: torch's kernels take the rest in another order."""
+def trained_bits(
+    variants: str, seeds: list[int], threads: int, case: tuple[str, ImageShape, int, int], *sets: str
+) -> dict[str, list[Tensor]]:
+    """Run → its weights after three steps (the last of a smaller batch), logits of evaluation, summed loss."""
+    hidden, shape, classes, batch = case
+    torch.set_num_threads(threads)
+    specs = specs_of(variants, seeds, f"model.hidden=[{hidden}]", *sets)
+    bank = BankUnderTest(specs, batch, shape, classes)
+    bank.bank.set_reference(torch.full(shape, 0.5))
+    bank.train(steps=3, sizes={2: max(1, batch // 3)})
+    images = torch.randn(1, 70, *shape, generator=torch.Generator().manual_seed(5))
+    logits = bank.bank.eval()(images).detach()
+    states = bank.bank.member_states()
+    return {
+        spec.name: [*(t.clone() for t in states[i].values()), logits[i], bank.step.loss_sum[i].clone()]
+        for i, spec in enumerate(specs)
+    }
 
-    def weights(threads: int) -> list[Tensor]:
-        torch.set_num_threads(threads)
-        sets = ("model.hidden=[512,256]", f"model.activation={activation}")
-        bank = BankUnderTest(specs_of(FOUR, [0, 1], *sets), batch, (1, 28, 28))
-        bank.train(steps=4)
-        return [tensor.clone() for state in bank.bank.member_states() for tensor in state.values()]
 
+PHOTOS: ImageShape = (3, 64, 64)
+FASHION: ImageShape = (1, 28, 28)
+
+
+@pytest.mark.parametrize(
+    "case, sets",
+    [
+        (("512,256", FASHION, 10, 32), []),
+        pytest.param(("512,256", FASHION, 7, 20), ["model.activation=gelu"], marks=pytest.mark.slow),
+        (("300,77", (3, 16, 16), 100, 7), ["optim.clip_norm=0.5"]),
+        (("100,10", (1, 8, 8), 100, 1), []),
+        pytest.param(
+            ("33", (1, 8, 8), 10, 100),
+            ["model.activation=silu", "train.label_smoothing=0.1"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ("128,64", FASHION, 10, 300), ["optim.name=sgd", "optim.lr=0.1"], marks=pytest.mark.slow
+        ),
+        pytest.param(("512,256", PHOTOS, 10, 32), [], marks=pytest.mark.slow),
+        pytest.param(("2048,1024", FASHION, 10, 32), [], marks=pytest.mark.slow),
+    ],
+    ids=lambda value: "-".join(map(str, value)) if isinstance(value, tuple) else None,
+)
+def test_no_bit_depends_on_threads_or_company(
+    case: tuple[str, ImageShape, int, int], sets: list[str]
+) -> None:
+    """Each variant alone, two of them, the four, the four with two seeds; widths and classes of every kind."""
     before = torch.get_num_threads()
     try:
-        one = weights(1)
-        for threads in (2, 4):
-            assert all(map(torch.equal, one, weights(threads))), threads
+        alone: dict[str, list[Tensor]] = {}
+        for variant, seed in itertools.product(FOUR.split(","), (0, 1)):
+            alone |= trained_bits(variant, [seed], 1, case, *sets)
+        companies = [(variant, [0]) for variant in FOUR.split(",")]
+        companies += [("baseline,batchnorm", [0, 1]), (FOUR, [0]), (FOUR, [0, 1])]
+        for threads, (variants, seeds) in itertools.product((1, 2, 3), companies):
+            for name, found in trained_bits(variants, seeds, threads, case, *sets).items():
+                assert all(map(torch.equal, alone[name], found)), (name, variants, seeds, threads)
     finally:
         torch.set_num_threads(before)

@@ -48,6 +48,44 @@ def test_no_bit_depends_on_the_company_or_the_size_of_a_batch(size: tuple[int, i
         assert torch.equal(products.shared_input(x[part], weight, bias), together[:, part])
 
 
+@pytest.mark.parametrize("amd", [False, True])
+@pytest.mark.parametrize(
+    "size", [(60, 33), (256, 7), (784, 512), pytest.param((13000, 16), marks=pytest.mark.slow)]
+)
+def test_no_bit_depends_on_the_number_of_threads(
+    size: tuple[int, int], amd: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the kernels of either vendor, as far as this machine has them; alone and in company."""
+    width, height = size
+    monkeypatch.setattr(products, "_on_amd", lambda: amd)
+    torch.manual_seed(0)
+    weight, bias = torch.randn(3, height, width) / width**0.5, torch.randn(3, height)
+    own, dy = torch.randn(3, 20, width), torch.randn(3, 20, height)
+
+    def made(threads: int, rows: slice) -> list[torch.Tensor]:
+        torch.set_num_threads(threads)
+        w, b, d, x, members = weight[rows], bias[rows], dy[rows], own[rows], range(3)[rows]
+        out = torch.empty(len(members), height, width)
+        return [
+            products.own_inputs(x, w, b),
+            products.shared_input(own[0], w, b),
+            products.input_gradient(d, w),
+            products.weight_gradient(d, x, out, width * height).clone(),
+            products.weight_gradient(d, own[0], out, width * height).clone(),
+            products.column_sums(d),
+        ]
+
+    before = torch.get_num_threads()
+    try:
+        expected = made(1, slice(0, 3))
+        for threads in (2, 3):
+            for rows in (slice(0, 3), slice(1, 3), slice(1, 2)):
+                found = made(threads, rows)
+                assert all(torch.equal(a, b[rows]) for a, b in zip(found, expected, strict=True)), threads
+    finally:
+        torch.set_num_threads(before)
+
+
 def norms(width: int, members: list[int], size: int) -> StackedBatchNorm:
     modules = [torch.nn.BatchNorm1d(width) for _ in members]
     for module in modules:

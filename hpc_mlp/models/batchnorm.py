@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# torch sums columns in blocks of four vectors, what remains in another order (AVX-512: 64 floats).
-_COLUMNS = 64
+from hpc_mlp.models.products import column_sums
 
 
 @dataclass(frozen=True)
@@ -46,12 +45,12 @@ def forward(
     running ones take their share; else with the running ones."""
     if x.is_cuda:
         return _native_forward(x, weight, bias, running, learning, eps)
-    wide = _in_order(x.float())
+    wide = x.float()
     batch = x.shape[1]
     if learning:
-        mean = wide.sum(1).div_(batch)
+        mean = column_sums(wide).div_(batch)
         centred = wide - mean.unsqueeze(1)
-        squares = centred.square().sum(1)
+        squares = column_sums(centred.square())
         inverse_std = squares.div(batch).add_(eps).rsqrt_()
         # Not lerp: where a kernel multiplies and adds at once, what does not fill a vector is rounded differently.
         running.mean.mul_(1 - running.momentum).add_(mean.mul(running.momentum))
@@ -68,10 +67,10 @@ def backward(dy: Tensor, weight: Tensor, saved: Saved) -> tuple[Tensor, Tensor, 
     """dy [v, B, H] → gradients of x [v, B, H] in dy's dtype, of weight and of bias [v, H]"""
     if dy.is_cuda:
         return _native_backward(dy, weight, saved)
-    wide = _in_order(dy.float())
+    wide = dy.float()
     batch, centred, inverse_std = dy.shape[1], saved.x, saved.inverse_std
-    db = wide.sum(1)
-    dot = (wide * centred).sum(1)
+    db = column_sums(wide)
+    dot = column_sums(wide * centred)
     dw = dot * inverse_std
     scale = (inverse_std * weight).unsqueeze(1)
     if not saved.learning:
@@ -79,11 +78,6 @@ def backward(dy: Tensor, weight: Tensor, saved: Saved) -> tuple[Tensor, Tensor, 
     dx = centred * (dw * inverse_std).div_(-batch).unsqueeze(1)
     dx.add_(wide).sub_(db.div(batch).unsqueeze(1)).mul_(scale)
     return dx.to(dy.dtype), dw, db
-
-
-def _in_order(x: Tensor) -> Tensor:
-    """x [v, B, H], laid out so that a column's sum does not depend on which columns stand beside it."""
-    return x if x.shape[2] % _COLUMNS == 0 else x.contiguous()
 
 
 def _native_forward(

@@ -18,13 +18,32 @@ from hpc_mlp.models.norm import Normed, Span, StackedBatchNorm
 
 aten = torch.ops.aten
 
+# Elements that torch does not divide among threads (at::internal::GRAIN_SIZE).
+_ONE_THREAD = 32768
+
 
 @dataclass(frozen=True)
 class Activation:
-    """`forward(x, out)`; `backward(dy, x, out)`, where x is the activation's input."""
+    """`forward(x, out)`; `backward(dy, x, out)`, where x is the activation's input. `even`: a value's bits do not
+    depend on where it stands; torch's vectors and single values are approximated in different ways else."""
 
     forward: Callable[[Tensor, Tensor], object]
     backward: Callable[[Tensor, Tensor, Tensor], object]
+    even: bool = True
+
+    def run(self, function: Callable[..., object], *tensors: Tensor) -> None:
+        """`forward` or `backward` of tensors [v, B, H]"""
+        if self.even or tensors[0].is_cuda:
+            function(*tensors)
+            return
+        # Pieces of one member each, which torch gives to one thread: their bits depend on their shape alone.
+        rows = max(1, _ONE_THREAD // tensors[0].shape[2])
+        for member in zip(*tensors, strict=True):
+            for parts in zip(*(tensor.split(rows) for tensor in member), strict=True):
+                *given, out = parts
+                result = torch.empty(out.shape, dtype=out.dtype)
+                function(*(tensor.contiguous() for tensor in given), result)
+                out.copy_(result)
 
 
 ACTIVATIONS = {
@@ -35,10 +54,12 @@ ACTIVATIONS = {
     "gelu": Activation(
         lambda x, out: aten.gelu.out(x, out=out),
         lambda dy, x, out: aten.gelu_backward.grad_input(dy, x, grad_input=out),
+        even=False,
     ),
     "silu": Activation(
         lambda x, out: aten.silu.out(x, out=out),
         lambda dy, x, out: aten.silu_backward.grad_input(dy, x, grad_input=out),
+        even=False,
     ),
     "tanh": Activation(
         lambda x, out: torch.tanh(x, out=out),
@@ -87,7 +108,7 @@ class _Hidden(torch.autograd.Function):
             if norm is not None and span.rows is not None:
                 normed = norm.normalise(x, span.rows)
                 x = normed.y
-            activation.forward(x, y[span.members])
+            activation.run(activation.forward, x, y[span.members])
             inputs.append((span.members, x, normed))
         ctx.inputs = inputs
         for mask in masks:
@@ -103,13 +124,14 @@ class _Hidden(torch.autograd.Function):
             for mask in ctx.masks:
                 dy[mask.start : mask.stop].mul_(mask.values)
         norm: StackedBatchNorm | None = ctx.norm
+        activation: Activation = ctx.activation
         weights, biases = [], []  # their gradients
         for span, x, normed in ctx.inputs:
             if norm is None or normed is None:
-                ctx.activation.backward(dy[span], x, dz[span])
+                activation.run(activation.backward, dy[span], x, dz[span])
                 continue
             before = torch.empty_like(x)  # batch first, as the norm wants it
-            ctx.activation.backward(dy[span], x, before)
+            activation.run(activation.backward, dy[span], x, before)
             dz[span], dw, db = norm.gradient(before, normed)
             weights.append(dw)
             biases.append(db)

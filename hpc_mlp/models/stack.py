@@ -79,8 +79,8 @@ class StackedLinear(nn.Module):
         return (x, dy) if self.parts is None else (self.parts.gather(x), self.parts.gather(dy))
 
     def bias_gradient(self, dy: Tensor) -> Tensor:
-        """[V, B, H] → [V, H]. The order in which a sum is taken depends on strides, so these are made the same."""
-        return dy.contiguous().sum(1) * self.get_buffer("bias_counts")
+        """[V, B, H] → [V, H]"""
+        return products.column_sums(dy) * self.get_buffer("bias_counts")
 
     def full_gradient(self, out: Tensor) -> None:
         """d loss / d weight of the last backward, written to `out` [V, H, D] float32."""
