@@ -49,6 +49,10 @@ def model_card(run: TrainedRun, file: str, format: str, dtype: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def is_card(text: str) -> bool:
+    return text.startswith("# ") and "trained with hpc-mlp." in text
+
+
 def _summary(run: TrainedRun) -> str:
     kind = build_config(run.config.config).model.kind
     parameters = "an unknown number of" if (n := run.config.num_parameters) is None else f"{n:,}"

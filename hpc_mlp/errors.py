@@ -12,10 +12,14 @@ Our own bugs are `assert`s and other built-in exceptions; they keep their traceb
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from hpc_mlp.texts import printable
+
+# So many names are read at a glance.
+_FEW = 24
+_MOST_HINTS = 4
 
 
 class _Shown:
@@ -65,8 +69,23 @@ def naming(path: object) -> Iterator[None]:
 
 
 def unknown_name(what: str, name: str, right: Iterable[str]) -> UserError:
-    """A wrong name, answered with the right ones, nearest first."""
-    names = list(right)
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return UserError(f"unknown {what} {name!r}.{hint} Known: {', '.join(names)}.")
+    """A wrong name, answered with the right ones: those whose last part it is, or the nearest; where there are none, or
+    few in all, every one."""
+    names = list(dict.fromkeys(right))
+    near = nearest(name, names)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    known = f" Known: {', '.join(names)}." if not near or len(names) <= _FEW else ""
+    return UserError(f"unknown {what} {name!r}.{hint}{known}")
+
+
+def nearest(name: str, names: Sequence[str]) -> list[str]:
+    """`lr` → `optim.lr`; `accuracy` → `val_accuracy`, `test_accuracy`; `trian` → `train`; [] where nothing is near."""
+    end = name.rpartition(".")[2]
+    for sign in "._" if end else "":
+        if ends := [right for right in names if right.endswith(f"{sign}{end}")]:
+            return ends[:_MOST_HINTS]
+    last = {right.rpartition(".")[2]: right for right in reversed(names)}
+    close = difflib.get_close_matches(name, names, n=1) or [
+        last[found] for found in difflib.get_close_matches(end, last, n=1, cutoff=0.75)
+    ]
+    return close

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from hpc_mlp import __version__
-from hpc_mlp.card import model_card
+from hpc_mlp.card import is_card, model_card
 from hpc_mlp.errors import RunError, UserError, unknown_name
 from hpc_mlp.predict.model import Classifier, TrainedRun, load_run
 from hpc_mlp.runs import Json, write_bytes
@@ -38,8 +38,8 @@ def export(
     overwrite: bool = False,
     trust_plugins: bool = False,
 ) -> tuple[Path, Path]:
-    """Write the model to `out` (default: the run's name, in the working folder) and a model card beside it;
-    → the two paths.
+    """Write the model to `out` (default: the run's name, in the working folder) and a model card beside it
+    (its name with the suffix .md; where the card of another file has that, with .md after its own); → the two paths.
 
     onnx, pt2: input `images` [N, C, H, W] of type `dtype`, values in 0..255, of the run's size, any N; output
     `probabilities` float32 [N, K]. The normalisation is inside, resizing is not. safetensors: the weights under
@@ -59,16 +59,28 @@ def export(
     card = file.with_suffix(".md")
     if file == card:
         raise UserError(f"{file} would be the name of the model card: give --out another suffix.")
+    if not overwrite and _is_of_another(card, file):
+        card = Path(f"{file}.md")
     for path in (file, card):
         if path.exists() and not overwrite:
             raise UserError(f"{path} exists. Choose another --out, or replace it with --overwrite.")
-    data = _FORMATS[format](run, dtype)
+    with _default_precision():
+        data = _FORMATS[format](run, dtype)
     try:
         write_bytes(file, data)
         write_bytes(card, model_card(run, file.name, format, dtype).encode())
     except OSError as error:
         raise RunError(f"{file} cannot be written: {error.strerror or error}.") from None
     return file, card
+
+
+def _is_of_another(card: Path, file: Path) -> bool:
+    """Whether `card` is a model card of ours, of another file: of the same run in another format, mostly."""
+    try:
+        text = card.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return is_card(text) and f'"{file.name}"' not in text
 
 
 def metadata(run: TrainedRun) -> Json:
@@ -103,6 +115,21 @@ def _program(run: TrainedRun, dtype: InputType) -> torch.export.ExportedProgram:
             f"the model of {run.name} cannot be exported ({_first_line(error)}). "
             "Its weights can: --format safetensors."
         ) from error
+
+
+@contextmanager
+def _default_precision() -> Iterator[None]:
+    """torch.export asks for flags that torch (2.14) refuses to tell once training has set how convolutions round on a
+    GPU: cuDNN's own "tf32" meanwhile, which changes nothing in what is exported."""
+    flags = (torch.backends.cudnn.conv, "tf32"), (torch.backends.cuda.matmul, "ieee")  # type: ignore[attr-defined]
+    before = [flag.fp32_precision for flag, _ in flags]
+    try:
+        for flag, value in flags:
+            flag.fp32_precision = value
+        yield
+    finally:
+        for (flag, _), value in zip(flags, before, strict=True):
+            flag.fp32_precision = value
 
 
 def _shapes() -> dict[str, dict[int, torch.export.Dim]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,10 +10,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from hpc_mlp.config import Config, known_keys
+from hpc_mlp.config import Config, flatten, known_keys
 from hpc_mlp.errors import UserError, unknown_name
 
 Tree = dict[str, Any]
+
+# Ours need four; what comes after them walks through the values by recursion.
+_MOST_LEVELS = 32
 
 
 def get_key(tree: Mapping[str, Any], dotted: str) -> Any:
@@ -45,16 +49,38 @@ def _copied(value: Any) -> Any:
 
 def read_toml(path: Path) -> Tree:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return _parsed(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         raise UserError(f"no configuration file at {path}.") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder: give a .toml file.") from None
+    except UserError:
+        raise
     # ValueError: no TOML, no UTF-8, a number of thousands of digits.
     except (ValueError, OSError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
+
+
+def _parsed(text: str, where: str) -> Tree:
+    """TOML; TOMLDecodeError where it is none, UserError where it is nested too deeply."""
+    try:
+        tree = tomllib.loads(text)
     except RecursionError:
-        raise UserError(f"cannot read {path}: its brackets are nested too deeply.") from None
+        raise _too_deep(where) from None
+    level: list[Any] = [tree]
+    for _ in range(_MOST_LEVELS):
+        level = [item for value in level for item in _items(value)]
+    if level:
+        raise _too_deep(where)
+    return tree
+
+
+def _items(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def _too_deep(where: str) -> UserError:
+    return UserError(f"{where} is nested more than {_MOST_LEVELS} levels deep.")
 
 
 def check_key(dotted: str, where: str) -> None:
@@ -63,7 +89,8 @@ def check_key(dotted: str, where: str) -> None:
     free = dotted.startswith(("model.options.", "launch.sbatch."))
     if dotted not in keys and not free:
         section = dotted.partition(".")[0]
-        own = [key for key in keys if key.startswith(section + ".")]
+        end = dotted.rpartition(".")[2]
+        own = [key for key in keys if key.startswith(section + ".") or key.endswith(f".{end}")]
         error = unknown_name("configuration key", dotted, own or keys)
         raise UserError(f"{where}: {error}")
 
@@ -72,8 +99,10 @@ def parse_value(text: str) -> Any:
     """The value of a `--set`: TOML where it parses (`1e-3`, `true`, `[512, 256]`), else a plain string."""
     text = text.strip()
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
+        return _parsed(f"value = {text}", "--set: a value")["value"]
+    except UserError:
+        raise
+    except ValueError:
         return text
 
 
@@ -95,9 +124,18 @@ def build_config(tree: Mapping[str, Any], where: str = "configuration") -> Confi
         if len(location) < 2:  # about a whole section
             raise UserError(f"{where}: {first['msg'].removeprefix('Value error, ')}.") from None
         given = get_key(tree, key)
-        raise UserError(
-            f"{where}: {key} = {given!r}: {first['msg'].removeprefix('Value error, ')}."
-        ) from None
+        why = _list_text(key) if first["type"] == "tuple_type" else first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{where}: {key} = {given!r}: {why}.") from None
+
+
+def _list_text(key: str) -> str:
+    """How to write the list that a key takes: with its default as the example."""
+    default = flatten(Config())[key]
+    example = json.dumps(default, separators=(",", ":")) if default else '["…"]'
+    return (
+        f"this is a list, in brackets such as {key} = {example}; on a command line in quotes, --set '{key}={example}' "
+        "(commas outside brackets make a sweep)"
+    )
 
 
 def read_layers(files: Iterable[Path]) -> Tree:

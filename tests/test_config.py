@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpc_mlp.config import Config, differences, flatten, identity, known_keys, parse_interval
-from hpc_mlp.errors import UserError
+from hpc_mlp.errors import UserError, nearest, unknown_name
+from hpc_mlp.plan import parse_set, parse_variants, plan_runs
 from hpc_mlp.settings import build_config, configs_dir, merge, parse_value, read_layers, read_toml, set_key
 
 VALUES: dict[str, st.SearchStrategy[Any]] = {
@@ -198,3 +199,64 @@ def test_dropout_rates_by_layer() -> None:
     assert config.dropout_rates(2) == (0.1, 0.2)
     with pytest.raises(UserError, match="2 rates for 3 hidden layers"):
         config.dropout_rates(3)
+
+
+# What a person writes wrong is answered with what is right.
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("lr", "Did you mean 'optim.lr'?"), ("epochs", "Did you mean 'train.epochs'?"),
+        ("name", "Did you mean 'optim.name' or 'schedule.name'?"), ("epoch", "Did you mean 'train.epochs'?"),
+        ("optim.learning_rate", "Known: optim.name, optim.lr"), ("model.dropot", "Did you mean 'model.dropout'?"),
+        ("train.lr", "Did you mean 'optim.lr'?"),
+    ],
+)  # fmt: skip
+def test_a_key_without_its_section_is_found(wrong: str, right: str) -> None:
+    with pytest.raises(UserError) as raised:
+        parse_set([f"{wrong}=1"])
+    assert right in str(raised.value) and len(str(raised.value)) < 400
+
+
+def test_the_names_that_are_near() -> None:
+    columns = ["variant", "val_accuracy", "test_accuracy", "optim.lr"]
+    assert nearest("accuracy", columns) == ["val_accuracy", "test_accuracy"]
+    assert nearest("lr", columns) == ["optim.lr"]
+    assert nearest("varaint", columns) == ["variant"]
+    assert nearest("optm.lr", columns) == ["optim.lr"]
+    assert nearest("zzz", columns) == nearest("", columns) == []
+    many = [f"{letter}.x" for letter in "abcdefg"]
+    assert nearest("x", many) == many[:4]
+    assert "Known: a.x, b.x" in str(unknown_name("key", "x", many))
+    assert "Known" not in str(unknown_name("key", "x", [f"{i}.x" for i in range(25)]))
+
+
+@pytest.mark.parametrize("value", ["10", "512,256", "128-64", "[a]"])
+@pytest.mark.parametrize("key", ["model.hidden", "model.channels", "optim.betas"])
+def test_how_to_write_a_list(key: str, value: str) -> None:
+    example = {"model.hidden": "[512,256]", "model.channels": "[32,64,128]", "optim.betas": "[0.9,0.999]"}[
+        key
+    ]
+    with pytest.raises(UserError, match=re.escape(f"--set '{key}={example}'")):
+        plan_runs(parse_variants("baseline"), [0], sets=parse_set([f"{key}={value}"]))
+    plan_runs(parse_variants("baseline"), [0], sets=parse_set([f"{key}={example}"]))
+
+
+@pytest.mark.parametrize(
+    "text", ["a = " + "[" * 100_000, "a = " + "[" * 40 + "]" * 40, "a = " + "{b=" * 5_000,
+             f"[model.options.{'.'.join('a' * 3_000)}]\nb = 1", "[[model.options.a]]\nb = " + "[" * 40 + "]" * 40],
+)  # fmt: skip
+def test_what_is_nested_without_end_is_one_message(tmp_path: Path, text: str) -> None:
+    (tmp_path / "deep.toml").write_text(text)
+    with pytest.raises(UserError, match=r"deep\.toml is nested more than 32 levels deep"):
+        read_toml(tmp_path / "deep.toml")
+    value = text.partition("= ")[2]
+    if "[[" in value:
+        with pytest.raises(UserError, match="--set: a value is nested more than 32 levels deep"):
+            parse_value(value)
+
+
+def test_levels_that_people_write_are_few_enough(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("[model.options]\na = " + "[" * 20 + "]" * 20)
+    assert read_layers([tmp_path / "a.toml"])["model"]["options"]["a"]

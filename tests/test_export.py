@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,88 @@ def test_nothing_is_replaced_unasked(trained: Trained, tmp_path: Path) -> None:
     assert "# cnn-s0" in (tmp_path / "m.md").read_text()
     result = call("export", trained.run("cnn-s0"), "--out", tmp_path / "x.md")
     assert result.exit_code == 2 and "another suffix" in result.stderr
+
+
+def test_two_formats_have_two_cards(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for form in ("safetensors", "pt2"):
+        assert call("export", trained.run("batchnorm-s0"), "--format", form).exit_code == 0
+    assert '"batchnorm-s0.safetensors"' in (tmp_path / "batchnorm-s0.md").read_text()
+    assert '"batchnorm-s0.pt2"' in (tmp_path / "batchnorm-s0.pt2.md").read_text()
+    for form in ("safetensors", "pt2"):
+        again = call("export", trained.run("batchnorm-s0"), "--format", form)
+        assert again.exit_code == 2 and "exists" in again.stderr
+    assert (
+        call("export", trained.run("batchnorm-s0"), "--format", "safetensors", "--overwrite").exit_code == 0
+    )
+    assert '"batchnorm-s0.safetensors"' in (tmp_path / "batchnorm-s0.md").read_text()
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+HOSTILE = "<img src=x onerror=alert(1)>[a](javascript:b)|`c`*d*\x1b]52;c;x\x07\u202e\n# e"
+
+
+def test_names_in_a_card_are_names(trained: Trained, tmp_path: Path) -> None:
+    """A received run: whatever its files say is neither HTML nor Markdown nor anything that acts on a terminal."""
+    folder = shutil.copytree(trained.run("batchnorm-s0"), tmp_path / "run")
+    config, result = (json.loads((folder / name).read_text()) for name in ("config.json", "result.json"))
+    config["dataset"] |= {"classes": [HOSTILE, "<script>", "a"], "source": HOSTILE, "encoding": "png"}
+    config |= {"variant": HOSTILE, "versions": {HOSTILE: HOSTILE}, "device": HOSTILE}
+    for row in result["test"]["per_class"]:
+        row["class"] = HOSTILE
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "result.json").write_text(json.dumps(result))
+    assert (
+        call("export", folder, "--format", "safetensors", "--out", tmp_path / "m.safetensors").exit_code == 0
+    )
+    card = (tmp_path / "m.md").read_text()
+    assert not re.search(r"<(img|script)|(?<!\\)\[a\]|[\x00-\x09\x0b-\x1f\u202e]", card), card
+    rows = [line for line in card.splitlines() if line.startswith("| ") and "onerror" in line]
+    assert len(rows) == 3 and all(len(re.findall(r"(?<!\\)\|", row)) == 6 for row in rows)
+    assert "\n# e" not in card
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "why"),
+    [
+        ("result.json", {"test": {"accuracy": 1}}, "result.json (test.num_images"),
+        ("result.json", {"best_val_loss": "low"}, "result.json (best_val_loss"),
+        ("config.json", {"dataset": {}}, "config.json (dataset.digest"),
+        ("config.json", {"dataset": {"digest": "d", "classes": ["a"], "image_size": [10**30, 1], "channels": 3}},
+         "config.json (dataset.image_size.0"),
+        ("config.json", {"config": {"model": {"hidden": [10**30]}}}, "config.json (config: an integer is too large"),
+        ("config.json", {"config": {"model": {"hidden": [10**15]}}}, "does not fit the model in config.json"),
+        ("config.json", {"config": {"model": {"kind": "nothing"}}}, "model.kind 'nothing'"),
+        ("config.json", {"config": {"modle": {}}}, "Did you mean 'model'?"),
+    ],
+)  # fmt: skip
+def test_files_that_do_not_hold_what_they_should_are_one_message(
+    trained: Trained, tmp_path: Path, file: str, change: dict[str, Any], why: str
+) -> None:
+    folder = shutil.copytree(trained.run("batchnorm-s0"), tmp_path / "run")
+    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | change))
+    result = call("export", folder, "--format", "safetensors", "--out", tmp_path / "m.safetensors")
+    assert isinstance(result.exception, SystemExit) and result.exit_code in (1, 2)
+    assert why in result.stderr and result.stderr.count("\n") < 3, result.stderr
+
+
+def test_a_card_of_an_older_run_says_what_it_knows(trained: Trained, tmp_path: Path) -> None:
+    folder = shutil.copytree(trained.run("batchnorm-s0"), tmp_path / "run")
+    config, result = (json.loads((folder / name).read_text()) for name in ("config.json", "result.json"))
+    for key in ("num_parameters", "versions", "device", "plugins", "pretrained_sha256"):
+        config.pop(key)
+    for key in ("stopped", "best_val_accuracy", "num_parameters"):
+        result.pop(key)
+    result["best_val_loss"] = None
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "result.json").write_text(json.dumps(result))
+    assert (
+        call("export", folder, "--format", "safetensors", "--out", tmp_path / "m.safetensors").exit_code == 0
+    )
+    card = (tmp_path / "m.md").read_text()
+    assert "an unknown number of parameters" in card and "an unknown device" in card and "not finite" in card
 
 
 def test_without_the_extra_packages_the_message_says_what_to_install(

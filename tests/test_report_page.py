@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
 import resource
 import shutil
@@ -433,3 +434,26 @@ def test_twenty_runs_in_ten_seconds(trained: Path, tmp_path: Path) -> None:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     # Processor time, so that a busy machine does not fail it; nothing here waits or runs in parallel.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10
+
+
+def test_somebody_elses_runs_are_reported_elsewhere(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing can be written among the runs. (Tests may run as root, who can write everywhere.)"""
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != runs and access(path, mode))
+    before = sorted(runs.iterdir())
+    result = report(runs, "--out", str(tmp_path / "page.html"))
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "page.html").is_file()
+    assert (tmp_path / "page-figures" / "roc_variants.png").is_file() and "page-figures" in result.output
+    assert sorted(runs.iterdir()) == before
+
+
+def test_a_notebooks_backend_does_not_matter(one: Path, tmp_path: Path) -> None:
+    """Its kernel's environment names one that this environment need not have; matplotlib is not imported yet."""
+    process = subprocess.run(
+        [sys.executable, "-m", "hpc_mlp", "report", str(one), "--out", str(tmp_path / "page.html")],
+        env={**os.environ, "MPLBACKEND": "module://not_there.backend_inline"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr

@@ -277,3 +277,29 @@ def test_runs_that_differ_are_no_copies(tmp_path: Path) -> None:
         write_run(tmp_path / "c", "baseline", 0, swept={"train.max_seconds": workers})
     assert len(rows(tmp_path / "c")) == 2 and "the same run" not in table(tmp_path / "c").output
     assert "the same run" in table(tmp_path / "c", "--by", "variant").output
+
+
+# Wrong words
+
+
+@pytest.mark.parametrize(
+    ("arguments", "right"),
+    [
+        (["--by", "lr"], "Did you mean 'optim.lr'?"),
+        (["--sort", "accuracy"], "Did you mean 'val_accuracy' or 'test_accuracy'?"),
+        (["--columns", "variant,accuracy"], "Did you mean 'val_accuracy' or 'test_accuracy'?"),
+    ],
+)
+def test_a_part_of_a_name_is_answered_with_the_whole(runs: Path, arguments: list[str], right: str) -> None:
+    refused = table(runs, *arguments)
+    assert refused.exit_code == 2 and right in refused.output
+
+
+def test_a_mistyped_verb_is_answered_with_the_right_one() -> None:
+    for word, answer in (
+        ("trian", " Did you mean 'train'?"),
+        ("tabel", " Did you mean 'table'?"),
+        ("xyz", ""),
+    ):
+        refused = CliRunner().invoke(main, [word, "shards"])
+        assert refused.exit_code == 2 and refused.stderr.endswith(f"No such command {word!r}.{answer}\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -38,6 +39,9 @@ def report(runs: Path, shards: Path | None, out: Path | None, by: str | None, de
     from hpc_mlp.places import want_runs
 
     want_runs(runs, "report")
+    # A notebook's kernel sets a backend that another environment may lack, and matplotlib stops at its import. We only
+    # write files.
+    os.environ["MPLBACKEND"] = "agg"
     from hpc_mlp.report.page import describe, write_report
     from hpc_mlp.report.summary import read_runs, summarise
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -28,27 +29,33 @@ from hpc_mlp.runs import write_bytes
 
 
 def write_report(summary: Summary, runs: Path, out: Path, shards: Path | None = None) -> Material:
-    """Write the page to `out` and its figures to `runs/figures` (replaced as a whole). `shards` overrides the
+    """Write the page to `out` and its figures to `figures_folder` (replaced as a whole). `shards` overrides the
     shards folder that the runs name. The same runs give the same bytes. Returns what it was made of; its
     `missing` says what could not be shown. UserError where nothing can be written there."""
     groups = make_groups(summary)
     if not groups:
         raise RunError(f"there is nothing to show of {runs}: {' '.join(summary.sentences)}")
+    place = figures_folder(runs, out)
     try:
-        with tempfile.TemporaryDirectory(dir=runs, prefix=".figures.") as temporary:
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".figures.") as temporary:
             folder = Path(temporary) / "figures"
             with figures.style():
                 material = gather(summary, groups, folder, shards)
                 text = render(material)
-            shutil.rmtree(runs / "figures", ignore_errors=True)
+            shutil.rmtree(place, ignore_errors=True)
             if folder.is_dir():
-                folder.replace(runs / "figures")
+                folder.replace(place)
         write_bytes(out, text.encode())
     except OSError as error:
         raise UserError(
             f"the report cannot be written ({error}). Choose a file elsewhere with --out FILE."
         ) from None
     return material
+
+
+def figures_folder(runs: Path, out: Path) -> Path:
+    """`runs/figures`; beside the page where nothing can be written in `runs`: somebody else's, or read-only."""
+    return runs / "figures" if os.access(runs, os.W_OK) else out.with_name(f"{out.stem}-figures")
 
 
 def render(material: Material) -> str:
@@ -92,6 +99,7 @@ def _count(number: int, word: str) -> str:
 
 def describe(material: Material, out: Path, runs: Path) -> Sequence[str]:
     """What was written, for the terminal."""
-    number = len(list((runs / "figures").glob("*.png")))
-    lines = [f"{out}", f"{runs / 'figures'}: {_count(number, 'figure')}, each as PNG and SVG"]
+    folder = figures_folder(runs, out)
+    number = len(list(folder.glob("*.png")))
+    lines = [f"{out}", f"{folder}: {_count(number, 'figure')}, each as PNG and SVG"]
     return [*lines, *(f"missing: {line}" for line in dict.fromkeys(material.missing))]
