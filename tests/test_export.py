@@ -196,10 +196,12 @@ def test_names_in_a_card_are_names(trained: Trained, tmp_path: Path) -> None:
         call("export", folder, "--format", "safetensors", "--out", tmp_path / "m.safetensors").exit_code == 0
     )
     card = (tmp_path / "m.md").read_text()
+    assert "\n# e" not in card
+    # What stands between backticks is shown as it is.
+    card = re.sub(r"(?<![`\\])(`+)(?!`).*?(?<!`)\1(?!`)", "", card)
     assert not re.search(r"<(img|script)|(?<!\\)\[a\]|[\x00-\x09\x0b-\x1f\u202e]", card), card
     rows = [line for line in card.splitlines() if line.startswith("| ") and "onerror" in line]
     assert len(rows) == 3 and all(len(re.findall(r"(?<!\\)\|", row)) == 6 for row in rows)
-    assert "\n# e" not in card
 
 
 @pytest.mark.parametrize(
