@@ -38,7 +38,7 @@ DRAWS = 19_999
 # For the power, of which nobody needs more than two digits, fewer where many seeds are tried: 0.02 s each.
 FEWER_DRAWS = 9_999
 MOST_EFFECTS = 600_000
-# Draws times differences: what 190 pairs may take of memory (32 MB) and time.
+# Draws times differences, or times runs: what 200 of them may take of memory (32 MB) and time.
 MOST_NUMBERS = 4_000_000
 # How many seeds are looked at for a difference that is to be found.
 MOST_SEEDS = 100
@@ -206,8 +206,8 @@ class _Draws:
 
 
 def _draw(found: Moments, first: Indices, second: Indices, num_seeds: int, draws: int) -> _Draws:
-    draws = min(draws, max(MOST_NUMBERS // len(first), 999))
     num_variants = len(found.accuracy)
+    draws = min(draws, max(MOST_NUMBERS // max(len(first), num_variants * num_seeds), 999))
     rng = np.random.default_rng(0)
     spread, pooled = _spreads(found.accuracy)
     accuracy = rng.standard_normal((draws, num_variants, num_seeds)) * np.sqrt(spread)[:, None]
