@@ -80,7 +80,7 @@ def _items(value: Any) -> Iterable[Any]:
 
 
 def _too_deep(where: str) -> UserError:
-    return UserError(f"{where} is nested more than {_MOST_LEVELS} levels deep.")
+    return UserError(f"cannot read {where}: nested more than {_MOST_LEVELS} levels deep.")
 
 
 def check_key(dotted: str, where: str) -> None:
@@ -99,7 +99,7 @@ def parse_value(text: str) -> Any:
     """The value of a `--set`: TOML where it parses (`1e-3`, `true`, `[512, 256]`), else a plain string."""
     text = text.strip()
     try:
-        return _parsed(f"value = {text}", "--set: a value")["value"]
+        return _parsed(f"value = {text}", "a value of --set")["value"]
     except UserError:
         raise
     except ValueError:
