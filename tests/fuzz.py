@@ -39,6 +39,7 @@ from click.testing import CliRunner
 import hpc_mlp
 from hpc_mlp.config import DataConfig
 from hpc_mlp.errors import HpcMlpError
+from hpc_mlp.liveness import this_process
 from hpc_mlp.texts import printable
 
 CPU_SECONDS = 1.0
@@ -145,6 +146,9 @@ def cli(*arguments: object, codes: tuple[int, ...] = (0, 1, 2)) -> str:
 # -- what is mutated, and what reads it
 
 
+SETTINGS = ("train.epochs=2", "model.hidden=[4]", "train.batch_size=4", "train.keep_checkpoint=true")
+
+
 class Material:
     """A small dataset, two runs trained on it, and a submission: real ones, made once, copied for each mutation."""
 
@@ -159,10 +163,8 @@ class Material:
 
                 Image.frombytes("RGB", (6, 6), rng.randbytes(108)).save(path)
         hpc_mlp.convert(folder / "images", self.shards, size=6, workers=1, val=0.25, test=0.25)
-        settings = ["train.epochs=2", "model.hidden=[4]", "train.batch_size=4"]
-        hpc_mlp.train(
-            self.shards, variants="baseline", seeds="0-1", runs=self.runs, settings=settings, cpu=True
-        )
+        options = {"variants": "baseline", "seeds": "0-1", "runs": self.runs}
+        hpc_mlp.train(self.shards, settings=SETTINGS, cpu=True, **options)  # type: ignore[arg-type]
         self.run = hpc_mlp.load_run(self.runs / "baseline-s0")
         (self.runs / "baseline-s1" / "live.json").write_text(
             '{"epoch": 1, "step": 2, "steps": 4, "time": 1.5}\n'
@@ -288,19 +290,31 @@ def run_kind(material: Material, rng: random.Random, folder: Path) -> list[Reade
     path.write_bytes(change(path.read_bytes(), rng))
     if rng.random() < 0.3:
         (run / "result.json").unlink(missing_ok=True)
+    leased = rng.random() < 0.15
+    if leased:  # nobody knows by whom: a training would wait
+        (run / "lease.json").write_bytes(
+            mutations.mutated_json(json.dumps({**this_process(), "beat": 1}).encode(), rng)
+        )
     form, export = rng.choice(("rich", "json", "csv", "markdown")), folder / "model.safetensors"
     pixels = torch.zeros(1, 3, 6, 6)
     return [
         Reader("table", lambda: cli("table", runs, "--format", form)),
         Reader("status", lambda: cli("status", runs)),
-        Reader("status --format json", lambda: cli("status", runs, "--format", "json")),
+        Reader("status --format json", lambda: _both(cli("status", runs, "--format", "json"))),
         Reader("predict", lambda: str(hpc_mlp.load_run(run, ensemble=True).probabilities(pixels).shape)),
         Reader(
             "export", lambda: cli("export", run, "--format", "safetensors", "--out", export) + _card(folder)
         ),
         *[Reader("report", lambda: cli("report", runs), heavy=True)] * (rng.random() < 0.02),
-        *[Reader("train", lambda: _train(material, runs), heavy=True)] * (rng.random() < 0.05),
+        *[Reader("train", lambda: _train(material, runs), heavy=True)] * (not leased and rng.random() < 0.08),
     ]
+
+
+def _both(text: str) -> str:
+    """A damaged run hides no other."""
+    if len(json.loads(text)) != 2:
+        raise FuzzError(f"not both runs are shown\n{text}")
+    return text
 
 
 def _card(folder: Path) -> str:
@@ -309,15 +323,13 @@ def _card(folder: Path) -> str:
 
 def _train(material: Material, runs: Path) -> str:
     command = ("train", material.shards, "--runs", runs, "--variants", "baseline", "--seeds", "0-1", "--cpu")
-    settings = ("train.epochs=2", "model.hidden=[4]", "train.batch_size=4")
-    return cli(*command, "--processes", 1, *(word for setting in settings for word in ("--set", setting)))
+    return cli(*command, "--processes", 1, *(word for setting in SETTINGS for word in ("--set", setting)))
 
 
 def launch_kind(material: Material, rng: random.Random, folder: Path) -> list[Reader]:
     """Records that name this very process, which is none of hpc-mlp's jobs: whoever signals it is wrong."""
     from hpc_mlp.launch import index, records
     from hpc_mlp.launch.packs import Pack
-    from hpc_mlp.liveness import this_process
     from hpc_mlp.plan import make_specs
 
     runs = folder / "runs"
