@@ -217,3 +217,36 @@ def test_odd_metadata_is_no_warning_to_the_user(tmp_path: Path) -> None:
     assert done.returncode == 0 and "arning" not in done.stderr
     with pytest.warns(UserWarning, match="Truncated"), Image.open(io.BytesIO(files["a/0.jpg"])) as image:
         image.getexif()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "see-through", "1", "I;16", "CMYK", "RGB", "L"])
+def test_large_images_are_converted_in_bands_to_the_same_pixels(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = (157, 203)
+    image = Image.fromarray(np.random.default_rng(3).integers(0, 256, (*size[::-1], 4), np.uint8))
+    options: dict[str, object] = {}
+    if mode in ("P", "see-through"):
+        image = image.convert("RGB").quantize(64)
+        options = {"transparency": 3} if mode == "see-through" else {}
+    elif mode == "I;16":
+        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) << 8)
+    else:
+        image = image.convert(mode)
+    data = encoded(image, "TIFF" if mode == "CMYK" else "PNG", **options)
+    for spec in (RGB, GRAY, ImageSpec(203, 157, 3), ImageSpec(7, 150, 3), ImageSpec(100, 3, 1)):
+        whole = decode_image(data, spec)
+        with monkeypatch.context() as patched:
+            patched.setattr("hpc_mlp.data.decode._LARGE", 1)
+            patched.setattr("hpc_mlp.data.decode._BAND", 2000)
+            assert (decode_image(data, spec) == whole).all()
+
+
+def test_an_image_that_takes_too_much_memory_is_rejected_before_it_is_decoded() -> None:
+    """What 8 bytes a pixel or more take to decode has a smaller limit than --max-pixels."""
+    data = encoded(Image.new("RGB", (5000, 5000)), "WEBP", lossless=True, method=0)
+    with pytest.raises(
+        RejectError, match=r"5000×5000 pixels of WEBP take 425 MB to decode; with --max-pixels"
+    ):
+        decode_image(data, ImageSpec(8, 8, 3, max_pixels=60_000_000))
+    assert decode_image(data, ImageSpec(8, 8, 3)).shape == (8, 8, 3)

@@ -33,9 +33,8 @@ _MIN_BYTES = 64 << 20
 # Larger images are watched and converted in bands; smaller ones take little memory however that is done.
 _LARGE, _BAND = 1 << 22, 1 << 20  # pixels
 # Bytes for each pixel that a decoder takes at its peak, the image itself included (measured with 67 megapixels); others
-# than these take 4. A progressive JPEG keeps all its coefficients.
+# than these take 4. A progressive JPEG keeps all its coefficients, of 2 bytes each.
 _PER_PIXEL = {"WEBP": 17, "JPEG2000": 21, "AVIF": 17, "PPM": 11, "TIFF": 8, "GIF": 5}
-_PER_PIXEL_JPEG, _PER_PIXEL_PROGRESSIVE = 1, 6
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -206,7 +205,7 @@ def _check_size(width: int, height: int, spec: ImageSpec) -> None:
 def _check_memory(image: Image.Image, file_bytes: int, spec: ImageSpec) -> None:
     """RejectError for an image whose pixels and file would take more memory than allowed. `image` is not loaded yet."""
     if image.format == "JPEG":
-        weight = _PER_PIXEL_PROGRESSIVE if image.info.get("progressive") else _PER_PIXEL_JPEG
+        weight = 2 * len(image.getbands()) if image.info.get("progressive") else 1
     else:
         weight = _PER_PIXEL.get(image.format or "", 4)
     needed = file_bytes + image.width * image.height * weight
