@@ -83,6 +83,43 @@ def test_a_damaged_cache_is_not_used_and_is_made_anew(
     assert len(calls) == before
 
 
+def test_a_hostile_cache_is_not_used(dataset: tuple[Path, Manifest, Arrays], tmp_path: Path) -> None:
+    """Valid JSON of another shape, labels that no class has, arrays that are none: never used, never run."""
+    folder, manifest, arrays = dataset
+    load_resident(folder, manifest, "train", CPU)
+    (note,), (array,) = (folder / ".cache").glob("*.json"), (folder / ".cache").glob("*.npy")
+    whole, pixels = json.loads(note.read_bytes()), array.read_bytes()
+    others = [None, [], {}, "x", 1.5, 10**30, -1, [10**30], [-1] * 40, [3] * 40, [[0]] * 40, True]
+    notes = [{**whole, key: other} for key in whole for other in others]
+    notes += [{k: v for k, v in whole.items() if k != key} for key in whole] + others
+    for tree in notes:
+        note.write_text(json.dumps(tree))
+        assert_right(load_resident(folder, manifest, "train", CPU), arrays)
+    labels = np.roll(np.array(whole["labels"]), 1)
+    if not np.array_equal(labels, whole["labels"]):
+        note.write_text(json.dumps({**whole, "labels": labels.tolist()}))
+        assert_right(load_resident(folder, manifest, "train", CPU), arrays)
+
+    class Runs:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.system, (f"touch {tmp_path}/ran",)
+
+    for hostile in (np.array([Runs()], dtype=object), {"a": np.zeros(3)}):
+        with array.open("wb") as file:
+            np.savez(file, **hostile) if isinstance(hostile, dict) else np.save(file, hostile)
+        assert_right(load_resident(folder, manifest, "train", CPU), arrays)
+    for shape in (b"(4000000000000, 3, 8, 8)", b"(-1, 3, 8, 8)", b"(40, 3, 8, 8"):
+        array.write_bytes(pixels.replace(b"(40, 3, 8, 8)", shape))
+        assert_right(load_resident(folder, manifest, "train", CPU), arrays)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_unverified_load_fills_no_cache(dataset: tuple[Path, Manifest, Arrays]) -> None:
+    folder, manifest, _ = dataset
+    load_resident(folder, manifest, "train", CPU, verify=False)
+    assert not (folder / ".cache").exists()
+
+
 def test_a_shard_damaged_after_the_cache_was_made_is_refused(dataset: tuple[Path, Manifest, Arrays]) -> None:
     folder, manifest, arrays = dataset
     load_resident(folder, manifest, "train", CPU)

@@ -23,6 +23,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import io
+import math
 import os
 import re
 import shutil
@@ -114,6 +116,10 @@ class _Entry:
         self._manifest, self._split, self._record = manifest, split, manifest.split(split)
         self._stem = re.sub(r"[^\w-]", "_", f"{manifest.digest}-{split}")  # a manifest may come from anywhere
         self._shape = [self._record.num_images, manifest.channels, *manifest.image_size]
+        header = io.BytesIO()
+        about = {"descr": "|u1", "fortran_order": False, "shape": tuple(self._shape)}
+        np.lib.format.write_array_header_1_0(header, about)
+        self._header = header.getvalue()
         # Whoever decodes slower than 20 MB of pixels a second is taken for stuck.
         self.patience = 60.0 + self._record.num_images * manifest.num_features / 20e6
 
@@ -127,17 +133,14 @@ class _Entry:
         """
         try:
             note = checked.read(self.path(".json"), _Note, "")
-            images = np.load(self.path(".npy"), mmap_mode="c", allow_pickle=False)
-        except (RunError, OSError, EOFError, ValueError):
+            images = self._map()
+        except (RunError, OSError):
             return None
-        # np.load takes a ZIP of arrays as well.
-        if note is None or not isinstance(images, np.ndarray):
+        if note is None or images is None:
             return None
         labels = np.array(note.labels, dtype=np.int64)
         intact = (
-            list(images.shape) == self._shape
-            and images.dtype == np.uint8
-            and [shard[0] for shard in note.shards] == [shard.sha256 for shard in self._record.shards]
+            [shard[0] for shard in note.shards] == [shard.sha256 for shard in self._record.shards]
             and are_counted(labels, self._manifest, self._split)
             and list(note.checksums) == _checksums(images, labels)
         )
@@ -151,6 +154,16 @@ class _Entry:
             with contextlib.suppress(OSError):
                 self._write_note(note.model_copy(update={"shards": now}))
         return images, labels
+
+    def _map(self) -> NDArray[np.uint8] | None:
+        """The array; None where the file is another one than it should be, by its header and its size."""
+        path, size = self.path(".npy"), math.prod(self._shape)
+        with checked.open_file(path) as file:
+            whole = file.read(len(self._header)) == self._header
+            whole &= os.fstat(file.fileno()).st_size == len(self._header) + size
+            if not whole:
+                return None
+            return np.memmap(file, np.uint8, "c", len(self._header), tuple(self._shape))
 
     def write(
         self, images: NDArray[np.uint8], labels: NDArray[np.int64], stats: Stats, *, clean: bool
