@@ -16,6 +16,7 @@ import torch
 from test_bank import FOUR, BankUnderTest, specs_of
 
 from hpc_mlp import randomness
+from hpc_mlp.data import split
 from hpc_mlp.models.registry import build_module
 
 
@@ -40,6 +41,14 @@ GOLDEN_DRAWS = {
 @pytest.mark.parametrize("name", sorted(DRAWS))
 def test_draws(name: str) -> None:
     assert digest(DRAWS[name]()) == GOLDEN_DRAWS[name]
+
+
+def test_split_and_order_of_conversion() -> None:
+    places = np.arange(200, dtype=np.int64)
+    labels = (places % 3).astype(np.int32)
+    assigned = split.assign(labels, places, np.full(200, -1, np.int8), 3, 0.1, 0.1)
+    assert digest(assigned) == "51a1c6501a84fef3"
+    assert digest(split.shuffled(places, 3, 200)) == "ec63a13a39fcb639"
 
 
 def test_initial_weights() -> None:
