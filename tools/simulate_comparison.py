@@ -93,7 +93,9 @@ def old(found: Moments, pairs: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:
         stats.t.sf((mean[:, None] + side * z) / np.maximum(seeds, 1e-12)[:, None], num_seeds - 1).mean(1)
         for side in (1, -1)
     ]
-    p = np.maximum(sum(both), 2 * stats.norm.sf(mean / np.maximum(images, 1e-12)))
+    # The images alone hold the chance of single answers too.
+    alone = np.sqrt(images**2 + 2 * CHANCE / (found.num_images * num_seeds))
+    p = np.maximum(sum(both), 2 * stats.norm.sf(mean / alone))
     order = np.argsort(p)
     falls = np.cumprod(p[order] * (len(p) - np.arange(len(p))) < pooled.ALPHA).astype(bool)
     shown = np.empty(len(p), bool)
