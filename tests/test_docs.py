@@ -102,10 +102,10 @@ def test_generated_regions_of_the_readme_are_fresh_and_staleness_is_seen(tmp_pat
     tool = ROOT / "tools" / "readme.py"
     checked = subprocess.run([sys.executable, tool, "--check"], capture_output=True, text=True)
     assert checked.returncode == 0, f"{checked.stdout}\nRun python tools/readme.py"
-    for name in ("commands", "variants", "exit-codes"):
+    for name in ("commands", "variants", "exit-codes", "floors"):
         assert README.count(f"<!-- {name} -->") == README.count(f"<!-- /{name} -->") == 1
     # A copy of the tree in which a number of the README was edited by hand.
-    for path in ("hpc_mlp", "configs", "tools"):
+    for path in ("hpc_mlp", "configs", "tools", "tests"):
         shutil.copytree(ROOT / path, tmp_path / path, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "README.md").write_text(README.replace("Dropout 0.5", "Dropout 0.4"))
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}

@@ -3,12 +3,14 @@
     python tools/readme.py           rewrite the regions between <!-- NAME --> and <!-- /NAME -->
     python tools/readme.py --check   exit code 1 where they are not what they should be (tests, make check)
 
-Regions: commands (name and line of help), variants (from configs/variants), exit-codes, and figures-* (tables and
+Regions: commands (name and line of help), variants (from configs/variants), exit-codes, floors (of the house, from the
+test that holds them), and figures-* (tables and
 sentences rendered from tools/figures.json, which holds what was measured, on what, with which command and how often).
 """
 
 from __future__ import annotations
 
+import ast
 import difflib
 import json
 import re
@@ -59,14 +61,30 @@ def exit_codes() -> str:
     ])  # fmt: skip
 
 
+def floors() -> str:
+    """From the top down, as tests/test_layers.py has them."""
+    tree = ast.parse((ROOT / "tests" / "test_layers.py").read_text())
+    (found,) = (
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "FLOORS"
+    )
+    rooms = [
+        " · ".join(f"{name}/" if (ROOT / "hpc_mlp" / name).is_dir() else name for name in sorted(floor))
+        for floor in reversed(found)
+    ]
+    return "\n".join(f"    {line}" for line in rooms)
+
+
 def figures(name: str) -> str:
     """A table of figures.json, the line that says where its numbers are from, and what follows from them."""
     entry: dict[str, Any] = json.loads(FIGURES.read_text())[name]
-    rows = [[str(cell) for cell in row] for row in entry["rows"]]
+    rows = [[str(cell) for cell in row] for row in entry.get("rows", [])]
     about = (
         f"{entry['hardware']}; {entry['versions']}; n = {entry['n']}; `{entry['command']}`, {entry['date']}."
     )
-    return "\n\n".join([table(entry["columns"], rows, numbers=True), about, *entry.get("text", [])])
+    shown = [table(entry["columns"], rows, numbers=True)] if rows else []
+    return "\n\n".join([*shown, *entry.get("text", []), about])
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = False) -> str:
@@ -75,7 +93,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = Fa
                      for cells in (head, rule, *rows))  # fmt: skip
 
 
-REGIONS: dict[str, Callable[[], str]] = {"commands": commands, "variants": variants, "exit-codes": exit_codes}
+REGIONS: dict[str, Callable[[], str]] = {
+    "commands": commands,
+    "variants": variants,
+    "exit-codes": exit_codes,
+    "floors": floors,
+}
 
 
 def rendered(text: str) -> str:
