@@ -1,10 +1,10 @@
-# make demo | test | test-all | check | format | clean.   Everything lives in .venv; nothing else is installed.
+# make demo | test | test-all | check | format | mutants | fuzz | clean.   Everything lives in .venv; nothing else is installed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all check format clean
+.PHONY: demo test test-all check format mutants fuzz clean
 
 demo: $(STAMP)
 	$(BIN)/hpc-mlp demo
@@ -26,6 +26,15 @@ format: $(STAMP)-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# What no quick test notices of small changes to the core modules, one at a time (an hour and more).
+mutants: $(STAMP)-dev
+	nice $(BIN)/python tools/mutants.py
+
+# Every kind of file that is read, mutated, for longer than CI does: make fuzz FUZZ=20000
+FUZZ ?= 5000
+fuzz: $(STAMP)-dev
+	nice $(BIN)/python tests/fuzz.py --count $(FUZZ)
+
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable .
@@ -36,4 +45,4 @@ $(STAMP)-dev: $(STAMP)
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info
+	rm -rf $(VENV) demo build dist .mutants *.egg-info
