@@ -321,3 +321,46 @@ def test_a_row_that_ends_early_has_no_class() -> None:
     layout, classes = labelled("images/1.png,cat\n2,dog\nimages/3.jpg\n")
     assert set(classes) == {"images/1.png", "images/2.png"}
     assert ("images/3.jpg", "has no class in labels.csv") in layout.rejects
+
+
+@pytest.mark.parametrize("splits, said", [
+    (["train", "val", "test"], "train 2, val 2, test 2"),
+    (["train", "test"], "train 2, test 2; val drawn from train"),
+    (["train"], "train 2; val and test drawn from train"),
+])  # fmt: skip
+def test_the_splits_of_the_archive_are_said(splits: list[str], said: str) -> None:
+    layout = find_layout(Listing([f"{split}/{c}/1.png" for split in splits for c in ("cat", "dog")]))
+    assert layout.notes == [f"splits as the archive says: {said}"]
+
+
+@pytest.mark.parametrize("tables, said", [
+    (["b.csv", "Train.TSV", "c.d.jsonl"], "b.csv, Train.TSV, c.d.jsonl"),
+    (["b.csv", "a.csv", "c.csv", "d.csv", "e.xlsx"], "b.csv, a.csv, c.csv and 2 more"),
+])  # fmt: skip
+def test_tables_that_are_not_read_are_named(tables: list[str], said: str) -> None:
+    layout = find_layout(Listing([*CAT_AND_DOG, *tables, "notes.txt"]))
+    assert layout.notes == [f"not used: {said} (of tables only labels.csv is read)"]
+
+
+def test_flat_images_beside_a_text_are_told_of_it_but_not_of_a_readme() -> None:
+    with pytest.raises(UserError) as error:
+        find_layout(Listing(["1.png", "README.txt", "License.txt", "readme.TXT", "list.txt", "notes.md"]))
+    assert "It holds list.txt: " in str(error.value) and "no class folders" in str(error.value)
+
+
+def test_several_tables_apart_from_the_images_are_refused() -> None:
+    parts = [Listing(CAT_AND_DOG), Listing({"x/labels.csv": b""}), Listing({"labels.tsv": b""})]
+    with pytest.raises(UserError, match=r"several labels files: x/labels\.csv, labels\.tsv\. Give one"):
+        find_layout(SeveralSources(parts))
+
+
+def test_what_each_of_several_archives_gives_is_said() -> None:
+    one = Listing(["train/cat/1.png", "train/dog/1.png", "val/cat/1.png"])
+    one.label = "one.zip"
+    layout = find_layout(SeveralSources([one, Listing(["cat/2.png", "dog/2.png"]), Listing(["readme.txt"])]))
+    assert layout.notes[:3] == [
+        "one.zip: split folders, 3 images",
+        "a.zip: class folders, 2 images, without splits: all go to training",
+        "a.zip: nothing that can be used, 0 images",
+    ]
+    assert layout.kind == "split folders + class folders"
