@@ -328,3 +328,7 @@ def test_one_task_is_the_script_itself(tmp_path: Path) -> None:
     assert "\nsrun " in wrapped and "exec" not in wrapped and "#SBATCH --signal=USR2@90" in wrapped
     several = slurm.script(LaunchConfig(gpus_per_job=2), "name", tmp_path, 4)
     assert "\nsrun " in several and "--kill-on-bad-exit=1" in several and "exec" not in several
+
+
+def test_what_is_no_job_id_stays_as_it_is() -> None:
+    assert shorten_ids(["7_0", "", "7_1", "x", "7_", "9"]) == "7_[0-1], 9, , x, 7_"

@@ -36,14 +36,16 @@ def expand_ids(text: str) -> list[str]:
 
 
 def shorten_ids(job_ids: list[str]) -> str:
-    """`7_0, 7_1, 7_2` → `7_[0-2]`."""
-    by_master: dict[str, list[str]] = {}
+    """`7_0, 7_1, 7_2` → `7_[0-2]`. What is no job's id stays as it is."""
+    by_master: dict[str, list[int]] = {}
+    others = []
     for job_id in job_ids:
-        master, _, index = job_id.rpartition("_")
-        by_master.setdefault(master, []).append(index)
+        if found := re.fullmatch(r"(?:(.*)_)?([0-9]{1,18})", job_id):
+            by_master.setdefault(found[1] or "", []).append(int(found[2]))
+        else:
+            others.append(job_id)
     parts = []
     for master, indices in by_master.items():
-        numbers = spans(sorted(map(int, indices)))
-        text = f"[{numbers}]" if len(indices) > 1 else numbers
+        text = f"[{spans(sorted(indices))}]" if len(indices) > 1 else str(indices[0])
         parts.append(f"{master}_{text}" if master else text)
-    return ", ".join(parts)
+    return ", ".join(parts + others)
