@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 import time
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from conftest import Cli
+from fake_runs import write_run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -257,3 +260,13 @@ def test_a_thousand_runs_are_planned_and_put_down_in_five_seconds(shards: Path, 
     new_submission(tmp_path / "runs", "slurm", shards, plan.packs).save()
     write_index(tmp_path / "runs")
     assert time.perf_counter() - begun < 5
+
+
+def test_status_names_a_copied_run(tmp_path: Path, cli: Cli) -> None:
+
+    write_run(tmp_path, "baseline")
+    shutil.copytree(tmp_path / "baseline-s0", tmp_path / "renamed")
+    shown = json.loads(cli("status", tmp_path, "--format", "json").stdout)
+    assert {row["name"]: row["detail"] for row in shown} == {
+        "baseline-s0": "", "renamed": "(a copy of baseline-s0)"
+    }  # fmt: skip

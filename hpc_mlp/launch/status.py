@@ -183,6 +183,8 @@ def _of_files(path: Path, run: Run) -> RunStatus:
     if row.state in ("stopped", "failed") and is_held(path):
         node = owner.host if (owner := read_owner(path)) else ""
         row = with_beat(replace(row, state="running", detail="", node=node), path)
+    if run.config.name and run.config.name != path.name and (path.parent / run.config.name).is_dir():
+        row = replace(row, detail=" ".join(filter(None, [row.detail, f"(a copy of {run.config.name})"])))
     return RunStatus(**vars(row))
 
 
