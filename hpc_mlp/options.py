@@ -83,3 +83,15 @@ def runs_option(command: F) -> F:
     option = click.option("--runs", default="runs", show_default=True, metavar="DIR",
                           type=click.Path(path_type=Path), help="Where the run folders go.")  # fmt: skip
     return option(command)
+
+
+def detect_option(command: F) -> F:
+    option = click.option(
+        "--detect",
+        type=click.FloatRange(0, 100, min_open=True),
+        default=1.0,
+        show_default=True,
+        metavar="POINTS",
+        help="Say how many seeds would find a difference of so many points of test accuracy.",
+    )
+    return option(command)

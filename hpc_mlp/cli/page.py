@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from hpc_mlp.options import Command
+from hpc_mlp.options import Command, detect_option
 from hpc_mlp.terminal import say
 
 
@@ -18,14 +18,7 @@ from hpc_mlp.terminal import say
 @click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="Instead of RUNS/report.html.")
 @click.option("--by", metavar="KEY,…", help="Group by these configuration keys, e.g. optim.lr, instead of "
                                             "what a sweep varied; also seed and dataset.")  # fmt: skip
-@click.option(
-    "--detect",
-    type=click.FloatRange(0, 100, min_open=True),
-    default=1.0,
-    show_default=True,
-    metavar="POINTS",
-    help="Say how many seeds would find a difference of so many points of test accuracy.",
-)
+@detect_option
 def report(runs: Path, shards: Path | None, out: Path | None, by: str | None, detect: float) -> None:
     """Write one HTML page with plots of all runs, and the plots as PNG and SVG in RUNS/figures.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from hpc_mlp.options import Command
+from hpc_mlp.options import Command, detect_option
 from hpc_mlp.terminal import say
 
 
@@ -18,14 +18,7 @@ from hpc_mlp.terminal import say
 @click.option("--by", metavar="KEY,…", help="Group by these keys, e.g. optim.lr or seed, and not by what "
                                             "a sweep varied; 'variant': by nothing else.")  # fmt: skip
 @click.option("--sort", metavar="COLUMN", help="Sort the rows: best first for metrics, else smallest first.")
-@click.option(
-    "--detect",
-    type=click.FloatRange(0, 100, min_open=True),
-    default=1.0,
-    show_default=True,
-    metavar="POINTS",
-    help="Say how many seeds would find a difference of so many points of test accuracy.",
-)
+@detect_option
 @click.option("--columns", metavar="A,B,…", help="Show these columns only, named as in --format json.")
 def table(
     runs: Path, form: str, by: str | None, sort: str | None, detect: float, columns: str | None
