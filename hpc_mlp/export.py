@@ -64,8 +64,7 @@ def export(
     for path in (file, card):
         if path.exists() and not overwrite:
             raise UserError(f"{path} exists. Choose another --out, or replace it with --overwrite.")
-    with _default_precision():
-        data = _FORMATS[format](run, dtype)
+    data = _FORMATS[format](run, dtype)
     try:
         write_bytes(file, data)
         write_bytes(card, model_card(run, file.name, format, dtype).encode())
@@ -115,21 +114,6 @@ def _program(run: TrainedRun, dtype: InputType) -> torch.export.ExportedProgram:
             f"the model of {run.name} cannot be exported ({_first_line(error)}). "
             "Its weights can: --format safetensors."
         ) from error
-
-
-@contextmanager
-def _default_precision() -> Iterator[None]:
-    """torch.export asks for flags that torch (2.14) refuses to tell once training has set how convolutions round on a
-    GPU: cuDNN's own "tf32" meanwhile, which changes nothing in what is exported."""
-    flags = (torch.backends.cudnn.conv, "tf32"), (torch.backends.cuda.matmul, "ieee")  # type: ignore[attr-defined]
-    before = [flag.fp32_precision for flag, _ in flags]
-    try:
-        for flag, value in flags:
-            flag.fp32_precision = value
-        yield
-    finally:
-        for (flag, _), value in zip(flags, before, strict=True):
-            flag.fp32_precision = value
 
 
 def _shapes() -> dict[str, dict[int, torch.export.Dim]]:

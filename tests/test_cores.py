@@ -156,7 +156,11 @@ print(os.environ.get("GOMP_SPINCOUNT"), *[w.message for w in told if w.category 
 
 def start(shards: Path, runs: Path, threads: int, *more: str) -> subprocess.Popen[str]:
     words = ["train", shards, "--runs", runs, "--variants", "baseline,batchnorm"]
-    words += [word for key in (*BIG, "train.early_stopping=false") for word in ("--set", key)]
+    words += [
+        word
+        for key in (*BIG, "train.early_stopping=false", "train.checkpoint_every=0.5 s")
+        for word in ("--set", key)
+    ]
     return subprocess.Popen(
         command(*words, *more), env=environment() | {"OMP_NUM_THREADS": str(threads)}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,

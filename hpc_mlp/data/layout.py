@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,7 @@ ARCHIVE_SUFFIXES = frozenset(("zip", "tar", "gz", "tgz", "7z", "rar", "bz2", "xz
 _LABELS_FILES = ("labels.csv", "labels.tsv")
 # Files that may say something about the images, but that no reader reads.
 _TABLE_SUFFIXES = frozenset(("csv", "tsv", "jsonl", "parquet", "xlsx", "xls", "ods"))
+Array = TypeVar("Array", bound="npt.NDArray[Any]")
 _NAMED = 3  # so many names stand in a message
 
 
@@ -65,7 +67,8 @@ def find_layout(source: Source) -> Layout:
     found = sort_out(source)
     parts = source.parts() if isinstance(source, SeveralSources) else [range(len(source.names))]
     label_files = [[i for i in found.label_files if i in part] for part in parts]
-    images = [found.images[(found.images >= p.start) & (found.images < p.stop)] for p in parts]
+    # Without a copy where there is one archive: of a million images each array of indices is 8 MB.
+    images = [found.images] if len(parts) == 1 else [_within(found.images, part) for part in parts]
     if not len(found.images) and not found.label_files:
         raise no_images(source, found.rejects, len(found.rejects))
     apart = [i for i, files in enumerate(label_files) if files and not len(images[i])]
@@ -84,6 +87,10 @@ def find_layout(source: Source) -> Layout:
     return layout
 
 
+def _within(images: npt.NDArray[np.int64], part: range) -> npt.NDArray[np.int64]:
+    return images[(images >= part.start) & (images < part.stop)]
+
+
 def _read_parts(
     source: Source, images: Sequence[npt.NDArray[np.int64]], label_files: Sequence[list[int]]
 ) -> list[Reading]:
@@ -94,7 +101,9 @@ def _read_parts(
     # A test.zip beside a train.zip is a split, alone it would be a class.
     trained = any(tree is not None and tree.brings_splits(False) for tree in trees)
     readings: list[Reading] = []
-    for part, files, tree in zip(images, label_files, trees, strict=True):
+    for i, (part, files) in enumerate(zip(images, label_files, strict=True)):
+        # Out of the list, so that it is freed when it is read.
+        tree, trees[i] = trees[i], None
         if files:
             readings += tables.read(source, part, files)
         elif tree is not None:
@@ -104,20 +113,17 @@ def _read_parts(
 
 def _together(source: Source, found: Sorted, readings: Sequence[Reading]) -> Layout:
     names = {name for reading in readings for name in reading.classes}
-    entries = np.concatenate([reading.entries for reading in readings])
-    splits = np.concatenate([reading.splits for reading in readings])
-    order = np.argsort(entries, kind="stable")
     rejects = [*found.rejects, *(reject for reading in readings for reject in reading.rejects)]
     notes = [note for reading in readings for note in reading.notes]
     everything = tuple(sorted(names, key=natural_key))
     number = {name: i for i, name in enumerate(everything)}
-    labels = np.concatenate(
-        [
-            np.array([number[name] for name in reading.classes], np.int32)[reading.labels]
-            for reading in readings
-        ]
-    )
-    entries, labels, splits = entries[order], labels[order], splits[order]
+    numbers = [np.array([number[name] for name in reading.classes], np.int32) for reading in readings]
+    labels = _joined([table[reading.labels] for table, reading in zip(numbers, readings, strict=True)])
+    entries = _joined([reading.entries for reading in readings])
+    splits = _joined([reading.splits for reading in readings])
+    if len(readings) > 1:
+        order = np.argsort(entries, kind="stable")
+        entries, labels, splits = entries[order], labels[order], splits[order]
     # A class is what can be learnt: of a class that has images for val or test alone, nothing is.
     trained = np.isin(labels, labels[splits <= 0])
     for lost in np.unique(labels[~trained]).tolist():
@@ -132,7 +138,8 @@ def _together(source: Source, found: Sorted, readings: Sequence[Reading]) -> Lay
         (source.names[int(entries[i])], f"class {everything[labels[i]]!r} has no training images")
         for i in untrained
     ]
-    entries, labels, splits = entries[trained], labels[trained], splits[trained]
+    if len(untrained):
+        entries, labels, splits = entries[trained], labels[trained], splits[trained]
     kept = sorted({int(i) for i in np.unique(labels)})
     classes = _enough(source, tuple(everything[i] for i in kept), found)
     renumbered = np.full(len(everything), -1, np.int32)
@@ -142,6 +149,11 @@ def _together(source: Source, found: Sorted, readings: Sequence[Reading]) -> Lay
     layout = Layout(kind, classes, entries, renumbered[labels], splits, ignored, rejects, notes)
     layout.notes += [*_split_lines(splits), *_unread_line(source, found)]
     return layout
+
+
+def _joined(parts: Sequence[Array]) -> Array:
+    """Without a copy where there is one."""
+    return parts[0] if len(parts) == 1 else cast(Array, np.concatenate(parts))
 
 
 def _enough(source: Source, classes: tuple[str, ...], found: Sorted) -> tuple[str, ...]:
