@@ -14,6 +14,7 @@ from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.errors import HpcMlpError
 from hpc_mlp.models.bank import recipe_of
 from hpc_mlp.processes import Processes
+from hpc_mlp.runs import is_complete
 from hpc_mlp.training import failure, stop
 from hpc_mlp.training.checkpoint import (
     Checkpoint,
@@ -122,12 +123,15 @@ class BankTrainer:
         """Checkpoints of all members, and the files of best weights that are newer than those on disk."""
         losses = self.state.loss_table()
         if self.processes.lead:
-            checkpoints = []
+            folders, checkpoints = [], []
             for i, tensors in enumerate(self.state.member_tensors()):
                 member = self.members[i]
-                held = tensors | self._best_beside(member) | {"loss_sum": losses[:, i]}
-                checkpoints.append(Checkpoint((self.epoch, self.step), member.state(), held))
-            save_checkpoints([member.folder.path for member in self.members], checkpoints, self.guard)
+                # Where a stop comes while members are tested, some of them have their result.
+                if not is_complete(member.folder.path):
+                    held = tensors | self._best_beside(member) | {"loss_sum": losses[:, i]}
+                    folders.append(member.folder.path)
+                    checkpoints.append(Checkpoint((self.epoch, self.step), member.state(), held))
+            save_checkpoints(folders, checkpoints, self.guard)
             for member in self.members:
                 if member.spec.name in self.unsaved:
                     self._save_best(member, self.unsaved.pop(member.spec.name))
@@ -299,10 +303,15 @@ class BankTrainer:
         ):
             self._save()
         kept, losses = self.state.member_tensors(), self.state.loss_table()
-        for member, parameters in zip(self.members, self.state.bank.num_parameters, strict=True):
-            if member.stopped:
-                self._finish(member, parameters)
-        self.processes.wait(stop.check)  # for the lead, whom the test split may take long
+        try:
+            for member, parameters in zip(self.members, self.state.bank.num_parameters, strict=True):
+                if member.stopped:
+                    self._finish(member, parameters)
+            # For the lead, whom the test split may take long.
+            self.processes.wait(stop.check)
+        except stop.Stopped:
+            self._save()
+            raise
         staying = [i for i, member in enumerate(self.members) if not member.stopped]
         self.members = [self.members[i] for i in staying]
         if self.members:
@@ -315,9 +324,8 @@ class BankTrainer:
         if self.processes.lead:
             batches = self._batches("test", Processes())
             try:
-                result = FinishedRun(
-                    member, parameters, self.bank_size, self.unsaved.pop(member.spec.name, None)
-                )
+                best = self.unsaved.get(member.spec.name)
+                result = FinishedRun(member, parameters, self.bank_size, best)
                 accuracy = write_result(result, self.feeder, batches, self.guard)
             except (HpcMlpError, OSError):
                 raise
@@ -326,5 +334,6 @@ class BankTrainer:
                 self.healthy = False
                 failure.report([member], error, self.view)
                 return
+            self.unsaved.pop(member.spec.name, None)
             self.trackers[member.spec.name].close()
         self.view.finished(member, accuracy)
