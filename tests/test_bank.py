@@ -395,7 +395,7 @@ def test_no_bit_depends_on_threads_or_company(
             alone |= trained_bits(variant, [seed], 1, case, *sets)
         companies = [(variant, [0]) for variant in FOUR.split(",")]
         companies += [("baseline,batchnorm", [0, 1]), (FOUR, [0]), (FOUR, [0, 1])]
-        for threads, (variants, seeds) in itertools.product((1, 2, 3), companies):
+        for threads, (variants, seeds) in itertools.product((1, 2), companies):
             for name, found in trained_bits(variants, seeds, threads, case, *sets).items():
                 assert all(map(torch.equal, alone[name], found)), (name, variants, seeds, threads)
     finally:

@@ -78,6 +78,8 @@ class BankTrainer:
         self._finish_stopped()
         while self.members:
             if self._agreed(stop.stop_reason() is not None):
+                if self.epoch or self.step:
+                    self._save()
                 raise stop.Stopped
             if self.step < self.steps_per_epoch:
                 self._train_steps()
@@ -298,9 +300,7 @@ class BankTrainer:
         """Members that have stopped get their result and leave the bank."""
         if not any(member.stopped for member in self.members):
             return
-        if self._count > self.saved_count and any(
-            member.stopped and member.spec.config.train.keep_checkpoint for member in self.members
-        ):
+        if any(member.stopped and member.spec.config.train.keep_checkpoint for member in self.members):
             self._save()
         kept, losses = self.state.member_tensors(), self.state.loss_table()
         try:
