@@ -78,6 +78,7 @@ class BankTrainer:
         self._finish_stopped()
         while self.members:
             if self._agreed(stop.stop_reason() is not None):
+                # An epoch's end writes none of its own unless one is due; at the very start there is nothing to keep.
                 if self.epoch or self.step:
                     self._save()
                 raise stop.Stopped
