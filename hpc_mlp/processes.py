@@ -21,6 +21,8 @@ from hpc_mlp.liveness import Process, is_dead, this_process
 _LOOK_SECONDS = 0.2  # between two looks for the others, at most
 _PATIENCE_SECONDS = 2.0  # a process that is being killed closes its connections before it is gone
 _meetings = itertools.count()
+# torch renamed it with 2.14, and warns of the old name.
+_all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Processes:
         padded = rows.new_zeros((size, *rows.shape[1:]))
         padded[: len(rows)] = rows
         joined = rows.new_empty((self.world_size * size, *rows.shape[1:]))
-        dist.all_gather_into_tensor(joined, padded)
+        _all_gather(joined, padded)
         bounds = [Processes(rank, self.world_size).part(total) for rank in range(self.world_size)]
         parts = [joined[r * size : r * size + stop - start] for r, (start, stop) in enumerate(bounds)]
         return torch.cat(parts).movedim(0, dim)

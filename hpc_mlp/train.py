@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hpc_mlp.errors import UserError
 from hpc_mlp.options import Command, log_format_option, run_options
 
 if TYPE_CHECKING:
@@ -133,17 +134,25 @@ class _Start:
 
 def _start(wanted: int | None, cpu: bool, parallel: Parallel, unfinished: Sequence[RunSpec]) -> _Start | None:
     """As the command line, Accelerate or the GPUs of this machine want it; None: as the runs want it."""
+    from hpc_mlp.machine import gpus
     from hpc_mlp.plan import splits_batches
+    from hpc_mlp.texts import count
 
     if "RANK" in os.environ:
         return _Start(1, cpu)
     if wanted is not None:
-        return _Start(wanted, cpu or (wanted > 1 and not _num_gpus()))
+        num_gpus = 0 if cpu or wanted == 1 else gpus.count()
+        if wanted > num_gpus > 0:
+            raise UserError(
+                f"--processes {wanted}: this machine shows {count(num_gpus, 'GPU')}, and each process "
+                f"needs one of its own. Take --processes {num_gpus}, or add --cpu."
+            )
+        return _Start(wanted, cpu or (wanted > 1 and not num_gpus))
     if os.environ.get("ACCELERATE_USE_CPU") == "True":
         return _Start(_asked_of_accelerate(), cpu=True)
     if "ACCELERATE_MIXED_PRECISION" in os.environ:  # set by `accelerate launch`, which has decided
         return _Start(1, cpu)
-    num_gpus = 0 if cpu else _num_gpus()
+    num_gpus = 0 if cpu else gpus.count()
     if not splits_batches(parallel, unfinished, num_gpus, gpu=True):
         num_gpus = min(num_gpus, max(1, len(unfinished)))
     if num_gpus or parallel == "data" or sys.platform != "linux":
@@ -164,18 +173,6 @@ def _on_cores(specs: Sequence[RunSpec], unfinished: int, out: str) -> _Start:
     manifest = load_manifest(shards_place(out))
     count = processes_for(specs, manifest, threads=threads, free=free_machine_memory())
     return _Start(max(1, min(count, unfinished)), cpu=True, threads=threads // count)
-
-
-def _num_gpus() -> int:
-    """Without torch, whose import takes seconds, where there is no device."""
-    from hpc_mlp.launch.slots import gpus
-
-    devices = (path for pattern in ("nvidia[0-9]*", "kfd", "dxg") for path in Path("/dev").glob(pattern))
-    if not gpus() and not any(devices):
-        return 0
-    import torch
-
-    return torch.cuda.device_count()
 
 
 def _asked_of_accelerate() -> int:

@@ -20,6 +20,7 @@ PACKAGE = REPOSITORY / "hpc_mlp"
 # From the ground up; a module imports from its own floor and those below.
 FLOORS = [
     {"errors", "texts", "places", "terminal", "console", "commandline", "__init__", "randomness", "transfer"},
+    {"machine"},
     {"config", "checked", "plugins"},
     {"settings"},
     {"plan", "options"},
@@ -32,6 +33,7 @@ FLOORS = [
     {"cli", "__main__"},
 ]
 TORCH_FREE = (
+    "machine",
     "launch",
     "report",
     "cli",

@@ -6,11 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from conftest import Cli
 
 from hpc_mlp.config import LaunchConfig
 from hpc_mlp.data.budget import num_cpus
 from hpc_mlp.errors import RunError, UserError
-from hpc_mlp.launch.slots import gpus, make_slots, release
+from hpc_mlp.launch.local import Job, Queue
+from hpc_mlp.launch.slots import check_tasks, make_slots, release
+from hpc_mlp.machine import gpus
 
 
 def test_slots_follow_the_devices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -26,7 +30,40 @@ def test_slots_follow_the_devices(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         make_slots(LaunchConfig(gpus_per_job=4), None, False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     fake_nvidia_smi(tmp_path, monkeypatch, "GPU 0: H200 (UUID: GPU-x)", "GPU 1: H200 (UUID: GPU-y)")
-    assert [slot.devices for slot in make_slots(launch, None, False)] == [("0",), ("1",)]
+    assert [slot.devices for slot in make_slots(launch, None, False)] == [("GPU-x",), ("GPU-y",)]
+
+
+def test_without_a_choice_of_the_shell_devices_are_named_by_uuid(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """nvidia-smi's index 0 is the first on the PCI bus, CUDA's the fastest: on a mixed node another GPU."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    fake_nvidia_smi(tmp_path, monkeypatch, "GPU 0: T4 (UUID: GPU-slow)", "GPU 1: H200 (UUID: GPU-fast)")
+    written = tmp_path / "devices"
+    for slot in make_slots(LaunchConfig(), None, False):
+        command = ["sh", "-c", f"echo $CUDA_VISIBLE_DEVICES >> {written}"]
+        Queue([slot], tmp_path / "locks").run([Job("job", command, tmp_path / "log")])
+        assert slot.locks == (f"gpu-{slot.devices[0]}",)
+    assert written.read_text().split() == ["GPU-slow", "GPU-fast"]
+
+
+def test_more_processes_than_gpus_are_refused(
+    monkeypatch: pytest.MonkeyPatch, digits: Path, tmp_path: Path, cli: Cli
+) -> None:
+    """NCCL would end in "duplicate GPU detected" after a minute."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    fake_nvidia_smi(tmp_path, monkeypatch, "GPU 0: H200 (UUID: GPU-x)", "GPU 1: H200 (UUID: GPU-y)")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    refused = cli("train", digits, "--runs", tmp_path / "runs", "--processes", 3)
+    assert refused.exit_code == 2
+    assert "shows 2 GPUs" in refused.stderr and "--processes 2, or add --cpu" in refused.stderr
+    submitted = ("submit", digits, "--runs", tmp_path / "runs", "--cluster", "local", "--set")
+    for gpus_of_job in (0, 1):
+        refused = cli(*submitted, "launch.tasks_per_node=2", "--gpus-per-job", gpus_of_job)
+        assert refused.exit_code == 2 and "a job has 1 GPU," in refused.stderr
+    with pytest.raises(UserError, match="a job has 2 GPUs"):
+        check_tasks(LaunchConfig(gpus_per_job=2, tasks_per_node=4))
+    assert not (tmp_path / "runs").exists()
 
 
 def fake_nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
@@ -51,7 +88,7 @@ def test_what_the_shell_was_given_is_respected(
     monkeypatch: pytest.MonkeyPatch, visible: str, devices: list[str]
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert gpus() == devices
+    assert gpus.visible() == devices
     slots = make_slots(LaunchConfig(), None, False)
     assert [slot.devices for slot in slots] == ([(name,) for name in devices] or [()])
 
@@ -65,7 +102,7 @@ def test_a_gpu_cut_into_mig_devices_has_a_slot_for_each(
         "  MIG 3g.20gb     Device  0: (UUID: MIG-1)", "  MIG 3g.20gb     Device  1: (UUID: MIG-2)",
         "GPU 1: A100-SXM4-40GB (UUID: GPU-b)",
     )  # fmt: skip
-    assert gpus() == ["MIG-1", "MIG-2", "1"]
+    assert gpus.visible() == ["MIG-1", "MIG-2", "GPU-b"]
     with pytest.raises(UserError, match="MIG"):
         make_slots(LaunchConfig(gpus_per_job=2), None, False)
 

@@ -21,8 +21,8 @@ from hpc_mlp.data.budget import num_cpus
 from hpc_mlp.errors import HpcMlpError
 from hpc_mlp.launch import slurm
 from hpc_mlp.launch.records import Cluster
-from hpc_mlp.launch.slots import gpus
 from hpc_mlp.lease import Lease
+from hpc_mlp.machine import gpus
 
 _PACKAGES = ("accelerate", "numpy", "pillow", "submitit", "webdataset", "safetensors", "pydantic", "rich")
 _SHARED = (
@@ -102,7 +102,7 @@ def _torch() -> Iterator[Finding]:
         yield Finding("torch", "error", "cannot be imported", 'Look at: python -c "import torch"')
         return
     yield Finding("torch", "ok", f"{told['version']}, CUDA {told['cuda'] or 'not built in'}")
-    visible = gpus()
+    visible = gpus.visible()
     if told["gpus"]:
         yield Finding("devices", "ok", ", ".join(told["gpus"]))
     elif visible:

@@ -25,7 +25,7 @@ from hpc_mlp.launch.records import (
     planned_names,
     read_submissions,
 )
-from hpc_mlp.launch.slots import make_slots
+from hpc_mlp.launch.slots import check_tasks, make_slots
 from hpc_mlp.launch.status import RunStatus, read_status
 from hpc_mlp.lease import Lease
 from hpc_mlp.live.rows import ACTIVE, COMPLETE
@@ -133,6 +133,8 @@ def submit(
     entry of the Submission."""
     if cluster == "slurm":
         slurm.require()
+        if launch.gpus_per_job:
+            check_tasks(launch)
     elif launch.nodes > 1:
         raise UserError("--cluster local has one machine: leave out --nodes, or take --cluster slurm.")
     else:

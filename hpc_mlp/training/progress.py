@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from hpc_mlp.live.beat import with_beat, write_beat
 from hpc_mlp.live.display import Display, LogFormat, open_display
 from hpc_mlp.live.rows import COMPLETE, Frame, RunRow, State, Usage, of_run, progress
 from hpc_mlp.live.usage import CpuMeter
+from hpc_mlp.machine import gpus
 from hpc_mlp.plan import RunSpec
 from hpc_mlp.runs import FAILED, LIVE, read_run
 from hpc_mlp.training.members import Member
@@ -245,20 +245,8 @@ class CudaMeter:
                 self.has_nvml = False
         now = time.monotonic()
         if self.smi is None or now - self.smi[0] >= _SMI_SECONDS:
-            self.smi = now, self._ask_smi()
+            self.smi = now, gpus.percent_used(self.uuid)
         return self.smi[1]
-
-    def _ask_smi(self) -> float | None:
-        query = [
-            "nvidia-smi",
-            f"--id={self.uuid}",
-            "--query-gpu=utilization.gpu",
-            "--format=csv,noheader,nounits",
-        ]
-        try:
-            return float(subprocess.run(query, capture_output=True, text=True, timeout=5, check=True).stdout)
-        except (OSError, ValueError, subprocess.SubprocessError):
-            return None
 
 
 @contextmanager
