@@ -23,7 +23,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -205,12 +205,10 @@ class Lease:
 
 @contextmanager
 def hold_all(
-    folders: Iterable[Path], *, check: Callable[[], None] = lambda: None, **options: Any
-) -> Iterator[list[Lease]]:
-    """The leases of several folders, waited for together: the watch over silent owners takes its time once and
-    not once for each. `options` as for Lease. All or none: RunError, and what `check` raises (asked while
-    waiting), gives back those already held."""
-    leases = [Lease(folder, **options) for folder in folders]
+    leases: Sequence[Lease], *, check: Callable[[], None] = lambda: None
+) -> Iterator[Sequence[Lease]]:
+    """Enter several leases together: the watch over silent owners takes its time once and not once for each.
+    All or none: RunError, and what `check` raises (asked while waiting), gives back those already held."""
     waiting = [(lease, lease._attempts()) for lease in leases]
     with ExitStack() as held:
         while waiting:

@@ -185,7 +185,7 @@ def test_many_silent_owners_are_waited_for_together(tmp_path: Path) -> None:
         elsewhere(folder)
         silent._stop.set()
     begun = time.monotonic()
-    with hold_all(folders, stale_after=1.5, wait=0) as leases:
+    with hold_all([Lease(folder, stale_after=1.5, wait=0) for folder in folders]) as leases:
         assert time.monotonic() - begun < 7  # not 6 × 1.5 s
         for lease in leases:
             lease.check()
@@ -196,7 +196,7 @@ def test_all_or_none(tmp_path: Path) -> None:
     with Lease(tmp_path / "b"):
         with (
             pytest.raises(RunError, match="b is being trained"),
-            hold_all([tmp_path / "a", tmp_path / "b"], wait=0.1),
+            hold_all([Lease(tmp_path / name, wait=0.1) for name in "ab"]),
         ):
             pass
         assert read_owner(tmp_path / "a") is None

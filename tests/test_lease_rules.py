@@ -479,9 +479,11 @@ def test_what_is_asked_while_waiting_may_end_it_and_all_are_given_back(tmp_path:
             raise KeyboardInterrupt
 
     (tmp_path / "free").mkdir()
+    folders = (tmp_path / "free", tmp_path)
+    leases = [Lease(folder, stale_after=600, heartbeat=0.01, wait=60) for folder in folders]
     with (
         pytest.raises(KeyboardInterrupt),
-        hold_all([tmp_path / "free", tmp_path], check=check, stale_after=600, heartbeat=0.01, wait=60),
+        hold_all(leases, check=check),
     ):
         pass
     assert len(asked) == 3
@@ -490,7 +492,7 @@ def test_what_is_asked_while_waiting_may_end_it_and_all_are_given_back(tmp_path:
 
 def test_several_leases_are_held_together(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in "ab"]
-    with hold_all(folders, claim="sub/1", restart=4) as leases:
+    with hold_all([Lease(folder, claim="sub/1", restart=4) for folder in folders]) as leases:
         for folder, held in zip(folders, leases, strict=True):
             held.check()
             assert (content(folder)["claim"], content(folder)["restart"]) == ("sub/1", 4)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hpc_mlp.launch.status import RunStatus
     from hpc_mlp.launch.submit import Plan
     from hpc_mlp.live.display import LogFormat
+    from hpc_mlp.plan import Parallel
 
 _POLL_SECONDS = 2.0
 
@@ -64,7 +65,7 @@ _POLL_SECONDS = 2.0
 def submit(
     out: str, variants: str, seeds: str, runs: Path, config_files: tuple[Path, ...],
     sets: tuple[str, ...], cluster: str, cluster_config: str | None, per_job: str | None,
-    gpus_per_job: int | None, nodes: int | None, slots: int | None, parallel: str, cpu: bool,
+    gpus_per_job: int | None, nodes: int | None, slots: int | None, parallel: Parallel, cpu: bool,
     overwrite: bool, dry_run: bool, wait: bool, log_format: LogFormat,
 ) -> None:  # fmt: skip
     """Train variants × seeds in jobs: on Slurm, or in a queue on this machine.

@@ -45,14 +45,7 @@ def send(runs: Path, cluster: Cluster, launch: LaunchConfig) -> Finding:
     small = launch.model_copy(update={"time_minutes": min(launch.time_minutes, 10)})
     begun = time.monotonic()
     try:
-        submission = new_submission(
-            folder,
-            cluster,
-            folder,
-            [pack],
-            launch=small.model_dump(mode="json"),
-            entry=f"{__name__}:answer",
-        )
+        submission = new_submission(folder, cluster, folder, [pack], launch=small, entry=f"{__name__}:answer")
         jobs = slurm.submit(submission, small) if cluster == "slurm" else local.start(submission)
         submission = submission.with_jobs(jobs)
         submission.save()

@@ -26,16 +26,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 from pydantic import Field, model_validator
 
 from hpc_mlp.checked import Record, damaged, read
+from hpc_mlp.config import LaunchConfig
 from hpc_mlp.data.remote import Place, is_url, shards_place
 from hpc_mlp.errors import HpcMlpError, RunError
 from hpc_mlp.launch.packs import Pack
 from hpc_mlp.launch.shapes import End, PackRecord, PlannedRun, PlanRecord, Start
-from hpc_mlp.plan import RunSpec
+from hpc_mlp.plan import Parallel, RunSpec
 from hpc_mlp.plugins import read_plugin, stored_plugin
 from hpc_mlp.runs import write_bytes, write_json, write_plugins
 
@@ -43,7 +44,14 @@ FOLDER, RECORD, PLAN = ".launch", "submission.json", "plan.json"
 ENTRY = "hpc_mlp.training.session:train_specs"
 
 Cluster = Literal["slurm", "local"]
-Parallel = Literal["auto", "members", "data"]
+
+
+class TaskOptions(TypedDict, total=False):
+    """How the jobs of a submission train; `entry`: the function that does it."""
+
+    cpu: bool
+    parallel: Parallel
+    entry: str
 
 
 class Submission(Record):
@@ -146,7 +154,14 @@ class Submission(Record):
 
 
 def new_submission(
-    runs: Path, cluster: Cluster, shards: Place, packs: Sequence[Pack], **options: Any
+    runs: Path,
+    cluster: Cluster,
+    shards: Place,
+    packs: Sequence[Pack],
+    *,
+    launch: LaunchConfig | None = None,
+    slots: int | None = None,
+    **options: Unpack[TaskOptions],
 ) -> Submission:
     """A fresh folder with record and plan; nothing is started yet."""
     now = datetime.now().strftime("%Y%m%d-%H%M%S-%f")  # the names sort by age, also within a second
@@ -162,6 +177,8 @@ def new_submission(
         command=shlex.join(sys.argv),
         shards=str(shards) if is_url(shards) else str(Path(shards).resolve()),
         packs=[_pack(pack) for pack in packs],
+        launch=launch.model_dump(mode="json") if launch else {},
+        slots=slots,
         folder=folder,
         **options,
     )

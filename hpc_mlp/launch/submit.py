@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from hpc_mlp.config import LaunchConfig
 from hpc_mlp.data.remote import Place
@@ -20,6 +20,7 @@ from hpc_mlp.launch.records import (
     FOLDER,
     Cluster,
     Submission,
+    TaskOptions,
     list_submissions,
     new_submission,
     planned_names,
@@ -126,11 +127,10 @@ def submit(
     per_job: int | None = 0,
     slots: int | None = None,
     overwrite: bool = False,
-    **options: Any,
+    **options: Unpack[TaskOptions],
 ) -> tuple[Submission | None, Plan]:
     """Send what is not done and not on its way. None where nothing is left to do. Two shells that submit to
-    one folder take turns, so that no run is sent twice. `digest` names the dataset; `options`: cpu, parallel,
-    entry of the Submission."""
+    one folder take turns, so that no run is sent twice. `digest` names the dataset."""
     if cluster == "slurm":
         slurm.require()
         if launch.gpus_per_job:
@@ -138,7 +138,7 @@ def submit(
     elif launch.nodes > 1:
         raise UserError("--cluster local has one machine: leave out --nodes, or take --cluster slurm.")
     else:
-        make_slots(launch, slots, bool(options.get("cpu")))  # refuses what cannot be
+        make_slots(launch, slots, options.get("cpu", False))  # refuses what cannot be
     with _taking_turns(runs):
         plan = make_plan(specs, runs, digest, per_job, overwrite)
         if not plan.packs:
@@ -147,9 +147,7 @@ def submit(
             for pack in plan.packs:
                 for spec in pack.specs:
                     RunFolder(runs / spec.name).clear()
-        submission = new_submission(
-            runs, cluster, shards, plan.packs, launch=launch.model_dump(mode="json"), slots=slots, **options
-        )
+        submission = new_submission(runs, cluster, shards, plan.packs, launch=launch, slots=slots, **options)
         try:
             submission = _send(submission, launch)
         except (HpcMlpError, OSError, KeyboardInterrupt):  # refused: as if it had never been tried

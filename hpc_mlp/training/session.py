@@ -273,11 +273,11 @@ def _leases(members: Sequence[Member], processes: Processes, device: torch.devic
     """Hold the run folders, so that one process at a time writes them; → a check to call before writing."""
     with ExitStack() as stack:
         problem: BaseException | None = None
-        leases: list[Lease] = []
+        leases: Sequence[Lease] = []
         try:
             if processes.lead:
                 leases = stack.enter_context(
-                    hold_all((member.folder.path for member in members), check=stop.check)
+                    hold_all([Lease(member.folder.path) for member in members], check=stop.check)
                 )
         except (RunError, stop.Stopped) as error:
             problem = error
