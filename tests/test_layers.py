@@ -19,7 +19,7 @@ PACKAGE = REPOSITORY / "hpc_mlp"
 
 # From the ground up; a module imports from its own floor and those below.
 FLOORS = [
-    {"errors", "texts", "places", "terminal", "console", "commandline", "__init__", "randomness", "transfer"},
+    {"errors", "texts", "places", "terminal", "console", "commandline", "__init__", "randomness", "device"},
     {"machine"},
     {"config", "checked", "plugins"},
     {"settings"},

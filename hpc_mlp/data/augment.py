@@ -20,8 +20,8 @@ from hpc_mlp.config import AugmentConfig
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.remote import Place
 from hpc_mlp.data.streaming import StreamingSplit
+from hpc_mlp.device import send
 from hpc_mlp.randomness import augmentation_draws
-from hpc_mlp.transfer import send
 
 Draws = dict[str, NDArray[np.float32]]  # name → uniform in [0, 1), one for each image
 

@@ -19,6 +19,7 @@ from hpc_mlp.data.decode import Pixels
 from hpc_mlp.data.manifest import NAME, Manifest
 from hpc_mlp.data.remote import Place, is_url
 from hpc_mlp.data.shards import OpenShard, blocks, check_sizes, open_shard
+from hpc_mlp.device import branch
 from hpc_mlp.errors import UserError
 from hpc_mlp.texts import printable
 
@@ -122,7 +123,7 @@ def normaliser(manifest: Manifest, device: torch.device) -> Callable[[Tensor], T
     def multiply_then_add(images: Tensor) -> Tensor:
         return images.float().mul_(scale).add_(offset)  # on a CPU three times as fast as a broadcast addcmul
 
-    return multiply_add if device.type == "cuda" else multiply_then_add
+    return multiply_add if branch(device) == "cuda" else multiply_then_add
 
 
 def scale_and_offset(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:

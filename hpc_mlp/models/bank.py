@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hpc_mlp.config import AugmentConfig, OptimConfig, ScheduleConfig
+from hpc_mlp.device import send
 from hpc_mlp.models.dropout import StatelessDropout, StepPlace, make_stateless
 from hpc_mlp.models.norm import BankNorm, replace_norms
 from hpc_mlp.models.parts import BatchParts
@@ -23,7 +24,6 @@ from hpc_mlp.models.stack import FeedRun, StackedMLP
 from hpc_mlp.plan import RunSpec
 from hpc_mlp.processes import Processes
 from hpc_mlp.randomness import dropout_draws
-from hpc_mlp.transfer import send
 
 K = TypeVar("K")
 

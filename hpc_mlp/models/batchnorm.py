@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hpc_mlp.device import branch
 from hpc_mlp.models.products import column_sums
 
 
@@ -43,7 +44,7 @@ def forward(
 ) -> tuple[Tensor, Saved]:
     """x [v, B, H] → (x − mean) / σ · weight + bias of x's dtype. `learning`: with the batch's statistics, of which the
     running ones take their share; else with the running ones."""
-    if x.is_cuda:
+    if branch(x) == "cuda":
         return _native_forward(x, weight, bias, running, learning, eps)
     wide = x.float()
     batch = x.shape[1]
@@ -65,7 +66,7 @@ def forward(
 
 def backward(dy: Tensor, weight: Tensor, saved: Saved) -> tuple[Tensor, Tensor, Tensor]:
     """dy [v, B, H] → gradients of x [v, B, H] in dy's dtype, of weight and of bias [v, H]"""
-    if dy.is_cuda:
+    if branch(dy) == "cuda":
         return _native_backward(dy, weight, saved)
     wide = dy.float()
     batch, centred, inverse_std = dy.shape[1], saved.x, saved.inverse_std

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from hpc_mlp.device import send
 from hpc_mlp.randomness import dropout_draws
-from hpc_mlp.transfer import send
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hpc_mlp.device import branch
 from hpc_mlp.models.norm import Normed, Span, StackedBatchNorm
 
 aten = torch.ops.aten
@@ -33,7 +34,7 @@ class Activation:
 
     def run(self, function: Callable[..., object], *tensors: Tensor) -> None:
         """`forward` or `backward` of tensors [v, B, H]"""
-        if self.even or tensors[0].is_cuda:
+        if self.even or branch(tensors[0]) == "cuda":
             function(*tensors)
             return
         # Pieces of one member each, which torch gives to one thread: their bits depend on their shape alone.

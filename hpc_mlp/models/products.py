@@ -27,6 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hpc_mlp.device import branch
+
 # Inputs × outputs of one member's layer. On AMD oneDNN, called member by member, is 1.5 times as fast as MKL's batched
 # product at 512×256 on one thread and 0.9 times on two; at 784×512 and above 1.5 to 2.9 times (Zen 5). Neither batch
 # size nor threads may matter: another kernel rounds differently.
@@ -61,7 +63,7 @@ def _on_amd() -> bool:
 
 def _onednn(size: int, factor: Tensor, *, forward: bool) -> Linear | None:
     """oneDNN's operator, if it is the one for a layer of `size` inputs × outputs; `factor` is of its products."""
-    if size < LARGE or factor.dtype != torch.float32 or factor.device.type != "cpu":
+    if size < LARGE or factor.dtype != torch.float32 or branch(factor) != "cpu":
         return None
     return _onednn_linear() if forward or _on_amd() else None
 
@@ -69,7 +71,7 @@ def _onednn(size: int, factor: Tensor, *, forward: bool) -> Linear | None:
 def _pieces(size: int, count: int, factor: Tensor) -> int:
     """Into how many pieces MKL's product is cut that has `count` columns which can be divided: of a layer of `size`
     inputs × outputs, at least 131,072 in each piece."""
-    if size < 2 * LARGE or factor.device.type != "cpu":
+    if size < 2 * LARGE or branch(factor) != "cpu":
         return 1
     return next(n for n in (8, 4, 2, 1) if n <= size // LARGE and count % n == 0)
 
@@ -114,7 +116,7 @@ def shared_input(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     onednn = _onednn(weight[0].numel(), weight, forward=True)
     if onednn is not None:
         y = _linear(onednn, x, weight.flatten(0, 1), bias.flatten())
-    elif x.device.type == "cpu":
+    elif branch(x) == "cpu":
         return own_inputs(x.expand(len(weight), -1, -1), weight, bias)
     else:
         y = F.linear(x, weight.flatten(0, 1), bias.flatten())
@@ -148,7 +150,7 @@ def input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
 def weight_gradient(dy: Tensor, x: Tensor, out: Tensor, size: int) -> Tensor:
     """dy [V, B, h], x [V, B, D] or for all members [B, D] → [V, h, D] float32, in `out` or elsewhere. `size`: inputs ×
     outputs of one member's whole layer, of which these are some rows."""
-    if dy.dtype != out.dtype or dy.device.type != "cpu":
+    if dy.dtype != out.dtype or branch(dy) != "cpu":
         return _anyhow(dy, x, out)
     members, _, height = dy.shape
     onednn = _onednn(size, dy, forward=False)
@@ -190,7 +192,7 @@ def _ones(count: int) -> Tensor:
 def column_sums(x: Tensor) -> Tensor:
     """x [V, B, H] → [V, H]. On a CPU this is a product with ones: the order of torch's own sum depends on the threads,
     and on how many columns there are."""
-    if x.dtype != torch.float32 or x.device.type != "cpu":
+    if x.dtype != torch.float32 or branch(x) != "cpu":
         return x.contiguous().sum(1)
     members, batch, _ = x.shape
     return _by_one_thread_each(torch.bmm, _ones(batch).expand(members, -1, -1), x)[:, 0]

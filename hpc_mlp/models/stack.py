@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from hpc_mlp.device import branch
 from hpc_mlp.models import products
 from hpc_mlp.models.hidden import ACTIVATIONS, Mask, hidden
 from hpc_mlp.models.norm import StackedBatchNorm
@@ -209,7 +210,8 @@ class StackedMLP(nn.Module):
 
     def masks(self, layer: int, draws: Tensor, runs: Sequence[FeedRun]) -> list[Mask]:
         """`draws` int16 [S, B, H] of a hidden layer → what its members' outputs are multiplied with"""
-        if draws.is_cuda:  # few large kernels
+        # Few large kernels.
+        if branch(draws) == "cuda":
             if draws.shape[0] > 1:
                 draws = torch.cat([draws[r.feed].expand(r.stop - r.start, -1, -1) for r in runs])
             keep: Tensor = draws >= self.get_buffer(f"threshold{layer}")

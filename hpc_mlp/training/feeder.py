@@ -19,13 +19,13 @@ from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.remote import Place
 from hpc_mlp.data.source import ResidentSplit, choose_mode, load_resident, normaliser
 from hpc_mlp.data.streaming import StreamingSplit
+from hpc_mlp.device import send
 from hpc_mlp.errors import UserError
 from hpc_mlp.models.bank import Feed
 from hpc_mlp.models.dropout import StepPlace
 from hpc_mlp.processes import Processes
 from hpc_mlp.randomness import epoch_order, mixup_shares
 from hpc_mlp.training import stop
-from hpc_mlp.transfer import send
 
 EVAL_BATCH = 512
 # Processes that split each batch stop after the same step. Where one waits for data so long after it was asked to stop,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hpc_mlp.config import OptimConfig
+from hpc_mlp.device import branch
 from hpc_mlp.models.bank import Bank, Recipe, Run, feed_of, recipe_of
 from hpc_mlp.models.stack import StackedLinear, StackedMLP
 from hpc_mlp.plan import RunSpec
@@ -80,7 +81,7 @@ def _laid_out_as(parameter: Tensor, gradient: Tensor | None) -> Tensor:
 def _norm(x: Tensor) -> Tensor:
     """The norm of all of x. Of pieces on a CPU: a single large sum is divided among the threads, which shows."""
     flat = x.flatten()
-    if flat.device.type != "cpu" or len(flat) <= _PIECE:
+    if branch(flat) != "cpu" or len(flat) <= _PIECE:
         whole: Tensor = torch.linalg.vector_norm(flat)
         return whole
     cut = len(flat) - len(flat) % _PIECE
@@ -134,7 +135,7 @@ class BankOptimizer:
         }
         self.clips = [spec.config.optim.clip_norm for spec in bank.specs]
         # Clipping needs the whole gradient at once; GPUs have no use for small blocks.
-        blockwise = not any(self.clips) and device.type == "cpu"
+        blockwise = not any(self.clips) and branch(device) == "cpu"
         self.full = {} if blockwise else {n: torch.zeros_like(self.parameters[n]) for n in self.factored}
         self.small = [name for name in self.parameters if name not in self.factored]
         self.updates: dict[tuple[int, float], _Update] = {}

@@ -17,6 +17,7 @@ from hpc_mlp.commandline import command_line
 from hpc_mlp.config import DataConfig
 from hpc_mlp.console import Console
 from hpc_mlp.data.remote import Place, load_manifest
+from hpc_mlp.device import branch
 from hpc_mlp.errors import HpcMlpError, LeaseLostError, RunError
 from hpc_mlp.lease import Lease, hold_all
 from hpc_mlp.live.display import LogFormat, open_display
@@ -100,7 +101,7 @@ def _train_specs(
             console.print(
                 f"{done} of {len(job.specs)} runs are complete; --overwrite trains them anew.", style="dim"
             )
-        split = splits_batches(parallel, todo, everybody.world_size, gpu=device.type != "cpu")
+        split = splits_batches(parallel, todo, everybody.world_size, gpu=branch(device) != "cpu")
         mine = dealt(todo, Processes() if split else everybody)
         team, sharing = everybody if split else Processes(), processes_sharing(device)
         data = {spec.name: spec.config.data for spec in mine} if overwrite else _data_sections(job, mine)

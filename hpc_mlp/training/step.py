@@ -10,6 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from hpc_mlp.device import branch
 from hpc_mlp.errors import HpcMlpWarning
 from hpc_mlp.models.bank import Bank
 from hpc_mlp.training.feeder import StepBatch
@@ -63,7 +64,7 @@ class TrainStep:
         self.bf16 = precision == "bf16"
         self.loss_sum = torch.zeros(len(bank), device=self.device)
         self.feeds = torch.tensor(bank.member_feeds, device=self.device)
-        self.graph = _Graph() if graph and self.device.type == "cuda" else None
+        self.graph = _Graph() if graph and branch(self.device) == "cuda" else None
 
     def __call__(self, batch: StepBatch, rates: Sequence[float]) -> None:
         if not self.bank.training:
