@@ -75,11 +75,11 @@ class Processes:
         parts = [joined[r * size : r * size + stop - start] for r, (start, stop) in enumerate(bounds)]
         return torch.cat(parts).movedim(0, dim)
 
-    def any(self, flag: bool, device: torch.device) -> bool:
+    def any(self, flag: bool) -> bool:
         """Whether the flag is set on any process."""
         if self.alone:
             return flag
-        tensor = torch.tensor(float(flag), device=device)
+        tensor = torch.tensor(float(flag))
         dist.all_reduce(tensor)
         return bool(tensor.item())
 
@@ -139,6 +139,13 @@ class Processes:
             yield PrefixStore("hpc-mlp", _get_default_store())
         except RuntimeError:
             raise RunError(f"process 0 of {self.world_size} cannot be reached any more.") from None
+
+
+def backend(cpu: bool) -> str | None:
+    """What carries messages between processes that a launcher has started: NCCL those that lie on GPUs, gloo those of
+    the host, so that no GPU waits for a word of the others. None: as Accelerate chooses."""
+    launched = "LOCAL_RANK" in os.environ
+    return "cpu:gloo,cuda:nccl" if launched and not cpu and torch.cuda.is_available() else None
 
 
 def processes_sharing(device: torch.device) -> int:

@@ -61,6 +61,7 @@ def test_split_batches_give_the_losses_of_one_process(
     done = run_process(command("train", digits, "--runs", tmp_path, *SMALL, "--set", "train.batch_size=33",
                                "--parallel", "data", "--processes", processes))  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
     check_close(tmp_path, alone)
 
 

@@ -206,7 +206,7 @@ class BankTrainer:
 
     def _agreed(self, flag: bool) -> bool:
         """Whether the flag is set on any of the processes, which must stop and save at the same step."""
-        return self.processes.any(flag, self.device)
+        return self.processes.any(flag)
 
     def _steps_due(self) -> bool:
         return self.save_steps is not None and self._count - self.saved_count >= self.save_steps
@@ -221,9 +221,7 @@ class BankTrainer:
         """Add the time since `started`, by the lead's clock: `max_seconds` must mean the same to every process."""
         elapsed = time.perf_counter() - started
         if not self.processes.alone:
-            leads = torch.tensor(
-                elapsed if self.processes.lead else 0.0, dtype=torch.float64, device=self.device
-            )
+            leads = torch.tensor(elapsed if self.processes.lead else 0.0, dtype=torch.float64)
             self.processes.sum([leads])
             elapsed = leads.item()
         for member, seconds in zip(self.members, before, strict=True):

@@ -84,7 +84,7 @@ def make_feeder(
     processes, this one among them, hold a copy each in the same memory.
     """
     mode = choose_mode(manifest, config, device, processes=sharing)
-    if not (processes or Processes()).any(mode == "streaming", device):
+    if not (processes or Processes()).any(mode == "streaming"):
         return ResidentFeeder(place, manifest, device)
     alone = processes is None or processes.alone
     return StreamingFeeder(place, manifest, config, device, patience=0.0 if alone else STOP_PATIENCE)

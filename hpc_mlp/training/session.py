@@ -26,7 +26,7 @@ from hpc_mlp.models.bank import bank_order
 from hpc_mlp.models.registry import load_plugins
 from hpc_mlp.plan import Parallel, RunSpec, splits_batches
 from hpc_mlp.plugins import trust
-from hpc_mlp.processes import Processes, processes_sharing
+from hpc_mlp.processes import Processes, backend, processes_sharing
 from hpc_mlp.terminal import say
 from hpc_mlp.training import failure, stop, trial
 from hpc_mlp.training.checkpoint import Guard, data_mode, resumable_together
@@ -85,7 +85,7 @@ def _train_specs(
         job = Job(shards, manifest, list(specs), runs)
         check(job)
         # Of the rendezvous and of a step. Where processes may be hours apart, they meet by `Processes.meet`.
-        patience = InitProcessGroupKwargs(timeout=timedelta(minutes=10))
+        patience = InitProcessGroupKwargs(backend=backend(cpu), timeout=timedelta(minutes=10))
         # Accelerate keeps its state for the whole process: a second training in it, as notebooks have, would go to the
         # device of the first one without a word.
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -179,7 +179,7 @@ def _train(
     for specs in banks(job, todo, fed):
         members = [Member(spec, job.folder(spec)) for spec in specs]
         try:
-            with _leases(members, processes, device) as guard:
+            with _leases(members, processes) as guard:
                 done = _train_bank(members, fed[specs[0].name], processes, view, guard)
         except LeaseLostError as error:  # the folders are another's now: nothing may be written there
             view.ended(members, "lost", str(error))
@@ -238,7 +238,7 @@ def _train_group(
         Member(member.spec, member.folder) for member in members if member.folder.result() is None
     ]
     errors = [trial.failure(member.spec, feeder.manifest, feeder.device) for member in unfinished_members]
-    failed = torch.tensor([float(error is not None) for error in errors], device=feeder.device)
+    failed = torch.tensor([float(error is not None) for error in errors])
     processes.sum([failed])  # of one that fails in one of the processes, none trains it
     for member, error, flag in zip(unfinished_members, errors, failed.tolist(), strict=True):
         if flag and processes.lead:
@@ -270,7 +270,7 @@ def _everywhere(processes: Processes) -> bool:
 
 
 @contextmanager
-def _leases(members: Sequence[Member], processes: Processes, device: torch.device) -> Iterator[Guard]:
+def _leases(members: Sequence[Member], processes: Processes) -> Iterator[Guard]:
     """Hold the run folders, so that one process at a time writes them; → a check to call before writing."""
     with ExitStack() as stack:
         problem: BaseException | None = None
@@ -284,7 +284,7 @@ def _leases(members: Sequence[Member], processes: Processes, device: torch.devic
             problem = error
         except OSError as error:  # a full disk, no permission: said here, as other processes may find none
             problem = RunError(f"{error.filename}: {error.strerror}.")
-        if processes.any(problem is not None, device):
+        if processes.any(problem is not None):
             stop.check()
             raise LeaseLostError(str(problem or "the lead process could not get hold of the run folders."))
 

@@ -1,4 +1,7 @@
-"""Two processes with a pretended device each, gloo in NCCL's place: runs dealt out and batches split, as on the CPU."""
+"""Two processes with a pretended device each: runs dealt out and batches split, as on the CPU.
+
+The pretended device has no NCCL: runs that are dealt out need none, and gloo takes its place where batches are split.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +22,17 @@ SETS = ("model.hidden=[24,16]", "train.epochs=2")
 RANK = """
 import sys
 from pathlib import Path
-import accelerate.state
-import torch
 from emulator import emulated
 from test_bank import specs_of
-from hpc_mlp.training.session import train_specs
+from hpc_mlp.training import session
 
-# Accelerate takes NCCL where it sees CUDA devices.
-choose = accelerate.state.PartialState._prepare_backend
-accelerate.state.PartialState._prepare_backend = lambda *a, **k: ("gloo", choose(*a, **k)[1])
 shards, runs, parallel = sys.argv[1:]
+if parallel == "data":
+    assert session.backend(cpu=False) == "cpu:gloo,cuda:nccl"
+    session.backend = lambda cpu: "cpu:gloo,cuda:gloo"
 with emulated():
     specs = specs_of("all", [0], {sets})
-    sys.exit(train_specs(Path(shards), specs, Path(runs), parallel=parallel))
+    sys.exit(session.train_specs(Path(shards), specs, Path(runs), parallel=parallel))
 """
 
 
