@@ -18,8 +18,9 @@ from torch import Tensor
 from hpc_mlp import __version__
 from hpc_mlp.card import is_card, model_card
 from hpc_mlp.errors import RunError, UserError, unknown_name
+from hpc_mlp.machine.files import write_bytes
 from hpc_mlp.predict.model import Classifier, TrainedRun, load_run
-from hpc_mlp.runs import Json, write_bytes
+from hpc_mlp.runs import Json
 from hpc_mlp.texts import json_text
 
 Format = Literal["onnx", "pt2", "safetensors"]

@@ -18,17 +18,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from hpc_mlp.checked import damaged, parse, read, read_bytes
-from hpc_mlp.errors import DamagedError, RunError, UserError, naming
+from hpc_mlp.errors import DamagedError, RunError, UserError
+from hpc_mlp.machine.files import write_bytes
 from hpc_mlp.plugins import FOLDER as PLUGINS
 from hpc_mlp.plugins import Plugin
 from hpc_mlp.runfiles import UNKNOWN, EpochLine, Failed, Result, RunConfig, TestMetrics
@@ -40,39 +38,6 @@ BEST, LAST, PREDICTIONS, LIVE = "best.safetensors", "last.ckpt", "predictions.np
 State = Literal["done", "diverged", "failed", "unfinished", "damaged"]
 Json = dict[str, Any]
 L = TypeVar("L", bound=Mapping[str, Any])
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file that appears under its name complete, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with naming(path), os.fdopen(fd, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        publish(Path(temporary), path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def publish(temporary: Path, path: Path) -> None:
-    """Give a finished temporary file its name, with the permissions that an ordinary new file would have."""
-    temporary.chmod(0o666 & ~_umask())
-    os.replace(temporary, path)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    with atomic_file(path) as file:
-        file.write(data)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

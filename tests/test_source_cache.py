@@ -199,7 +199,7 @@ def test_a_process_killed_while_it_decodes_stops_nobody(dataset: tuple[Path, Man
     stuck = LOAD.replace("return plain(*args)", "import time; time.sleep(1000)")
     job = subprocess.Popen([sys.executable, "-c", stuck, str(folder)], stdout=subprocess.PIPE, text=True)
     assert job.stdout is not None and job.stdout.readline() == "decoded\n"
-    leftover = folder / ".cache" / f"{manifest.digest}-train.0123.tmp"
+    leftover = folder / ".cache" / f".{manifest.digest}-train.npy.0123"
     leftover.write_bytes(b"half")
     job.kill()
     job.communicate()

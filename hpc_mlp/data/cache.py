@@ -21,15 +21,12 @@ read-only or slow file system.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import math
 import os
 import re
 import shutil
-import time
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -44,9 +41,9 @@ from hpc_mlp.data.budget import num_cpus
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.shards import blocks, check_shard
 from hpc_mlp.errors import RunError
+from hpc_mlp.machine.files import lock, replacing
 
 _HASHED_AT_ONCE = 1 << 24  # bytes per checksum; they are computed in parallel
-_POLL_SECONDS = 0.05
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]  # images [N, C, H, W], labels [N]
 # Of each shard: sha256 in the manifest, then size, modification time in ns and inode of its file.
@@ -90,20 +87,8 @@ def _lock(path: Path, patience: float) -> Iterator[bool]:
     except OSError:
         yield False
         return
-    deadline = time.monotonic() + patience
     with file:
-        held = False
-        while not held:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                held = True
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    break
-                time.sleep(_POLL_SECONDS)
-            except OSError:  # this file system knows no locks
-                break
-        yield held
+        yield lock(file, patience)
 
 
 class _Entry:
@@ -173,29 +158,20 @@ class _Entry:
         `stats` are the shards' from before they were decoded. `clean` (only while the lock is held) removes
         what killed processes left.
         """
-        temporary = self.path(f".{uuid.uuid4().hex}.tmp")
-        try:
+        with contextlib.suppress(OSError):
             if clean:
-                for leftover in self.folder.glob(f"{self._stem}.*.tmp"):
+                for leftover in self.folder.glob(f".{self._stem}.*"):
                     leftover.unlink(missing_ok=True)
             if shutil.disk_usage(self.folder).free < 2 * images.nbytes:
                 return
-            with temporary.open("xb") as file:
+            with replacing(self.path(".npy")) as temporary, temporary.open("xb") as file:
                 np.lib.format.write_array(file, images, allow_pickle=False)
-            os.replace(temporary, self.path(".npy"))
             sums = tuple(_checksums(images, labels))
             self._write_note(_Note(format=1, shards=stats, labels=tuple(labels.tolist()), checksums=sums))
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
     def _write_note(self, note: _Note) -> None:
-        temporary = self.path(f".{uuid.uuid4().hex}.tmp")
-        try:
+        with replacing(self.path(".json")) as temporary:
             temporary.write_text(note.model_dump_json())
-            os.replace(temporary, self.path(".json"))
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def stats(self) -> Stats:
         """Of the shards as they are now; a missing one has size −1."""

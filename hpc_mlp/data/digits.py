@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hpc_mlp.runs import write_bytes
+from hpc_mlp.machine.files import write_bytes
 
 
 def write_digits_zip(path: Path) -> None:

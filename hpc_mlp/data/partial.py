@@ -12,7 +12,6 @@ A workspace `.OUT.partial-XXXXXXXX` lies beside OUT while the work goes on:
 from __future__ import annotations
 
 import errno
-import fcntl
 import glob
 import os
 import shutil
@@ -22,6 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hpc_mlp.errors import UserError
+from hpc_mlp.machine import files
 from hpc_mlp.texts import printable
 
 _LOCK, _MAKING, _WHOLE, _OLD = ".lock", "making", "whole", "old"
@@ -72,7 +72,7 @@ def new_folder(out: Path, overwrite: bool, marker: str) -> Iterator[Path]:
     try:
         folder.mkdir()
         yield folder
-        os.chmod(folder, 0o777 & ~_umask())
+        os.chmod(folder, 0o777 & ~files.umask())
         os.rename(folder, workspace / _WHOLE)
         _put_in_place(workspace, out, overwrite, marker)
         done = True
@@ -95,8 +95,8 @@ def _workspace(out: Path) -> tuple[Path, int]:
         except OSError:
             workspace.rmdir()
             raise
-        with suppress(OSError):  # a file system without locks: then nobody clears it away
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        # False on a file system without locks: then nobody clears it away.
+        files.lock(lock, patience=float("inf"))
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(lock), os.stat(workspace / _LOCK)):
                 return workspace, lock
@@ -170,8 +170,8 @@ def _clear_stale(out: Path, marker: str) -> None:
                 continue
             lock = os.open(workspace / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held: another conversion is at work
-                _remove(workspace, out, marker)
+                if files.lock(lock):  # else another conversion is at work
+                    _remove(workspace, out, marker)
             finally:
                 os.close(lock)
 
@@ -203,9 +203,3 @@ def _remove(workspace: Path, out: Path, marker: str) -> None:
         if os.listdir(workspace) == [_LOCK]:
             (workspace / _LOCK).unlink()
             workspace.rmdir()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

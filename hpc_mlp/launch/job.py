@@ -19,7 +19,7 @@ from hpc_mlp.launch.records import Submission, read_submission
 from hpc_mlp.launch.spawn import end_with_parent, run_processes, tidy
 from hpc_mlp.lease import CLAIM
 from hpc_mlp.liveness import this_process
-from hpc_mlp.runs import write_bytes
+from hpc_mlp.machine.files import write_bytes
 from hpc_mlp.terminal import say
 
 STOPPED = 128  # training asked to stop returns this plus the signal's number, its checkpoint written

@@ -6,7 +6,6 @@ the devices instead of doubling up on them.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import tempfile
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from hpc_mlp.config import LaunchConfig
 from hpc_mlp.data.budget import num_cpus
 from hpc_mlp.errors import RunError, UserError
 from hpc_mlp.machine import gpus
+from hpc_mlp.machine.files import lock
 from hpc_mlp.texts import count
 
 
@@ -36,17 +36,15 @@ class Slot:
         taken: list[IO[bytes]] = []
         for name in self.locks or (self.name,):
             taken.append((folder / name).open("ab"))
-            try:
-                fcntl.flock(taken[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            if not lock(taken[-1]):
                 release(taken)
                 return None
         return taken
 
 
 def release(locks: Sequence[IO[bytes]]) -> None:
-    for lock in locks:
-        lock.close()
+    for file in locks:
+        file.close()
 
 
 def lock_folder() -> Path:

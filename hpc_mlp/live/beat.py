@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -14,6 +13,7 @@ from pydantic import Field, FiniteFloat
 from hpc_mlp.checked import Record, read
 from hpc_mlp.errors import RunError
 from hpc_mlp.live.rows import RunRow, Usage
+from hpc_mlp.machine.files import replacing
 from hpc_mlp.runs import LIVE, METRICS
 from hpc_mlp.texts import json_text
 
@@ -42,13 +42,8 @@ def write_beat(folder: Path, row: RunRow) -> None:
     """Atomic, not synced to disk; a folder that is gone stays gone."""
     content = {"part": row.progress.part, "images_per_second": row.progress.images_per_second,
                "usage": asdict(row.usage) if row.usage else None}  # fmt: skip
-    temporary = folder / f".{LIVE}.{os.getpid()}"
-    try:
+    with suppress(OSError), replacing(folder / LIVE) as temporary:
         temporary.write_text(json_text(content))
-        os.replace(temporary, folder / LIVE)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def with_beat(row: RunRow, folder: Path) -> RunRow:

@@ -20,9 +20,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 
+from hpc_mlp.machine.files import write_bytes
 from hpc_mlp.report.fonts import Canvas, families
 from hpc_mlp.report.groups import Group
-from hpc_mlp.runs import write_bytes
 from hpc_mlp.texts import printable
 
 INK, MUTED, GRID = "#1f2328", "#5f6873", "#dde1e6"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hpc_mlp import __version__
 from hpc_mlp.errors import RunError, UserError
+from hpc_mlp.machine.files import write_bytes
 from hpc_mlp.report import figures, html
 from hpc_mlp.report.dataset import dataset_section, mistakes_section
 from hpc_mlp.report.evaluation import (
@@ -25,7 +26,6 @@ from hpc_mlp.report.material import Material, gather
 from hpc_mlp.report.overview import missing_note, summary_section, throughput_section, training_section
 from hpc_mlp.report.reproduce import reproduce_section
 from hpc_mlp.report.summary import Summary
-from hpc_mlp.runs import write_bytes
 
 
 def write_report(summary: Summary, runs: Path, out: Path, shards: Path | None = None) -> Material:

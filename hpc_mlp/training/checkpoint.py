@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hpc_mlp.errors import RunError
-from hpc_mlp.runs import BEST, LAST, publish
+from hpc_mlp.machine.files import replacing
+from hpc_mlp.runs import BEST, LAST
 from hpc_mlp.texts import json_text
 
 Guard = Callable[[], None]  # raises if this process may no longer write
@@ -41,17 +41,14 @@ def save_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], guard: Guard = lambda: None
 ) -> None:
     """Written under a name of its own, then renamed, if `guard` does not raise: it is asked at the last moment."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        # One metadata key: safetensors writes several in an order that changes from call to call.
-        save_file(contiguous, temporary, {"hpc_mlp": json_text(metadata)})
-        guard()
-        publish(temporary, path)
+        with replacing(path) as temporary:
+            contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+            # One metadata key: safetensors writes several in an order that changes from call to call.
+            save_file(contiguous, temporary, {"hpc_mlp": json_text(metadata)})
+            guard()
     except (OSError, SafetensorError) as error:
         raise RunError(f"cannot write {path}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_checkpoints(

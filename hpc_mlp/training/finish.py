@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from hpc_mlp.machine.files import write_bytes
 from hpc_mlp.models.registry import build_module
-from hpc_mlp.runs import PREDICTIONS, write_bytes
+from hpc_mlp.runs import PREDICTIONS
 from hpc_mlp.training.checkpoint import Guard, load_best, save_best
 from hpc_mlp.training.evaluate import evaluate
 from hpc_mlp.training.feeder import Feeder

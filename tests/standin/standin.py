@@ -14,8 +14,9 @@ from pathlib import Path
 
 from hpc_mlp.errors import LeaseLostError
 from hpc_mlp.lease import Lease
+from hpc_mlp.machine.files import write_bytes
 from hpc_mlp.plan import RunSpec
-from hpc_mlp.runs import LAST, RunFolder, write_bytes, write_json
+from hpc_mlp.runs import LAST, RunFolder, write_json
 from hpc_mlp.training import stop
 
 STEPS = 10
