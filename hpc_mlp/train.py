@@ -101,9 +101,12 @@ def train(
         tidy(runs / spec.name for spec in specs)
         sys.exit(code)
 
+    from hpc_mlp.commandline import importing
     from hpc_mlp.console import Console
-    from hpc_mlp.training import stop
-    from hpc_mlp.training.session import train_specs
+
+    with importing():
+        from hpc_mlp.training import stop
+        from hpc_mlp.training.session import train_specs
 
     with stop.enforced():
         code = train_specs(

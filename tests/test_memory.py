@@ -1,12 +1,15 @@
-"""What the training process does with memory it has freed."""
+"""What the training process does with memory: what it has freed, and what its imports hold."""
 
 from __future__ import annotations
 
+import gc
 import platform
 import subprocess
 import sys
 
 import pytest
+
+from hpc_mlp.commandline import importing
 
 LOOP = """
 import ctypes, resource
@@ -38,3 +41,16 @@ def page_faults(first: str) -> int:
 def test_steps_take_the_memory_that_the_last_one_freed() -> None:
     assert page_faults("") > 20 * 72_000_000 / 4096 / 2  # else there is nothing to be won
     assert page_faults(KEEP) < 1000
+
+
+def test_what_imports_make_is_never_searched_for_garbage() -> None:
+    before = gc.get_freeze_count()
+    with pytest.raises(ImportError), importing():
+        assert not gc.isenabled()
+        modules = [[[]] for _ in range(1000)]
+        raise ImportError
+    try:
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > before + len(modules)
+    finally:
+        gc.unfreeze()

@@ -153,9 +153,11 @@ def export(run: Path, form: str, out: Path | None, dtype: str, overwrite: bool, 
 
 def _load(run: Path, ensemble: bool, cpu: bool, trust_plugins: bool) -> TrainedRun:
     """Load the run, and say on stderr what one should know of it."""
-    import torch
-
     from hpc_mlp.api import load_run
+    from hpc_mlp.commandline import importing
+
+    with importing():
+        import torch
 
     device = "cuda" if torch.cuda.is_available() and not cpu else "cpu"
     trained = load_run(run, ensemble=ensemble, device=device, trust_plugins=trust_plugins)
