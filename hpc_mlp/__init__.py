@@ -16,10 +16,11 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from hpc_mlp._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from hpc_mlp.api import convert, evaluate, export, load_run, predict, train
 
-__version__ = "0.1.0"
 __all__ = ["convert", "evaluate", "export", "load_run", "predict", "train"]
 
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     import torch
 
-    from hpc_mlp.data.convert import Progress
+    from hpc_mlp.conversion.convert import Progress
     from hpc_mlp.data.manifest import Manifest
-    from hpc_mlp.export import Format, InputType
-    from hpc_mlp.predict.model import TrainedRun
-    from hpc_mlp.predict.predictions import Predictions
-    from hpc_mlp.runs import Json, Run
+    from hpc_mlp.inference.export import Format, InputType
+    from hpc_mlp.inference.model import TrainedRun
+    from hpc_mlp.inference.predict import Predictions
+    from hpc_mlp.runs.folder import Json, Run
 
 PathLike = str | Path
 
@@ -34,13 +34,13 @@ def convert(
     """Convert class-labelled images (a ZIP, a tar, a folder, or several) into the new shards folder `out`.
 
     `size`: pixels of each side, or (height, width). `settings` are the other fields of
-    `hpc_mlp.data.convert.Settings`: grayscale, val and test (fractions), seed, encoding, overwrite, workers, …
+    `hpc_mlp.conversion.convert.Settings`: grayscale, val and test (fractions), seed, encoding, overwrite, workers, …
     → the manifest: classes, splits, mean and std by channel (of pixels in 0..1).
     """
     from dataclasses import fields
 
-    from hpc_mlp.data.convert import Settings
-    from hpc_mlp.data.convert import convert as run
+    from hpc_mlp.conversion.convert import Settings
+    from hpc_mlp.conversion.convert import convert as run
     from hpc_mlp.errors import unknown_name
 
     known = [field.name for field in fields(Settings) if field.name not in ("height", "width")]
@@ -75,11 +75,11 @@ def train(
     → the runs, in order, as read back from their folders: `run.path`, `run.state`, `run.metrics` (epochs) and
     `run.test` (metrics; fractions). RunError names the runs that failed; KeyboardInterrupt after Ctrl-C.
     """
+    from hpc_mlp.config.plan import make_specs
     from hpc_mlp.data.remote import shards_place
     from hpc_mlp.errors import RunError
     from hpc_mlp.launch.cores import share_cores
-    from hpc_mlp.plan import make_specs
-    from hpc_mlp.runs import read_run
+    from hpc_mlp.runs.folder import read_run
 
     share_cores()  # before torch is imported
 
@@ -116,7 +116,7 @@ def load_run(
     comes from a Python file with which this user has not trained is refused without `trust_plugins`, as loading it
     runs that file.
     """
-    from hpc_mlp.predict.model import load_run as load
+    from hpc_mlp.inference.model import load_run as load
 
     return load(path, ensemble=ensemble, device=device, trust_plugins=trust_plugins)
 
@@ -136,7 +136,7 @@ def predict(
     with their number, which is the `len()` of what is returned. An image that cannot be read is a
     `Prediction` with a `problem`.
     """
-    from hpc_mlp.predict.predictions import predict as iterate
+    from hpc_mlp.inference.predict import predict as iterate
 
     return iterate(run, images, ensemble=ensemble, batch_size=batch_size, trust_plugins=trust_plugins)
 
@@ -151,7 +151,7 @@ def evaluate(
 ) -> Json:
     """Metrics (fractions; as `run.result["test"]`) of a run on a split of another dataset with the same classes,
     matched by name."""
-    from hpc_mlp.predict.evaluation import evaluate as measure
+    from hpc_mlp.inference.evaluate import evaluate as measure
 
     return measure(run, shards, split=split, ensemble=ensemble, trust_plugins=trust_plugins)
 
@@ -170,7 +170,7 @@ def export(
     onnx and pt2 take `images` [N, C, H, W] of type `dtype` ("uint8" or "float32"), values in 0..255, of the
     run's size, and give `probabilities` float32 [N, K]; class names are in the file's metadata.
     """
-    from hpc_mlp.export import export as write
+    from hpc_mlp.inference.export import export as write
 
     return write(run, format, out, dtype=dtype, overwrite=overwrite, trust_plugins=trust_plugins)
 

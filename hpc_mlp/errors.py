@@ -12,14 +12,29 @@ Our own bugs are `assert`s and other built-in exceptions; they keep their traceb
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-
-from hpc_mlp.texts import printable
 
 # So many names are read at a glance.
 _FEW = 24
 _MOST_HINTS = 4
+
+
+# Characters that act rather than be read: control characters (C0, DEL, C1), those that turn the direction of what
+# follows (a name could show another ending than it has), separators of lines and paragraphs, lone surrogates.
+ACTING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: object, keep: str = "") -> str:
+    """`text` for a terminal, a log or a page, however foreign it is: characters that act are shown as `\\x1b` or
+    `\\u202e`. `keep`: what stays as it is, e.g. the line breaks of a message of our own."""
+    return ACTING.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), str(text))
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 class _Shown:
@@ -51,6 +66,10 @@ class DamagedError(RunError):
 
 class LeaseLostError(RunError):
     pass
+
+
+class RejectError(Exception):
+    """One entry cannot be taken, for this reason; the others can."""
 
 
 class HpcMlpWarning(_Shown, UserWarning):

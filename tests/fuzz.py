@@ -37,10 +37,9 @@ import torch
 from click.testing import CliRunner
 
 import hpc_mlp
-from hpc_mlp.config import DataConfig
-from hpc_mlp.errors import HpcMlpError
-from hpc_mlp.liveness import this_process
-from hpc_mlp.texts import printable
+from hpc_mlp.config.sections import DataConfig
+from hpc_mlp.errors import HpcMlpError, printable
+from hpc_mlp.machine.liveness import this_process
 
 CPU_SECONDS = 1.0
 HANG_SECONDS = 60
@@ -194,7 +193,7 @@ def _convert(source: Path, out: Path) -> str:
 
 
 def _predict(material: Material, path: Path, form: str) -> str:
-    with mock.patch("hpc_mlp.predict.model.load_run", return_value=material.run):
+    with mock.patch("hpc_mlp.inference.model.load_run", return_value=material.run):
         return cli("predict", "x", path, "--cpu", "--format", form)
 
 
@@ -265,8 +264,8 @@ def _shards_readers(material: Material, shards: Path, folder: Path) -> list[Read
 def _open_training(shards: Path, mode: Any) -> str:
     """What training does before its first step, and every image of every split. Labels are classes, and all there."""
     from hpc_mlp.data.remote import load_manifest
-    from hpc_mlp.processes import Processes
-    from hpc_mlp.training.feeder import make_feeder
+    from hpc_mlp.machine.processes import Processes
+    from hpc_mlp.training.batches import make_feeder
 
     manifest = load_manifest(shards)
     feeder = make_feeder(shards, manifest, DataConfig(mode=mode), torch.device("cpu"))
@@ -328,9 +327,9 @@ def _train(material: Material, runs: Path) -> str:
 
 def launch_kind(material: Material, rng: random.Random, folder: Path) -> list[Reader]:
     """Records that name this very process, which is none of hpc-mlp's jobs: whoever signals it is wrong."""
+    from hpc_mlp.config.plan import make_specs
     from hpc_mlp.launch import index, records
     from hpc_mlp.launch.packs import Pack
-    from hpc_mlp.plan import make_specs
 
     runs = folder / "runs"
     runs.mkdir()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from conftest import command, environment, result, timeless
 
-from hpc_mlp.plan import RunSpec, parse_seeds, parse_set, parse_variants, plan_runs
+from hpc_mlp.config.plan import RunSpec, parse_seeds, parse_set, parse_variants, plan_runs
 
 SETTINGS = ("model.hidden=[24,16]", "train.epochs=4", "train.checkpoint_every=3 steps",
             "train.ema=0.9", "train.batch_size=64")  # fmt: skip

@@ -20,9 +20,9 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, precision_recall_fscore_support
 from sklearn.neural_network import MLPClassifier
 
-from hpc_mlp.config import Config
+from hpc_mlp.config.sections import Config
 from hpc_mlp.data.manifest import Manifest, Shard, Split, file_sha256
-from hpc_mlp.runs import PREDICTIONS, RunFolder
+from hpc_mlp.runs.folder import PREDICTIONS, RunFolder
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 RECIPES: dict[str, dict[str, Any]] = {  # what sets the scikit-learn stand-ins of the variants apart

@@ -15,7 +15,7 @@ import hpc_mlp
 from hpc_mlp.errors import UserError
 
 NAMES = ("convert", "train", "load_run", "predict", "evaluate", "export")
-SUBMODULES = ("hpc_mlp.train", "hpc_mlp.predict", "hpc_mlp.export")
+SUBMODULES = ("hpc_mlp.train", "hpc_mlp.inference", "hpc_mlp.inference.export")
 
 
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:

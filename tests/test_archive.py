@@ -28,10 +28,10 @@ from test_convert import (
     two_classes,
 )
 
-from hpc_mlp.data.archive import RejectError, open_source
+from hpc_mlp.conversion.archive import open_source
 from hpc_mlp.data.decode import ImageSpec
-from hpc_mlp.errors import UserError
-from hpc_mlp.predict.images import Images
+from hpc_mlp.errors import RejectError, UserError
+from hpc_mlp.inference.images import Images
 
 
 def entries(*paths: Path, scratch: Path) -> dict[str, bytes | str]:
@@ -444,7 +444,7 @@ def test_what_is_no_archive_of_ours_is_named(tmp_path: Path, name: str) -> None:
 
 
 def test_a_bomb_in_a_compressed_tar_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hpc_mlp.data.tarsource._MIN_BOMB", 10 << 20)
+    monkeypatch.setattr("hpc_mlp.conversion.tarsource._MIN_BOMB", 10 << 20)
     path = pack(tmp_path / "a.tar.xz", {"a/1.png": bytes(100 << 20)})
     refused(convert(path, tmp_path / "out"), "decompression bomb")
     assert os.listdir(tmp_path) == ["a.tar.xz"]

@@ -13,7 +13,7 @@ from shard_files import random_arrays, write_shards
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from hpc_mlp.config import AugmentConfig
+from hpc_mlp.config.sections import AugmentConfig
 from hpc_mlp.data.augment import affine_matrices, augment, augmented_rows, draw, is_active, turn_hue
 
 EVERYTHING = {

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from test_bank import BankUnderTest, specs_of
 from torch import Tensor
 
-from hpc_mlp.training.average import WeightAverage
+from hpc_mlp.bank.average import WeightAverage
 
 
 def floats(state: dict[str, Tensor]) -> dict[str, Tensor]:

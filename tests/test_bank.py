@@ -14,15 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from hpc_mlp.models.bank import Bank, bank_order, feed_of
-from hpc_mlp.models.dropout import StepPlace
+from hpc_mlp.bank.bank import Bank, bank_order, feed_of
+from hpc_mlp.bank.dropout import StepPlace
+from hpc_mlp.bank.loss import BankLoss
+from hpc_mlp.bank.optim import BankOptimizer
+from hpc_mlp.bank.step import StepBatch, TrainStep
+from hpc_mlp.config.plan import RunSpec, parse_set, parse_variants, plan_runs
+from hpc_mlp.machine.randomness import dropout_draws
 from hpc_mlp.models.registry import ImageShape, build_module
-from hpc_mlp.plan import RunSpec, parse_set, parse_variants, plan_runs
-from hpc_mlp.randomness import dropout_draws
-from hpc_mlp.training.feeder import StepBatch
-from hpc_mlp.training.loss import BankLoss
-from hpc_mlp.training.optim import BankOptimizer
-from hpc_mlp.training.step import TrainStep
 
 SHAPE, CLASSES = (1, 4, 4), 5
 CPU = torch.device("cpu")
@@ -230,7 +229,7 @@ def test_dropout_drops_at_its_rate_and_scales(rate: float) -> None:
     specs = specs_of("dropout", [0, 1], "model.hidden=[400]", f"model.dropout={rate}")
     bank = Bank(specs, SHAPE, CLASSES)
     draws = bank.prepare(StepPlace(2, 5, 0, 250, 250), CPU)
-    from hpc_mlp.models.stack import FeedRun
+    from hpc_mlp.bank.stack import FeedRun
 
     block = bank.blocks[0]
     masks = block.masks(0, draws[0][0], [FeedRun(0, 0, 1), FeedRun(1, 1, 2)])
@@ -293,7 +292,7 @@ def test_best_weights_load_into_a_plain_sequential(trained: Path, digits: Path, 
     from safetensors.torch import load_file
 
     from hpc_mlp.data.manifest import Manifest
-    from hpc_mlp.data.source import load_resident, normaliser
+    from hpc_mlp.data.resident import load_resident, normaliser
 
     norm, drop = "batchnorm" in variant, "dropout" in variant
     layers: list[nn.Module] = []

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpc_mlp.errors import RunError
-from hpc_mlp.runs import RunFolder
+from hpc_mlp.models.weights import load_weights
+from hpc_mlp.runs.folder import BEST, RunFolder
 from hpc_mlp.training.checkpoint import (
     Checkpoint,
-    load_best,
     load_checkpoints,
     resumable_together,
     save_best,
@@ -134,7 +134,7 @@ def test_loading_executes_nothing(folders: list[Path], tmp_path: Path) -> None:
     assert load_checkpoints(folders[:1]) is None and load_checkpoints(folders[1:2]) is None
     for folder in folders[:2]:
         with pytest.raises(RunError, match=r"best\.safetensors"):
-            load_best(folder)
+            load_weights(folder / BEST)
     assert not (tmp_path / "executed").exists()
 
 
@@ -150,10 +150,10 @@ def test_a_damaged_checkpoint_counts_as_none(folders: list[Path], size: int) -> 
 def test_best_weights(folders: list[Path]) -> None:
     weights = {"0.weight": torch.randn(3, 2).t(), "1.num_batches_tracked": torch.tensor(7)}
     save_best(folders[0], weights, {"epoch": 3})
-    loaded = load_best(folders[0])
+    loaded = load_weights(folders[0] / BEST)
     assert loaded.keys() == weights.keys() and all(torch.equal(loaded[k], weights[k]) for k in weights)
     with pytest.raises(RunError, match=r"best\.safetensors"):
-        load_best(folders[1])
+        load_weights(folders[1] / BEST)
 
 
 def test_a_full_disk_is_an_error_of_ours_and_leaves_the_old_one(

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from fake_runs import labels, predict, write_run
 
 from hpc_mlp.cli import main
-from hpc_mlp.report.summary import Summary, read_runs, summarise
+from hpc_mlp.reporting.summary import Summary, read_runs, summarise
 
 
 def train(

@@ -12,10 +12,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpc_mlp.config import Config, differences, flatten, identity, known_keys, parse_interval
+from hpc_mlp.config.loading import (
+    build_config,
+    configs_dir,
+    merge,
+    parse_value,
+    read_layers,
+    read_toml,
+    set_key,
+)
+from hpc_mlp.config.plan import parse_set, parse_variants, plan_runs
+from hpc_mlp.config.sections import Config, differences, flatten, identity, known_keys, parse_interval
 from hpc_mlp.errors import UserError, nearest, unknown_name
-from hpc_mlp.plan import parse_set, parse_variants, plan_runs
-from hpc_mlp.settings import build_config, configs_dir, merge, parse_value, read_layers, read_toml, set_key
 
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "train.epochs": st.integers(1, 10**6),

@@ -17,8 +17,8 @@ from conftest import environment
 from test_convert import contents, converted, encoded, make_zip, picture, refused, two_classes
 from test_convert import convert as run_convert
 
-from hpc_mlp.data import partial
-from hpc_mlp.data.convert import Settings, convert
+from hpc_mlp.conversion import partial
+from hpc_mlp.conversion.convert import Settings, convert
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.readback import verify
 from hpc_mlp.errors import HpcMlpError, UserError

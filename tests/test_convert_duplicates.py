@@ -15,8 +15,8 @@ from PIL import Image
 from test_convert import convert, converted, encoded, make_zip, picture, rejects, samples, two_classes
 
 from hpc_mlp.cli import main
-from hpc_mlp.data import split
-from hpc_mlp.data.near import nearest_in_earlier_split
+from hpc_mlp.conversion import split
+from hpc_mlp.conversion.near import nearest_in_earlier_split
 
 
 def listed(folder: Path) -> list[dict]:  # type: ignore[type-arg]

@@ -18,8 +18,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from test_convert import converted, encoded, make_zip, picture, pixels, rejects, samples, two_classes
 
-from hpc_mlp.data.archive import RejectError
 from hpc_mlp.data.decode import ImageSpec, decode_image
+from hpc_mlp.errors import RejectError
 
 RGB, GRAY = ImageSpec(20, 24, 3), ImageSpec(20, 24, 1)
 

@@ -15,10 +15,10 @@ from conftest import command, environment, result, timeless
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpc_mlp.data.budget import num_cpus
+from hpc_mlp.config.plan import RunSpec, parse_set, parse_variants, plan_runs
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.launch.cores import PROCESS_BYTES, processes_for, share_cores
-from hpc_mlp.plan import RunSpec, parse_set, parse_variants, plan_runs
+from hpc_mlp.machine.memory import num_cpus
 
 PLENTY = 64 << 30
 BIG = ("model.hidden=[2048,2048]", "train.epochs=14")  # of two runs on the digits: some 10 s on one core

@@ -17,10 +17,10 @@ import pytest
 from click.testing import CliRunner
 
 from hpc_mlp.cli import COMMANDS, main
-from hpc_mlp.config import Config, flatten, known_keys
-from hpc_mlp.data.digits import write_digits_zip
-from hpc_mlp.plan import load_variant, plan_runs, shipped_variants
-from hpc_mlp.settings import build_config, read_toml
+from hpc_mlp.config.loading import build_config, read_toml
+from hpc_mlp.config.plan import load_variant, plan_runs, shipped_variants
+from hpc_mlp.config.sections import Config, flatten, known_keys
+from hpc_mlp.conversion.digits import write_digits_zip
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

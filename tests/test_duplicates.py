@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpc_mlp.data.archive import Names
-from hpc_mlp.data.duplicates import Report, repeats
-from hpc_mlp.data.split import groups_of_equals
-from hpc_mlp.data.worker import record_type
+from hpc_mlp.conversion.archive import Names
+from hpc_mlp.conversion.duplicates import Report, repeats
+from hpc_mlp.conversion.split import groups_of_equals
+from hpc_mlp.conversion.worker import record_type
 
 CLASSES = ("cat", "dog", "eel")
 NAMED = {-1: "dropped", 0: "train", 1: "val", 2: "test"}

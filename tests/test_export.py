@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from trained import SIZE, Trained, every_kind, train
 
 import hpc_mlp
-from hpc_mlp.card import wilson
 from hpc_mlp.cli import main
-from hpc_mlp.predict.model import load_run
+from hpc_mlp.inference.card import wilson
+from hpc_mlp.inference.model import load_run
 
 NAMES = ["batchnorm-s0", "dropout-s0", "cnn-s0", "resnet18-s0", "residual-s0"]
 CLASSES = ["china", "digit", "flower"]

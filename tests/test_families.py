@@ -12,11 +12,11 @@ from fake_runs import labels, predict, write_run
 from numpy.typing import NDArray
 from statsmodels.stats.multitest import multipletests
 
-from hpc_mlp.report import compare as compare_module
-from hpc_mlp.report import pooled
-from hpc_mlp.report.compare import Compared, Comparison, compare
-from hpc_mlp.report.single import mcnemar, paired_interval
-from hpc_mlp.report.summary import read_runs, summarise
+from hpc_mlp.reporting import compare as compare_module
+from hpc_mlp.reporting import pooled
+from hpc_mlp.reporting.compare import Compared, Comparison, compare
+from hpc_mlp.reporting.single import mcnemar, paired_interval
+from hpc_mlp.reporting.summary import read_runs, summarise
 
 NUM_IMAGES = 800
 Answers = dict[tuple[str, int], NDArray[np.bool_]]

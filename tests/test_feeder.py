@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from shard_files import random_arrays, write_shards
 from torch import Tensor
 
-from hpc_mlp.config import AugmentConfig, DataConfig
+from hpc_mlp.bank.bank import Feed
+from hpc_mlp.bank.step import StepBatch
+from hpc_mlp.config.sections import AugmentConfig, DataConfig
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.errors import UserError
-from hpc_mlp.models.bank import Feed
-from hpc_mlp.processes import Processes
-from hpc_mlp.randomness import epoch_order, mixup_shares
-from hpc_mlp.training.feeder import Feeder, StepBatch, make_feeder
+from hpc_mlp.machine.processes import Processes
+from hpc_mlp.machine.randomness import epoch_order, mixup_shares
+from hpc_mlp.training.batches import Feeder, make_feeder
 
 CPU = torch.device("cpu")
 NUM_IMAGES = 37

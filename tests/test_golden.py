@@ -19,12 +19,12 @@ import torch
 from PIL import Image
 from test_bank import FOUR, BankUnderTest, specs_of
 
-from hpc_mlp import randomness
-from hpc_mlp.config import AugmentConfig
-from hpc_mlp.data import split
+from hpc_mlp.config.sections import AugmentConfig
+from hpc_mlp.conversion import split
+from hpc_mlp.conversion.convert import Settings, convert
 from hpc_mlp.data.augment import augmented_rows
-from hpc_mlp.data.convert import Settings, convert
 from hpc_mlp.data.manifest import Manifest
+from hpc_mlp.machine import randomness
 from hpc_mlp.models.registry import build_module
 
 

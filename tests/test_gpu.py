@@ -12,17 +12,17 @@ from conftest import metrics, num_correct, result, timeless
 from interrupted import VARIANTS, Guillotine, Killed, specs, tensors
 from test_bank import BankUnderTest, specs_of
 
-from hpc_mlp.config import AugmentConfig
+from hpc_mlp.bank.bank import Bank, Feed
+from hpc_mlp.bank.dropout import StepPlace
+from hpc_mlp.bank.loss import BankLoss
+from hpc_mlp.bank.optim import BankOptimizer
+from hpc_mlp.bank.step import StepBatch, TrainStep
+from hpc_mlp.config.plan import parse_set, parse_variants, plan_runs
+from hpc_mlp.config.sections import AugmentConfig
 from hpc_mlp.data.remote import load_manifest
-from hpc_mlp.models.bank import Bank, Feed
-from hpc_mlp.models.dropout import StepPlace
-from hpc_mlp.plan import parse_set, parse_variants, plan_runs
-from hpc_mlp.processes import Processes
-from hpc_mlp.training.feeder import ResidentFeeder, StepBatch
-from hpc_mlp.training.loss import BankLoss
-from hpc_mlp.training.optim import BankOptimizer
+from hpc_mlp.machine.processes import Processes
+from hpc_mlp.training.batches import ResidentFeeder
 from hpc_mlp.training.session import train_specs
-from hpc_mlp.training.step import TrainStep
 
 pytestmark = [
     pytest.mark.gpu,

@@ -19,7 +19,8 @@ from conftest import Cli, command, environment
 from PIL import Image
 
 import hpc_mlp
-from hpc_mlp.texts import csv_cell, printable
+from hpc_mlp.errors import printable
+from hpc_mlp.terminal.text import csv_cell
 
 CLASSES = (
     "\x1b]52;c;aGk=\x07",

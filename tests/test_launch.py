@@ -18,16 +18,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpc_mlp.cli import main
-from hpc_mlp.config import Config
+from hpc_mlp.config.loading import configs_dir
+from hpc_mlp.config.plan import RunSpec, parse_seeds, parse_variants, plan_runs
+from hpc_mlp.config.sections import Config
 from hpc_mlp.errors import UserError
 from hpc_mlp.launch.index import write_index
 from hpc_mlp.launch.job import PackJob
 from hpc_mlp.launch.packs import make_packs, parse_per_job
 from hpc_mlp.launch.records import list_submissions, new_submission
 from hpc_mlp.launch.submit import load_launch, make_plan, shipped_clusters
-from hpc_mlp.plan import RunSpec, parse_seeds, parse_variants, plan_runs
-from hpc_mlp.runs import RunFolder
-from hpc_mlp.settings import configs_dir
+from hpc_mlp.runs.folder import RunFolder
 
 
 @pytest.fixture

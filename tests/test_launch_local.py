@@ -15,13 +15,13 @@ import pytest
 from click.testing import CliRunner
 
 from hpc_mlp.cli import main
-from hpc_mlp.config import LaunchConfig
+from hpc_mlp.config.plan import parse_seeds, parse_set, parse_variants, plan_runs
+from hpc_mlp.config.sections import LaunchConfig
 from hpc_mlp.launch.local import Job, Queue
 from hpc_mlp.launch.records import Submission, list_submissions
 from hpc_mlp.launch.slots import Slot
 from hpc_mlp.launch.status import RunStatus, read_status
 from hpc_mlp.launch.submit import cancel, load_launch, submit
-from hpc_mlp.plan import parse_seeds, parse_set, parse_variants, plan_runs
 
 STANDIN = str(Path(__file__).parent / "standin")
 

@@ -15,15 +15,15 @@ from click.testing import CliRunner, Result
 from fake_slurm import by_variant, install, send
 
 from hpc_mlp.cli import main
+from hpc_mlp.config.plan import parse_variants, plan_runs
 from hpc_mlp.errors import LeaseLostError, RunError
 from hpc_mlp.launch import slurm
 from hpc_mlp.launch.packs import make_packs
 from hpc_mlp.launch.records import list_submissions, new_submission
 from hpc_mlp.launch.status import read_status
-from hpc_mlp.lease import LEASE, Lease, is_held, read_owner
-from hpc_mlp.liveness import this_process
-from hpc_mlp.plan import parse_variants, plan_runs
-from hpc_mlp.runs import write_json
+from hpc_mlp.machine.liveness import this_process
+from hpc_mlp.runs.folder import write_json
+from hpc_mlp.runs.lease import LEASE, Lease, is_held, read_owner
 
 
 @pytest.fixture(autouse=True)

@@ -21,21 +21,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hpc_mlp.cli import main
-from hpc_mlp.console import Console
+from hpc_mlp.config.plan import parse_variants, plan_runs
 from hpc_mlp.errors import LeaseLostError, RunError
 from hpc_mlp.launch import local
 from hpc_mlp.launch.packs import make_packs
 from hpc_mlp.launch.records import Submission, new_submission, read_submission
 from hpc_mlp.launch.show import plan_table, status_table
 from hpc_mlp.launch.status import RunStatus, read_status
-from hpc_mlp.lease import LEASE, Lease, describe, is_held, read_owner
-from hpc_mlp.live.beat import with_beat, write_beat
 from hpc_mlp.live.display import open_display
+from hpc_mlp.live.live_file import with_beat, write_beat
 from hpc_mlp.live.render import render
 from hpc_mlp.live.rows import Frame, RunRow, Usage
-from hpc_mlp.liveness import Process, is_alive, is_dead, this_process
-from hpc_mlp.plan import parse_variants, plan_runs
-from hpc_mlp.runs import write_json
+from hpc_mlp.machine.liveness import Process, is_alive, is_dead, this_process
+from hpc_mlp.runs.folder import write_json
+from hpc_mlp.runs.lease import LEASE, Lease, describe, is_held, read_owner
+from hpc_mlp.terminal.console import Console
 
 
 def run(*arguments: object) -> Result:

@@ -13,15 +13,15 @@ from click.testing import CliRunner, Result
 from fake_slurm import by_variant, install, send, sent
 
 from hpc_mlp.cli import main
-from hpc_mlp.config import LaunchConfig
+from hpc_mlp.config.plan import parse_variants, plan_runs
+from hpc_mlp.config.sections import LaunchConfig
 from hpc_mlp.errors import RunError, UserError
 from hpc_mlp.launch import slurm
 from hpc_mlp.launch.job_info import expand_ids, shorten_ids
 from hpc_mlp.launch.records import list_submissions
 from hpc_mlp.launch.status import RunStatus, read_status
 from hpc_mlp.launch.submit import load_launch
-from hpc_mlp.plan import parse_variants, plan_runs
-from hpc_mlp.runs import RunFolder
+from hpc_mlp.runs.folder import RunFolder
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpc_mlp.data.archive import Names, RejectError, SeveralSources
-from hpc_mlp.data.layout import Layout, find_layout, natural_key
-from hpc_mlp.errors import UserError
+from hpc_mlp.conversion.archive import Names, SeveralSources
+from hpc_mlp.conversion.layout import Layout, find_layout, natural_key
+from hpc_mlp.errors import RejectError, UserError
 
 SPLITS = {-1: "", 0: "train", 1: "val", 2: "test"}
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from hpc_mlp.errors import LeaseLostError, RunError
-from hpc_mlp.lease import LEASE, Lease, hold_all, read_owner
+from hpc_mlp.runs.lease import LEASE, Lease, hold_all, read_owner
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from hpc_mlp.lease import Lease
+from hpc_mlp.runs.lease import Lease
 folder, stale, claim, restart = sys.argv[1:]
 with Lease(Path(folder), stale_after=float(stale), wait=60, claim=claim, restart=int(restart)) as lease:
     print("held", flush=True)

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from hpc_mlp import lease as lease_module
 from hpc_mlp.errors import LeaseLostError, RunError
-from hpc_mlp.lease import CLAIM, LEASE, Lease, hold_all, is_held, read_owner
-from hpc_mlp.liveness import this_process
+from hpc_mlp.machine.liveness import this_process
+from hpc_mlp.runs import lease as lease_module
+from hpc_mlp.runs.lease import CLAIM, LEASE, Lease, hold_all, is_held, read_owner
 
 UMASK = os.umask(0)
 os.umask(UMASK)

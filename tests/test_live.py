@@ -23,7 +23,7 @@ import pytest
 from conftest import Cli, command, environment, result, run_process
 from rich.console import Console
 
-from hpc_mlp.data.digits import write_digits_zip
+from hpc_mlp.conversion.digits import write_digits_zip
 from hpc_mlp.live.display import Log
 from hpc_mlp.live.render import render, sparkline
 from hpc_mlp.live.rows import Frame, RunRow, State, Usage, progress

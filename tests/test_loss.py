@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hpc_mlp.config import TrainConfig
-from hpc_mlp.training.loss import BankLoss, Targets
+from hpc_mlp.bank.loss import BankLoss, Targets
+from hpc_mlp.config.sections import TrainConfig
 
 CPU = torch.device("cpu")
 MEMBERS = st.lists(

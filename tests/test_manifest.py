@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from shard_files import random_arrays, write_shards
 
 from hpc_mlp.data.manifest import Manifest
-from hpc_mlp.data.source import load_resident
+from hpc_mlp.data.resident import load_resident
 from hpc_mlp.errors import UserError
 
 Json = dict[str, Any]

@@ -53,7 +53,7 @@ def test_the_others_of_the_bank_go_on_with_the_epoch(digits: Path, tmp_path: Pat
 def test_the_time_of_earlier_sessions_counts(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hpc_mlp.training.step import TrainStep
+    from hpc_mlp.bank.step import TrainStep
 
     calls, original = 0, TrainStep.compute
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpc_mlp.plan import make_specs
-from hpc_mlp.runs import RunFolder
+from hpc_mlp.config.plan import make_specs
+from hpc_mlp.runs.folder import RunFolder
 from hpc_mlp.training.members import Member
 
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from hpc_mlp.commandline import importing
+from hpc_mlp.machine.command_line import importing
 
 LOOP = """
 import ctypes, resource
@@ -27,7 +27,7 @@ for step in range(40):
         libc.free(piece)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
-KEEP = "from hpc_mlp.training.memory import keep_freed_memory; keep_freed_memory()"
+KEEP = "from hpc_mlp.machine.pinned_memory import keep_freed_memory; keep_freed_memory()"
 
 
 def page_faults(first: str) -> int:

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, precision_recall_fscore_support
 
-from hpc_mlp.processes import Processes
-from hpc_mlp.training.metrics import Metrics, Tally
+from hpc_mlp.bank.metrics import Metrics, Tally
+from hpc_mlp.machine.processes import Processes
 
 CPU = torch.device("cpu")
 

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from hpc_mlp.data import near
-from hpc_mlp.data.near import Nearest, nearest_in_earlier_split
+from hpc_mlp.conversion import near
+from hpc_mlp.conversion.near import Nearest, nearest_in_earlier_split
 
 
 def search(

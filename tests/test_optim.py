@@ -11,15 +11,14 @@ from conftest import metrics
 from test_bank import CPU, SHAPE, BankUnderTest, plain, specs_of
 from torch import nn
 
-from hpc_mlp.models.bank import Bank, bank_order, feed_of
-from hpc_mlp.models.dropout import StepPlace
+from hpc_mlp.bank import optim as optim_module
+from hpc_mlp.bank.bank import Bank, bank_order, feed_of
+from hpc_mlp.bank.dropout import StepPlace
+from hpc_mlp.bank.loss import BankLoss
+from hpc_mlp.bank.optim import BankOptimizer
+from hpc_mlp.bank.step import StepBatch, TrainStep
+from hpc_mlp.config.plan import RunSpec, parse_set, parse_variants, plan_runs
 from hpc_mlp.models.registry import build_module
-from hpc_mlp.plan import RunSpec, parse_set, parse_variants, plan_runs
-from hpc_mlp.training import optim as optim_module
-from hpc_mlp.training.feeder import StepBatch
-from hpc_mlp.training.loss import BankLoss
-from hpc_mlp.training.optim import BankOptimizer
-from hpc_mlp.training.step import TrainStep
 
 
 def torch_optimizer(spec: RunSpec, module: nn.Module) -> torch.optim.Optimizer:

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpc_mlp.errors import UserError
-from hpc_mlp.plan import (
+from hpc_mlp.config.plan import (
     ALL,
     Parallel,
     augment_config,
@@ -21,6 +20,7 @@ from hpc_mlp.plan import (
     shipped_variants,
     splits_batches,
 )
+from hpc_mlp.errors import UserError
 
 
 def names(variants: str, seeds: str = "0", *sets: str, files: tuple[Path, ...] = ()) -> list[str]:

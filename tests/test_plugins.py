@@ -15,14 +15,14 @@ from safetensors.torch import save_file
 
 import hpc_mlp
 from hpc_mlp import api
-from hpc_mlp.config import ModelConfig
+from hpc_mlp.config.plan import make_specs
+from hpc_mlp.config.sections import ModelConfig
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.errors import RunError, UserError
 from hpc_mlp.launch.job import run_pack
 from hpc_mlp.launch.packs import make_packs
 from hpc_mlp.launch.records import new_submission
 from hpc_mlp.models.registry import build_module
-from hpc_mlp.plan import make_specs
 from hpc_mlp.training.job import Job, check, prepare, unfinished
 
 # `{ran}`: a file that comes to be when the code runs.

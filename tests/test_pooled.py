@@ -22,9 +22,9 @@ from statsmodels.formula.api import ols
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from hpc_mlp.report import pooled
-from hpc_mlp.report.pooled import Differences, Moments, detectable, differences, moments, seeds_needed
-from hpc_mlp.report.single import holm, mcnemar, paired_interval
+from hpc_mlp.reporting import pooled
+from hpc_mlp.reporting.pooled import Differences, Moments, detectable, differences, moments, seeds_needed
+from hpc_mlp.reporting.single import holm, mcnemar, paired_interval
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 

@@ -27,10 +27,10 @@ import hpc_mlp
 from hpc_mlp.cli import main
 from hpc_mlp.data.decode import ImageSpec
 from hpc_mlp.data.manifest import Manifest
-from hpc_mlp.data.source import load_resident
+from hpc_mlp.data.resident import load_resident
 from hpc_mlp.errors import UserError
-from hpc_mlp.predict.images import Images
-from hpc_mlp.predict.model import load_run
+from hpc_mlp.inference.images import Images
+from hpc_mlp.inference.model import load_run
 
 NAMES = ["batchnorm-s0", "dropout-s0", "cnn-s0", "resnet18-s0", "residual-s0"]
 NUM_TEST = 36

@@ -9,7 +9,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from hpc_mlp.config import ModelConfig
+from hpc_mlp.config.sections import ModelConfig
 from hpc_mlp.errors import UserError
 from hpc_mlp.models.registry import build_module
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hpc_mlp.models import products
-from hpc_mlp.models.hidden import ACTIVATIONS, Mask, hidden
-from hpc_mlp.models.norm import StackedBatchNorm
+from hpc_mlp.bank import matmul
+from hpc_mlp.bank.hidden import ACTIVATIONS, Mask, hidden
+from hpc_mlp.bank.norm import StackedBatchNorm
 
 SMALL, LARGE = (60, 33), (600, 260)  # below and above the border between kernels
 
@@ -23,12 +23,12 @@ def test_products_are_those_of_plain_torch(size: tuple[int, int], batch: int) ->
     torch.manual_seed(0)
     weight, bias = torch.randn(3, height, width), torch.randn(3, height)
     own, shared, dy = torch.randn(3, batch, width), torch.randn(batch, width), torch.randn(3, batch, height)
-    assert close(products.own_inputs(own, weight, bias), own @ weight.mT + bias[:, None])
-    assert close(products.shared_input(shared, weight, bias), shared @ weight.mT + bias[:, None])
-    assert close(products.input_gradient(dy, weight), dy @ weight)
+    assert close(matmul.own_inputs(own, weight, bias), own @ weight.mT + bias[:, None])
+    assert close(matmul.shared_input(shared, weight, bias), shared @ weight.mT + bias[:, None])
+    assert close(matmul.input_gradient(dy, weight), dy @ weight)
     for x in (own, shared):
         out = torch.empty(3, 20, width)
-        gradient = products.weight_gradient(dy[:, :, 5:25], x, out, width * height)
+        gradient = matmul.weight_gradient(dy[:, :, 5:25], x, out, width * height)
         assert close(gradient, dy[:, :, 5:25].mT @ x)
 
 
@@ -38,14 +38,14 @@ def test_no_bit_depends_on_the_company_or_the_size_of_a_batch(size: tuple[int, i
     torch.manual_seed(0)
     weight, bias, x = torch.randn(5, height, width), torch.randn(5, height), torch.randn(32, width)
     dy = torch.randn(5, 32, height)
-    together = products.shared_input(x, weight, bias)
-    back = products.input_gradient(dy, weight)
+    together = matmul.shared_input(x, weight, bias)
+    back = matmul.input_gradient(dy, weight)
     for v in range(5):
         alone = slice(v, v + 1)
-        assert torch.equal(products.shared_input(x, weight[alone], bias[alone]), together[alone])
-        assert torch.equal(products.input_gradient(dy[alone], weight[alone]), back[alone])
+        assert torch.equal(matmul.shared_input(x, weight[alone], bias[alone]), together[alone])
+        assert torch.equal(matmul.input_gradient(dy[alone], weight[alone]), back[alone])
     for part in (slice(0, 11), slice(11, 32)):
-        assert torch.equal(products.shared_input(x[part], weight, bias), together[:, part])
+        assert torch.equal(matmul.shared_input(x[part], weight, bias), together[:, part])
 
 
 @pytest.mark.parametrize("amd", [False, True])
@@ -57,7 +57,7 @@ def test_no_bit_depends_on_the_number_of_threads(
 ) -> None:
     """With the kernels of either vendor, as far as this machine has them; alone and in company."""
     width, height = size
-    monkeypatch.setattr(products, "_on_amd", lambda: amd)
+    monkeypatch.setattr(matmul, "_on_amd", lambda: amd)
     torch.manual_seed(0)
     weight, bias = torch.randn(3, height, width) / width**0.5, torch.randn(3, height)
     own, dy = torch.randn(3, 20, width), torch.randn(3, 20, height)
@@ -67,12 +67,12 @@ def test_no_bit_depends_on_the_number_of_threads(
         w, b, d, x, members = weight[rows], bias[rows], dy[rows], own[rows], range(3)[rows]
         out = torch.empty(len(members), height, width)
         return [
-            products.own_inputs(x, w, b),
-            products.shared_input(own[0], w, b),
-            products.input_gradient(d, w),
-            products.weight_gradient(d, x, out, width * height).clone(),
-            products.weight_gradient(d, own[0], out, width * height).clone(),
-            products.column_sums(d),
+            matmul.own_inputs(x, w, b),
+            matmul.shared_input(own[0], w, b),
+            matmul.input_gradient(d, w),
+            matmul.weight_gradient(d, x, out, width * height).clone(),
+            matmul.weight_gradient(d, own[0], out, width * height).clone(),
+            matmul.column_sums(d),
         ]
 
     before = torch.get_num_threads()

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from hpc_mlp import randomness
-from hpc_mlp.randomness import (
+from hpc_mlp.machine import randomness
+from hpc_mlp.machine.randomness import (
     DROPOUT,
     augmentation_draws,
     draws,

@@ -17,7 +17,7 @@ import pytest
 from conftest import command, environment
 from interrupted import wait_for
 
-from hpc_mlp.lease import LEASE, is_held
+from hpc_mlp.runs.lease import LEASE, is_held
 
 PHASES = ("import", "rendezvous", "loading", "step", "validation", "end")
 DEATHS = ("SIGKILL", "SIGSTOP", "exit 1")  # SIGSTOP: and then SIGKILL

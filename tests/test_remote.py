@@ -18,13 +18,13 @@ import torch
 from conftest import command, environment
 from shard_files import random_arrays, write_shards
 
-from hpc_mlp import checked
 from hpc_mlp.data import remote
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.remote import load_manifest
-from hpc_mlp.data.source import load_resident
+from hpc_mlp.data.resident import load_resident
 from hpc_mlp.data.streaming import StreamingSplit
 from hpc_mlp.errors import HpcMlpError, RunError, UserError
+from hpc_mlp.files import checked
 
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="http is read by curl")
 CPU = torch.device("cpu")

@@ -17,8 +17,8 @@ from conftest import command, environment, metrics
 from shard_files import random_arrays, write_shards
 
 from hpc_mlp.data.manifest import Manifest
+from hpc_mlp.data.resident import load_resident
 from hpc_mlp.data.shards import OpenShard
-from hpc_mlp.data.source import load_resident
 from hpc_mlp.data.streaming import StreamingSplit
 from hpc_mlp.errors import HpcMlpError, RunError, UserError
 

@@ -16,7 +16,7 @@ from page_runs import digits, write_run, write_shards
 
 from hpc_mlp.data.manifest import Manifest, file_sha256
 from hpc_mlp.errors import UserError
-from hpc_mlp.report.gallery import class_samples, read_samples
+from hpc_mlp.reporting.gallery import class_samples, read_samples
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
 

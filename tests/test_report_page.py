@@ -34,7 +34,7 @@ from page_runs import (
 from PIL import Image
 
 from hpc_mlp.cli import main
-from hpc_mlp.report import figures, fonts
+from hpc_mlp.reporting import figures, fonts
 
 SECTIONS = ["summary", "training", "confusion", "classes", "probabilities", "mistakes", "weights", "dataset",
             "throughput", "reproduce"]  # fmt: skip
@@ -145,7 +145,7 @@ def test_every_figure_is_a_png_and_an_svg(whole: Page, trained: Path) -> None:
 
 
 def test_figures_follow_the_theme(whole: Page) -> None:
-    from hpc_mlp.report.figures import THEME
+    from hpc_mlp.reporting.figures import THEME
 
     svgs = re.findall(r"<svg.*?</svg>", whole.source, flags=re.DOTALL)
     assert len(svgs) > 15
@@ -345,7 +345,7 @@ def test_duplicates_and_manifest_extras_are_shown(trained: Path, one: Path, tmp_
 @pytest.mark.parametrize("encoding", ["png", "jpeg", "npy", "original"])
 def test_images_of_every_encoding(encoding: str, tmp_path: Path) -> None:
     from hpc_mlp.data.manifest import Manifest
-    from hpc_mlp.report.gallery import LARGEST, class_samples
+    from hpc_mlp.reporting.gallery import LARGEST, class_samples
 
     with zipfile.ZipFile(tmp_path / "digits.zip", "w") as archive:
         for number, (image, label) in enumerate(zip(*digits().splits["val"], strict=True)):

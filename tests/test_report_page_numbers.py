@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from hpc_mlp.report.answers import Predictions
-from hpc_mlp.report.confusion import confused_pairs, row_shares
-from hpc_mlp.report.ranking import NUM_BINS, RATES, RECALLS, calibrate, rank
-from hpc_mlp.report.weights import MOST_UNITS, weight_tiles
+from hpc_mlp.reporting.answers import Predictions
+from hpc_mlp.reporting.confusion import confused_pairs, row_shares
+from hpc_mlp.reporting.ranking import NUM_BINS, RATES, RECALLS, calibrate, rank
+from hpc_mlp.reporting.weights import MOST_UNITS, weight_tiles
 
 
 @st.composite

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from conftest import Cli, metrics, result
 from torch import Tensor, nn
 
-from hpc_mlp.config import ModelConfig
+from hpc_mlp.config.sections import ModelConfig
 from hpc_mlp.models.registry import build_module
 
 SHAPE, CLASSES = (3, 4, 5), 7

@@ -79,7 +79,7 @@ def test_killed_again_and_again(
 def test_killed_between_steps(
     digits: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hpc_mlp.training.step import TrainStep
+    from hpc_mlp.bank.step import TrainStep
 
     rng = random.Random(0)
     for turn in range(4):
@@ -127,7 +127,7 @@ def test_a_short_training_writes_no_checkpoint(
     """Nothing is ever resumed from it; on photographs they took a sixth of the training."""
     written = []
     monkeypatch.setattr(
-        "hpc_mlp.training.engine.save_checkpoints", lambda *arguments: written.append(arguments)
+        "hpc_mlp.training.trainer.save_checkpoints", lambda *arguments: written.append(arguments)
     )
     assert train(digits, tmp_path, "train.checkpoint_every=60 s") == 0
     assert not written and not list(tmp_path.glob("*/last.ckpt*"))
@@ -164,17 +164,17 @@ def test_a_resumed_run_keeps_the_mode_that_auto_chose(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Streamed images come in another order: a run that began with little memory goes on streaming with much."""
-    from hpc_mlp.data import source
+    from hpc_mlp.data import resident
 
-    free = source.free_memory
+    free = resident.free_memory
     two_epochs = ("train.epochs=2", "train.keep_checkpoint=true")  # which tells the mode
     with monkeypatch.context() as patch:
-        patch.setattr(source, "free_memory", lambda device: 1000)
+        patch.setattr(resident, "free_memory", lambda device: 1000)
         assert train(digits, tmp_path / "undisturbed", *two_epochs) == 0
         patch.setattr(os, "replace", Guillotine(os.replace, 40, after=False))
         with pytest.raises(Killed):
             train(digits, tmp_path / "runs", *two_epochs)
-    assert source.free_memory is free
+    assert resident.free_memory is free
     assert train(digits, tmp_path / "runs", *two_epochs, seeds="0-1") == 0
     check_equal(tmp_path / "runs", tmp_path / "undisturbed")
     new = [data_mode(tmp_path / "runs" / f"{variant}-s1") for variant in VARIANTS.split(",")]
@@ -198,7 +198,7 @@ def test_times_of_a_resumed_epoch_cover_all_of_it(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cut off after an epoch's last step, before its end: the epoch's rate is not that of the rest alone."""
-    from hpc_mlp.training.engine import BankTrainer
+    from hpc_mlp.training.trainer import BankTrainer
 
     with monkeypatch.context() as patch:
         finish = Guillotine(BankTrainer._finish_epoch, 2, after=False)
@@ -264,7 +264,7 @@ def test_checkpoints_within_an_epoch(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: str, wanted: tuple[int, int] | None
 ) -> None:
     """Killed in the eleventh step."""
-    from hpc_mlp.training.step import TrainStep
+    from hpc_mlp.bank.step import TrainStep
 
     compute = Guillotine(TrainStep.compute, 11, after=False)
     monkeypatch.setattr(TrainStep, "compute", lambda *a: compute(*a))

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpc_mlp.config import OptimConfig, ScheduleConfig
-from hpc_mlp.training.schedule import learning_rate
+from hpc_mlp.bank.schedule import learning_rate
+from hpc_mlp.config.sections import OptimConfig, ScheduleConfig
 
 STEPS = 40  # an epoch
 

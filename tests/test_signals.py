@@ -22,7 +22,7 @@ from shard_files import random_arrays, write_shards
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.launch.packs import make_packs
 from hpc_mlp.launch.records import new_submission
-from hpc_mlp.lease import Lease
+from hpc_mlp.runs.lease import Lease
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
 
@@ -55,7 +55,7 @@ def test_signals_leave_a_checkpoint_within_a_second(
     time.sleep(0.3)
     assert f"stopped by {number.name}" in obeys(long_run, number)
     folder = tmp_path / "runs" / "baseline-s0"
-    from hpc_mlp.runs import read_run
+    from hpc_mlp.runs.folder import read_run
     from hpc_mlp.training.checkpoint import load_checkpoints
 
     run = read_run(folder)
@@ -76,7 +76,7 @@ def test_stopped_by_signal_and_resumed(
     digits: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SIGTERM to this very process, after one of the steps: a checkpoint of that step, and the same in the end."""
-    from hpc_mlp.training.step import TrainStep
+    from hpc_mlp.bank.step import TrainStep
 
     done, original = 0, TrainStep.__call__
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from conftest import Cli
 
-from hpc_mlp.config import LaunchConfig
-from hpc_mlp.data.budget import num_cpus
+from hpc_mlp.config.sections import LaunchConfig
 from hpc_mlp.errors import RunError, UserError
 from hpc_mlp.launch.local import Job, Queue
 from hpc_mlp.launch.slots import check_tasks, make_slots, release
 from hpc_mlp.machine import gpus
+from hpc_mlp.machine.memory import num_cpus
 
 
 def test_slots_follow_the_devices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -18,11 +18,10 @@ from PIL import Image
 from shard_files import random_arrays, write_shards
 
 from hpc_mlp.cli.data import convert
-from hpc_mlp.data.budget import resident_bytes
-from hpc_mlp.data.manifest import Manifest, Split
+from hpc_mlp.data.manifest import Manifest, Split, resident_bytes
 from hpc_mlp.data.png import decode_plain
+from hpc_mlp.data.resident import load_resident, normaliser
 from hpc_mlp.data.shards import decode, index_shard
-from hpc_mlp.data.source import load_resident, normaliser
 from hpc_mlp.errors import UserError
 
 CPU = torch.device("cpu")

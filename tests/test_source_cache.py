@@ -14,9 +14,9 @@ import pytest
 import torch
 from shard_files import Arrays, random_arrays, write_shards
 
-from hpc_mlp.data import source
+from hpc_mlp.data import resident
 from hpc_mlp.data.manifest import Manifest
-from hpc_mlp.data.source import ResidentSplit, load_resident
+from hpc_mlp.data.resident import ResidentSplit, load_resident
 from hpc_mlp.errors import UserError
 
 CPU = torch.device("cpu")
@@ -36,13 +36,13 @@ def assert_right(split: ResidentSplit, arrays: Arrays) -> None:
 
 def count_decodes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
-    plain = source._decode_split
+    plain = resident._decode_split
 
     def counting(*args: object) -> Arrays:
         calls.append(1)
         return plain(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(source, "_decode_split", counting)
+    monkeypatch.setattr(resident, "_decode_split", counting)
     return calls
 
 

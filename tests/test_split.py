@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from hpc_mlp.data.split import TEST, TRAIN, VAL, assign, groups_of_equals, random_keys, shuffled
+from hpc_mlp.conversion.split import TEST, TRAIN, VAL, assign, groups_of_equals, random_keys, shuffled
 
 FRACTIONS = st.sampled_from([0.0, 0.05, 0.1, 0.25, 0.4])
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpc_mlp.data.stats import measure, pixel_stats
+from hpc_mlp.conversion.stats import measure, pixel_stats
 
 SIZES = st.one_of(st.integers(1, 9), st.integers(1, 300))
 IMAGES = st.tuples(st.integers(1, 3), SIZES, SIZES, st.sampled_from([1, 3]), st.integers(0, 2**31))

@@ -21,16 +21,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_files import Arrays, random_arrays, write_shards
 
-from hpc_mlp.config import DataConfig
-from hpc_mlp.data import source
-from hpc_mlp.data.budget import resident_bytes
-from hpc_mlp.data.manifest import Manifest
+from hpc_mlp.config.sections import DataConfig
+from hpc_mlp.data import resident
+from hpc_mlp.data.manifest import Manifest, resident_bytes
 from hpc_mlp.data.remote import load_manifest
+from hpc_mlp.data.resident import choose_mode, load_resident
 from hpc_mlp.data.shards import OpenShard
-from hpc_mlp.data.source import choose_mode, load_resident
 from hpc_mlp.data.streaming import Batch, StreamingSplit, epoch_order
 from hpc_mlp.errors import RunError, UserError
-from hpc_mlp.processes import Processes
+from hpc_mlp.machine.processes import Processes
 
 CPU = torch.device("cpu")
 SIZES = {"train": 53, "val": 7, "test": 1}
@@ -296,10 +295,10 @@ def test_the_mode_follows_the_memory_budget(
     manifest = folders[20][1]
     size = resident_bytes(manifest)
     assert size == (53 + 7 + 1) * 12
-    assert source.free_memory(CPU) > 1e6
+    assert resident.free_memory(CPU) > 1e6
     assert choose_mode(manifest, DataConfig(), CPU) == "resident"
     assert choose_mode(manifest, DataConfig(mode="streaming"), CPU) == "streaming"
-    monkeypatch.setattr(source, "free_memory", lambda device: 2 * size)
+    monkeypatch.setattr(resident, "free_memory", lambda device: 2 * size)
     assert choose_mode(manifest, DataConfig(), CPU) == "resident"
     assert choose_mode(manifest, DataConfig(), CPU, processes=2) == "streaming"
     assert choose_mode(manifest, DataConfig(memory_fraction=0.4), CPU) == "streaming"
@@ -314,7 +313,7 @@ def test_processes_of_a_machine_share_the_budget(
 ) -> None:
     """One copy fits, two do not: what a process may do depends on how many were started beside it."""
     size = resident_bytes(Manifest.load(digits))
-    monkeypatch.setattr(source, "free_memory", lambda device: 3 * size)  # half of it is the budget
+    monkeypatch.setattr(resident, "free_memory", lambda device: 3 * size)  # half of it is the budget
     settings = ("--cpu", "--variants", "baseline", "--set", "model.hidden=[8]", "--set", "train.epochs=1")
     waits = {}
     for count in (1, 2):

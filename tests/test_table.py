@@ -20,7 +20,7 @@ from fake_runs import labels, write_run
 from rich.console import Console
 
 from hpc_mlp.cli import main
-from hpc_mlp.report.table import print_table
+from hpc_mlp.reporting.table import print_table
 
 KEYS = {"variant", "seeds", "n", "parameters", "best_epoch", "val_loss", "test_accuracy", "precision",
         "recall", "f1", "images_per_second", "seconds", "status", "best"}  # fmt: skip

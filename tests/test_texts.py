@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpc_mlp.checked import Record, parse, read
-from hpc_mlp.console import Console
-from hpc_mlp.errors import HpcMlpWarning, RunError, UserError
-from hpc_mlp.texts import csv_cell, json_text, markdown, printable
+from hpc_mlp.errors import HpcMlpWarning, RunError, UserError, printable
+from hpc_mlp.files.checked import Record, parse, read
+from hpc_mlp.terminal.console import Console
+from hpc_mlp.terminal.text import csv_cell, json_text, markdown
 
 
 class Point(Record):

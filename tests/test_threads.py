@@ -16,8 +16,8 @@ import pytest
 from conftest import command, environment, timeless
 from PIL import Image
 
-from hpc_mlp.data.convert import Settings, convert
-from hpc_mlp.plan import ALL
+from hpc_mlp.config.plan import ALL
+from hpc_mlp.conversion.convert import Settings, convert
 
 SETS = ("--set", "train.epochs=2", "--set", "train.early_stopping=false", "--processes", "1", "--cpu")
 

@@ -14,10 +14,10 @@ from conftest import REPOSITORY
 from fake_runs import write_run
 
 from hpc_mlp.cli import main
-from hpc_mlp.config import ModelConfig
+from hpc_mlp.config.sections import ModelConfig
 from hpc_mlp.errors import HpcMlpError, UserError
+from hpc_mlp.inference.model import load_run
 from hpc_mlp.models.registry import build_module
-from hpc_mlp.predict.model import load_run
 
 
 class Evil:

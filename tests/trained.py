@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
 import hpc_mlp
-from hpc_mlp.runs import Run
+from hpc_mlp.runs.folder import Run
 
 SIZE = (10, 12)  # height, width
 SPLITS = {"train": 24, "val": 6, "test": 12}  # images of a class

@@ -77,7 +77,7 @@ def run_plain(archive: Path, out: Path, size: int, workers: int) -> int:
 
 
 def run_ours(archive: Path, out: Path, size: int, workers: int, compress: bool = False) -> int:
-    from hpc_mlp.data.convert import Settings, convert
+    from hpc_mlp.conversion.convert import Settings, convert
     from hpc_mlp.data.manifest import Manifest
 
     convert([archive], out, Settings(size, size, workers=workers, compress=compress))
@@ -136,7 +136,7 @@ def measure(name: str, archive: Path, size: int, workers: int) -> dict[str, floa
 def measure_here(name: str, archive: Path, size: int, workers: int) -> None:
     import PIL.Image  # noqa: F401  # imports are not what is measured
 
-    ours = ("hpc_mlp.data.convert", "hpc_mlp.data.manifest")
+    ours = ("hpc_mlp.conversion.convert", "hpc_mlp.data.manifest")
     for module in ours if "ours" in name else (PEERS.get(name, ("webdataset",))[0],):
         importlib.import_module(module)
     with tempfile.TemporaryDirectory() as folder:

@@ -47,8 +47,8 @@ def main(shards: Path, variants: str, seeds: int, rank: int, count: int) -> None
     import torch
     from bench_train import Setting
 
-    from hpc_mlp.models.bank import bank_order
-    from hpc_mlp.processes import Processes
+    from hpc_mlp.bank.bank import bank_order
+    from hpc_mlp.machine.processes import Processes
     from hpc_mlp.training.session import dealt
 
     setting = Setting(shards, torch.device("cpu"))

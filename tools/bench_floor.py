@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from hpc_mlp.models.products import own_inputs
+from hpc_mlp.bank.matmul import own_inputs
 
 
 def floor(module: nn.Module, steps: int, num_images: int, device: torch.device) -> dict[str, float]:

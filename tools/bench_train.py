@@ -23,18 +23,18 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from hpc_mlp.data.budget import free_machine_memory
+from hpc_mlp.bank.bank import Bank, bank_order
+from hpc_mlp.bank.loss import BankLoss
+from hpc_mlp.bank.optim import BankOptimizer
+from hpc_mlp.bank.step import TrainStep
+from hpc_mlp.config.plan import ALL, RunSpec, parse_variants, plan_runs
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.launch.cores import processes_for, thread_budget
-from hpc_mlp.models.bank import Bank, bank_order
+from hpc_mlp.machine.memory import free_machine_memory
+from hpc_mlp.machine.pinned_memory import keep_freed_memory
+from hpc_mlp.machine.processes import Processes
 from hpc_mlp.models.registry import BUILT_IN, build_module
-from hpc_mlp.plan import ALL, RunSpec, parse_variants, plan_runs
-from hpc_mlp.processes import Processes
-from hpc_mlp.training.feeder import ResidentFeeder, num_steps
-from hpc_mlp.training.loss import BankLoss
-from hpc_mlp.training.memory import keep_freed_memory
-from hpc_mlp.training.optim import BankOptimizer
-from hpc_mlp.training.step import TrainStep
+from hpc_mlp.training.batches import ResidentFeeder, num_steps
 
 BATCH = 32
 Way = Callable[[int], None]  # trains so many steps

@@ -23,9 +23,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from hpc_mlp.cli import COMMANDS  # noqa: E402
-from hpc_mlp.config import ModelConfig  # noqa: E402
+from hpc_mlp.config.plan import ALL, load_variant, plan_runs, shipped_variants  # noqa: E402
+from hpc_mlp.config.sections import ModelConfig  # noqa: E402
 from hpc_mlp.errors import LeaseLostError, RunError, UserError  # noqa: E402
-from hpc_mlp.plan import ALL, load_variant, plan_runs, shipped_variants  # noqa: E402
 
 README, FIGURES = ROOT / "README.md", ROOT / "tools" / "figures.json"
 
@@ -67,7 +67,7 @@ def floors() -> str:
     (found,) = (
         ast.literal_eval(node.value)
         for node in tree.body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "FLOORS"
+        if isinstance(node, ast.AnnAssign) and node.value and ast.unparse(node.target) == "FLOORS"
     )
     rooms = [
         " · ".join(f"{name}/" if (ROOT / "hpc_mlp" / name).is_dir() else name for name in sorted(floor))

@@ -28,8 +28,8 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hpc_mlp.report import pooled
-from hpc_mlp.report.pooled import Moments
+from hpc_mlp.reporting import pooled
+from hpc_mlp.reporting.pooled import Moments
 
 Floats = NDArray[np.float64]
 CHANCE, IMAGES = 0.0605, 0.0091

@@ -18,7 +18,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hpc_mlp.data.convert import Settings, convert
+from hpc_mlp.conversion.convert import Settings, convert
 
 SETS = {"photos": (4844, 64, 3), "fashion": (70000, 28, 1)}  # images, pixels of a side, channels
 

@@ -7,22 +7,26 @@ from typing import Any
 
 import click
 
-from hpc_mlp import __version__, terminal
+from hpc_mlp._version import __version__
 from hpc_mlp.errors import nearest
+from hpc_mlp.terminal import output
 
 # verb → (module, one line of help). The line stands here so that `--help` imports no command.
 COMMANDS = {
     "convert": ("hpc_mlp.cli.data", "Convert a ZIP of class-labelled images into shards."),
     "inspect": ("hpc_mlp.cli.data", "Show what a shards folder holds."),
-    "train": ("hpc_mlp.train", "Train variants × seeds here and now, all at once."),
+    "train": ("hpc_mlp.cli.train", "Train variants × seeds here and now, all at once."),
     "submit": ("hpc_mlp.cli.launch", "Train variants × seeds in jobs: on Slurm, or queued on this machine."),
     "status": ("hpc_mlp.cli.launch", "Show every run's state: queued, running, done, failed, lost."),
     "cancel": ("hpc_mlp.cli.launch", "End the jobs of a runs folder."),
     "table": ("hpc_mlp.cli.report", "Show the runs of a folder as one table."),
     "report": ("hpc_mlp.cli.page", "Write one HTML page with plots of all runs."),
-    "predict": ("hpc_mlp.cli.use", "Predict the classes of images with a trained run."),
-    "evaluate": ("hpc_mlp.cli.use", "Measure a trained run on another dataset with the same classes."),
-    "export": ("hpc_mlp.cli.use", "Write a trained model as ONNX, pt2 or safetensors, with a model card."),
+    "predict": ("hpc_mlp.cli.predict", "Predict the classes of images with a trained run."),
+    "evaluate": ("hpc_mlp.cli.predict", "Measure a trained run on another dataset with the same classes."),
+    "export": (
+        "hpc_mlp.cli.predict",
+        "Write a trained model as ONNX, pt2 or safetensors, with a model card.",
+    ),
     "doctor": ("hpc_mlp.cli.launch", "Check this machine and cluster; say what to do."),
     "demo": ("hpc_mlp.cli.demo", "Digits → ZIP → shards → four variants → table, in a minute."),
 }
@@ -30,7 +34,7 @@ COMMANDS = {
 
 class LazyGroup(click.Group):
     def main(self, *arguments: Any, **options: Any) -> Any:
-        terminal.prepare()
+        output.prepare()
         return super().main(*arguments, **options)
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hpc_mlp.cli.options import Command
 from hpc_mlp.errors import UserError
-from hpc_mlp.options import Command
-from hpc_mlp.terminal import say
+from hpc_mlp.terminal.output import say
 
 if TYPE_CHECKING:
-    from hpc_mlp.data.layout import Layout
+    from hpc_mlp.conversion.layout import Layout
 
 
 @click.command(cls=Command)
@@ -54,7 +54,8 @@ def convert(paths: tuple[Path, ...], size: str, **options: Any) -> None:
     \b
     hpc-mlp convert photos.zip shards --size 64
     """
-    from hpc_mlp.api import convert as run
+    from hpc_mlp.conversion.convert import Settings
+    from hpc_mlp.conversion.convert import convert as run
 
     if len(paths) < 2:
         archive = paths[0] if paths else "photos.zip"
@@ -63,8 +64,12 @@ def convert(paths: tuple[Path, ...], size: str, **options: Any) -> None:
         )
     *sources, out = paths
     with _Progress() as progress:
-        manifest = run(sources, out, size=parse_size(size), progress=progress, **options)
+        height, width = parse_size(size)
+        run(sources, out, Settings(height=height, width=width, **options), progress)
     from hpc_mlp.data.inspection import converted_lines
+    from hpc_mlp.data.manifest import Manifest
+
+    manifest = Manifest.load(out)
 
     for line in converted_lines(manifest, out, progress.num_images, progress.seconds):
         say(line)
@@ -120,7 +125,7 @@ class _Progress:
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        from hpc_mlp.console import Console
+        from hpc_mlp.terminal.console import Console
 
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
@@ -169,16 +174,16 @@ def inspect(out: Path, contact_sheet: Path | None, augments: tuple[str, ...], ch
     hpc-mlp inspect shards --verify --contact-sheet images.png
     hpc-mlp inspect shards --augment augment.rotation=15 --contact-sheet augmented.png
     """
-    from hpc_mlp.console import Console
     from hpc_mlp.data.inspection import show
     from hpc_mlp.data.manifest import Manifest
+    from hpc_mlp.terminal.console import Console
 
     manifest = Manifest.load(out, "inspect")
     if augments:
         if contact_sheet is None:
             raise UserError("--augment draws images: say where, with --contact-sheet FILE.png.")
+        from hpc_mlp.config.plan import augment_config
         from hpc_mlp.data.augment import draw_augmented
-        from hpc_mlp.plan import augment_config
 
         draw_augmented(out, manifest, augment_config(augments), contact_sheet)
         say(f"augmented training images, the first of each row as it is: {contact_sheet}")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from hpc_mlp.options import Command
-from hpc_mlp.terminal import say
+from hpc_mlp.cli.options import Command
+from hpc_mlp.terminal.output import say
 
 
 @click.command(cls=Command)
@@ -20,8 +20,8 @@ def demo(folder: Path, overwrite: bool) -> None:
     \b
     hpc-mlp demo
     """
-    from hpc_mlp.data.convert import Settings, convert
-    from hpc_mlp.data.digits import write_digits_zip
+    from hpc_mlp.conversion.convert import Settings, convert
+    from hpc_mlp.conversion.digits import write_digits_zip
 
     archive, shards, runs = folder / "digits.zip", folder / "shards", folder / "runs"
     if overwrite or not archive.exists():
@@ -35,10 +35,10 @@ def demo(folder: Path, overwrite: bool) -> None:
         end=True,
     )
 
-    from hpc_mlp.console import Console
+    from hpc_mlp.config.plan import make_specs
     from hpc_mlp.launch.cores import share_cores
-    from hpc_mlp.plan import make_specs
-    from hpc_mlp.report.table import print_table
+    from hpc_mlp.reporting.table import print_table
+    from hpc_mlp.terminal.console import Console
 
     # Before torch is imported: see there.
     share_cores()

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hpc_mlp.options import Command, fail, log_format_option, run_options, runs_option
-from hpc_mlp.terminal import say
-from hpc_mlp.texts import count, json_text
+from hpc_mlp.cli.options import Command, fail, log_format_option, run_options, runs_option
+from hpc_mlp.terminal.output import say
+from hpc_mlp.terminal.text import count, json_text
 
 if TYPE_CHECKING:
-    from hpc_mlp.config import LaunchConfig
-    from hpc_mlp.console import Console
+    from hpc_mlp.config.plan import Parallel
+    from hpc_mlp.config.sections import LaunchConfig
     from hpc_mlp.launch.records import Submission
     from hpc_mlp.launch.status import RunStatus
     from hpc_mlp.launch.submit import Plan
     from hpc_mlp.live.display import LogFormat
-    from hpc_mlp.plan import Parallel
+    from hpc_mlp.terminal.console import Console
 
 _POLL_SECONDS = 2.0
 
@@ -79,11 +79,11 @@ def submit(
 
     --log-format is for --wait: as with `train`, and with json no table follows.
     """
-    from hpc_mlp.console import Console
+    from hpc_mlp.config.plan import make_specs, parse_set
     from hpc_mlp.data.remote import load_manifest, shards_place
     from hpc_mlp.launch import packs, show
     from hpc_mlp.launch import submit as launching
-    from hpc_mlp.plan import make_specs, parse_set
+    from hpc_mlp.terminal.console import Console
 
     shards = shards_place(out)
     digest = load_manifest(shards, "submit").digest
@@ -118,8 +118,8 @@ def submit(
 
 
 def _tell(submission: Submission, plan: Plan, where: str, launch: LaunchConfig) -> None:
-    from hpc_mlp.console import Console
     from hpc_mlp.launch import job_info, show
+    from hpc_mlp.terminal.console import Console
 
     job_ids = {pack.index: pack.job_id or "" for pack in submission.packs}
     Console().print(show.plan_table(plan.packs, job_ids))
@@ -174,10 +174,10 @@ def status(runs: Path, watch: bool, style: str, log_format: LogFormat) -> None:
 
     --log-format is for --watch: as with `train`, and with json no table follows.
     """
-    from hpc_mlp.console import Console
+    from hpc_mlp.files.wrong_path import want_runs
     from hpc_mlp.launch import show
     from hpc_mlp.launch.status import require_status
-    from hpc_mlp.places import want_runs
+    from hpc_mlp.terminal.console import Console
 
     want_runs(runs, "status")
     statuses = require_status(runs)
@@ -223,11 +223,11 @@ def _code(statuses: list[RunStatus]) -> int:
 
 def _finish(statuses: list[RunStatus], runs: Path, log_format: LogFormat) -> None:
     """The table, what went wrong, and the exit code."""
-    from hpc_mlp.console import Console
     from hpc_mlp.launch import show
     from hpc_mlp.live.display import text_line
     from hpc_mlp.live.rows import BAD, COMPLETE
-    from hpc_mlp.report.table import print_table
+    from hpc_mlp.reporting.table import print_table
+    from hpc_mlp.terminal.console import Console
 
     if log_format != "json" and any(item.state in COMPLETE for item in statuses):
         print_table(runs, Console())
@@ -246,11 +246,11 @@ def cancel(runs: Path, variants: str | None) -> None:
     \b
     hpc-mlp cancel runs --variants dropout
     """
+    from hpc_mlp.files.wrong_path import want_runs
     from hpc_mlp.launch import job_info
     from hpc_mlp.launch import submit as launching
     from hpc_mlp.launch.records import read_submissions
     from hpc_mlp.launch.status import require_status
-    from hpc_mlp.places import want_runs
 
     want_runs(runs, "cancel")
     require_status(runs)
@@ -285,11 +285,11 @@ def doctor(
     \b
     hpc-mlp doctor --cluster slurm --test-job
     """
-    from hpc_mlp.console import Console
+    from hpc_mlp.config.plan import parse_set
     from hpc_mlp.launch import doctor as checks
     from hpc_mlp.launch import probe
     from hpc_mlp.launch import submit as launching
-    from hpc_mlp.plan import parse_set
+    from hpc_mlp.terminal.console import Console
 
     where = launching.choose_cluster(cluster)
     launch = launching.load_launch(cluster_config, [], parse_set(sets))

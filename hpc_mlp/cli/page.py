@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from hpc_mlp.options import Command, detect_option
-from hpc_mlp.terminal import say
+from hpc_mlp.cli.options import Command, detect_option
+from hpc_mlp.terminal.output import say
 
 
 @click.command(cls=Command)
@@ -29,14 +29,14 @@ def report(runs: Path, shards: Path | None, out: Path | None, by: str | None, de
     hpc-mlp report runs
     hpc-mlp report runs --data /scratch/shards --out comparison.html
     """
-    from hpc_mlp.places import want_runs
+    from hpc_mlp.files.wrong_path import want_runs
 
     want_runs(runs, "report")
     # A notebook's kernel sets a backend that another environment may lack, and matplotlib stops at its import. We only
     # write files.
     os.environ["MPLBACKEND"] = "agg"
-    from hpc_mlp.report.page import describe, write_report
-    from hpc_mlp.report.summary import read_runs, summarise
+    from hpc_mlp.reporting.page import describe, write_report
+    from hpc_mlp.reporting.summary import read_runs, summarise
 
     keys = None if by is None else [name for part in by.split(",") if (name := part.strip())]
     out = out or runs / "report.html"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from hpc_mlp.options import Command, detect_option
-from hpc_mlp.terminal import say
+from hpc_mlp.cli.options import Command, detect_option
+from hpc_mlp.terminal.output import say
 
 
 @click.command("table", cls=Command)
@@ -32,10 +32,10 @@ def table(
     hpc-mlp table runs --sort difference --columns variant,test_accuracy,difference,interval,p_adjusted
     hpc-mlp table runs --detect 0.5
     """
-    from hpc_mlp.places import want_runs
-    from hpc_mlp.report import records
-    from hpc_mlp.report import table as people
-    from hpc_mlp.report.summary import read_runs, summarise
+    from hpc_mlp.files.wrong_path import want_runs
+    from hpc_mlp.reporting import records
+    from hpc_mlp.reporting import table as people
+    from hpc_mlp.reporting.summary import read_runs, summarise
 
     want_runs(runs, "table")
     summary = summarise(read_runs(runs), _names(by), detect / 100)
@@ -49,7 +49,7 @@ def table(
     if sort:
         summary = records.sort_rows(summary, sort)
     if form == "rich":
-        from hpc_mlp.console import Console
+        from hpc_mlp.terminal.console import Console
 
         people.print_summary(summary, Console(), names)
     else:

@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpc_mlp.config import AugmentConfig
+from hpc_mlp.config.sections import AugmentConfig
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.remote import Place
 from hpc_mlp.data.streaming import StreamingSplit
-from hpc_mlp.device import send
-from hpc_mlp.randomness import augmentation_draws
+from hpc_mlp.machine.device import send
+from hpc_mlp.machine.randomness import augmentation_draws
 
 Draws = dict[str, NDArray[np.float32]]  # name → uniform in [0, 1), one for each image
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from hpc_mlp.data.manifest import Manifest
-from hpc_mlp.texts import printable
+from hpc_mlp.errors import printable
 
 MIN_TRAINING, MIN_TEST = (
     10,

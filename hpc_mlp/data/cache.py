@@ -36,12 +36,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from hpc_mlp import checked
-from hpc_mlp.data.budget import num_cpus
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.shards import blocks, check_shard
 from hpc_mlp.errors import RunError
-from hpc_mlp.machine.files import lock, replacing
+from hpc_mlp.files import checked
+from hpc_mlp.files.atomic import lock, replacing
+from hpc_mlp.machine.memory import num_cpus
 
 _HASHED_AT_ONCE = 1 << 24  # bytes per checksum; they are computed in parallel
 

@@ -17,9 +17,9 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from hpc_mlp.data.archive import RejectError
 from hpc_mlp.data.encode import encode_jpeg
 from hpc_mlp.data.limits import MAX_PIXELS
+from hpc_mlp.errors import RejectError
 
 Pixels = npt.NDArray[np.uint8]  # [H, W, C]
 

@@ -10,11 +10,11 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hpc_mlp.console import Console
 from hpc_mlp.data import balance
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.rejects import read_rejects
-from hpc_mlp.texts import count
+from hpc_mlp.terminal.console import Console
+from hpc_mlp.terminal.text import count
 
 _MAX_CLASSES, _MAX_REASONS = 40, 12
 _BAR = 24

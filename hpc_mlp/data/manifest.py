@@ -9,13 +9,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from hpc_mlp import checked, places
 from hpc_mlp.data.limits import MAX_IMAGES, MAX_PIXELS, MAX_SIDE
-from hpc_mlp.errors import DamagedError, UserError
-from hpc_mlp.texts import printable
+from hpc_mlp.errors import DamagedError, UserError, printable
+from hpc_mlp.files import checked, wrong_path
 
 FORMAT = 1
-NAME = places.MANIFEST
+NAME = wrong_path.MANIFEST
 SPLITS = ("train", "val", "test")
 # Of a tar: a header and at least one block each for an image and its class.
 _SAMPLE_BYTES = 4 * 512
@@ -71,7 +70,7 @@ class Manifest(_Record):
     def load(cls, folder: Path, command: str = "train") -> Manifest:
         """Read `folder/manifest.json`. UserError where there is none or it cannot be used; it names the verb `command`,
         for which the folder was wanted."""
-        places.want_shards(folder, command)
+        wrong_path.want_shards(folder, command)
         path = folder / NAME
         try:
             content = checked.read_bytes(path, "Convert the images again.")
@@ -153,3 +152,8 @@ class Manifest(_Record):
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def resident_bytes(manifest: Manifest) -> int:
+    """Size of all splits as uint8 pixels, in bytes."""
+    return manifest.num_features * sum(split.num_images for split in manifest.splits.values())

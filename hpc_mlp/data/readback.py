@@ -12,8 +12,7 @@ from hpc_mlp.data.cache import are_counted
 from hpc_mlp.data.decode import Pixels
 from hpc_mlp.data.manifest import NAME, Manifest
 from hpc_mlp.data.shards import open_shard
-from hpc_mlp.errors import UserError
-from hpc_mlp.texts import printable
+from hpc_mlp.errors import UserError, printable
 
 _CELL, _GAP, _LABEL = 72, 4, 150  # pixels
 _MAX_CLASSES, _PER_CLASS = 60, 12

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 
 from hpc_mlp.errors import UserError
-from hpc_mlp.texts import json_text
+from hpc_mlp.terminal.text import json_text
 
 NAME = "rejects.jsonl"
 
@@ -45,7 +45,7 @@ class RejectLog:
 def read_rejects(folder: Path) -> Iterator[tuple[str, str]]:
     """(name, reason) of every line."""
     # Late: the converter's workers import this module, and pydantic takes 0.15 s.
-    from hpc_mlp import checked
+    from hpc_mlp.files import checked
 
     for line in checked.objects(folder / NAME):
         yield str(line.get("name", "")), str(line.get("reason", "no reason given"))

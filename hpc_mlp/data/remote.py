@@ -24,10 +24,9 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from hpc_mlp.checked import MAX_BYTES
 from hpc_mlp.data.manifest import NAME, Manifest, Shard
-from hpc_mlp.errors import RunError, UserError
-from hpc_mlp.texts import printable
+from hpc_mlp.errors import RunError, UserError, printable
+from hpc_mlp.files.checked import MAX_BYTES
 
 Place = Path | str  # a local shards folder, or a URL
 

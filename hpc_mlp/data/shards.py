@@ -20,14 +20,13 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_mlp import checked
 from hpc_mlp.data.decode import ImageSpec, Pixels, decode_image
 from hpc_mlp.data.encode import ENCODINGS
 from hpc_mlp.data.manifest import NAME, Manifest, Shard
 from hpc_mlp.data.png import decode_plain
 from hpc_mlp.data.remote import Place, download, file_url, is_url
-from hpc_mlp.errors import RunError, UserError, unknown_name
-from hpc_mlp.texts import printable
+from hpc_mlp.errors import RunError, UserError, printable, unknown_name
+from hpc_mlp.files import checked
 
 _BLOCK = 512
 _LABEL_BYTES = 32

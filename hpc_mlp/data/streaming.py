@@ -28,13 +28,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpc_mlp.data.budget import free_machine_memory
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.remote import Place
 from hpc_mlp.data.shards import Known, OpenShard, blocks, check_sizes, open_shard
 from hpc_mlp.errors import UserError
-from hpc_mlp.processes import Processes
-from hpc_mlp.randomness import window_shuffles
+from hpc_mlp.machine.memory import free_machine_memory
+from hpc_mlp.machine.processes import Processes
+from hpc_mlp.machine.randomness import window_shuffles
 
 Rows = NDArray[np.int64]
 

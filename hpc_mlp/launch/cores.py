@@ -14,10 +14,10 @@ import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 
-from hpc_mlp.data.budget import cores, num_cpus, resident_bytes
-from hpc_mlp.data.manifest import Manifest
+from hpc_mlp.config.plan import RunSpec
+from hpc_mlp.data.manifest import Manifest, resident_bytes
 from hpc_mlp.errors import HpcMlpWarning
-from hpc_mlp.plan import RunSpec
+from hpc_mlp.machine.memory import cores, num_cpus
 
 SERIAL = 0.2  # the part of a step that threads do not shorten; 0.37, 0.23 and 0.12 in the three cases above
 WORTH_FLOPS = 5e11  # some 4 s of training: with less, starting processes takes longer than it saves

@@ -16,13 +16,13 @@ from typing import Literal
 from rich.table import Table
 from rich.text import Text
 
-from hpc_mlp.config import LaunchConfig
-from hpc_mlp.data.budget import num_cpus
+from hpc_mlp.config.sections import LaunchConfig
 from hpc_mlp.errors import HpcMlpError
 from hpc_mlp.launch import slurm
 from hpc_mlp.launch.records import Cluster
-from hpc_mlp.lease import Lease
 from hpc_mlp.machine import gpus
+from hpc_mlp.machine.memory import num_cpus
+from hpc_mlp.runs.lease import Lease
 
 _PACKAGES = ("accelerate", "numpy", "pillow", "submitit", "webdataset", "safetensors", "pydantic", "rich")
 _SHARED = (

@@ -6,8 +6,7 @@ import os
 import sysconfig
 from pathlib import Path
 
-import hpc_mlp
-from hpc_mlp.lease import CLAIM
+from hpc_mlp.runs.lease import CLAIM
 
 # What Accelerate and torch.distributed read; left-overs in the submitting shell would mislead a job.
 RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -18,7 +17,7 @@ def python_path() -> str:
     """PYTHONPATH for a job: absolute, since a job may start in another folder; this package's place first,
     unless it is installed."""
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    package = str(Path(hpc_mlp.__file__).resolve().parent.parent)
+    package = str(Path(__file__).resolve().parents[2])
     if package not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
         paths.insert(0, package)
     return os.pathsep.join(dict.fromkeys(str(Path(path).resolve()) for path in paths))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_mlp.launch.records import FOLDER, Submission, list_submissions
-from hpc_mlp.runs import write_json
+from hpc_mlp.runs.folder import write_json
 
 INDEX = "submission.json"
 

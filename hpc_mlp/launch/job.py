@@ -14,13 +14,14 @@ from types import FrameType
 from typing import Any
 
 from hpc_mlp.errors import RunError
+from hpc_mlp.files.atomic import write_bytes
 from hpc_mlp.launch.cores import share_cores
 from hpc_mlp.launch.records import Submission, read_submission
 from hpc_mlp.launch.spawn import end_with_parent, run_processes, tidy
-from hpc_mlp.lease import CLAIM
-from hpc_mlp.liveness import this_process
-from hpc_mlp.machine.files import write_bytes
-from hpc_mlp.terminal import say
+from hpc_mlp.machine.liveness import this_process
+from hpc_mlp.machine.stop import request_stop
+from hpc_mlp.runs.lease import CLAIM
+from hpc_mlp.terminal.output import say
 
 STOPPED = 128  # training asked to stop returns this plus the signal's number, its checkpoint written
 _RENDEZVOUS_SECONDS = 600
@@ -150,7 +151,7 @@ class _StopSignals:
         name = signal.Signals(number).name
         say(f"hpc-mlp: {name}: checkpoint, then stop", err=True)
         if self.training:
-            importlib.import_module("hpc_mlp.training.stop").request_stop(name)
+            request_stop(name)
 
 
 def _leave(submission: Submission, pack: int, received: set[int], hand_back: Any) -> None:

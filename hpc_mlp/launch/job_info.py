@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from hpc_mlp.texts import spans
+from hpc_mlp.terminal.text import spans
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from hpc_mlp.config import LaunchConfig
+from hpc_mlp.config.sections import LaunchConfig
 from hpc_mlp.errors import RunError
 from hpc_mlp.launch.environment import local_environment
 from hpc_mlp.launch.job_info import JobInfo
@@ -24,9 +24,9 @@ from hpc_mlp.launch.records import Submission, read_submission
 from hpc_mlp.launch.shapes import Start
 from hpc_mlp.launch.slots import Slot, lock_folder, make_slots, release
 from hpc_mlp.launch.spawn import GRACE_SECONDS, how_it_ended
-from hpc_mlp.lease import Lease, is_held
-from hpc_mlp.liveness import is_alive, send_signal
-from hpc_mlp.terminal import say
+from hpc_mlp.machine.liveness import is_alive, send_signal
+from hpc_mlp.runs.lease import Lease, is_held
+from hpc_mlp.terminal.output import say
 
 _POLL = 0.1
 # For the checkpoint after SIGTERM, before SIGKILL: a little more than its own processes get from it.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hpc_mlp.config.plan import RunSpec
 from hpc_mlp.errors import UserError
-from hpc_mlp.plan import RunSpec
 
 
 @dataclass(frozen=True)

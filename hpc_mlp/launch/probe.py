@@ -12,15 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hpc_mlp.config import Config, LaunchConfig
+from hpc_mlp.config.plan import RunSpec
+from hpc_mlp.config.sections import Config, LaunchConfig
 from hpc_mlp.errors import HpcMlpError
 from hpc_mlp.launch import local, slurm
 from hpc_mlp.launch.doctor import Finding, existing
 from hpc_mlp.launch.job_info import UNKNOWN, JobInfo
 from hpc_mlp.launch.packs import Pack
 from hpc_mlp.launch.records import Cluster, Submission, new_submission
-from hpc_mlp.plan import RunSpec
-from hpc_mlp.runs import read_json, write_json
+from hpc_mlp.runs.folder import read_json, write_json
 
 _TEST_SECONDS = 300
 _REPORT = "report.json"

@@ -30,16 +30,16 @@ from typing import Any, Literal, TypedDict, Unpack
 
 from pydantic import Field, model_validator
 
-from hpc_mlp.checked import Record, damaged, read
-from hpc_mlp.config import LaunchConfig
+from hpc_mlp.config.plan import Parallel, RunSpec
+from hpc_mlp.config.plugins import read_plugin, stored_plugin
+from hpc_mlp.config.sections import LaunchConfig
 from hpc_mlp.data.remote import Place, is_url, shards_place
 from hpc_mlp.errors import HpcMlpError, RunError
+from hpc_mlp.files.atomic import write_bytes
+from hpc_mlp.files.checked import Record, damaged, read
 from hpc_mlp.launch.packs import Pack
 from hpc_mlp.launch.shapes import End, PackRecord, PlannedRun, PlanRecord, Start
-from hpc_mlp.machine.files import write_bytes
-from hpc_mlp.plan import Parallel, RunSpec
-from hpc_mlp.plugins import read_plugin, stored_plugin
-from hpc_mlp.runs import write_json, write_plugins
+from hpc_mlp.runs.folder import write_json, write_plugins
 
 FOLDER, RECORD, PLAN = ".launch", "submission.json", "plan.json"
 ENTRY = "hpc_mlp.training.session:train_specs"

@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from hpc_mlp.checked import Record
-from hpc_mlp.liveness import Process
-from hpc_mlp.plan import RunSpec
-from hpc_mlp.plugins import PluginRecord
-from hpc_mlp.settings import build_config
+from hpc_mlp.config.loading import build_config
+from hpc_mlp.config.plan import RunSpec
+from hpc_mlp.config.plugins import PluginRecord
+from hpc_mlp.files.checked import Record
+from hpc_mlp.machine.liveness import Process
 
 
 def _one_name(name: str) -> str:

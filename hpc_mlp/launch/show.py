@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from rich.table import Table
 from rich.text import Text
 
-from hpc_mlp.config import LaunchConfig
-from hpc_mlp.console import Console
+from hpc_mlp.config.sections import LaunchConfig
 from hpc_mlp.launch.packs import Pack
 from hpc_mlp.launch.status import RunStatus
 from hpc_mlp.live.display import LogFormat, open_display
 from hpc_mlp.live.render import STYLES
 from hpc_mlp.live.rows import Frame, summary
-from hpc_mlp.texts import count, duration, spans
+from hpc_mlp.terminal.console import Console
+from hpc_mlp.terminal.text import count, duration, spans
 
 _MAX_ROWS = 60
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from hpc_mlp.config import LaunchConfig
-from hpc_mlp.data.budget import num_cpus
+from hpc_mlp.config.sections import LaunchConfig
 from hpc_mlp.errors import RunError, UserError
+from hpc_mlp.files.atomic import lock
 from hpc_mlp.machine import gpus
-from hpc_mlp.machine.files import lock
-from hpc_mlp.texts import count
+from hpc_mlp.machine.memory import num_cpus
+from hpc_mlp.terminal.text import count
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hpc_mlp.config import LaunchConfig
+from hpc_mlp.config.sections import LaunchConfig
 from hpc_mlp.errors import RunError, UserError
 from hpc_mlp.launch.environment import RANKS, python_path
 from hpc_mlp.launch.job_info import JobInfo, expand_ids

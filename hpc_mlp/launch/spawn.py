@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from hpc_mlp.data.budget import num_cpus
 from hpc_mlp.errors import HpcMlpError
-from hpc_mlp.lease import Lease, read_owner
-from hpc_mlp.liveness import is_dead
-from hpc_mlp.runs import RunFolder
-from hpc_mlp.terminal import say
+from hpc_mlp.machine.liveness import is_dead
+from hpc_mlp.machine.memory import num_cpus
+from hpc_mlp.runs.folder import RunFolder
+from hpc_mlp.runs.lease import Lease, read_owner
+from hpc_mlp.terminal.output import say
 
 _THREADS = "OMP_NUM_THREADS"
 _PARENT = "HPC_MLP_PARENT"

@@ -10,11 +10,11 @@ from hpc_mlp.launch import local, slurm
 from hpc_mlp.launch.job_info import UNKNOWN, JobInfo
 from hpc_mlp.launch.records import FOLDER, PLAN, Submission, read_submissions
 from hpc_mlp.launch.shapes import PackRecord, PlannedRun, Start
-from hpc_mlp.lease import is_held, read_owner
-from hpc_mlp.live.beat import with_beat
+from hpc_mlp.live.live_file import with_beat
 from hpc_mlp.live.rows import COMPLETE, RunRow, of_run
-from hpc_mlp.liveness import age
-from hpc_mlp.runs import FAILED, Json, Run, read_run
+from hpc_mlp.machine.liveness import age
+from hpc_mlp.runs.folder import FAILED, Json, Run, read_run
+from hpc_mlp.runs.lease import is_held, read_owner
 
 
 @dataclass(frozen=True)

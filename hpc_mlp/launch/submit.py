@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
-from hpc_mlp.config import LaunchConfig
+from hpc_mlp.config.loading import Tree, build_config, configs_dir, read_layers, set_key
+from hpc_mlp.config.plan import RunSpec
+from hpc_mlp.config.sections import LaunchConfig
 from hpc_mlp.data.remote import Place
 from hpc_mlp.errors import HpcMlpError, RunError, UserError, unknown_name
-from hpc_mlp.identity import is_begun
 from hpc_mlp.launch import local, slurm
 from hpc_mlp.launch.index import write_index
 from hpc_mlp.launch.packs import Pack, make_packs
@@ -28,11 +29,10 @@ from hpc_mlp.launch.records import (
 )
 from hpc_mlp.launch.slots import check_tasks, make_slots
 from hpc_mlp.launch.status import RunStatus, read_status
-from hpc_mlp.lease import Lease
 from hpc_mlp.live.rows import ACTIVE, COMPLETE
-from hpc_mlp.plan import RunSpec
-from hpc_mlp.runs import RunFolder
-from hpc_mlp.settings import Tree, build_config, configs_dir, read_layers, set_key
+from hpc_mlp.runs.folder import RunFolder
+from hpc_mlp.runs.identity import is_begun
+from hpc_mlp.runs.lease import Lease
 
 
 @dataclass(frozen=True)

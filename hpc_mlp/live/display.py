@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from hpc_mlp.console import Console
+from hpc_mlp.errors import printable
 from hpc_mlp.live.render import render
 from hpc_mlp.live.rows import Frame, RunRow
-from hpc_mlp.terminal import say
-from hpc_mlp.texts import json_text, printable
+from hpc_mlp.terminal.console import Console
+from hpc_mlp.terminal.output import say
+from hpc_mlp.terminal.text import json_text
 
 LogFormat = Literal["auto", "text", "json"]
 _SECONDS = 0.5  # between two looks

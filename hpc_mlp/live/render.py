@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpc_mlp.live.rows import ACTIVE, COMPLETE, Frame, Progress, RunRow, State, Usage, summary
-from hpc_mlp.texts import duration
+from hpc_mlp.terminal.text import duration
 
 STYLES: dict[State, str] = {
     "done": "green", "running": "cyan", "queued": "yellow", "failed": "bold red", "lost": "red", "damaged": "bold red",

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from hpc_mlp.runfiles import Failed
-from hpc_mlp.runs import Json, Run, best_line
+from hpc_mlp.runs.folder import Json, Run, best_line
+from hpc_mlp.runs.records import Failed
 
 State = Literal["queued", "running", "done", "diverged", "failed", "lost", "cancelled", "stopped", "damaged"]
 

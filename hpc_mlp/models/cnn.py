@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from hpc_mlp.config import ModelConfig
+from hpc_mlp.config.sections import ModelConfig
 from hpc_mlp.errors import UserError
 from hpc_mlp.models.mlp import ACTIVATIONS
 from hpc_mlp.models.registry import ImageShape, register

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from hpc_mlp.config import ModelConfig
+from hpc_mlp.config.sections import ModelConfig
 from hpc_mlp.errors import UserError
 from hpc_mlp.models.registry import ImageShape, register
 

@@ -13,9 +13,9 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from hpc_mlp.config import ModelConfig
+from hpc_mlp.config.plugins import Plugin
+from hpc_mlp.config.sections import ModelConfig
 from hpc_mlp.errors import UserError, unknown_name
-from hpc_mlp.plugins import Plugin
 
 ImageShape = tuple[int, int, int]  # channels, height, width
 Factory = Callable[[ModelConfig, ImageShape, int], nn.Module]

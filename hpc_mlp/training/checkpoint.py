@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hpc_mlp.errors import RunError
-from hpc_mlp.machine.files import replacing
-from hpc_mlp.runs import BEST, LAST
-from hpc_mlp.texts import json_text
+from hpc_mlp.files.atomic import replacing
+from hpc_mlp.runs.folder import BEST, LAST
+from hpc_mlp.terminal.text import json_text
 
 Guard = Callable[[], None]  # raises if this process may no longer write
 Position = tuple[int, int]  # finished epochs, finished steps of the next one
@@ -147,11 +147,3 @@ def best_epoch(folder: Path) -> int | None:
     """The epoch of the weights in best.safetensors; None where it cannot be told."""
     metadata = _metadata(folder / BEST)
     return None if metadata is None else metadata.get("epoch")
-
-
-def load_best(folder: Path) -> dict[str, Tensor]:
-    """The best weights of a run under the names of its plain module, on the CPU."""
-    try:
-        return load_file(folder / BEST)
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"cannot read {folder / BEST}: {error}") from None

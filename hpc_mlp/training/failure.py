@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 import torch
 
+from hpc_mlp.bank.bank import stack_key
 from hpc_mlp.errors import HpcMlpError, RunError
-from hpc_mlp.models.bank import stack_key
-from hpc_mlp.processes import Processes
-from hpc_mlp.terminal import say
-from hpc_mlp.training import stop
+from hpc_mlp.machine import stop
+from hpc_mlp.machine.processes import Processes
+from hpc_mlp.terminal.output import say
 from hpc_mlp.training.members import Member
 from hpc_mlp.training.progress import View
 

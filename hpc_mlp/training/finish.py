@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from hpc_mlp.machine.files import write_bytes
+from hpc_mlp.bank.evaluate import evaluate
+from hpc_mlp.files.atomic import write_bytes
 from hpc_mlp.models.registry import build_module
-from hpc_mlp.runs import PREDICTIONS
-from hpc_mlp.training.checkpoint import Guard, load_best, save_best
-from hpc_mlp.training.evaluate import evaluate
-from hpc_mlp.training.feeder import Feeder
+from hpc_mlp.models.weights import load_weights
+from hpc_mlp.runs.folder import BEST, PREDICTIONS
+from hpc_mlp.training.batches import Feeder
+from hpc_mlp.training.checkpoint import Guard, save_best
 from hpc_mlp.training.members import Member
 
 
@@ -41,7 +42,7 @@ def write_result(
     if member.best_epoch:
         shape = (manifest.channels, *manifest.image_size)
         module = build_module(spec.config.model, shape, len(manifest.classes), spec.seed)
-        module.load_state_dict(run.best or load_best(folder.path))
+        module.load_state_dict(run.best or load_weights(folder.path / BEST))
         metrics, probabilities, labels = evaluate(module.to(feeder.device), batches, feeder.device)
         test = metrics.as_json(manifest.classes)
         buffer = io.BytesIO()

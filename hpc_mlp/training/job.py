@@ -11,15 +11,15 @@ from pathlib import Path
 
 import torch
 
-from hpc_mlp import __version__
-from hpc_mlp.commandline import command_line
+from hpc_mlp._version import __version__
+from hpc_mlp.config.plan import RunSpec, pretrained_sha256
 from hpc_mlp.data.manifest import NAME, Manifest
 from hpc_mlp.data.remote import Place, is_url
 from hpc_mlp.errors import UserError
-from hpc_mlp.identity import is_begun
+from hpc_mlp.machine.command_line import command_line
 from hpc_mlp.models.registry import count_parameters
-from hpc_mlp.plan import RunSpec, pretrained_sha256
-from hpc_mlp.runs import Json, RunFolder
+from hpc_mlp.runs.folder import Json, RunFolder
+from hpc_mlp.runs.identity import is_begun
 from hpc_mlp.training.trackers import check_trackers
 from hpc_mlp.training.trial import shape_of
 

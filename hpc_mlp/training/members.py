@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from hpc_mlp.plan import RunSpec
-from hpc_mlp.runs import Json, RunFolder, best_line
+from hpc_mlp.config.plan import RunSpec
+from hpc_mlp.runs.folder import Json, RunFolder, best_line
 
 
 @dataclass

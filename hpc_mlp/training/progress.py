@@ -12,16 +12,16 @@ from pathlib import Path
 
 import torch
 
-from hpc_mlp.console import Console
+from hpc_mlp.config.plan import RunSpec
 from hpc_mlp.errors import RunError
-from hpc_mlp.lease import is_held, read_owner
-from hpc_mlp.live.beat import with_beat, write_beat
 from hpc_mlp.live.display import Display, LogFormat, open_display
+from hpc_mlp.live.live_file import with_beat, write_beat
 from hpc_mlp.live.rows import COMPLETE, Frame, RunRow, State, Usage, of_run, progress
 from hpc_mlp.live.usage import CpuMeter
 from hpc_mlp.machine import gpus
-from hpc_mlp.plan import RunSpec
-from hpc_mlp.runs import FAILED, LIVE, read_run
+from hpc_mlp.runs.folder import FAILED, LIVE, read_run
+from hpc_mlp.runs.lease import is_held, read_owner
+from hpc_mlp.terminal.console import Console
 from hpc_mlp.training.members import Member
 
 _LOOK_SECONDS = 2.0  # between two looks at the device and at others' runs; longer with more than forty

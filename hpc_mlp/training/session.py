@@ -13,29 +13,30 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 
-from hpc_mlp.commandline import command_line
-from hpc_mlp.config import DataConfig
-from hpc_mlp.console import Console
+from hpc_mlp.bank.bank import bank_order
+from hpc_mlp.config.plan import Parallel, RunSpec, splits_batches
+from hpc_mlp.config.plugins import trust
+from hpc_mlp.config.sections import DataConfig
 from hpc_mlp.data.remote import Place, load_manifest
-from hpc_mlp.device import branch
 from hpc_mlp.errors import HpcMlpError, LeaseLostError, RunError
-from hpc_mlp.lease import Lease, hold_all
 from hpc_mlp.live.display import LogFormat, open_display
 from hpc_mlp.live.rows import Frame
-from hpc_mlp.models.bank import bank_order
+from hpc_mlp.machine import stop
+from hpc_mlp.machine.command_line import command_line
+from hpc_mlp.machine.device import branch
+from hpc_mlp.machine.pinned_memory import keep_freed_memory
+from hpc_mlp.machine.processes import Processes, backend, processes_sharing
 from hpc_mlp.models.registry import load_plugins
-from hpc_mlp.plan import Parallel, RunSpec, splits_batches
-from hpc_mlp.plugins import trust
-from hpc_mlp.processes import Processes, backend, processes_sharing
-from hpc_mlp.terminal import say
-from hpc_mlp.training import failure, stop, trial
+from hpc_mlp.runs.lease import Lease, hold_all
+from hpc_mlp.terminal.console import Console
+from hpc_mlp.terminal.output import say
+from hpc_mlp.training import failure, trial
+from hpc_mlp.training.batches import Feeder, make_feeder
 from hpc_mlp.training.checkpoint import Guard, data_mode, resumable_together
-from hpc_mlp.training.engine import BankTrainer
-from hpc_mlp.training.feeder import Feeder, make_feeder
 from hpc_mlp.training.job import Job, check, prepare, unfinished
 from hpc_mlp.training.members import Member
-from hpc_mlp.training.memory import keep_freed_memory
 from hpc_mlp.training.progress import View, watch
+from hpc_mlp.training.trainer import BankTrainer
 
 _SAME_FAILURE_SECONDS = 20.0  # in which processes that share batches come upon the same failure
 

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hpc_mlp.models.bank import Bank
+from hpc_mlp.bank.average import WeightAverage
+from hpc_mlp.bank.bank import Bank
+from hpc_mlp.bank.loss import BankLoss
+from hpc_mlp.bank.optim import BankOptimizer
+from hpc_mlp.bank.schedule import learning_rate
+from hpc_mlp.bank.step import TrainStep
+from hpc_mlp.config.plan import RunSpec
+from hpc_mlp.machine.processes import Processes
 from hpc_mlp.models.registry import BUILT_IN
-from hpc_mlp.plan import RunSpec
-from hpc_mlp.processes import Processes
-from hpc_mlp.training.average import WeightAverage
-from hpc_mlp.training.feeder import Feeder, num_steps
-from hpc_mlp.training.loss import BankLoss
-from hpc_mlp.training.optim import BankOptimizer
-from hpc_mlp.training.schedule import learning_rate
-from hpc_mlp.training.step import TrainStep
+from hpc_mlp.training.batches import Feeder, num_steps
 
 
 class BankState:

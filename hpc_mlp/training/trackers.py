@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
+from hpc_mlp.config.plan import RunSpec
 from hpc_mlp.errors import UserError
-from hpc_mlp.plan import RunSpec
-from hpc_mlp.runs import Json, RunFolder
+from hpc_mlp.runs.folder import Json, RunFolder
 
 
 def check_trackers(spec: RunSpec) -> None:

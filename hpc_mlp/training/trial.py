@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hpc_mlp.data.budget import machine_memory
+from hpc_mlp.config.plan import RunSpec
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.errors import HpcMlpError, RunError, UserError
+from hpc_mlp.machine.memory import machine_memory
 from hpc_mlp.models.registry import BUILT_IN, build_module, count_parameters
-from hpc_mlp.plan import RunSpec
 
 # Weights, their gradient, and the optimizer's two moments: float32 each.
 BYTES_PER_PARAMETER = 16

@@ -10,12 +10,11 @@ import torch
 from device import count, noted
 from test_bank import specs_of
 
-from hpc_mlp.models.bank import Bank
-from hpc_mlp.models.dropout import StepPlace
-from hpc_mlp.training.feeder import StepBatch
-from hpc_mlp.training.loss import BankLoss
-from hpc_mlp.training.optim import BankOptimizer
-from hpc_mlp.training.step import TrainStep
+from hpc_mlp.bank.bank import Bank
+from hpc_mlp.bank.dropout import StepPlace
+from hpc_mlp.bank.loss import BankLoss
+from hpc_mlp.bank.optim import BankOptimizer
+from hpc_mlp.bank.step import StepBatch, TrainStep
 
 FASHION = (1, 28, 28)
 CUDA = torch.device("cuda")

@@ -15,8 +15,8 @@ from device import noted
 from emulator import emulated
 from test_bank import specs_of
 
+from hpc_mlp.bank import step as step_module
 from hpc_mlp.errors import HpcMlpWarning
-from hpc_mlp.training import step as step_module
 from hpc_mlp.training.session import train_specs
 
 ADAMW = (

@@ -12,12 +12,12 @@ import time
 import traceback
 from pathlib import Path
 
+from hpc_mlp.config.plan import RunSpec
 from hpc_mlp.errors import LeaseLostError
-from hpc_mlp.lease import Lease
-from hpc_mlp.machine.files import write_bytes
-from hpc_mlp.plan import RunSpec
-from hpc_mlp.runs import LAST, RunFolder, write_json
-from hpc_mlp.training import stop
+from hpc_mlp.files.atomic import write_bytes
+from hpc_mlp.machine import stop
+from hpc_mlp.runs.folder import LAST, RunFolder, write_json
+from hpc_mlp.runs.lease import Lease
 
 STEPS = 10
 DATASET = {"digest": "x", "classes": ["a", "b"], "image_size": [8, 8], "channels": 1}

@@ -1,0 +1,271 @@
+"""The bank: several runs trained together in one process. MLPs of equal widths are stacked; other models stand
+beside them and share their batches.
+
+Legend: V members, S feeds, B images of a batch, K classes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from hpc_mlp.bank.dropout import StatelessDropout, StepPlace, make_stateless
+from hpc_mlp.bank.norm import BankNorm, replace_norms
+from hpc_mlp.bank.parts import BatchParts
+from hpc_mlp.bank.stack import FeedRun, StackedMLP
+from hpc_mlp.config.plan import RunSpec
+from hpc_mlp.config.sections import AugmentConfig, OptimConfig, ScheduleConfig
+from hpc_mlp.machine.device import send
+from hpc_mlp.machine.processes import Processes
+from hpc_mlp.machine.randomness import dropout_draws
+from hpc_mlp.models.registry import ImageShape, build_module, count_parameters
+
+K = TypeVar("K")
+
+
+@dataclass(frozen=True)
+class Feed:
+    """A stream of training images: members with equal feeds see the same pixels in every step."""
+
+    seed: int
+    augment: AugmentConfig
+    mixup: float
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a member's weights are updated: members with equal recipes are updated together."""
+
+    optim: OptimConfig
+    schedule: ScheduleConfig
+    ema: float
+    epochs: int  # schedules end with the run
+
+
+def feed_of(spec: RunSpec) -> Feed:
+    return Feed(spec.seed, spec.config.augment, spec.config.train.mixup)
+
+
+def recipe_of(spec: RunSpec) -> Recipe:
+    train = spec.config.train
+    return Recipe(spec.config.optim, spec.config.schedule, train.ema, train.epochs)
+
+
+def stack_key(spec: RunSpec) -> tuple[object, ...]:
+    """Runs of equal keys can be stacked; a model that stacks with none has one of its own."""
+    model = spec.config.model
+    return ("mlp", model.hidden, model.activation) if model.kind == "mlp" else (spec.name,)
+
+
+def bank_order(specs: Sequence[RunSpec]) -> list[RunSpec]:
+    """The order in which a bank holds its members: side by side those that stack, share a recipe, are batch-normalised,
+    share a feed."""
+    stacks, recipes, feeds = (
+        list(dict.fromkeys(key(spec) for spec in specs)) for key in (stack_key, recipe_of, feed_of)
+    )
+
+    def place(spec: RunSpec) -> tuple[int, int, bool, int]:
+        model = spec.config.model
+        return (
+            stacks.index(stack_key(spec)), recipes.index(recipe_of(spec)), model.batchnorm, feeds.index(feed_of(spec))
+        )  # fmt: skip
+
+    return sorted(specs, key=place)
+
+
+class Bank(nn.Module):
+    """`specs` must be in `bank_order`. Blocks are stacks and single modules, in the order of their members.
+
+    `states`: the members' state dicts (as `member_states` gives them); without, initial weights by seed.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[RunSpec],
+        image_shape: ImageShape,
+        num_classes: int,
+        states: Sequence[dict[str, Tensor]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.specs = list(specs)
+        self.feeds = list(dict.fromkeys(feed_of(spec) for spec in specs))
+        self.member_feeds = [self.feeds.index(feed_of(spec)) for spec in specs]
+        self.parts: BatchParts | None = None
+        self.blocks = nn.ModuleList()
+        self.sizes: list[int] = []  # members of each block
+        self.num_parameters: list[int] = []  # of each member
+        self.dropouts: list[StatelessDropout] = []
+        self.norms: list[BankNorm] = []  # of the single modules
+        for key, members in itertools.groupby(range(len(specs)), key=lambda i: stack_key(specs[i])):
+            modules = []
+            for i in members:
+                state = states[i] if states is not None else None
+                modules.append(_module(specs[i], image_shape, num_classes, state))
+                self.num_parameters.append(count_parameters(modules[-1]))
+            if key[0] == "mlp":
+                stack = [cast(nn.Sequential, module) for module in modules]
+                self.blocks.append(StackedMLP(stack, specs[i].config.model.activation))
+            else:
+                self.dropouts += make_stateless(modules[0], specs[i].seed)
+                self.norms += replace_norms(modules[0])
+                self.blocks.append(modules[0])
+            self.sizes.append(len(modules))
+        firsts = [0, *itertools.accumulate(self.sizes)]
+        self.feed_runs = [
+            self._feed_runs(first, size) for first, size in zip(firsts, self.sizes, strict=False)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+    def _feed_runs(self, first: int, size: int) -> list[FeedRun]:
+        """Runs of neighbouring members of one block that read the same feed."""
+        runs: list[FeedRun] = []
+        for i, feed in enumerate(self.member_feeds[first : first + size]):
+            if runs and runs[-1].feed == feed:
+                runs[-1] = FeedRun(feed, runs[-1].start, i + 1)
+            else:
+                runs.append(FeedRun(feed, i, i + 1))
+        return runs
+
+    def prepare(self, place: StepPlace, device: torch.device) -> list[dict[int, Tensor]]:
+        """Set up the step at `place`. → for every block: hidden layer → dropout draws int16 [S, b, H] of this
+        process's part of the batch"""
+        cache: dict[tuple[int, int], Tensor] = {}
+        for dropout in self.dropouts:
+            dropout.prepare(place)
+        if self.parts is not None:
+            self.parts.total = place.batch_size
+
+        def draws(layer: int, width: int) -> Tensor:
+            if (layer, width) not in cache:
+                rows = [
+                    torch.from_numpy(
+                        dropout_draws(feed.seed, place.epoch, place.step, layer, place.batch_size, width)
+                    )[place.start : place.stop]
+                    for feed in self.feeds
+                ]
+                together = rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
+                cache[layer, width] = send(together, device)
+            return cache[layer, width]
+
+        return [
+            {i: draws(i, block.widths[i]) for i in block.dropout_layers}
+            if isinstance(block, StackedMLP)
+            else {}
+            for block in self.blocks
+        ]
+
+    def forward(self, images: Tensor, draws: list[dict[int, Tensor]] | None = None) -> Tensor:
+        """Training: images float32 [S, B, C, H, W], one batch a feed, with `draws`. Evaluation: [1, B, C, H, W] for
+        all. → logits float32 [V, B, K]"""
+        logits: list[Tensor] = []
+        first = 0
+        for i, (block, size) in enumerate(zip(self.blocks, self.sizes, strict=True)):
+            if isinstance(block, StackedMLP):
+                runs = [FeedRun(0, 0, size)] if draws is None else self.feed_runs[i]
+                logits.append(block(images, runs, draws[i] if draws is not None else None))
+            else:
+                feed = 0 if draws is None else self.member_feeds[first]
+                logits.append(block(images[feed]).unsqueeze(0))
+            first += size
+        return (logits[0] if len(logits) == 1 else torch.cat(logits)).float()
+
+    def set_reference(self, image: Tensor) -> None:
+        """Any normalised image float32 [C, H, W] of the dataset, the same for all processes and attempts."""
+        for block in self.blocks:
+            if isinstance(block, StackedMLP):
+                block.set_reference(image)
+
+    def share_batches(self, processes: Processes) -> None:
+        """From here on every process holds a part of each batch; batch-norm statistics are those of the whole. The
+        gradients of stacks are then the same on all processes; those of the other blocks must be summed."""
+        self.parts = BatchParts(processes)
+        for block in self.blocks:
+            if isinstance(block, StackedMLP):
+                block.share_batches(self.parts)
+        for norm in self.norms:
+            norm.sync = True
+
+    def is_summed(self, parameter: str) -> bool:
+        """Whether this parameter's gradient is that of the whole batch already."""
+        return isinstance(self.blocks[int(parameter.split(".")[1])], StackedMLP)
+
+    def rows(self) -> list[Row]:
+        """Where every member's tensors stand: one `Row` for each tensor of each member's plain state dict."""
+        table: list[Row] = []
+        first = 0
+        for i, (block, size) in enumerate(zip(self.blocks, self.sizes, strict=True)):
+            if isinstance(block, StackedMLP):
+                for name, places in block.places().items():
+                    table += [Row(first + v, key, f"blocks.{i}.{name}", index) for index, v, key in places]
+            else:
+                table += [Row(first, name, f"blocks.{i}.{name}", None) for name in block.state_dict()]
+            first += size
+        return table
+
+    def runs(self, tensor: str, key: Callable[[RunSpec], K]) -> list[Run[K]]:
+        """Neighbouring rows of one of the bank's tensors whose members have equal keys."""
+        runs: list[Run[K]] = []
+        for row in self.rows():
+            if row.tensor != tensor:
+                continue
+            k = key(self.specs[row.member])
+            if row.index is None:
+                return [Run(k, None)]
+            last = runs[-1] if runs else None
+            if last is not None and last.key == k and last.rows is not None:
+                runs[-1] = Run(k, slice(last.rows.start, row.index + 1))
+            else:
+                runs.append(Run(k, slice(row.index, row.index + 1)))
+        return runs
+
+    def member_states(self, tensors: Mapping[str, Tensor] | None = None) -> list[dict[str, Tensor]]:
+        """Each member's state dict under the names of its plain module, as views of the bank's tensors (or of others
+        of the same names and shapes: an average, an optimizer's state)."""
+        tensors = tensors if tensors is not None else self.state_dict()
+        states: list[dict[str, Tensor]] = [{} for _ in self.specs]
+        for row in self.rows():
+            if row.tensor in tensors:
+                tensor = tensors[row.tensor]
+                states[row.member][row.key] = tensor if row.index is None else tensor[row.index]
+        return states
+
+
+@dataclass(frozen=True)
+class Row:
+    """Member `member`'s tensor `key` is `bank.state_dict()[tensor][index]` (all of it where index is None)."""
+
+    member: int
+    key: str
+    tensor: str
+    index: int | None
+
+
+@dataclass(frozen=True)
+class Run(Generic[K]):
+    """Rows of a stacked tensor (None: all of a tensor that is not stacked) whose members share `key`."""
+
+    key: K
+    rows: slice | None
+
+
+def _module(
+    spec: RunSpec, image_shape: ImageShape, num_classes: int, state: dict[str, Tensor] | None
+) -> nn.Module:
+    model = spec.config.model
+    if state is None:
+        return build_module(model, image_shape, num_classes, spec.seed)
+    if model.kind == "mlp":  # no need to draw weights that are then replaced
+        with torch.device("meta"):
+            module = build_module(model, image_shape, num_classes, spec.seed)
+        module.load_state_dict(state, assign=True)
+        return module
+    module = build_module(model, image_shape, num_classes, spec.seed)
+    module.load_state_dict(state)
+    return module

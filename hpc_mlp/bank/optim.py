@@ -1,0 +1,239 @@
+"""One optimizer for a whole bank: torch's fused kernels over slices of the stacked tensors.
+
+State tensors have the shape of their parameter, so a member's state is a row, like its weights. On a CPU the large
+weight gradients of stacked layers are formed here, block by block, each just before its update (see `StackedLinear`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from hpc_mlp.bank.bank import Bank, Recipe, Run, feed_of, recipe_of
+from hpc_mlp.bank.stack import StackedLinear, StackedMLP
+from hpc_mlp.config.plan import RunSpec
+from hpc_mlp.config.sections import OptimConfig
+from hpc_mlp.machine.device import branch
+
+# The best of 0.4–25 MB for 12288×512 weights on 2 cores with 1 MB of L2 each (10.1 ms a step; undivided 12.0).
+BLOCK_BYTES = 3 << 20
+
+_PIECE = 8192  # floats that torch sums up by one thread, for a norm
+
+VECTOR = 16  # floats in the widest vector register (AVX-512)
+
+Rate = float | Tensor
+
+
+@dataclass
+class _Update:
+    """Slices of tensors that one kernel call updates: parallel lists."""
+
+    recipe: int  # position in `BankOptimizer.recipes`
+    optim: OptimConfig
+    decay: float
+    parameters: list[Tensor] = field(default_factory=list)
+    first: list[Tensor] = field(default_factory=list)
+    second: list[Tensor] = field(default_factory=list)
+    gradients: list[tuple[str, slice | None]] = field(default_factory=list)  # (tensor, rows)
+
+    def apply(self, gradients: list[Tensor], counts: list[Tensor], rate: Rate) -> None:
+        optim = self.optim
+        if optim.name == "sgd":
+            torch._fused_sgd_(
+                self.parameters, gradients, self.first if optim.momentum else [],
+                weight_decay=self.decay, momentum=optim.momentum, lr=rate, dampening=0.0,
+                nesterov=optim.nesterov, maximize=False, is_first_step=False,
+            )  # fmt: skip
+            return
+        kernel = torch._fused_adamw_ if optim.name == "adamw" else torch._fused_adam_
+        kernel(
+            self.parameters, gradients, self.first, self.second, [], counts, lr=rate, beta1=optim.betas[0],
+            beta2=optim.betas[1], weight_decay=self.decay, eps=optim.eps, amsgrad=False, maximize=False,
+        )  # fmt: skip
+
+
+@dataclass
+class _Block:
+    """A part of a stacked weight, small enough that its gradient stays in the cache until it is used."""
+
+    layer: StackedLinear
+    start: int
+    stop: int
+    rows: slice
+    update: _Update
+    scratch: Tensor  # [stop − start, rows, D], shared between blocks
+
+
+def _laid_out_as(parameter: Tensor, gradient: Tensor | None) -> Tensor:
+    """The fused kernels go through memory and heed no strides, which a gradient (of a convolution, say) may have."""
+    if gradient is None:
+        return torch.zeros_like(parameter)
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
+
+
+def _norm(x: Tensor) -> Tensor:
+    """The norm of all of x. Of pieces on a CPU: a single large sum is divided among the threads, which shows."""
+    flat = x.flatten()
+    if branch(flat) != "cpu" or len(flat) <= _PIECE:
+        whole: Tensor = torch.linalg.vector_norm(flat)
+        return whole
+    cut = len(flat) - len(flat) % _PIECE
+    pieces, rest = flat[:cut].view(-1, _PIECE), flat[cut:]
+    norm: Tensor = torch.linalg.vector_norm(
+        torch.cat([torch.linalg.vector_norm(pieces, dim=1), torch.linalg.vector_norm(rest).view(1)])
+    )
+    return norm
+
+
+def _together(layer: StackedLinear, spec: RunSpec) -> tuple[Recipe, object]:
+    """Members of equal keys share a block: one update, of gradients whose factors stand together."""
+    return recipe_of(spec), (feed_of(spec), spec.config.model.batchnorm) if layer.reads_images else None
+
+
+class BankOptimizer:
+    """Adam, AdamW and SGD; rate, decay and clipping belong to the member.
+
+    `states`: the members' optimizer state (as `member_states` gives it) after `count` steps. `reduce` sums a list of
+    gradients over the processes of data-parallel training, in place.
+    """
+
+    def __init__(
+        self,
+        bank: Bank,
+        *,
+        count: int = 0,
+        states: Sequence[dict[str, Tensor]] | None = None,
+        reduce: Callable[[list[Tensor]], None] | None = None,
+    ) -> None:
+        self.bank = bank
+        self.reduce = reduce
+        self.parameters = dict(bank.named_parameters())
+        self.recipes = list(dict.fromkeys(recipe_of(spec) for spec in bank.specs))
+        device = next(iter(self.parameters.values())).device
+        self.count = torch.full((), float(count), device=device)  # one for all: members start together
+        self.moments = {
+            kind: {name: torch.zeros_like(p, requires_grad=False) for name, p in self.parameters.items()}
+            for kind in ("first", "second")
+        }
+        if states is not None:
+            for mine, given in zip(self.member_states(), states, strict=True):
+                for key, tensor in mine.items():
+                    tensor.copy_(given[key])
+        self.factored = {
+            f"blocks.{i}.linears.{j}.weight": linear
+            for i, block in enumerate(bank.blocks)
+            if isinstance(block, StackedMLP)
+            for j, linear in enumerate(block.linears)
+            if isinstance(linear, StackedLinear)
+        }
+        self.clips = [spec.config.optim.clip_norm for spec in bank.specs]
+        # Clipping needs the whole gradient at once; GPUs have no use for small blocks.
+        blockwise = not any(self.clips) and branch(device) == "cpu"
+        self.full = {} if blockwise else {n: torch.zeros_like(self.parameters[n]) for n in self.factored}
+        self.small = [name for name in self.parameters if name not in self.factored]
+        self.updates: dict[tuple[int, float], _Update] = {}
+        self.blocks = list(self._make_blocks()) if blockwise else []
+        for name in self.parameters:
+            if not (blockwise and name in self.factored):
+                for run in bank.runs(name, recipe_of):
+                    self._add(name, run)
+
+    def member_states(self) -> list[dict[str, Tensor]]:
+        """Each member's optimizer state, "first/<key>" and "second/<key>", as views."""
+        states: list[dict[str, Tensor]] = [{} for _ in self.bank.specs]
+        for kind, tensors in self.moments.items():
+            for state, member in zip(states, self.bank.member_states(tensors), strict=True):
+                state.update({f"{kind}/{key}": tensor for key, tensor in member.items()})
+        return states
+
+    @torch.no_grad()
+    def step(self, loss: Tensor, rates: Sequence[Rate]) -> None:
+        """Backward of the summed loss of all members, then one update of every member; `rates` are of `recipes`."""
+        small = self.small
+        with torch.enable_grad():
+            found = torch.autograd.grad(loss, [self.parameters[n] for n in small], allow_unused=True)
+        gradients = {
+            name: _laid_out_as(self.parameters[name], gradient)
+            for name, gradient in zip(small, found, strict=True)
+        }
+        for name, full in self.full.items():
+            self.factored[name].full_gradient(full)
+            gradients[name] = full
+        if self.reduce is not None:
+            self.reduce([g for name, g in gradients.items() if not self.bank.is_summed(name)])
+        if any(self.clips):
+            self._clip(gradients)
+        self.count += 1
+        for update in self.updates.values():
+            rows = [gradients[n] if rows is None else gradients[n][rows] for n, rows in update.gradients]
+            update.apply(rows, [self.count] * len(rows), rates[update.recipe])
+        self.blocks.reverse()  # there and back: what was updated last is still in the cache
+        for block in self.blocks:
+            gradient = block.layer.weight_gradient(block.start, block.stop, block.rows, block.scratch)
+            block.update.apply([gradient], [self.count], rates[block.update.recipe])
+
+    def _clip(self, gradients: dict[str, Tensor]) -> None:
+        """Scale each member's gradient to a norm of at most its `clip_norm`, as `torch.nn.utils.clip_grad_norm_`."""
+        members = self.bank.member_states(gradients)
+        for clip, member in zip(self.clips, members, strict=True):
+            if clip is not None:
+                views = list(member.values())
+                norm = torch.linalg.vector_norm(torch.stack([_norm(view) for view in views]))
+                torch._foreach_mul_(views, torch.clamp(clip / (norm + 1e-6), max=1.0))
+
+    def _decay(self, name: str, optim: OptimConfig) -> float:
+        block = self.bank.blocks[int(name.split(".")[1])]
+        stacked = isinstance(block, StackedMLP)  # its biases and norms are [V, H]
+        vector = self.parameters[name].dim() <= (2 if stacked else 1)
+        return 0.0 if vector and not optim.decay_bias_and_norm else optim.weight_decay
+
+    def _new_update(self, name: str, recipe: Recipe) -> _Update:
+        return _Update(self.recipes.index(recipe), recipe.optim, self._decay(name, recipe.optim))
+
+    def _views(self, name: str, rows: slice | None) -> list[Tensor]:
+        tensors = [self.parameters[name].detach(), self.moments["first"][name], self.moments["second"][name]]
+        return tensors if rows is None else [tensor[rows] for tensor in tensors]
+
+    def _add(self, name: str, run: Run[Recipe]) -> None:
+        update = self._new_update(name, run.key)
+        update = self.updates.setdefault((update.recipe, update.decay), update)
+        whole = self.parameters[name]
+        parts = [None if run.rows is None or run.rows == slice(0, len(whole)) else run.rows]
+        if run.rows is not None and whole[0].numel() % VECTOR:
+            # A kernel rounds what does not fill a vector differently: no member's bits may depend on its neighbours.
+            parts = [slice(row, row + 1) for row in range(run.rows.start, run.rows.stop)]
+        for rows in parts:
+            parameter, first, second = self._views(name, rows)
+            update.parameters.append(parameter)
+            update.first.append(first)
+            update.second.append(second)
+            update.gradients.append((name, rows))
+
+    def _make_blocks(self) -> Iterator[_Block]:
+        scratch = torch.empty(0)
+        for name, layer in self.factored.items():
+            height, width = layer.weight.shape[1:]
+            rows = max(1, min(height, BLOCK_BYTES // (4 * width)))
+            members = max(1, BLOCK_BYTES // (4 * width * height)) if width * height % VECTOR == 0 else 1
+            scratch = (
+                scratch if scratch.numel() >= members * rows * width else torch.empty(members * rows * width)
+            )
+            for run in self.bank.runs(name, partial(_together, layer)):
+                assert run.rows is not None
+                for start in range(run.rows.start, run.rows.stop, members):
+                    stop = min(start + members, run.rows.stop)
+                    for top in range(0, height, rows):
+                        bottom = min(top + rows, height)
+                        views = [view[:, top:bottom] for view in self._views(name, slice(start, stop))]
+                        update = self._new_update(name, run.key[0])
+                        update.parameters, update.first, update.second = ([view] for view in views)
+                        shape = (stop - start, bottom - top, width)
+                        gradient = scratch[: shape[0] * shape[1] * shape[2]].view(shape)
+                        yield _Block(layer, start, stop, slice(top, bottom), update, gradient)

@@ -1,0 +1,183 @@
+"""One training step of a bank: forward, backward, update. On CUDA it is captured once and replayed as a graph."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from hpc_mlp.bank.bank import Bank
+from hpc_mlp.bank.dropout import StepPlace
+from hpc_mlp.bank.loss import BankLoss, Targets
+from hpc_mlp.bank.optim import BankOptimizer, Rate
+from hpc_mlp.errors import HpcMlpWarning
+from hpc_mlp.machine.device import branch
+
+Draws = list[dict[int, Tensor]]
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """This process's part of a global batch: images float32 [S, b, C, H, W], labels int64 [S, b]."""
+
+    place: StepPlace
+    images: Tensor
+    labels: Tensor
+    partners: Tensor | None = None  # mixup: labels of the images mixed in
+    share: Tensor | None = None  # mixup: share [S, b] of the first image
+    full: bool = True  # as large as every batch but the last
+
+
+@dataclass
+class _Inputs:
+    """What a step reads. A graph replays with the same tensors, filled anew."""
+
+    images: Tensor
+    targets: Targets
+    draws: Draws
+
+    def tensors(self) -> list[Tensor]:
+        targets = [self.targets.labels, self.targets.partners, self.targets.share]
+        draws = [layer for block in self.draws for layer in block.values()]
+        return [self.images, *(t for t in targets if t is not None), *draws]
+
+    def clone(self) -> _Inputs:
+        labels, partners, share = self.targets.labels, self.targets.partners, self.targets.share
+        targets = Targets(
+            labels.clone(),
+            None if partners is None else partners.clone(),
+            None if share is None else share.clone(),
+        )
+        draws = [{layer: draw.clone() for layer, draw in block.items()} for block in self.draws]
+        return _Inputs(self.images.clone(), targets, draws)
+
+
+def set_precision(precision: str) -> None:
+    """How float32 products and convolutions are made on NVIDIA GPUs from here on: in float32 for every model, unless it
+    is "tf32". torch's own default is float32 for products and TF32 for convolutions: a CNN would be compared with MLPs
+    at another precision."""
+    # Not by torch's newer `fp32_precision`: whoever asks the older flags afterwards, as torch.export does, is refused.
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+class TrainStep:
+    """Callable: takes a `StepBatch` and the rates of the optimizer's recipes, updates the bank, adds to `loss_sum`."""
+
+    def __init__(
+        self, bank: Bank, optimizer: BankOptimizer, loss: BankLoss, precision: str, *, graph: bool
+    ) -> None:
+        self.bank, self.optimizer, self.loss = bank, optimizer, loss
+        self.device = optimizer.count.device
+        self.bf16 = precision == "bf16"
+        self.loss_sum = torch.zeros(len(bank), device=self.device)
+        self.feeds = torch.tensor(bank.member_feeds, device=self.device)
+        self.graph = _Graph() if graph and branch(self.device) == "cuda" else None
+
+    def __call__(self, batch: StepBatch, rates: Sequence[float]) -> None:
+        if not self.bank.training:
+            self.bank.train()
+        inputs = _Inputs(
+            batch.images,
+            Targets(
+                batch.labels.index_select(0, self.feeds),
+                self._by_member(batch.partners),
+                self._by_member(batch.share),
+            ),
+            self.bank.prepare(batch.place, self.device),
+        )
+        size = batch.place.batch_size
+        if self.graph is None:
+            self.compute(inputs, rates, size)
+            return
+        # As tensors for the short last batch, too: kernels round a rate on the device and one of the host differently.
+        held = self.graph.held_rates(rates, self.device)
+        if not batch.full or not self.graph.replay(self, inputs, held, size):
+            self.compute(inputs, held, size)
+
+    def _by_member(self, values: Tensor | None) -> Tensor | None:
+        """[S, b] → [V, b]"""
+        return None if values is None else values.index_select(0, self.feeds)
+
+    def compute(self, inputs: _Inputs, rates: Sequence[Rate], batch_size: int) -> None:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = self.bank(inputs.images, inputs.draws)
+        losses = self.loss(logits, inputs.targets, batch_size)
+        self.optimizer.step(losses.sum(), rates)
+        self.loss_sum.add_(losses.detach(), alpha=batch_size)
+
+
+class _Graph:
+    """The step of full batches, captured at its first use (CUDA graph): one launch instead of some hundred.
+
+    It is handed its step at each call: one that kept it would be a circle, and a bank whose members left would hold its
+    device memory until Python's collector happens to run.
+    """
+
+    def __init__(self) -> None:
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.inputs: _Inputs | None = None
+        self.rates: list[Tensor] = []
+        self.refused = False
+
+    def held_rates(self, rates: Sequence[float], device: torch.device) -> list[Tensor]:
+        """The rates on the device, always in the same tensors."""
+        self.rates = self.rates or [torch.zeros((), device=device) for _ in rates]
+        for tensor, rate in zip(self.rates, rates, strict=True):
+            tensor.fill_(rate)
+        return self.rates
+
+    def replay(self, step: TrainStep, inputs: _Inputs, rates: list[Tensor], batch_size: int) -> bool:
+        """False where the step cannot be captured: it is computed eagerly from then on, which is said once."""
+        if self.refused:
+            return False
+        if self.inputs is None:
+            self.inputs = inputs.clone()
+        for mine, given in zip(self.inputs.tensors(), inputs.tensors(), strict=True):
+            mine.copy_(given, non_blocking=True)
+        if self.graph is None:
+            try:
+                self.graph = self._captured(step, self.inputs, rates, batch_size)
+            except RuntimeError as error:
+                self.refused, self.inputs = True, None
+                why = " ".join(str(error).split())
+                warnings.warn(
+                    f"a training step is not captured ({why}): it goes on, slower.",
+                    HpcMlpWarning,
+                    stacklevel=1,
+                )
+                return False
+        self.graph.replay()
+        return True
+
+    def _captured(
+        self, step: TrainStep, inputs: _Inputs, rates: list[Tensor], batch_size: int
+    ) -> torch.cuda.CUDAGraph:
+        """Warm up on a side stream, as graphs demand, then put everything back and capture."""
+        moments = [tensor for kind in step.optimizer.moments.values() for tensor in kind.values()]
+        state = [*step.bank.state_dict().values(), *moments, step.optimizer.count, step.loss_sum]
+        before = [tensor.clone() for tensor in state]
+        side = _side_stream(step.device)
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                step.compute(inputs, rates, batch_size)
+        torch.cuda.current_stream().wait_stream(side)
+        for tensor, value in zip(state, before, strict=True):
+            tensor.copy_(value)
+        del before
+        graph = torch.cuda.CUDAGraph()
+        # Not "global": a thread that reads ahead may pin memory meanwhile, which would break the capture off.
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+            step.compute(inputs, rates, batch_size)
+        return graph
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The one stream for all warm-ups and captures: cuBLAS keeps 32 MiB for each stream that it was ever called on."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -1,0 +1,195 @@
+"""Training from the command line: `hpc-mlp train OUT` and `accelerate launch -m hpc_mlp.train OUT`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hpc_mlp.cli.options import Command, log_format_option, run_options
+from hpc_mlp.errors import UserError
+
+if TYPE_CHECKING:
+    from hpc_mlp.config.plan import Parallel, RunSpec
+    from hpc_mlp.live.display import LogFormat
+
+
+@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("out")
+@run_options
+@click.option("--cpu", is_flag=True, help="Do not use a GPU.")
+@click.option(
+    "--parallel",
+    type=click.Choice(["auto", "members", "data"]),
+    default="auto",
+    show_default=True,
+    help="With several processes: deal out the runs, or split every batch. auto: split where there are fewer runs than "
+    "processes, but MLPs never on GPUs.",
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    help="Processes to start here. [default: one per GPU; on CPUs as many as the runs can use, see below]",
+)
+@click.option("--overwrite", is_flag=True, help="Train anew what is already there.")
+@log_format_option
+def train(
+    out: str,
+    variants: str,
+    seeds: str,
+    runs: Path,
+    config_files: tuple[Path, ...],
+    sets: tuple[str, ...],
+    cpu: bool,
+    parallel: Parallel,
+    processes: int | None,
+    overwrite: bool,
+    log_format: LogFormat,
+) -> None:  # fmt: skip
+    """Train variants × seeds on the shards folder OUT, all at once, and show the table.
+
+    What is complete is not trained again; what was interrupted goes on where it was.
+
+    On CPUs, MLPs of equal widths are dealt out over the cores (OMP_NUM_THREADS of them, if it is set), where there is
+    enough to do and each process can hold the images. Their results are the same for any number.
+
+    \b
+    hpc-mlp train shards
+    hpc-mlp train shards --variants all,dropout_l2 --seeds 0-4 --set train.epochs=20
+    hpc-mlp train shards --variants dropout --set model.dropout=0.1:0.5:0.1
+    accelerate launch --num_processes 2 -m hpc_mlp.train shards --variants all
+    hpc-mlp train shards --log-format json > log.jsonl
+
+    With --log-format json every line is an object: time, event, and for the event "run" (an epoch or a run has
+    ended) what `status --format json` tells of it: name, variant, seed, state, detail, epoch, epochs, loss,
+    val_loss, val_accuracy, learning_rate, best_epoch, best_val_loss, test_accuracy, images_per_second,
+    seconds_left, node, and of a job time_left, requeues, job, log, submission; for the event "note": text.
+    What is unknown is null. No table follows.
+    """
+    from hpc_mlp.config.plan import make_specs
+    from hpc_mlp.data.remote import is_url, shards_place
+    from hpc_mlp.files.wrong_path import want_shards
+    from hpc_mlp.launch.cores import share_cores
+    from hpc_mlp.launch.spawn import end_with_parent, run_processes, tidy
+    from hpc_mlp.runs.folder import is_complete
+
+    end_with_parent()
+    if not is_url(out):
+        want_shards(Path(out), "train")
+    specs = make_specs(variants, seeds, config_files, sets)
+    todo = [spec for spec in specs if overwrite or not is_complete(runs / spec.name)]
+    start = _start(processes, cpu, parallel, todo)
+    if start is None:
+        start = _on_cores(specs, len(todo), out)
+    if start.threads != 1:  # a single one waits for nobody
+        share_cores()
+    if start.count == 1 and start.threads:
+        os.environ["OMP_NUM_THREADS"] = str(start.threads)  # before torch is imported
+    if start.count > 1:
+        from hpc_mlp.machine.command_line import COMMAND, command_line
+
+        words = ["--variants", variants, "--seeds", seeds, "--runs", str(runs), "--log-format", log_format]
+        words += ["--parallel", "members" if start.threads else parallel]
+        words += _options(config_files, sets, start.cpu, overwrite)
+        os.environ[COMMAND] = command_line()
+        code = run_processes("hpc_mlp.cli.train", [out, *words], start.count, threads=start.threads)
+        tidy(runs / spec.name for spec in specs)
+        sys.exit(code)
+
+    from hpc_mlp.machine.command_line import importing
+    from hpc_mlp.terminal.console import Console
+
+    with importing():
+        from hpc_mlp.machine import stop
+        from hpc_mlp.training.session import train_specs
+
+    with stop.enforced():
+        code = train_specs(
+            shards_place(out), specs, runs, cpu=cpu, parallel=parallel, overwrite=overwrite,
+            log_format=log_format,
+        )  # fmt: skip
+    if int(os.environ.get("RANK", "0")) == 0 and code in (0, 1) and log_format != "json":
+        from hpc_mlp.reporting.table import print_table
+
+        print_table(runs, Console())
+    sys.exit(code)
+
+
+def _options(config_files: Sequence[Path], sets: Sequence[str], cpu: bool, overwrite: bool) -> list[str]:
+    words = [word for path in config_files for word in ("--config", str(path))]
+    words += [word for assignment in sets for word in ("--set", assignment)]
+    return words + ["--cpu"] * cpu + ["--overwrite"] * overwrite
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Train in `count` processes: 1 is this one. `threads` of each, where runs are dealt out over cores."""
+
+    count: int
+    cpu: bool
+    threads: int | None = None
+
+
+def _start(wanted: int | None, cpu: bool, parallel: Parallel, unfinished: Sequence[RunSpec]) -> _Start | None:
+    """As the command line, Accelerate or the GPUs of this machine want it; None: as the runs want it."""
+    from hpc_mlp.config.plan import splits_batches
+    from hpc_mlp.machine import gpus
+    from hpc_mlp.terminal.text import count
+
+    if "RANK" in os.environ:
+        return _Start(1, cpu)
+    if wanted is not None:
+        num_gpus = 0 if cpu or wanted == 1 else gpus.count()
+        if wanted > num_gpus > 0:
+            raise UserError(
+                f"--processes {wanted}: this machine shows {count(num_gpus, 'GPU')}, and each process "
+                f"needs one of its own. Take --processes {num_gpus}, or add --cpu."
+            )
+        return _Start(wanted, cpu or (wanted > 1 and not num_gpus))
+    if os.environ.get("ACCELERATE_USE_CPU") == "True":
+        return _Start(_asked_of_accelerate(), cpu=True)
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:  # set by `accelerate launch`, which has decided
+        return _Start(1, cpu)
+    num_gpus = 0 if cpu else gpus.count()
+    if not splits_batches(parallel, unfinished, num_gpus, gpu=True):
+        num_gpus = min(num_gpus, max(1, len(unfinished)))
+    if num_gpus or parallel == "data" or sys.platform != "linux":
+        return _Start(max(1, num_gpus), cpu)
+    return None
+
+
+def _on_cores(specs: Sequence[RunSpec], unfinished: int, out: str) -> _Start:
+    """The threads of each process are those of a first start, whatever is complete by now: torch promises the same bits
+    for the same number only."""
+    from hpc_mlp.data.remote import load_manifest, shards_place
+    from hpc_mlp.launch.cores import processes_for, thread_budget
+    from hpc_mlp.machine.memory import free_machine_memory
+
+    threads = thread_budget()
+    if threads == 1 or len(specs) < 2:
+        return _Start(1, cpu=True)
+    manifest = load_manifest(shards_place(out))
+    count = processes_for(specs, manifest, threads=threads, free=free_machine_memory())
+    return _Start(max(1, min(count, unfinished)), cpu=True, threads=threads // count)
+
+
+def _asked_of_accelerate() -> int:
+    """`accelerate launch --cpu --num_processes N` starts a single process (1.15.0: N is only passed on to mpirun), so
+    that N has to be read from its command line."""
+    import psutil
+
+    parent = psutil.Process().parent()
+    words = [word for argument in parent.cmdline() for word in argument.split("=")] if parent else []
+    for i, word in enumerate(words[:-1]):
+        if word in ("--num_processes", "--num-processes") and words[i + 1].isdigit():
+            return int(words[i + 1])
+    return 1
+
+
+if __name__ == "__main__":
+    train()

@@ -1,0 +1,265 @@
+"""What to run: variants × seeds × swept values → a list of `RunSpec`."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any, Literal
+
+from hpc_mlp.config.loading import (
+    Tree,
+    build_config,
+    check_key,
+    configs_dir,
+    merge,
+    parse_value,
+    read_layers,
+    read_toml,
+    set_key,
+)
+from hpc_mlp.config.plugins import Plugin, read_plugin
+from hpc_mlp.config.sections import AugmentConfig, Config
+from hpc_mlp.errors import UserError, unknown_name
+
+ALL = ("baseline", "dropout", "batchnorm", "dropout_batchnorm")
+
+
+# How several processes train: each its part of the runs, or of each batch.
+Parallel = Literal["auto", "members", "data"]
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One run to train: `name` is its folder below RUNS."""
+
+    name: str
+    variant: str
+    seed: int
+    config: Config
+    swept: dict[str, Any] = field(default_factory=dict)  # dotted key → this run's value
+    plugins: tuple[Plugin, ...] = ()
+    # Of the file that `model.pretrained` names.
+    pretrained_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A named delta over the defaults. `fixed` keys are what makes the variant what it is: neither
+    `--config` nor `--set` changes them. `plugins` are Python files that register models."""
+
+    name: str
+    tree: Tree
+    fixed: tuple[str, ...] = ()
+    plugins: tuple[Plugin, ...] = ()
+
+
+def splits_batches(parallel: Parallel, specs: Sequence[RunSpec], processes: int, *, gpu: bool) -> bool:
+    """Whether `processes` share each batch of `specs`, rather than the runs being dealt out to them.
+
+    "auto" does so where there are fewer runs than processes, but on GPUs never for MLPs, even if some then have nothing
+    to do: an MLP's step is bound by the memory traffic of its weights, which each GPU would move in full. Four runs of
+    12288-512-256-10 on 8 GPUs would take 5 to 7 times as long as on one of them (predicted, not measured).
+    """
+    if parallel != "auto":
+        return parallel == "data"
+    mlps = gpu and all(spec.config.model.kind in ("mlp", "residual_mlp") for spec in specs)
+    return 0 < len(specs) < processes and not mlps
+
+
+def shipped_variants() -> dict[str, Path]:
+    return {path.stem: path for path in sorted((configs_dir() / "variants").glob("*.toml"))}
+
+
+def load_variant(name: str) -> Variant:
+    """A shipped variant by name, or the user's own file by path (`my_variant.toml`)."""
+    shipped = shipped_variants()
+    if name in shipped:
+        path = shipped[name]
+    elif name.endswith(".toml"):
+        path = Path(name)
+    else:
+        raise UserError(
+            f"{unknown_name('variant', name, ['all', *shipped])} A file of your own ends in .toml."
+        )
+    tree = read_toml(path)
+    fixed = tree.pop("fixed", [])
+    plugins = tree.pop("plugins", [])
+    for value, key in ((fixed, "fixed"), (plugins, "plugins")):
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise UserError(f"{path}: {key} must be a list of strings.")
+    for key in fixed:
+        check_key(key, str(path))
+    build_config(tree, str(path))
+    stem = re.sub(r"[^A-Za-z0-9_.+-]", "_", path.stem)
+    files = tuple(read_plugin((path.parent / item).resolve()) for item in plugins)
+    return Variant(stem, tree, tuple(fixed), files)
+
+
+def parse_variants(text: str) -> list[Variant]:
+    names: list[str] = []
+    for part in (part.strip() for part in text.split(",")):
+        names += ALL if part == "all" else [part] if part else []
+    if not names:
+        raise UserError("--variants is empty: give names such as baseline,dropout or all.")
+    variants = [load_variant(name) for name in dict.fromkeys(names)]
+    seen: set[str] = set()
+    for variant in variants:
+        if variant.name in seen:
+            raise UserError(
+                f"--variants names two variants called {variant.name!r}: rename one of the files."
+            )
+        seen.add(variant.name)
+    return variants
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`"0-4"` → 0..4, `"0,3"` → 0 and 3, and mixtures."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
+        if not match:
+            raise UserError(f"--seeds {text!r}: write numbers and ranges, such as 0-4 or 0,3.")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first or last - first >= 100_000 or last >= 2**31:
+            raise UserError(f"--seeds {text!r}: {part.strip()} is not a range of seeds from 0 to 2147483647.")
+        seeds += range(first, last + 1)
+    return list(dict.fromkeys(seeds))
+
+
+def parse_set(assignments: Iterable[str]) -> dict[str, list[Any]]:
+    """`["optim.lr=1e-2,1e-3"]` → `{"optim.lr": [0.01, 0.001]}`. Commas outside brackets and
+    `start:stop:step` make several values; a key given twice keeps the last."""
+    values: dict[str, list[Any]] = {}
+    for text in assignments:
+        key, sign, value = text.partition("=")
+        key = key.strip()
+        if not sign or not value.strip():
+            raise UserError(f"--set {text!r}: write key=value, such as optim.lr=1e-3.")
+        check_key(key, "--set")
+        values[key] = [parsed for part in _split(value) for parsed in _expand(part, text)]
+    return values
+
+
+def augment_config(assignments: Iterable[str]) -> AugmentConfig:
+    """`["augment.rotation=15"]` (or `rotation=15`) → the section."""
+    tree: Tree = {}
+    texts = [text if text.startswith("augment.") else f"augment.{text}" for text in assignments]
+    for key, values in parse_set(texts).items():
+        if len(values) > 1:
+            raise UserError(f"--augment {key}: give one value.")
+        set_key(tree, key, values[0])
+    return build_config(tree, "--augment").augment
+
+
+def _split(text: str) -> list[str]:
+    """Split at commas that stand outside brackets, braces and quotes."""
+    parts, depth, quote, start = [], 0, "", 0
+    for i, char in enumerate(text):
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "\"'":
+            quote = char
+        elif char in "[{":
+            depth += 1
+        elif char in "]}":
+            depth -= 1
+        elif char == "," and depth == 0:
+            parts.append(text[start:i])
+            start = i + 1
+    return [part.strip() for part in [*parts, text[start:]] if part.strip()]
+
+
+def _expand(part: str, whole: str) -> list[Any]:
+    if part.count(":") != 2:
+        return [parse_value(part)]
+    try:
+        start, stop, step = (Decimal(piece.strip()) for piece in part.split(":"))
+    except InvalidOperation:
+        return [parse_value(part)]
+    if not (start.is_finite() and stop.is_finite() and step.is_finite()):
+        return [parse_value(part)]
+    if step <= 0 or stop < start or (stop - start) / step > 10_000:
+        raise UserError(f"--set {whole!r}: a range is start:stop:step with start ≤ stop and step > 0.")
+    steps = int((stop - start) / step)
+    points = [start + i * step for i in range(steps + 1)]  # decimals: 0.1:0.5:0.1 ends at 0.5 exactly
+    return [
+        int(point) if point == point.to_integral_value() and "." not in part else float(point)
+        for point in points
+    ]
+
+
+def plan_runs(
+    variants: Sequence[Variant],
+    seeds: Sequence[int],
+    config_files: Sequence[Path] = (),
+    sets: dict[str, list[Any]] | None = None,
+) -> list[RunSpec]:
+    """Every combination as a validated `RunSpec`, seeds innermost. Names are unique."""
+    sets = sets or {}
+    common = read_layers(config_files)
+    for key in sets:
+        if all(key in variant.fixed for variant in variants):
+            names = ", ".join(variant.name for variant in variants)
+            raise UserError(
+                f"--set {key}: this is what makes {names}; choose another variant or write your own."
+            )
+    specs: list[RunSpec] = []
+    for variant in variants:
+        free = {key: values for key, values in sets.items() if key not in variant.fixed}
+        swept = [key for key, values in free.items() if len(values) > 1]
+        tree = merge(variant.tree, _without(common, variant.fixed))
+        for combination in itertools.product(*free.values()):
+            values = dict(zip(free, combination, strict=True))
+            run_tree = merge(tree)
+            for key, value in values.items():
+                set_key(run_tree, key, value)
+            config = build_config(run_tree, f"variant {variant.name}")
+            here = {key: values[key] for key in swept}
+            suffix = "".join(f"-{key}={_plain(value)}" for key, value in here.items())
+            weights = pretrained_sha256(config)
+            specs += [
+                RunSpec(
+                    f"{variant.name}-s{s}{suffix}", variant.name, s, config, here, variant.plugins, weights
+                )
+                for s in seeds
+            ]
+    if len({spec.name for spec in specs}) != len(specs):
+        raise UserError("--set: two of the swept values are the same.")
+    return specs
+
+
+def make_specs(
+    variants: str = "all", seeds: str = "0", config_files: Sequence[Path] = (), sets: Iterable[str] = ()
+) -> list[RunSpec]:
+    """From what a user wrote (`--variants`, `--seeds`, `--config`, `--set`) to what is to be run."""
+    return plan_runs(parse_variants(variants), parse_seeds(seeds), config_files, parse_set(sets))
+
+
+def pretrained_sha256(config: Config) -> str | None:
+    """sha256 of the file that `model.pretrained` names; None where it names none, or one that is not there."""
+    name = config.model.pretrained
+    if not isinstance(name, str):
+        return None
+    try:
+        with open(name, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def _without(tree: Tree, keys: Sequence[str]) -> Tree:
+    return {
+        section: {key: value for key, value in table.items() if f"{section}.{key}" not in keys}
+        for section, table in tree.items()
+    }
+
+
+def _plain(value: Any) -> str:
+    """A value as part of a folder name."""
+    text = "x".join(map(str, value)) if isinstance(value, list) else str(value)
+    return re.sub(r"[^A-Za-z0-9_.+-]", "_", text)

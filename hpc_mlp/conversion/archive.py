@@ -1,0 +1,264 @@
+"""Where images come from: a ZIP, a tar, a folder, or several of them, behind one small interface.
+
+A source lists its entries once (names and numbers only, compact: a million entries take about 100 MB) and
+reads an entry's bytes by its index, from any process. Nothing is ever unpacked under the names it brings.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import os
+import stat
+import weakref
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from hpc_mlp.errors import RejectError, UserError, printable
+
+MAX_ENTRY_BYTES = 1 << 30  # an entry larger than this is not an image that we would decode
+
+
+class Names(Sequence[str]):
+    """Many names in one block of bytes: a list of `str` would take five times the memory."""
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self._text = bytearray()
+        self._ends = array("Q")
+        for name in names:
+            self.append(name)
+
+    def append(self, name: str) -> None:
+        self._text += name.encode("utf-8", "surrogateescape")
+        self._ends.append(len(self._text))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # no slices
+        if not 0 <= index < len(self._ends):
+            raise IndexError(index)
+        start = self._ends[index - 1] if index else 0
+        return self._text[start : self._ends[index]].decode("utf-8", "replace")
+
+    def __iter__(self) -> Iterator[str]:
+        start = 0
+        for end in self._ends:
+            yield self._text[start:end].decode("utf-8", "replace")
+            start = end
+
+
+class Source(Protocol):
+    """`problems` holds what the listing alone already rules out: index → reason."""
+
+    label: str
+    names: Names
+    problems: dict[int, str]
+
+    def read(self, index: int, limit: int = MAX_ENTRY_BYTES) -> bytes:
+        """The bytes of entry `index`. RejectError where they cannot be had whole and unharmed, or are more than
+        `limit`: then no more than that is held in memory."""
+
+    def sha256(self) -> str:
+        """Of everything the source holds; another content gives another sum."""
+
+    def close(self) -> None:
+        """Give back what it holds open; it cannot be read any longer. Else that happens with its last reference."""
+
+
+# What people give for an archive, and what to do about it.
+_OTHERS = {
+    "parquet": "Write its images to one folder for each class",
+    "csv": "Give the ZIP or folder of its images, with the table in it as labels.csv",
+    "7z": "Unpack it, and give the folder",
+    "rar": "Unpack it, and give the folder",
+    "h5": "Write its images to one folder for each class",
+    "hdf5": "Write its images to one folder for each class",
+    "npz": "Write its images to one folder for each class",
+}
+
+
+def open_source(paths: Sequence[Path], scratch: Path) -> Source:
+    """The source at `paths`. `scratch` is a folder that may hold a temporary file: a compressed tar is
+    decompressed there once, since it cannot be read by offset. UserError where a path cannot be read."""
+    from hpc_mlp.conversion import tarsource, zipsource
+
+    sources: list[Source] = []
+    for path in paths:
+        if path.is_dir():
+            sources.append(FolderSource(path))
+        elif not path.exists():
+            raise UserError(
+                f"{printable(path)} does not exist. Give a ZIP, a .tar, a .tar.gz or a folder of images."
+            )
+        elif (kind := path.suffix[1:].lower()) in _OTHERS:
+            raise UserError(
+                f"{printable(path)} is a .{kind} file, which is not supported: "
+                f"what is read is a ZIP, a .tar, a .tar.gz or a folder. {_OTHERS[kind]}."
+            )
+        elif path.name.lower().endswith((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")):
+            sources.append(tarsource.TarSource(path, scratch))
+        else:
+            sources.append(zipsource.ZipSource(path))
+    return sources[0] if len(sources) == 1 else SeveralSources(sources)
+
+
+class FolderSource:
+    """Files below a folder, in the order of their names. Links to files and folders are followed: the
+    user's own folder is trusted to point where it likes."""
+
+    def __init__(self, root: Path) -> None:
+        self.label, self.root = root.resolve().name, root
+        self.problems: dict[int, str] = {}
+        self.names = Names(sorted(self._walk()))
+
+    def _walk(self) -> Iterator[str]:
+        seen: set[tuple[int, int]] = set()
+        for folder, folders, files in os.walk(self.root, followlinks=True):
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:  # a link that leads back up
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            for name in files:
+                yield Path(folder, name).relative_to(self.root).as_posix()
+
+    def read(self, index: int, limit: int = MAX_ENTRY_BYTES) -> bytes:
+        path = self.root / self.names[index]
+        try:
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise RejectError("not a regular file")
+            check_size(status.st_size, limit)
+            return path.read_bytes()
+        except OSError as error:
+            raise RejectError(f"cannot be read: {error.strerror or error}") from None
+
+    def sha256(self) -> str:
+        total = hashlib.sha256()
+        for index, name in enumerate(self.names):
+            try:
+                data = self.read(index)
+            except RejectError as error:
+                data = str(error).encode()
+            total.update(f"{name}\0{len(data)}\0".encode("utf-8", "surrogateescape") + data)
+        return total.hexdigest()
+
+    def close(self) -> None:
+        pass
+
+
+class FileSource(FolderSource):
+    """Single files, wherever they are."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.label, self.root = "image files", Path()
+        self.problems = {}
+        self.names = Names(str(path) for path in paths)
+
+
+class SeveralSources:
+    """One after the other, as if they were one."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = sources
+        self.label = " + ".join(source.label for source in sources)
+        self.names, self.problems, self._starts = Names(), {}, [0]
+        for source in sources:
+            start = len(self.names)
+            for name in source.names:
+                self.names.append(name)
+            self.problems.update({start + index: reason for index, reason in source.problems.items()})
+            self._starts.append(len(self.names))
+
+    def parts(self) -> list[range]:
+        return [range(a, b) for a, b in zip(self._starts[:-1], self._starts[1:], strict=True)]
+
+    def _place(self, index: int) -> tuple[Source, int]:
+        which = bisect.bisect_right(self._starts, index) - 1
+        return self.sources[which], index - self._starts[which]
+
+    def read(self, index: int, limit: int = MAX_ENTRY_BYTES) -> bytes:
+        source, inner = self._place(index)
+        return source.read(inner, limit)
+
+    def sha256(self) -> str:
+        sums = "".join(source.sha256() for source in self.sources)
+        return hashlib.sha256(sums.encode()).hexdigest()
+
+    def close(self) -> None:
+        for source in self.sources:
+            source.close()
+
+
+class FileWithEntries:
+    """What ZIP and tar have in common: one file, held open, whose entries lie at an offset each."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.label = path, path.name
+        self.names = Names()
+        self.problems: dict[int, str] = {}
+        self._offset, self._stored = array("Q"), array("Q")  # bytes
+
+    def _hold(self, path: Path) -> None:
+        """Open the file that entries are read from. It is closed by `close`, or with the last reference to this."""
+        self._fd = open_file(path)
+        self._closed = weakref.finalize(self, os.close, self._fd)
+
+    def close(self) -> None:
+        self._closed()
+
+    def _reject_repeated_names(self) -> None:
+        for index in repeated_names(self.names):
+            self.problems.setdefault(index, "its name is an earlier entry's name")
+
+    def read(self, index: int, limit: int = MAX_ENTRY_BYTES) -> bytes:
+        if index in self.problems:
+            raise RejectError(self.problems[index])
+        return self._bytes_of(index, limit)
+
+    def _bytes_of(self, index: int, limit: int) -> bytes:
+        raise NotImplementedError
+
+    def sha256(self) -> str:
+        return hash_file(self.path)
+
+
+def check_size(size: int, limit: int) -> None:
+    """RejectError where `size` bytes are more than `limit`."""
+    if size > limit:
+        raise RejectError(f"larger than {limit >> 20} MiB")
+
+
+def read_at(fd: int, length: int, offset: int) -> bytes:
+    """`length` bytes at `offset`; fewer only at the end of the file."""
+    data = os.pread(fd, length, offset)
+    while len(data) < length and (more := os.pread(fd, length - len(data), offset + len(data))):
+        data += more
+    return data
+
+
+def open_file(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        raise UserError(f"{printable(path)} cannot be opened: {error.strerror}.") from None
+
+
+def repeated_names(names: Names) -> list[int]:
+    """Indices of the names that an earlier entry has already, without a set of a million strings."""
+    hashes = np.fromiter((hash(name) for name in names), np.int64, len(names))
+    order = np.argsort(hashes, kind="stable")
+    same = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
+    candidates = sorted({int(order[i + step]) for i in same.tolist() for step in (0, 1)})
+    first: dict[str, int] = {}
+    return [index for index in candidates if first.setdefault(names[index], index) != index]
+
+
+def hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,172 @@
+"""From the records of converted images to splits, shards and the manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import PIL
+import simplejpeg
+
+from hpc_mlp._version import __version__
+from hpc_mlp.conversion import duplicates, split
+from hpc_mlp.conversion.archive import Source
+from hpc_mlp.conversion.layout import Layout
+from hpc_mlp.conversion.pool import Background, Pool
+from hpc_mlp.conversion.stats import pixel_stats
+from hpc_mlp.conversion.worker import ShardPlan, Worker
+from hpc_mlp.data.decode import ImageSpec
+from hpc_mlp.data.encode import tar_member_size
+from hpc_mlp.data.rejects import RejectLog
+from hpc_mlp.errors import UserError
+from hpc_mlp.terminal.text import json_text
+
+SPLITS = ("train", "val", "test")
+
+
+class Assembly:
+    """The images of one conversion: `records`, `labels`, `splits` in parallel, in the archive's order."""
+
+    def __init__(self, folder: Path, source: Source, layout: Layout, records: npt.NDArray[np.void]) -> None:
+        self.folder, self.source, self.layout, self.records = folder, source, layout, records
+        place = np.searchsorted(layout.entries, records["entry"])
+        self.given = layout.splits[place]
+        self.classes, self.labels = _classes_with_images(layout, layout.labels[place], source)
+        self.splits = self.given
+        self.described: dict[str, dict[str, Any]] = {}
+
+    def draw_splits(
+        self, seed: int, val: float, test: float, drop: bool, num_pixels: int, rejects: RejectLog
+    ) -> None:
+        """Split the images with equal ones kept together, and list what is equal and what is nearly so."""
+        self.seed = seed
+        group = split.groups_of_equals(self.records["digest"])
+        dropped = duplicates.repeats(group, self.given) if drop else np.zeros(len(group), bool)
+        keep = ~dropped
+        splits = np.full(len(group), -1, np.int8)
+        splits[keep] = split.assign(
+            self.labels[keep],
+            split.groups_of_equals(self.records["digest"][keep]),
+            self.given[keep],
+            seed,
+            val,
+            test,
+        )
+        report = duplicates.Report(self.source.names, self.classes, self.records, self.labels, splits)
+        self._report = Background(partial(report.write, self.folder, group, num_pixels))
+        rejects.extend(report.reasons_of(np.flatnonzero(dropped), group), strict=False)
+        self.splits = splits
+        if not (splits == split.TRAIN).any():
+            raise UserError(
+                f"{self.source.label} leaves no image for training. Use smaller --val and --test."
+            )
+
+    def write_shards(self, pool: Pool[Worker], limit: int) -> None:
+        """Shards of about `limit` bytes. Keys run through train, val and test."""
+        planned: dict[str, list[tuple[str, int]]] = {name: [] for name in SPLITS}  # shard, number of images
+        written = list(pool.map(Worker.write_shard, self._plans(limit, planned)))
+        results = iter(written)
+        for number, name in enumerate(SPLITS):
+            here = self.splits == number
+            self.described[name] = {
+                "num_images": int(here.sum()),
+                "class_counts": np.bincount(self.labels[here], minlength=len(self.classes)).tolist(),
+                "shards": [
+                    {"name": shard, "num_images": count}
+                    | dict(zip(("bytes", "sha256"), next(results), strict=True))
+                    for shard, count in planned[name]
+                ],
+            }
+
+    def _plans(self, limit: int, planned: dict[str, list[tuple[str, int]]]) -> Iterator[ShardPlan]:
+        """One after the other, when a worker is free for it; `planned` is told of each."""
+        key = 0
+        width = max(6, len(str(len(self.records))))
+        for number, name in enumerate(SPLITS):
+            order = split.shuffled(np.flatnonzero(self.splits == number), self.seed, len(self.records))
+            for shard, part in enumerate(self._cut(order, limit)):
+                file = f"{name}-{shard:06d}.tar"
+                planned[name].append((file, len(part)))
+                records = self.records[part]
+                yield ShardPlan(
+                    file, records["spool"], records["offset"], records["length"],
+                    records["suffix"], self.labels[part], key, width,
+                )  # fmt: skip
+                key += len(part)
+
+    def _cut(self, order: npt.NDArray[np.int64], limit: int) -> Iterator[npt.NDArray[np.int64]]:
+        """`order` in pieces whose tar members take `limit` bytes, or a little more."""
+        sizes = tar_member_size(self.records["length"][order].astype(np.int64)) + tar_member_size(1)
+        ends = np.cumsum(sizes)
+        start = 0
+        while start < len(order):
+            before = int(ends[start - 1]) if start else 0
+            stop = int(np.searchsorted(ends, before + limit)) + 1
+            yield order[start:stop]
+            start = stop
+
+    def write_manifest(
+        self, spec: ImageSpec, encoding: str, settings: dict[str, Any], source_sha256: str, num_rejects: int
+    ) -> None:
+        from hpc_mlp.data.manifest import (
+            NAME,
+            Manifest,
+        )  # late: pydantic costs 0.15 s, and the workers run by now
+
+        train = self.splits == split.TRAIN
+        stats = pixel_stats(
+            self.records["sum"][train].sum(axis=0).tolist(),
+            self.records["square"][train].sum(axis=0).tolist(),
+            int(train.sum()),
+            spec.height * spec.width,
+        )
+        content = {
+            "format": 1,
+            "classes": self.classes,
+            "image_size": (spec.height, spec.width),
+            "channels": spec.channels,
+            "encoding": encoding,
+            "mean": stats.mean,
+            "std": stats.std,
+            "splits": self.described,
+        }
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        manifest = Manifest.model_validate(
+            content
+            | {
+                "digest": digest[:32],
+                "layout": self.layout.kind,
+                "source": {"name": self.source.label, "sha256": source_sha256},
+                "settings": settings,
+                "num_rejects": num_rejects,
+                "num_ignored": self.layout.num_ignored,
+                "duplicates": self._report.result(),
+                "versions": {
+                    "hpc_mlp": __version__, "pillow": PIL.__version__, "simplejpeg": simplejpeg.__version__,
+                },
+            },
+            strict=False,
+        )  # fmt: skip
+        text = json_text(manifest.model_dump(mode="json"), indent=1)
+        (self.folder / NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def _classes_with_images(
+    layout: Layout, labels: npt.NDArray[np.int32], source: Source
+) -> tuple[tuple[str, ...], npt.NDArray[np.int32]]:
+    """Classes of which at least one image could be read, and the labels in terms of them."""
+    counts = np.bincount(labels, minlength=len(layout.classes))
+    kept = np.flatnonzero(counts)
+    if len(kept) < 2:
+        raise UserError(
+            f"{source.label} holds readable images of one class only, {layout.classes[kept[0]]!r}; "
+            f"at least two are needed. See why the others cannot be read: convert with --strict."
+        )
+    renumbered = np.cumsum(counts > 0) - 1
+    return tuple(layout.classes[i] for i in kept), renumbered[labels].astype(np.int32)

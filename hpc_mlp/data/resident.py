@@ -1,0 +1,163 @@
+"""Resident data: a split decoded once into one uint8 tensor on the device, gathered and normalised there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpc_mlp.config.sections import DataConfig
+from hpc_mlp.data.cache import Arrays, are_counted, cached
+from hpc_mlp.data.decode import Pixels
+from hpc_mlp.data.manifest import NAME, Manifest, resident_bytes
+from hpc_mlp.data.remote import Place, is_url
+from hpc_mlp.data.shards import OpenShard, blocks, check_sizes, open_shard
+from hpc_mlp.errors import UserError, printable
+from hpc_mlp.machine.device import branch
+from hpc_mlp.machine.memory import free_machine_memory, num_cpus
+
+_CHUNK = 256  # images decoded per task
+
+
+@dataclass(frozen=True)
+class ResidentSplit:
+    """A whole split on one device. Row order is shard order, then tar order.
+
+    images: uint8 [N, C, H, W]; labels: int64 [N].
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 [b, C, H, W] and int64 [b] of the given rows (int64 [b], on the same device)."""
+        return self.images.index_select(0, rows), self.labels.index_select(0, rows)
+
+
+def load_resident(
+    place: Place,
+    manifest: Manifest,
+    split: str,
+    device: torch.device,
+    *,
+    verify: bool = True,
+    cache: bool = True,
+) -> ResidentSplit:
+    """A split of a folder or URL on `device`, from the cache beside the shards or decoded (see `data.cache`).
+
+    UserError where a shard is missing, damaged or not as the manifest says. `verify=False` skips the sha256
+    of the shards, and the cache; counts and labels are checked all the same. On a CPU the images may be a private
+    mapping of the cache file, whose memory all jobs on a machine share.
+    """
+
+    def decode() -> Arrays:
+        return _decode_split(place, manifest, split, verify)
+
+    use_cache = cache and verify and not is_url(place)
+    arrays = cached(Path(place), manifest, split, decode) if use_cache else decode()
+    images, labels = (torch.from_numpy(array) for array in arrays)
+    return ResidentSplit(images.to(device), labels.to(device))
+
+
+def _decode_split(place: Place, manifest: Manifest, split: str, verify: bool) -> Arrays:
+    record = manifest.split(split)
+    check_sizes(place, record.shards)
+    # Every row is written below, or an error ends it: the shards' counts add up to the split's (`Manifest`), and a
+    # shard has as many images as it says (`index_shard`).
+    images = np.empty((record.num_images, manifest.channels, *manifest.image_size), dtype=np.uint8)
+    labels = np.empty(record.num_images, dtype=np.int64)
+    first = 0
+    with ThreadPoolExecutor(max_workers=num_cpus()) as pool:
+        for shard in record.shards:
+            rows = slice(first, first + shard.num_images)
+            opened = open_shard(place, shard, len(manifest.classes), verify=verify)
+            try:
+                labels[rows] = opened.index.labels
+                _decode_all(pool, opened, manifest, images[rows])
+                opened.check_unchanged()
+            finally:
+                opened.close()
+            first += shard.num_images
+    if not are_counted(labels, manifest, split):
+        raise UserError(
+            f"the {printable(split)} shards do not hold the classes that {NAME} counts. Convert the images again."
+        )
+    return images, labels
+
+
+def _decode_all(pool: ThreadPoolExecutor, shard: OpenShard, manifest: Manifest, images: Pixels) -> None:
+    """Fill `images` [n, C, H, W] with the shard's samples, in parallel."""
+
+    def decode_rows(start: int, stop: int) -> None:
+        for row in range(start, stop):
+            images[row] = shard.image(row, manifest).transpose(2, 0, 1)
+
+    tasks = [pool.submit(decode_rows, *block) for block in blocks(len(images), _CHUNK)]
+    try:
+        for task in tasks:
+            task.result()
+    finally:
+        wait([task for task in tasks if not task.cancel()])
+
+
+def normaliser(manifest: Manifest, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """A function uint8 [..., C, H, W] → float32 (x/255 − mean)/std on `device`: one scale, one offset.
+
+    A channel whose std is 0 is only centred.
+    """
+    scale, offset = (tensor.to(device) for tensor in scale_and_offset(manifest.mean, manifest.std))
+
+    def multiply_add(images: Tensor) -> Tensor:
+        return torch.addcmul(offset, images, scale)  # one kernel: the cast happens inside
+
+    def multiply_then_add(images: Tensor) -> Tensor:
+        return images.float().mul_(scale).add_(offset)  # on a CPU three times as fast as a broadcast addcmul
+
+    return multiply_add if branch(device) == "cuda" else multiply_then_add
+
+
+def scale_and_offset(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """float32 [C, 1, 1] each: normalised pixels are uint8 pixels · scale + offset."""
+    deviation = torch.tensor(std, dtype=torch.float64)
+    inverse = 1.0 / torch.where(deviation > 1e-7, deviation, 1.0)
+    offset = -torch.tensor(mean, dtype=torch.float64) * inverse
+    return (inverse / 255.0).float().view(-1, 1, 1), offset.float().view(-1, 1, 1)
+
+
+def choose_mode(
+    manifest: Manifest, config: DataConfig, device: torch.device, *, processes: int = 1
+) -> Literal["resident", "streaming"]:
+    """Resident if all splits fit into `data.memory_fraction` of the memory that is free on the device.
+
+    `processes` of this machine hold a copy each. UserError where `data.mode=resident` does not fit.
+    """
+    if config.mode == "streaming":
+        return "streaming"
+    needed = resident_bytes(manifest) * processes
+    free = free_memory(device)
+    if needed <= free * config.memory_fraction:
+        return "resident"
+    if config.mode == "auto":
+        return "streaming"
+    copies = f" in {processes} processes" if processes > 1 else ""
+    raise UserError(
+        f"data.mode=resident: the images take {needed / 1e9:.2f} GB as uint8{copies}, and the budget is "
+        f"{free * config.memory_fraction / 1e9:.2f} GB (data.memory_fraction={config.memory_fraction:g} of "
+        f"{free / 1e9:.2f} GB free on {device}). Use data.mode=streaming or auto (a run that began with "
+        "its images in memory goes on only so: --overwrite starts it anew), raise data.memory_fraction, or convert "
+        "with a smaller --size."
+    )
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be had: of the GPU, or of this machine."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_machine_memory()

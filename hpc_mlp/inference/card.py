@@ -1,0 +1,93 @@
+"""The model card: what a stranger must know of an exported model. Markdown; no torch."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from hpc_mlp.config.loading import build_config
+from hpc_mlp.config.sections import Config, flatten, identity
+from hpc_mlp.errors import printable
+from hpc_mlp.terminal.text import markdown, markdown_code
+
+if TYPE_CHECKING:
+    from hpc_mlp.inference.model import TrainedRun
+
+# Classes that are listed one by one; the file itself has them all.
+_MOST_CLASSES = 100
+# Told whether they are the defaults or not.
+_ALWAYS = (
+    "train.epochs",
+    "train.batch_size",
+    "optim.name",
+    "optim.lr",
+    "model.kind",
+    "model.hidden",
+)
+_ENDED = {"epochs": "Ended", "early": "Stopped early", "max_seconds": "Stopped at its time limit"}
+
+
+def model_card(run: TrainedRun, file: str, format: str, dtype: str) -> str:
+    """Markdown: use, data, recipe, metrics, limits."""
+    config = build_config(run.config.config)
+    defaults, ours = identity(flatten(Config())), identity(flatten(config))
+    number = run.config.num_parameters
+    test = run.result.test if run.result else None
+    mistaken = [row for row in test.per_class if row.recall < 1 and row.support] if test else []
+    template = _environment().get_template("card.md.j2")
+    return template.render(
+        run=run,
+        classes=run.classes,
+        config=config,
+        dataset=run.config.dataset,
+        result=run.result,
+        test=test,
+        parameters="an unknown number of" if number is None else f"{number:,}",
+        file=file,
+        format=format,
+        dtype=dtype,
+        shape=f"{run.image.channels}, {run.image.height}, {run.image.width}",
+        recipe={k: v for k, v in ours.items() if k in _ALWAYS or v != defaults[k]},
+        ended=_ENDED,
+        worst=sorted(mistaken, key=lambda row: row.recall)[:3],
+        most=_MOST_CLASSES,
+        wilson=wilson,
+    )
+
+
+def is_card(text: str) -> bool:
+    return text.startswith("# ") and "trained with hpc-mlp." in text
+
+
+def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's interval for a share observed in `n` cases."""
+    middle = share + z * z / (2 * n)
+    half = z * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
+    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+
+
+def _environment() -> Environment:
+    """Whatever a template prints is foreign text and shown as it is, unless it is `Markup`."""
+
+    def code(value: Any) -> Markup:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        return Markup(markdown_code(text))
+
+    environment = Environment(
+        loader=PackageLoader("hpc_mlp.inference", ""),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        finalize=lambda value: value if isinstance(value, Markup) else markdown(value),
+    )
+    environment.filters |= {
+        "code": code,
+        "verbatim": lambda text: Markup(printable(text)),
+        "percent": lambda share: f"{100 * share:.1f}",
+        "decimals": lambda value: "not finite" if value is None else f"{value:.4f}",
+        "thousands": lambda number: f"{number:,}",
+    }
+    return environment

@@ -1,0 +1,85 @@
+"""A trained run on another dataset of the same classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hpc_mlp.bank import evaluate as training_evaluate
+from hpc_mlp.bank.evaluate import EVAL_BATCH
+from hpc_mlp.data.manifest import Manifest
+from hpc_mlp.data.remote import Place, load_manifest, shards_place
+from hpc_mlp.data.streaming import StreamingSplit
+from hpc_mlp.errors import UserError
+from hpc_mlp.inference.model import Classifier, TrainedRun, load_run
+from hpc_mlp.machine.memory import num_cpus
+from hpc_mlp.runs.folder import Json
+
+
+class _Logits(nn.Module):
+    def __init__(self, model: Classifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model.logits(images)
+
+
+def evaluate(
+    run: TrainedRun | str | Path,
+    shards: str | Path,
+    *,
+    split: str = "test",
+    ensemble: bool = False,
+    trust_plugins: bool = False,
+) -> Json:
+    """Metrics of `run` on a split of the shards folder (or URL) `shards`, as under "test" in result.json:
+    num_images, loss (mean cross entropy), accuracy and macro precision, recall and f1 (fractions), per_class,
+    confusion_matrix (true row, predicted column). Classes are matched by name; rows are in the run's order.
+
+    Pixels are normalised as in training of the run. `trust_plugins`: as of `load_run`.
+    UserError where the classes or the image size differ.
+    """
+    place = shards_place(shards)
+    if not isinstance(run, TrainedRun):
+        run = load_run(run, ensemble=ensemble, trust_plugins=trust_plugins)
+    manifest = load_manifest(place)
+    to_ours = torch.from_numpy(_match(run, manifest, place)).to(run.device)
+    data = StreamingSplit(place, manifest, split, workers=num_cpus(), device=run.device)
+    if not len(data):
+        raise UserError(f"{place} has no {split} images.")
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in data.in_order(EVAL_BATCH):
+            yield batch.images, to_ours[batch.labels]
+
+    metrics, _, _ = training_evaluate.evaluate(_Logits(run.model), batches(), run.device)
+    return metrics.as_json(run.classes)
+
+
+def _match(run: TrainedRun, manifest: Manifest, place: Place) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """int64 [K]: the dataset's class index → the run's."""
+    ours = {name: i for i, name in enumerate(run.classes)}
+    missing = [name for name in ours if name not in manifest.classes]
+    unknown = [name for name in manifest.classes if name not in ours]
+    if missing or unknown:
+        parts = [f"it lacks {_some(missing)}"] if missing else []
+        parts += [f"{run.name} does not know its {_some(unknown)}"] if unknown else []
+        raise UserError(f"{place} has other classes than {run.name}: {'; '.join(parts)}.")
+    size, other = [run.image.height, run.image.width], list(manifest.image_size)
+    if size != other or manifest.channels != run.image.channels:
+        gray = " --grayscale" if run.image.channels == 1 else ""
+        raise UserError(
+            f"{place} has images of {other[0]}×{other[1]} with {manifest.channels} channels; {run.name} takes "
+            f"{size[0]}×{size[1]} with {run.image.channels}. "
+            f"Convert the images again: hpc-mlp convert ZIP OUT --size {size[0]}x{size[1]}{gray}"
+        )
+    return np.array([ours[name] for name in manifest.classes], np.int64)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

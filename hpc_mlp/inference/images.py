@@ -1,0 +1,113 @@
+"""The user's image files, folders and archives → batches of pixels as training saw them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from hpc_mlp.conversion.archive import FileSource, Source, open_source
+from hpc_mlp.conversion.layout import ARCHIVE_SUFFIXES, sort_out
+from hpc_mlp.data.decode import ImageSpec, Pixels, training_pixels
+from hpc_mlp.errors import RejectError, UserError
+from hpc_mlp.machine.memory import num_cpus
+
+MAX_BATCH_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An image's pixels uint8 [H, W, C], or why it cannot be read."""
+
+    name: str
+    pixels: Pixels | None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Entries of one source. `rejects` are images that the listing alone rules out: (name, reason)."""
+
+    source: Source
+    prefix: str
+    entries: Sequence[int] | npt.NDArray[np.int64]
+    rejects: list[tuple[str, str]]
+
+
+class Images:
+    """All images at `paths`: image files, folders, ZIPs, tars. UserError where a path is none of these or
+    holds no image. In folders and archives, the same files count as images as in a conversion."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        if not paths:
+            raise UserError("no images are named. Give image files, a folder or a ZIP.")
+        with tempfile.TemporaryDirectory(prefix="hpc-mlp-") as scratch:
+            self._parts = [_open(path, Path(scratch)) for path in paths]
+
+    def __len__(self) -> int:
+        return sum(len(part.entries) + len(part.rejects) for part in self._parts)
+
+    def batches(self, spec: ImageSpec, encoding: str, batch_size: int) -> Iterator[list[Decoded]]:
+        """Decoded by threads, one batch ahead; memory does not grow with the number of images. Those that
+        the listing rules out come last."""
+        size = max(1, min(batch_size, MAX_BATCH_BYTES // (spec.height * spec.width * spec.channels)))
+
+        def decode(entry: tuple[_Part, int]) -> Decoded:
+            part, index = entry
+            name = part.prefix + part.source.names[index]
+            try:
+                return Decoded(name, training_pixels(part.source.read(index, spec.max_bytes), spec, encoding))
+            except RejectError as error:
+                return Decoded(name, None, str(error))
+
+        with ThreadPoolExecutor(num_cpus(), "hpc-mlp-decode") as pool:
+            waiting: list[Future[Decoded]] = []
+            try:
+                entries = self._entries()
+                while chunk := list(islice(entries, size)):
+                    ahead = [pool.submit(decode, entry) for entry in chunk]
+                    if waiting:
+                        yield [task.result() for task in waiting]
+                    waiting = ahead
+                if waiting:
+                    yield [task.result() for task in waiting]
+            finally:
+                for task in waiting:
+                    task.cancel()
+        for part in self._parts:
+            if part.rejects:
+                yield [Decoded(part.prefix + name, None, reason) for name, reason in part.rejects]
+
+    def _entries(self) -> Iterator[tuple[_Part, int]]:
+        for part in self._parts:
+            for index in part.entries:
+                yield part, int(index)
+
+
+def _open(path: Path, scratch: Path) -> _Part:
+    if path.is_file() and not _is_archive(path):
+        return _Part(FileSource([path]), "", [0], [])
+    if not path.exists():
+        raise UserError(f"{path} does not exist. Give image files, folders, ZIPs or tars.")
+    source = open_source([path], scratch)
+    found = sort_out(source)
+    entries, rejects = found.images, found.rejects
+    if not len(entries) and not rejects:
+        raise UserError(f"{path} holds no images.")
+    return _Part(source, f"{path}/", entries, rejects)
+
+
+def _is_archive(path: Path) -> bool:
+    if path.suffix[1:].lower() in ARCHIVE_SUFFIXES:
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"PK\3\4"
+    except OSError:
+        return False  # reading it as an image says why

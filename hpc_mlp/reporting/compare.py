@@ -1,0 +1,317 @@
+"""Every variant against the baseline: same seeds, same test images, or not at all and with the reason."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpc_mlp.errors import RunError
+from hpc_mlp.reporting import pooled
+from hpc_mlp.reporting.answers import read_predictions
+from hpc_mlp.reporting.pooled import ALPHA
+from hpc_mlp.reporting.rows import Row, val_loss_order
+from hpc_mlp.reporting.single import holm, mcnemar, paired_interval
+from hpc_mlp.runs.folder import PREDICTIONS, Run
+
+# Of a sweep's settings with nothing else beside them, those that are compared on the test images.
+MOST_SETTINGS = 12
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Test accuracy of row `name` minus that of row `against`, as fractions (0.01 is one point). `family`: the number
+    of comparisons for which `p_adjusted`, `low` and `high` (95 %) hold together; all pairs of the rows, where the
+    reference itself was chosen on the runs (`all_pairs`)."""
+
+    name: str
+    against: str
+    # Those that both rows have.
+    seeds: list[int]
+    num_images: int
+    difference: float
+    low: float
+    high: float
+    p: float
+    p_adjusted: float
+    test: Literal["pooled", "mcnemar"]
+    family: int = 1
+    all_pairs: bool = False
+    # The true difference that would have been found with 80 % power, and the seeds that would find the one asked for
+    # (None: 100 do not); both None for single runs, which say nothing of seeds.
+    detectable: float | None = None
+    seeds_needed: int | None = None
+
+    @property
+    def differs(self) -> bool:
+        """The trained models differ, at 5 % family-wise."""
+        return self.p_adjusted < ALPHA
+
+    @property
+    def shown(self) -> bool:
+        """The recipes differ, at 5 % family-wise: one seed never shows that."""
+        return self.differs and self.test == "pooled"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one run said of the test images."""
+
+    # [N]
+    labels: NDArray[np.int64]
+    # [N]
+    correct: NDArray[np.bool_]
+
+
+# Several runs of a seed only where `--by` put recipes together.
+BySeed = dict[int, list[Answers]]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """`against`: each variant with the reference of its dataset, in the order of the rows. `notes`: what was not
+    compared, and how the reference was chosen."""
+
+    against: list[Comparison] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def compare(rows: Sequence[Row], detect: float = 0.01) -> Compared:
+    """All comparisons on each dataset; rows of different datasets are never compared. `detect`: the difference for
+    which `seeds_needed` is told."""
+    names = list(dict.fromkeys(row.dataset for row in rows if row.n))
+    parts = [
+        _compare_dataset([row for row in rows if row.dataset == name and row.n], detect) for name in names
+    ]
+    notes = [note for part in parts for note in part.notes]
+    if len(names) > 1:
+        digests = ", ".join(name[:12] or "unknown" for name in names)
+        notes.append(
+            f"The runs are of {len(names)} datasets ({digests}): rows are compared, and the best "
+            "marked, within each alone."
+        )
+    return Compared([c for part in parts for c in part.against], notes)
+
+
+def reference_of(rows: Sequence[Row]) -> Row:
+    """What the others are held against: the baseline; of several, or where there is none, the row with
+    the lowest validation loss."""
+    return min([row for row in rows if row.variant == "baseline"] or rows, key=val_loss_order)
+
+
+def tuned(rows: Sequence[Row]) -> list[Row]:
+    """Of each variant the row with the lowest validation loss: to compare every point of a sweep on the
+    test images would choose on them. Where there is one variant only, its best rows by validation loss."""
+    order = sorted(rows, key=val_loss_order)
+    best = {row.variant: row for row in reversed(order)}
+    chosen = [id(row) for row in (best.values() if len(best) > 1 else order[:MOST_SETTINGS])]
+    return [row for row in rows if id(row) in chosen]
+
+
+def _compare_dataset(rows: Sequence[Row], detect: float) -> Compared:
+    if len(rows) > 1 and any("seed" in row.by for row in rows):
+        return Compared(notes=["Grouped by seed: nothing is compared."])
+    candidates = tuned(rows)
+    if len(candidates) < 2:
+        return Compared()
+    notes: list[str] = []
+    if len(candidates) < len(rows):
+        which = (
+            "of each variant, the setting"
+            if len({row.variant for row in rows}) > 1
+            else (f"the {len(candidates)} settings")
+        )
+        notes.append(f"Compared on the test images: {which} with the lowest validation loss.")
+    rows = candidates
+    reference = reference_of(rows)
+    all_pairs = sum(row.variant == "baseline" for row in rows) != 1
+    answers: dict[str, BySeed] = {reference.name: _answers(reference, None, notes)}
+    if not answers[reference.name]:
+        return Compared(
+            notes=[*notes, f"{reference.name} has no usable predictions: nothing is compared with it."]
+        )
+    labels = next(iter(answers[reference.name].values()))[0].labels
+    for row in rows:
+        if row is not reference:
+            answers[row.name] = _answers(row, labels, notes)
+    found = _all(reference.name, answers, all_pairs, detect, notes)
+    if all_pairs and found:
+        count = max(c.family for c in found)
+        pairs = f": p and intervals are corrected for all {count} pairs" if count > 1 else ""
+        notes.append(
+            f"No row is the baseline: the reference is {reference.name}, the best by validation loss{pairs}."
+        )
+    partly = [
+        f"{row.name} ({len(c.seeds)} of {len({*row.seeds, *reference.seeds})})"
+        for row in rows
+        for c in found
+        if c.name == row.name and len(c.seeds) < len({*row.seeds, *reference.seeds})
+    ]
+    if partly:
+        notes.append(f"Compared with {reference.name} on the seeds that both have: {', '.join(partly)}.")
+    return Compared(found, list(dict.fromkeys(notes)))
+
+
+def _all(
+    reference: str, answers: Mapping[str, BySeed], all_pairs: bool, detect: float, notes: list[str]
+) -> list[Comparison]:
+    """Of each row the comparison with `reference`, tested together where they share the same seeds with it."""
+    by_seeds: dict[tuple[int, ...], list[str]] = {}
+    for name in answers:
+        if name != reference and (seeds := _shared(name, reference, answers, notes)):
+            by_seeds.setdefault(seeds, []).append(name)
+    families = sum(len(seeds) > 1 for seeds in by_seeds)
+    found: dict[str, Comparison] = {}
+    for seeds, names in by_seeds.items():
+        if len(seeds) > 1:
+            tested = _pooled(reference, names, seeds, answers, families, all_pairs, detect)
+        else:
+            tested = _single(reference, names, seeds[0], answers, all_pairs)
+        found |= {c.name: c for c in tested}
+    return [found[name] for name in answers if name in found]
+
+
+def _shared(name: str, other: str, answers: Mapping[str, BySeed], notes: list[str]) -> tuple[int, ...]:
+    """Seeds on which two rows can be compared; none, and a note why, where there are none."""
+    own, base = answers[name], answers[other]
+    seeds = tuple(sorted(own.keys() & base.keys()))
+    if not seeds:
+        why = " have no seed in common" if own and base else ""
+        notes.append(f"{name} and {other}{why + ':' if why else ' are'} not compared.")
+    elif len(seeds) == 1 and len(own[seeds[0]]) + len(base[seeds[0]]) > 2:
+        notes.append(f"{name} and {other} share one seed, with several runs: not compared.")
+        return ()
+    return seeds
+
+
+def _pooled(
+    reference: str,
+    names: Sequence[str],
+    seeds: tuple[int, ...],
+    answers: Mapping[str, BySeed],
+    families: int,
+    all_pairs: bool,
+    detect: float,
+) -> list[Comparison]:
+    """`names` with `reference`; the seeds' variance is pooled over every row that has these seeds."""
+    members = [
+        reference,
+        *names,
+        *(
+            name
+            for name, found in answers.items()
+            if name not in (reference, *names) and found.keys() >= set(seeds)
+        ),
+    ]
+    correct = np.stack([[_mean(answers[name][seed]) for seed in seeds] for name in members])
+    found = pooled.moments(correct)
+    pairs = [(v, 0) for v in range(1, len(names) + 1)]
+    if all_pairs:
+        pairs += [pair for pair in combinations(range(len(members)), 2) if pair[::-1] not in pairs]
+    tested = pooled.differences(found, pairs, families)
+    size = pooled.detectable(found, pairs, len(seeds), families)
+    needed = pooled.seeds_needed(found, pairs, range(len(names)), detect, families)
+    return [
+        Comparison(
+            name=name,
+            against=reference,
+            seeds=list(seeds),
+            num_images=correct.shape[2],
+            difference=float(tested.difference[c]),
+            low=float(tested.low[c]),
+            high=float(tested.high[c]),
+            p=float(tested.p[c]),
+            p_adjusted=float(tested.p_adjusted[c]),
+            test="pooled",
+            family=len(pairs) * families,
+            all_pairs=all_pairs,
+            detectable=float(size[c]),
+            seeds_needed=needed[c],
+        )
+        for c, name in enumerate(names)
+    ]
+
+
+def _single(
+    reference: str, names: Sequence[str], seed: int, answers: Mapping[str, BySeed], all_pairs: bool
+) -> list[Comparison]:
+    """One run each: about these trained models alone."""
+    family = math.comb(len(names) + 1, 2) if all_pairs else len(names)
+    base = answers[reference][seed][0].correct
+    counts = []
+    for name in names:
+        own = answers[name][seed][0].correct
+        counts.append((int((own & ~base).sum()), int((base & ~own).sum())))
+    p_values = [mcnemar(*count) for count in counts]
+    corrected = [min(1.0, family * p) for p in p_values] if all_pairs else holm(p_values)
+    found = []
+    for name, (gained, lost), p, p_adjusted in zip(names, counts, p_values, corrected, strict=True):
+        difference = (gained - lost) / base.size
+        ends = paired_interval(gained, lost, base.size, 1 - ALPHA / family)
+        low, high = pooled.agree(*map(np.asarray, (*ends, difference, p_adjusted < ALPHA)))
+        found.append(
+            Comparison(
+                name=name,
+                against=reference,
+                seeds=[seed],
+                num_images=base.size,
+                difference=difference,
+                low=float(low),
+                high=float(high),
+                p=p,
+                p_adjusted=p_adjusted,
+                test="mcnemar",
+                family=family,
+                all_pairs=all_pairs,
+            )
+        )
+    return found
+
+
+def _mean(several: Iterable[Answers]) -> NDArray[np.float64]:
+    correct = np.stack([answers.correct for answers in several])
+    return np.asarray(correct.mean(0, dtype=np.float64))
+
+
+def _answers(row: Row, labels: NDArray[np.int64] | None, notes: list[str]) -> BySeed:
+    """Seed → answers of the row's runs to the images with `labels` (by default, those of its first run).
+    What cannot be used is left out and named in `notes`."""
+    found: BySeed = {}
+    for run in row.runs:
+        if not run.test:
+            continue
+        answers = read_answers(run)
+        if isinstance(answers, str):
+            notes.append(f"{run.name}: {answers}: not compared.")
+        elif labels is not None and not np.array_equal(answers.labels, labels):
+            notes.append(
+                f"{run.name} was tested on other labels, though its dataset has the same digest: "
+                "not compared."
+            )
+        else:
+            labels = answers.labels
+            found.setdefault(run.seed, []).append(answers)
+    return found
+
+
+def read_answers(run: Run) -> Answers | str:
+    """From predictions.npz; or what is wrong with it."""
+    try:
+        predictions = read_predictions(run)
+    except RunError:
+        return f"{PREDICTIONS} is damaged"
+    if predictions is None:
+        return f"no {PREDICTIONS}"
+    labels = predictions.labels
+    if labels.size < 2:
+        return f"{PREDICTIONS} has one image"
+    correct = predictions.predicted == labels
+    accuracy = run.test.accuracy if run.test else 0.0
+    if abs(float(correct.mean()) - accuracy) > 0.002 + 2 / labels.size:  # ties may fall either way
+        return f"{PREDICTIONS} does not belong to its result.json"
+    return Answers(labels, correct)

@@ -1,0 +1,152 @@
+"""Images out of the shards: the most confident mistakes, and samples of every class."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from hpc_mlp.data.decode import Pixels, decode_whole
+from hpc_mlp.data.manifest import Manifest
+from hpc_mlp.data.shards import OpenShard, open_shard
+from hpc_mlp.errors import RejectError, UserError
+from hpc_mlp.reporting import figures
+from hpc_mlp.reporting.answers import Predictions
+from hpc_mlp.reporting.figures import Drawn
+
+# A browser shows these as they are.
+MEDIA = {b"\x89PNG": "image/png", b"\xff\xd8": "image/jpeg"}
+# Pixels of a side; larger images (shards may hold the original files) go into the page reduced.
+LARGEST = 160
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a shard. `index` counts the split's samples in shard order; `pixels`: uint8 [H, W, 3], at most
+    `LARGEST` high and wide; `file`: the image file where it has these very pixels, else empty."""
+
+    index: int
+    label: int
+    pixels: Pixels
+    file: bytes
+
+    def data_uri(self) -> str:
+        """For an `img`: the file's own bytes where a browser shows them."""
+        data = self.file
+        media = next((media for magic, media in MEDIA.items() if data.startswith(magic)), None)
+        if media is None:
+            buffer = io.BytesIO()
+            Image.fromarray(self.pixels).save(buffer, "PNG")
+            media, data = "image/png", buffer.getvalue()
+        return f"data:{media};base64,{base64.b64encode(data).decode()}"
+
+
+def read_samples(folder: Path, manifest: Manifest, split: str, wanted: Iterable[int]) -> dict[int, Sample]:
+    """The samples of a split with these indices; shards without any of them are not opened. UserError where a
+    shard is gone or not as the manifest says, or an image cannot be decoded."""
+    indices, found, start = sorted(wanted), dict[int, Sample](), 0
+    for shard in manifest.split(split).shards:
+        here = [index for index in indices if start <= index < start + shard.num_images]
+        if here:
+            with closing(open_shard(folder, shard, len(manifest.classes), verify=False)) as opened:
+                found |= {index: _sample(opened, manifest, index, index - start) for index in here}
+        start += shard.num_images
+    return found
+
+
+def _sample(shard: OpenShard, manifest: Manifest, index: int, row: int) -> Sample:
+    """The `row`-th of the shard. Decoded as for training: a decoder that starts a program gets nothing to see."""
+    file, label = shard.encoded(row), int(shard.index.labels[row])
+    if manifest.encoding == "original":
+        try:
+            return Sample(index, label, decode_whole(file, LARGEST, manifest.max_pixels), b"")
+        except RejectError as error:
+            raise UserError(f"image {row} of {shard.name} cannot be decoded ({error}).") from None
+    pixels = shard.image(row, manifest)
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).convert("RGB")
+    fits = max(image.size) <= LARGEST
+    image.thumbnail((LARGEST, LARGEST))
+    return Sample(index, label, np.asarray(image), file if fits else b"")
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A test image taken for another class with this probability, and how many of the runs erred on it."""
+
+    sample: Sample
+    predicted: int
+    probability: float
+    wrong_runs: int
+    num_runs: int
+
+
+def confident_mistakes(
+    folder: Path, manifest: Manifest, chosen: Predictions, others: Sequence[Predictions], most: int
+) -> list[Mistake]:
+    """The wrong predictions of `chosen` with the highest probability. UserError where the shards are not
+    those that the predictions were made on. `others`: all runs on these test images, `chosen` among them."""
+    split = manifest.split("test")
+    if split.num_images != len(chosen.labels):
+        raise UserError(
+            f"{folder} has {split.num_images:,} test images, the predictions {len(chosen.labels):,}."
+        )
+    wrong = np.flatnonzero(chosen.predicted != chosen.labels)
+    order = wrong[np.argsort(-chosen.confidence[wrong], kind="stable")][:most]
+    samples = read_samples(folder, manifest, "test", order.tolist())
+    mistakes = []
+    for index in order.tolist():
+        sample = samples.get(index)
+        if sample is None or sample.label != chosen.labels[index]:
+            raise UserError(f"the test images in {folder} are not in the order of the predictions.")
+        erring = sum(bool(run.predicted[index] != run.labels[index]) for run in others)
+        mistakes.append(
+            Mistake(
+                sample, int(chosen.predicted[index]), float(chosen.confidence[index]), erring, len(others)
+            )
+        )
+    return mistakes
+
+
+def class_samples(folder: Path, manifest: Manifest, each: int, most: int) -> list[Sample]:
+    """Up to `each` training images of a class, `most` in all, by class, out of the first shards."""
+    split = manifest.split("train")
+    num_classes = min(len(manifest.classes), most)
+    each = max(1, min(each, most // max(1, num_classes)))
+    found: dict[int, list[Sample]] = {label: [] for label in range(num_classes)}
+    start = 0
+    for shard in split.shards[:4]:
+        if all(len(samples) == each for samples in found.values()):
+            break
+        with closing(open_shard(folder, shard, len(manifest.classes), verify=False)) as opened:
+            for row, label in enumerate(opened.index.labels.tolist()):
+                if len(found.get(label, range(each))) < each:
+                    found[label].append(_sample(opened, manifest, start + row, row))
+        start += shard.num_images
+    return [sample for samples in found.values() for sample in samples]
+
+
+def image_grid(
+    samples: Sequence[Sample], captions: Sequence[str], folder: Path, name: str, title: str
+) -> Drawn:
+    """The gallery as one figure file, up to eight images in a row."""
+    columns = min(8, len(samples))
+    rows = -(-len(samples) // columns)
+    axes = figures.new_axes(title, "", "", 1.1 * columns + 0.2, 0.4 + 1.45 * rows)
+    for number, (sample, caption) in enumerate(zip(samples, captions, strict=True)):
+        row, column = divmod(number, columns)
+        height, width = sample.pixels.shape[:2]
+        half_w, half_h = 0.46 * width / max(width, height), 0.46 * height / max(width, height)
+        x, y = column, 1.35 * row
+        axes.imshow(
+            sample.pixels, extent=(x - half_w, x + half_w, y + half_h, y - half_h), interpolation="none"
+        )
+        axes.text(x, y + 0.5, caption, ha="center", va="top", fontsize=6)
+    axes.set(xlim=(-0.55, columns - 0.45), ylim=(1.35 * rows - 0.45, -0.55))
+    axes.set_axis_off()
+    return figures.save(axes, folder, name, title, wide=True)

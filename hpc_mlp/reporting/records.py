@@ -1,0 +1,116 @@
+"""The table for machines: flat records, JSON, CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from hpc_mlp.errors import UserError, unknown_name
+from hpc_mlp.reporting.cautions import majority
+from hpc_mlp.reporting.rows import STATISTICS, Row, Value
+from hpc_mlp.reporting.summary import Summary
+from hpc_mlp.runs.folder import Json
+from hpc_mlp.terminal.text import csv_cell, json_text
+
+HIGHER_IS_BETTER = {
+    "val_accuracy", "test_accuracy", "precision", "recall", "f1", "images_per_second", "difference", "wins",
+}  # fmt: skip
+
+SHORT = {"interval": ["difference_low", "difference_high"]}  # one column for people, two for machines
+
+
+def check_names(names: Sequence[str], known: Sequence[str]) -> None:
+    """UserError naming the right columns unless `names` are among them."""
+    if not names:
+        raise UserError(f"no column is named. Known: {', '.join(known)}.")
+    for name in names:
+        if name not in known:
+            raise unknown_name("column", name, known)
+
+
+def sort_rows(summary: Summary, name: str) -> Summary:
+    """Best first for metrics, smallest first for the rest; rows without the value last."""
+    table = records(summary)
+    check_names([name], list(table[0]))
+
+    def key(i: int) -> Any:
+        value = table[i][name]
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return 0, -value if name in HIGHER_IS_BETTER else value, ""
+        return (2, 0, "") if value is None else (1, 0, "" if value is True else str(value))
+
+    order = sorted(range(len(table)), key=key)
+    return replace(summary, rows=[summary.rows[i] for i in order])
+
+
+def records(summary: Summary) -> list[Json]:
+    """One flat dictionary a row; every row has every key, None where there is no value. Metrics are
+    fractions, `<metric>_sd` is None below two runs."""
+    return [_record(row, summary) for row in summary.rows]
+
+
+def _record(row: Row, summary: Summary) -> Json:
+    record: Json = {"variant": row.variant, **{key: row.by[key] for key in summary.by}}
+    record |= {"seeds": row.seeds, "n": row.n, "parameters": row.parameters}
+    for name in STATISTICS:
+        value = row.values[name] or Value(math.nan)
+        record |= {name: _finite(value.mean), f"{name}_sd": _finite(value.sd)}
+    record["best_epoch"] = _whole(record["best_epoch"])
+    record |= {"test_images": row.test_images, "dataset": row.dataset}
+    known = majority(row)
+    record |= {"majority_share": known[1] if known else None}
+    record |= {"status": row.status, "best": row.best, "wins": row.wins}
+    c = summary.comparison_of(row)
+    return record | {
+        "compared_with": c.against if c else None,
+        "difference": c.difference if c else None,
+        "difference_low": c.low if c else None,
+        "difference_high": c.high if c else None,
+        "p": c.p if c else None,
+        "p_adjusted": c.p_adjusted if c else None,
+        "test": c.test if c else None,
+        "shown": c.shown if c else None,
+        "detectable": c.detectable if c else None,
+        "detect": summary.detect if c else None,
+        "seeds_needed": c.seeds_needed if c else None,
+    }
+
+
+def _finite(x: float | None) -> float | None:
+    return x if x is not None and math.isfinite(x) else None
+
+
+def _whole(x: float | None) -> float | int | None:
+    return int(x) if x is not None and x == int(x) else x
+
+
+def chosen(summary: Summary, columns: Sequence[str] | None) -> list[Json]:
+    table = records(summary)
+    names = [name for column in columns or table[0] for name in SHORT.get(column, [column])]
+    return [{name: record[name] for name in names} for record in table]
+
+
+def as_json(summary: Summary, columns: Sequence[str] | None = None) -> str:
+    return json_text(chosen(summary, columns), indent=1)
+
+
+def as_csv(summary: Summary, columns: Sequence[str] | None = None) -> str:
+    table = chosen(summary, columns)
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(table[0]), lineterminator="\n")
+    writer.writeheader()
+    for record in table:
+        writer.writerow({key: _csv(value) for key, value in record.items()})
+    return out.getvalue().rstrip("\n")
+
+
+def _csv(value: Any) -> Any:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return csv_cell(value) if isinstance(value, str) else value

@@ -1,0 +1,231 @@
+"""Plain sentences under the table: what is shown, what is not, and what a reader should know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from hpc_mlp.reporting.compare import Compared, Comparison
+from hpc_mlp.reporting.pooled import MOST_SEEDS
+from hpc_mlp.reporting.rows import Row, diverged, lookup, show
+from hpc_mlp.runs.folder import Json, Run
+
+# Below it, how the winner was chosen is worth a word.
+SURE = 0.95
+
+
+def findings(rows: Sequence[Row], compared: Compared, detect: float = 0.01) -> list[str]:
+    """Who is best by validation and how surely, and for each reference who beats it, who loses, who cannot be told;
+    what could have been seen, with the seeds that would do for a difference of `detect`."""
+    lines = []
+    for row in rows:
+        rivals = [other for other in rows if other.dataset == row.dataset]
+        if row.best and len(rivals) > 1:
+            lines.append(_best(row, rivals))
+    for against in dict.fromkeys(c.against for c in compared.against):
+        comparisons = [c for c in compared.against if c.against == against]
+        lines += [*_against(against, comparisons), *_single_runs(against, comparisons)]
+        lines += _detectable(comparisons, detect)
+    return lines
+
+
+def _best(row: Row, rivals: Sequence[Row]) -> str:
+    so_far = " so far" if any(run.state == "unfinished" for other in rivals for run in other.runs) else ""
+    own = row.values["val_loss"]
+    passed = [other.name for other in rivals if diverged(other) and not diverged(row)
+              and own and (loss := other.values["val_loss"]) and loss.mean < own.mean]  # fmt: skip
+    but = f" (the mean of {join(passed)} is lower, but a run of it diverged)" if passed else ""
+    text = f"Best{so_far}: {row.name}, chosen by validation loss alone{but}; the test images had no say."
+    if row.wins is None:
+        return text
+    text += f" It wins in {_share(row.wins)} of draws of other {row.drawn}"
+    second = max((other for other in rivals if other is not row and other.wins), key=_wins, default=None)
+    text += f" (then {second.name}, {_share(_wins(second))})." if second and _wins(second) > 0.01 else "."
+    if row.wins < SURE:
+        text += " Its test score is a winner's: the same seeds chose it, which flatters the recipe a little."
+    return text
+
+
+def _wins(row: Row) -> float:
+    return row.wins or 0.0
+
+
+def _share(x: float) -> str:
+    return "more than 99 %" if x > 0.99 else "less than 1 %" if x < 0.01 else f"{100 * x:.0f} %"
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"{len(seeds)} seeds" if len(seeds) > 1 else "one seed"
+
+
+def _against(against: str, comparisons: Sequence[Comparison]) -> list[str]:
+    comparisons = [c for c in comparisons if c.test == "pooled"]
+    parts: list[str] = []
+    for verb, sign in (("beats", 1), ("falls behind", -1)):
+        shown = [c for c in comparisons if c.shown and c.difference * sign > 0]
+        for i, c in enumerate(sorted(shown, key=lambda c: -sign * c.difference)):
+            unit = " points of test accuracy" if not parts else " points"
+            object_ = f" {against}" if i == 0 else " it"
+            parts.append(f"{c.name} {verb}{object_} by {points(abs(c.difference), c)}{unit} ({interval(c)})")
+    for seeds in sorted({tuple(c.seeds) for c in comparisons}, key=len, reverse=True):
+        unclear = [c.name for c in comparisons if not c.shown and tuple(c.seeds) == seeds]
+        if unclear:
+            parts.append(f"{join(unclear)} cannot be told apart from {against} with {_seeds(seeds)}")
+    return ["; ".join(parts) + "."] if parts else []
+
+
+def _single_runs(against: str, comparisons: Sequence[Comparison]) -> list[str]:
+    """One run each: nothing of this is said of the recipes."""
+    comparisons = [c for c in comparisons if c.test == "mcnemar"]
+    if not comparisons:
+        return []
+    parts = [
+        f"{c.name} is right on {points(abs(c.difference), c)} points {'more' if c.difference > 0 else 'fewer'} of the "
+        f"test images than {against} ({interval(c)})"
+        for c in sorted(comparisons, key=lambda c: -c.difference) if c.differs
+    ]  # fmt: skip
+    unclear = [c.name for c in comparisons if not c.differs]
+    if unclear:
+        parts.append(f"{join(unclear)} cannot be told apart from {against}")
+    return [f"Of these trained models, one run each: {'; '.join(parts)}. Of the recipes one seed shows nothing: train "
+            "three or more (--seeds 0-2)."]  # fmt: skip
+
+
+def _detectable(comparisons: Sequence[Comparison], detect: float) -> list[str]:
+    """What could have been seen, told for the comparison that sees least; never computed from what was seen."""
+    lines = []
+    for seeds in dict.fromkeys(tuple(c.seeds) for c in comparisons if c.detectable is not None):
+        same = [c for c in comparisons if tuple(c.seeds) == seeds and c.detectable is not None]
+        size = max(c.detectable or 0.0 for c in same)
+        needs = [c.seeds_needed for c in same]
+        most = max(needed or 0 for needed in needs)
+        named = f"{100 * detect:g} point{'s' * (detect != 0.01)}"
+        if None in needs:
+            then = f"for {named} not even {MOST_SEEDS} seeds would do on {same[0].num_images:,} test images"
+        elif most <= len(seeds):
+            then = f"for {named} these seeds do"
+        else:
+            then = f"for {named} train {most} seeds (--seeds 0-{most - 1})"
+        lines.append(
+            f"With {_seeds(seeds)} a difference of {points(size, same[0])} points would have been found (80 % "
+            f"power); {then}."
+        )
+    return lines
+
+
+def points(x: float, c: Comparison, sign: bool = False) -> str:
+    """A difference of accuracies in percentage points."""
+    text = f"{100 * x:{'+' if sign else ''}.{2 if c.num_images >= 2000 else 1}f}"
+    return text.replace("-", "−")
+
+
+def interval(c: Comparison) -> str:
+    """`95 % 0.7 … 1.5`, in the direction in which the difference was told."""
+    low, high = (c.low, c.high) if c.difference >= 0 else (-c.high, -c.low)
+    return f"95 % {points(low, c)} … {points(high, c)}"
+
+
+def p_text(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def join(names: Sequence[str], at_most: int = 6) -> str:
+    if len(names) > at_most:
+        names = [*names[: at_most - 1], f"{len(names) - at_most + 1} more"]
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def method(comparisons: Sequence[Comparison]) -> str:
+    """One line on how the comparisons were made."""
+    how = []
+    pooled = [c for c in comparisons if c.test == "pooled"]
+    if pooled:
+        family, what = max(c.family for c in pooled), "pairs" if pooled[0].all_pairs else "comparisons"
+        together = f"p and 95 % intervals hold for all {family} {what} together"
+        of_two = "of two variants, Student's t"
+        how.append(
+            f"seeds' variance pooled over the variants (step-down max-|t|; {together if family > 1 else of_two})"
+        )
+    single = [c for c in comparisons if c.test == "mcnemar"]
+    if single:
+        how.append("McNemar's exact test for single runs" + (" (Holm)" if single[0].family > 1 else ""))
+    return f"Same seeds, same test images: {' and '.join(how)}."
+
+
+# What else differs
+
+_TRAINING = ("schedule.", "augment.", "train.")
+
+
+def recipe_notes(rows: Sequence[Row], comparisons: Sequence[Comparison], by: Sequence[str]) -> list[str]:
+    """Where a row mixes recipes, or differs from its reference in how it was trained."""
+    notes = []
+    by_name = {row.name: row for row in rows}
+    mixed: dict[str, list[str]] = {}
+    for row in rows:
+        keys = set().union(*(_differences(row.runs[0], run) for run in row.runs[1:]))
+        if keys:
+            mixed.setdefault(join(sorted(keys)), []).append(row.name)
+    for what, names in mixed.items():
+        notes.append(f"Different recipes in one row: the runs of {join(names)} differ in {what}.")
+    for c in comparisons:
+        own, other = by_name[c.name].runs[0], by_name[c.against].runs[0]
+        others = [key for key in _differences(own, other) if key.startswith(_TRAINING) and key not in by]
+        if others:
+            values = join([f"{key} {_show(own, key)} for {_show(other, key)}" for key in sorted(others)])
+            notes.append(f"{c.name} was trained otherwise than {c.against} ({values}): the difference is not "
+                         "the variant's alone.")  # fmt: skip
+    return notes
+
+
+def _differences(first: Run, second: Run) -> set[str]:
+    """Configuration keys that decide a result and have different values in two runs."""
+    one, two = first.config.config, second.config.config
+    if one == two:
+        return set()
+    from hpc_mlp.config.sections import identity  # pydantic takes its time; rarely needed
+
+    flat = [identity(dict(_flat(tree))) for tree in (one, two)]
+    return {key for key in flat[0] | flat[1] if flat[0].get(key) != flat[1].get(key)}
+
+
+def _flat(tree: Json) -> Iterable[tuple[str, Any]]:
+    for section, table in tree.items():
+        if isinstance(table, dict):
+            yield from ((f"{section}.{key}", value) for key, value in table.items())
+
+
+def _show(run: Run, key: str) -> str:
+    return show(lookup(run, key))
+
+
+# Runs that did not end well
+
+
+def troubles(runs: Sequence[Run], at_most: int = 5) -> list[str]:
+    """What a person should know of runs that did not end well, or have not ended."""
+    lines = []
+    failed = [run for run in runs if run.state == "failed"]
+    for run in failed[:at_most]:
+        error = " ".join((run.failed.error if run.failed else "").split()) or "no reason given"
+        lines.append(f"{run.name} failed: {error} ({run.path / 'failed.json'})")
+    if len(failed) > at_most:
+        lines.append(f"{len(failed) - at_most} more failed.")
+    damaged = [f"{run.path} is damaged: {run.problem}. Delete the folder, or train it anew with --overwrite."
+               for run in runs if run.state == "damaged"]  # fmt: skip
+    lines += damaged[:at_most]
+    if len(damaged) > at_most:
+        lines.append(f"{len(damaged) - at_most} more are damaged.")
+    lost = [run.name + ("" if run.test else " (in its first epoch)") for run in runs
+                if run.state == "diverged"]  # fmt: skip
+    unfinished = [f"{run.name} ({_epochs(run)})" for run in runs if run.state == "unfinished"]
+    for word, names in (("Diverged", lost), ("Unfinished, or still running", unfinished)):
+        if names:
+            more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
+            lines.append(f"{word}: {', '.join(names[:at_most])}{more}.")
+    return lines
+
+
+def _epochs(run: Run) -> str:
+    total = lookup(run, "train.epochs")
+    return f"{len(run.metrics)} of {total} epochs" if total else f"{len(run.metrics)} epochs"

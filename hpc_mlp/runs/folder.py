@@ -1,0 +1,221 @@
+"""The run folder: what a training run leaves on disk, written whole or not at all, read without torch.
+
+RUNS/<name>/config.json        resolved configuration, dataset digest, versions
+            metrics.jsonl      one line an epoch; null where a number is not finite
+            best.safetensors   the best weights so far
+            last.ckpt          everything needed to go on; no longer there when it is complete
+            result.json        the run is complete: status, epochs, test metrics
+            predictions.npz    test probabilities [N, K] float32 and labels [N] int64
+            failed.json        the last attempt failed: error and traceback
+            live.json          while it is trained: where in its epoch it is
+            plugins/           the user's own Python files that its model comes from
+
+`runfiles` has what stands in them, as checked types. A run whose files do not hold what they should is a `Run` of the
+state "damaged": it hides none of the others.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from hpc_mlp.config.plugins import FOLDER as PLUGINS
+from hpc_mlp.config.plugins import Plugin
+from hpc_mlp.errors import DamagedError, RunError, UserError, printable
+from hpc_mlp.files.atomic import write_bytes
+from hpc_mlp.files.checked import damaged, parse, read, read_bytes
+from hpc_mlp.runs.records import UNKNOWN, EpochLine, Failed, Result, RunConfig, TestMetrics
+from hpc_mlp.terminal.text import json_text
+
+CONFIG, METRICS, RESULT, FAILED = "config.json", "metrics.jsonl", "result.json", "failed.json"
+BEST, LAST, PREDICTIONS, LIVE = "best.safetensors", "last.ckpt", "predictions.npz", "live.json"
+
+State = Literal["done", "diverged", "failed", "unfinished", "damaged"]
+Json = dict[str, Any]
+L = TypeVar("L", bound=Mapping[str, Any])
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    write_bytes(path, (json_text(value, indent=1) + "\n").encode())
+
+
+def write_plugins(folder: Path, plugins: Iterable[Plugin]) -> None:
+    """Where `plugins.stored_plugin` finds them."""
+    for plugin in plugins:
+        write_bytes(folder / PLUGINS / plugin.record()["file"], plugin.source)
+
+
+def read_json(path: Path) -> Json | None:
+    """The object in `path`, None where there is no such file; RunError where it is damaged."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError, RecursionError) as error:
+        raise RunError(f"{path} is damaged ({error}). Delete the run folder and train again.") from None
+    if not isinstance(value, dict):
+        raise RunError(f"{path} is damaged (not a JSON object). Delete the run folder and train again.")
+    return value
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run, for the process that trains it."""
+
+    path: Path
+
+    def config(self) -> RunConfig | None:
+        """DamagedError as of `checked.read`."""
+        return read(self.path / CONFIG, RunConfig, _remedy(self.path))
+
+    def result(self) -> Result | None:
+        return read(self.path / RESULT, Result, _remedy(self.path))
+
+    def write_config(self, config: Json) -> None:
+        write_json(self.path / CONFIG, config)
+
+    def write_plugins(self, plugins: Sequence[Plugin]) -> None:
+        """The code of the run's model, as its config.json names it."""
+        write_plugins(self.path, plugins)
+
+    def write_metrics(self, lines: list[Json]) -> None:
+        text = "".join(json_text(line) + "\n" for line in lines)
+        write_bytes(self.path / METRICS, text.encode())
+
+    def write_result(self, result: Json) -> None:
+        write_json(self.path / RESULT, result)
+        (self.path / FAILED).unlink(missing_ok=True)
+
+    def write_failed(self, error: str, traceback: str) -> None:
+        write_json(self.path / FAILED, {"status": "failed", "error": error, "traceback": traceback})
+
+    def sweep(self) -> None:
+        """Remove the temporary files that a killed process left. Only for the one who holds the lease."""
+        ours = [f".{n}.*" for n in (CONFIG, METRICS, RESULT, FAILED, BEST, LAST, PREDICTIONS, LIVE)]
+        for pattern in (*ours, ".tmp??????"):  # safetensors writes under such a name
+            for path in self.path.glob(pattern):
+                path.unlink(missing_ok=True)
+
+    def drop_checkpoint(self) -> None:
+        """Of a complete run: three quarters of its folder, which nobody needs any more."""
+        for name in (LAST, f"{LAST}.new"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Remove the run, so that it is trained anew."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as read back from its folder: what `table`, `report` and `status` see. Its records also read like
+    dictionaries: `run.test["accuracy"]`."""
+
+    path: Path
+    name: str
+    variant: str
+    seed: int
+    state: State
+    config: RunConfig
+    metrics: list[EpochLine] = field(default_factory=list)
+    result: Result | None = None
+    failed: Failed | None = None
+    # Of a damaged run, which has nothing else to say: `result.json (num_parameters: …)`.
+    problem: str = ""
+
+    @property
+    def test(self) -> TestMetrics | None:
+        """Test metrics of a complete run (see `training.metrics`)."""
+        return self.result.test if self.result else None
+
+    @property
+    def monitor(self) -> str:
+        """What decides on its best epoch (see `best_line`)."""
+        return str(self.config.value("train.monitor") or "loss")
+
+    @property
+    def epochs(self) -> int | None:
+        """As planned."""
+        value = self.config.value("train.epochs")
+        return value if isinstance(value, int) else None
+
+
+def is_complete(path: Path) -> bool:
+    """Whether the run folder `path` holds a complete run, at a glance."""
+    return (path / RESULT).exists()
+
+
+def read_run(path: Path) -> Run | None:
+    """The run in folder `path`, of the state "damaged" where its files do not hold what they should; None where there
+    is none."""
+    try:
+        return _read_run(path)
+    except DamagedError as error:
+        problem = f"{Path(str(error.where)).name} ({error.why})"
+        return Run(path, path.name, path.name, 0, "damaged", UNKNOWN, problem=problem)
+
+
+def _read_run(path: Path) -> Run | None:
+    remedy = _remedy(path)
+    config = read(path / CONFIG, RunConfig, remedy)
+    if config is None:
+        return None
+    result, failed = read(path / RESULT, Result, remedy), read(path / FAILED, Failed, remedy)
+    state: State = "failed" if failed else "unfinished"
+    if result is not None:
+        state = result.status
+        classes = len(config.dataset.classes)
+        if result.test and len(result.test.confusion_matrix) != classes:
+            raise damaged(path / RESULT, f"confusion_matrix is not that of {classes} classes", remedy)
+    metrics = _read_metrics(path / METRICS, remedy)
+    return Run(path, path.name, config.variant, config.seed, state, config, metrics, result, failed)
+
+
+def damage(run: Run) -> RunError:
+    """What is wrong with a run of the state "damaged", and what to do."""
+    return RunError(f"{printable(run.path)} is damaged: {run.problem}. {_remedy(run.path)}")
+
+
+def _remedy(path: Path) -> str:
+    return f"Delete the folder {printable(path)}, or train it anew with --overwrite."
+
+
+def best_line(lines: Sequence[L], monitor: str = "loss") -> L | None:
+    """The line of metrics.jsonl of the best epoch, whose weights are kept: that of the lowest validation loss; with
+    `monitor` "accuracy" of the highest accuracy, and of those the lowest loss; with "last" the last. Of equal ones
+    the first, and none whose loss is not finite."""
+
+    def order(line: L) -> tuple[float, float]:
+        first = {"accuracy": "val_accuracy", "last": "epoch"}.get(monitor)
+        return (-(line.get(first) or 0.0) if first else 0.0), line["val_loss"]
+
+    losses = ((line, line.get("val_loss")) for line in lines)
+    finite = [line for line, loss in losses if isinstance(loss, int | float) and math.isfinite(loss)]
+    return min(finite, key=order, default=None)
+
+
+def _read_metrics(path: Path, remedy: str) -> list[EpochLine]:
+    data = read_bytes(path, remedy)
+    lines = [] if data is None else data.removesuffix(b"\n").split(b"\n") if data else []
+    metrics = [parse(line, EpochLine, path, remedy) for line in lines]
+    for number, line in enumerate(metrics, 1):
+        if line.epoch != number:
+            raise damaged(path, f"epoch {line.epoch} where {number} belongs", remedy)
+    return metrics
+
+
+def list_runs(root: Path) -> list[Run]:
+    """Every run below `root`, by variant as first named, then seed, damaged ones too. UserError if there is none."""
+    if not root.is_dir():
+        raise UserError(f"no runs folder at {root}. Train first: hpc-mlp train OUT --runs {root}")
+    runs = [run for path in sorted(root.iterdir()) if path.is_dir() and (run := read_run(path))]
+    if not runs:
+        raise UserError(f"no runs in {root}. Train first: hpc-mlp train OUT --runs {root}")
+    return sorted(
+        runs, key=lambda run: (run.variant, repr(sorted(run.config.swept.items(), key=str)), run.seed)
+    )

@@ -1,0 +1,36 @@
+"""The one way of plain text to a terminal, a pipe or a log: whatever names are in it, nothing of it acts there, and
+nothing stops the work because the output cannot encode it."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import sys
+
+import click
+
+from hpc_mlp.errors import printable
+
+# Where the output has no Unicode. One character for one, so that tables stay tables.
+ASCII = str.maketrans({**dict(zip("▁▂▃▄▅▆▇█", "__..--==", strict=True)), "━": "=", "╸": "-", "╺": "-", "│": "|",
+                       "─": "-", "×": "x", "·": "|", "…": "~", "–": "-", "−": "-", "→": ">", "≥": ">", "≤": "<",
+                       "±": "~", "★": "*", "’": "'"})  # fmt: skip
+
+
+def say(text: object, err: bool = False, end: bool = True) -> None:
+    """A line, or several, to standard output (or error); `end`: with a line break at its end."""
+    click.echo(printable(text, keep="\n"), err=err, nl=end)
+
+
+def prepare() -> None:
+    """For this process's standard streams: what they cannot encode is written in ASCII, as well as it goes."""
+    codecs.register_error("hpc-mlp", _in_ascii)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="hpc-mlp")
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    text = printable(error.object[error.start : error.end]).translate(ASCII)
+    return "".join(c if c.isascii() else "?" for c in text), error.end

@@ -1,0 +1,72 @@
+"""Numbers as people write them, foreign text that is safe to show, and values as JSON."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from hpc_mlp.errors import ACTING, printable
+
+
+def csv_cell(text: object) -> str:
+    """Foreign text for CSV, which spreadsheets open: a cell that they would take for a formula begins with `'`."""
+    cell = printable(text)
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@")) else cell
+
+
+def markdown(text: object) -> str:
+    """Foreign text for Markdown, as it is: no HTML, no link, no emphasis, no further cell or line."""
+    return _MARKDOWN.sub(
+        lambda found: f"\\{found[0]}", html.escape(printable(text).replace("\\", "\\\\"), quote=False)
+    )
+
+
+def markdown_code(text: object) -> str:
+    """Foreign text as a Markdown code span, in a table's cell too."""
+    return "`" + printable(text).replace("`", "'").replace("|", "\\|") + "`"
+
+
+# An underscore within a word is one.
+_MARKDOWN = re.compile(r"[`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+
+
+def count(number: int, word: str) -> str:
+    """`1 run`, `1,000 runs`"""
+    return f"{number:,} {word}{'s' * (number != 1)}"
+
+
+def spans(numbers: Iterable[int]) -> str:
+    """`[0, 1, 2, 5]` → `"0-2,5"`; the other way round: `plan.parse_seeds`."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][1] + 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in found)
+
+
+def duration(seconds: float) -> str:
+    """`3725` → `"1:02:05"`, `65` → `"1:05"`."""
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Strict JSON: what is not finite (the losses of a run that diverged) is null, as JSON has no NaN. Characters that
+    act are `\\u` escapes, so that the text may be shown, and reads back as it was."""
+    text = json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    return ACTING.sub(lambda found: "\n" if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

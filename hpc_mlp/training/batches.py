@@ -1,0 +1,262 @@
+"""Training data as the steps of an epoch: gathered or streamed, augmented, mixed and normalised on the device.
+
+A step's images are a function of (seed, epoch, step) alone: any number of processes, any point of resumption and
+any company in the bank give the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from hpc_mlp.bank.bank import Feed
+from hpc_mlp.bank.dropout import StepPlace
+from hpc_mlp.bank.evaluate import EVAL_BATCH
+from hpc_mlp.bank.step import StepBatch
+from hpc_mlp.config.sections import DataConfig
+from hpc_mlp.data.augment import augment, is_active
+from hpc_mlp.data.manifest import Manifest
+from hpc_mlp.data.remote import Place
+from hpc_mlp.data.resident import ResidentSplit, choose_mode, load_resident, normaliser
+from hpc_mlp.data.streaming import StreamingSplit
+from hpc_mlp.errors import UserError
+from hpc_mlp.machine import stop
+from hpc_mlp.machine.device import send
+from hpc_mlp.machine.processes import Processes
+from hpc_mlp.machine.randomness import epoch_order, mixup_shares
+
+# Processes that split each batch stop after the same step. Where one waits for data so long after it was asked to stop,
+# they will not come to it.
+STOP_PATIENCE = 10.0
+
+
+class Feeder(Protocol):
+    """Feeds banks. `wait_seconds`: how long training has waited for data so far."""
+
+    manifest: Manifest
+    device: torch.device
+    mode: str
+
+    @property
+    def num_images(self) -> int: ...
+
+    @property
+    def wait_seconds(self) -> float: ...
+
+    def epoch(
+        self, feeds: Sequence[Feed], epoch: int, start_step: int, batch_size: int, processes: Processes
+    ) -> Iterator[StepBatch]:
+        """Steps `start_step`, … of an epoch (both from 0)."""
+
+    def in_order(self, split: str, processes: Processes) -> Iterator[tuple[Tensor, Tensor]]:
+        """All images of a split once, this process's part: float32 [b, C, H, W], int64 [b]."""
+
+    def reference(self) -> Tensor:
+        """The first training image, normalised: float32 [C, H, W]"""
+
+
+def make_feeder(
+    place: Place,
+    manifest: Manifest,
+    config: DataConfig,
+    device: torch.device,
+    processes: Processes | None = None,
+    sharing: int = 1,
+) -> Feeder:
+    """Resident data where they fit the budget, else streaming (`data.mode`).
+
+    `processes` that split batches all take the same way, since the order of the images depends on it. `sharing`
+    processes, this one among them, hold a copy each in the same memory.
+    """
+    mode = choose_mode(manifest, config, device, processes=sharing)
+    if not (processes or Processes()).any(mode == "streaming"):
+        return ResidentFeeder(place, manifest, device)
+    alone = processes is None or processes.alone
+    return StreamingFeeder(place, manifest, config, device, patience=0.0 if alone else STOP_PATIENCE)
+
+
+def num_steps(num_images: int, batch_size: int) -> int:
+    return -(-num_images // batch_size)
+
+
+class _Pixels:
+    """From uint8 to what the models see."""
+
+    def __init__(self, manifest: Manifest, device: torch.device) -> None:
+        self.manifest, self.device = manifest, device
+        self.normalise = normaliser(manifest, device)
+        # Augmented images are floats in [0, 1] already.
+        std = torch.tensor(manifest.std, dtype=torch.float64)
+        self.scale = (1 / torch.where(std > 1e-7, std, 1.0)).float().to(device).view(-1, 1, 1)
+        self.offset = torch.tensor(manifest.mean, device=device).view(-1, 1, 1)
+
+    def of(self, feed: Feed, images: Tensor, epoch: int, step: int, positions: slice | Tensor) -> Tensor:
+        """uint8 [b, C, H, W] at these positions of the global batch → float32, augmented and normalised"""
+        if not is_active(feed.augment):
+            return self.normalise(images)
+        pixels = augment(images, feed.augment, seed=feed.seed, epoch=epoch, step=step, positions=positions)
+        return pixels.sub_(self.offset).mul_(self.scale)
+
+
+def _mixup_shares(feed: Feed, place: StepPlace, device: torch.device) -> Tensor:
+    """λ of mixup for this process's part, [b]; 1 without mixup."""
+    if not feed.mixup:
+        return torch.ones(place.stop - place.start, device=device)
+    shares = mixup_shares(feed.seed, place.epoch, place.step, place.batch_size, feed.mixup)
+    return send(torch.from_numpy(shares[place.start : place.stop]), device)
+
+
+def _mix(images: Tensor, others: Tensor, shares: Tensor) -> Tensor:
+    """[S, b, C, H, W] each, shares [S, b]"""
+    return torch.lerp(others, images, shares[:, :, None, None, None])
+
+
+class ResidentFeeder:
+    """Feeds banks from data that lie decoded on the device."""
+
+    mode = "resident"
+    wait_seconds = 0.0
+
+    def __init__(self, place: Place, manifest: Manifest, device: torch.device) -> None:
+        self.place, self.manifest, self.device = place, manifest, device
+        self.pixels = _Pixels(manifest, device)
+        self.splits = {name: load_resident(place, manifest, name, device) for name in manifest.splits}
+
+    @property
+    def num_images(self) -> int:
+        return len(self.splits["train"])
+
+    def epoch(
+        self, feeds: Sequence[Feed], epoch: int, start_step: int, batch_size: int, processes: Processes
+    ) -> Iterator[StepBatch]:
+        train = self.splits["train"]
+        orders = torch.stack([torch.from_numpy(epoch_order(feed.seed, epoch, len(train))) for feed in feeds])
+        orders = orders.to(self.device)  # [S, N]
+        for step in range(start_step, num_steps(len(train), batch_size)):
+            rows = orders[:, step * batch_size : (step + 1) * batch_size]
+            start, stop = processes.part(rows.shape[1])
+            place = StepPlace(epoch, step, start, stop, rows.shape[1])
+            images, labels = self._gather(train, feeds, rows[:, start:stop], place, slice(start, stop))
+            partners = share = None
+            if any(feed.mixup for feed in feeds):  # partner of image i: the i-th from the end
+                mirrored = torch.arange(place.batch_size - 1 - start, place.batch_size - 1 - stop, -1)
+                theirs = rows.flip(1)[:, start:stop]
+                others, partners = self._gather(train, feeds, theirs, place, mirrored)
+                share = torch.stack([_mixup_shares(feed, place, self.device) for feed in feeds])
+                images = _mix(images, others, share)
+            yield StepBatch(place, images, labels, partners, share, full=rows.shape[1] == batch_size)
+
+    def _gather(
+        self,
+        train: ResidentSplit,
+        feeds: Sequence[Feed],
+        rows: Tensor,
+        place: StepPlace,
+        positions: slice | Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Images [S, b, C, H, W] and labels [S, b] of `rows` [S, b], at `positions` of each feed's global batch."""
+        images, labels = train.gather(rows.flatten())
+        labels = labels.view(rows.shape)
+        if not any(is_active(feed.augment) for feed in feeds):
+            return self.pixels.normalise(images).view(*rows.shape, *images.shape[1:]), labels
+        parts = images.view(*rows.shape, *images.shape[1:])
+        pixels = [
+            self.pixels.of(feed, part, place.epoch, place.step, positions)
+            for feed, part in zip(feeds, parts, strict=True)
+        ]
+        return torch.stack(pixels), labels
+
+    def in_order(self, split: str, processes: Processes) -> Iterator[tuple[Tensor, Tensor]]:
+        data = self.splits[split]
+        start, stop = processes.part(len(data))
+        for first in range(start, stop, EVAL_BATCH):
+            rows = slice(first, min(first + EVAL_BATCH, stop))
+            yield self.pixels.normalise(data.images[rows]), data.labels[rows]
+
+    def reference(self) -> Tensor:
+        return self.pixels.normalise(self.splits["train"].images[:1])[0]
+
+
+class StreamingFeeder:
+    """Feeds banks from shards that are read as they are needed, once for every seed in the bank."""
+
+    mode = "streaming"
+
+    def __init__(
+        self,
+        place: Place,
+        manifest: Manifest,
+        config: DataConfig,
+        device: torch.device,
+        patience: float = 0.0,
+    ) -> None:
+        """`patience`: asked to stop, it waits for data so many seconds longer before it raises Stopped."""
+        self.manifest, self.device = manifest, device
+        self.pixels = _Pixels(manifest, device)
+        self.splits = {
+            name: StreamingSplit(
+                place,
+                manifest,
+                name,
+                workers=config.workers,
+                shuffle_buffer=config.shuffle_buffer,
+                device=device,
+                check=lambda: stop.check(patience),
+            )
+            for name in manifest.splits
+        }
+
+    @property
+    def num_images(self) -> int:
+        return len(self.splits["train"])
+
+    @property
+    def wait_seconds(self) -> float:
+        return sum(split.wait_seconds for split in self.splits.values())
+
+    def epoch(
+        self, feeds: Sequence[Feed], epoch: int, start_step: int, batch_size: int, processes: Processes
+    ) -> Iterator[StepBatch]:
+        mixed = any(feed.mixup for feed in feeds)
+        if mixed and not processes.alone:
+            raise UserError(
+                "train.mixup with streamed, split batches: use data.mode=resident or --parallel members."
+            )
+        seeds = list(dict.fromkeys(feed.seed for feed in feeds))
+        streams = [
+            self.splits["train"].epoch(
+                seed=seed, epoch=epoch, batch_size=batch_size, start_step=start_step,
+                rank=processes.rank, world_size=processes.world_size,
+            )
+            for seed in seeds
+        ]  # fmt: skip
+        for parts in zip(*streams, strict=True):
+            step, first, size = parts[0].step, parts[0].first, len(parts[0].labels)
+            total = min(batch_size, self.num_images - step * batch_size)
+            place = StepPlace(epoch, step, first, first + size, total)
+            mine = [parts[seeds.index(feed.seed)] for feed in feeds]
+            pixels = [
+                self.pixels.of(feed, part.images, epoch, step, slice(first, first + size))
+                for feed, part in zip(feeds, mine, strict=True)
+            ]
+            images, labels = torch.stack(pixels), torch.stack([part.labels for part in mine])
+            partners = share = None
+            if mixed:
+                partners = labels.flip(1)
+                share = torch.stack([_mixup_shares(feed, place, self.device) for feed in feeds])
+                images = _mix(images, images.flip(1), share)
+            yield StepBatch(place, images, labels, partners, share, full=total == batch_size)
+
+    def in_order(self, split: str, processes: Processes) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in self.splits[split].in_order(EVAL_BATCH, processes.rank, processes.world_size):
+            yield self.pixels.normalise(batch.images), batch.labels
+
+    def reference(self) -> Tensor:
+        batches = self.splits["train"].in_order(1)
+        try:
+            return self.pixels.normalise(next(batches).images)[0]
+        finally:
+            batches.close()

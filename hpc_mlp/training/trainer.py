@@ -1,0 +1,339 @@
+"""Training one bank: epochs, validation, early stopping by member, checkpoints, results."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from hpc_mlp.bank.bank import recipe_of
+from hpc_mlp.bank.metrics import Tally
+from hpc_mlp.bank.step import StepBatch, set_precision
+from hpc_mlp.config.sections import parse_interval
+from hpc_mlp.data.manifest import Manifest
+from hpc_mlp.errors import HpcMlpError
+from hpc_mlp.machine import stop
+from hpc_mlp.machine.processes import Processes
+from hpc_mlp.models.weights import load_weights
+from hpc_mlp.runs.folder import BEST, is_complete
+from hpc_mlp.training import failure
+from hpc_mlp.training.batches import Feeder, num_steps
+from hpc_mlp.training.checkpoint import (
+    Checkpoint,
+    best_epoch,
+    load_checkpoints,
+    save_best,
+    save_checkpoints,
+    settle_checkpoints,
+)
+from hpc_mlp.training.finish import FinishedRun, write_result
+from hpc_mlp.training.members import Member
+from hpc_mlp.training.progress import View
+from hpc_mlp.training.state import BankState, best_weights, part
+from hpc_mlp.training.trackers import Trackers
+
+AGREE_EVERY = 8  # steps after which data-parallel processes agree on stopping and saving
+
+
+class BankTrainer:
+    """`members` in `bank_order`, all unfinished. `guard` raises if this process may no longer write the run folders."""
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        feeder: Feeder,
+        processes: Processes,
+        view: View,
+        guard: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.members = list(members)
+        for member in self.members:
+            member.data_mode = feeder.mode
+        self.feeder, self.processes, self.view, self.guard = feeder, processes, view, guard
+        self.manifest: Manifest = feeder.manifest
+        self.device = feeder.device
+        self.reference = feeder.reference()
+        self.train_config = members[0].spec.config.train  # batch size and precision are the same for all
+        set_precision(self.train_config.precision)
+        self.bank_size = len(members)
+        self.healthy = True
+        self.epoch = self.step = 0  # finished epochs; finished steps of the next one
+        self.steps_per_epoch = num_steps(feeder.num_images, self.train_config.batch_size)
+        self.save_seconds, self.save_steps = parse_interval(self.train_config.checkpoint_every)
+        self.saved_at, self.saved_count = time.monotonic(), 0
+        # Run's name → weights of its best epoch on the CPU, where they are newer than best.safetensors.
+        self.unsaved: dict[str, dict[str, Tensor]] = {}
+        self.waited = feeder.wait_seconds
+        self.trackers = {
+            member.spec.name: Trackers(member.spec, member.folder) for member in members if processes.lead
+        }
+
+    def run(self) -> bool:
+        """Train until every member has stopped; False where one has failed at its test. Asked to stop: write a
+        checkpoint and raise Stopped."""
+        self._resume()
+        self.view.start(self.members, lambda: self.feeder.wait_seconds)
+        self._finish_stopped()
+        while self.members:
+            if self._agreed(stop.stop_reason() is not None):
+                # An epoch's end writes none of its own unless one is due; at the very start there is nothing to keep.
+                if self.epoch or self.step:
+                    self._save()
+                raise stop.Stopped
+            if self.step < self.steps_per_epoch:
+                self._train_steps()
+            self._finish_epoch()
+            self._finish_stopped()
+        return self.healthy
+
+    # ---- state
+
+    def _resume(self) -> None:
+        checkpoints = load_checkpoints([member.folder.path for member in self.members])
+        if checkpoints is None:
+            self._build(None)
+            return
+        self.epoch, self.step = checkpoints[0].position
+        for member, checkpoint in zip(self.members, checkpoints, strict=True):
+            member.restore(checkpoint.state)
+            if self.processes.lead:
+                best = self._best_in(member, checkpoint.tensors)
+                if best and best_epoch(member.folder.path) != member.best_epoch:
+                    self._save_best(member, best)
+                member.folder.write_metrics(member.history)
+        self.processes.wait()
+        if self.processes.lead:
+            settle_checkpoints([member.folder.path for member in self.members], checkpoints[0].position)
+        self._build([checkpoint.tensors for checkpoint in checkpoints])
+        self.state.restore_losses(torch.stack([c.tensors["loss_sum"] for c in checkpoints], 1))
+        self.saved_count = self._count
+        self.view.note(f"resuming after epoch {self.epoch}, step {self.step}")
+
+    def _build(self, tensors: Sequence[dict[str, Tensor]] | None) -> None:
+        specs = [member.spec for member in self.members]
+        self.state = BankState(
+            specs, self.feeder, self.processes, self.reference, count=self._count, tensors=tensors
+        )
+
+    @property
+    def _count(self) -> int:
+        """Global steps taken."""
+        return self.epoch * self.steps_per_epoch + self.step
+
+    def _save(self) -> None:
+        """Checkpoints of all members, and the files of best weights that are newer than those on disk."""
+        losses = self.state.loss_table()
+        if self.processes.lead:
+            folders, checkpoints = [], []
+            for i, tensors in enumerate(self.state.member_tensors()):
+                member = self.members[i]
+                # Where a stop comes while members are tested, some of them have their result.
+                if not is_complete(member.folder.path):
+                    held = tensors | self._best_beside(member) | {"loss_sum": losses[:, i]}
+                    folders.append(member.folder.path)
+                    checkpoints.append(Checkpoint((self.epoch, self.step), member.state(), held))
+            save_checkpoints(folders, checkpoints, self.guard)
+            for member in self.members:
+                if member.spec.name in self.unsaved:
+                    self._save_best(member, self.unsaved.pop(member.spec.name))
+        self.saved_at, self.saved_count = time.monotonic(), self._count
+
+    def _is_best(self, member: Member) -> bool:
+        """Whether the weights of the present position are the member's best."""
+        return 0 < member.best_epoch == self.epoch + (self.step > 0)
+
+    def _best_beside(self, member: Member) -> dict[str, Tensor]:
+        """The best weights for the checkpoint, where they are not the present ones: so that it never depends on a file
+        that is newer, or was not written any more."""
+        if not member.best_epoch or self._is_best(member):
+            return {}
+        best = self.unsaved.get(member.spec.name) or load_weights(member.folder.path / BEST)
+        return {f"best/{key}": tensor for key, tensor in best.items()}
+
+    def _best_in(self, member: Member, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The best weights in a checkpoint; {} where there are none yet."""
+        return best_weights(member.spec, tensors) if self._is_best(member) else part(tensors, "best/")
+
+    def _save_best(self, member: Member, weights: dict[str, Tensor]) -> None:
+        about = {"epoch": member.best_epoch, "name": member.spec.name}
+        save_best(member.folder.path, weights, about, self.guard)
+
+    # ---- an epoch
+
+    def _train_steps(self) -> None:
+        """To the end of the present epoch, or until the time of one of the members is up."""
+        started, before = time.perf_counter(), [member.seconds for member in self.members]
+        self.waited = self.feeder.wait_seconds
+        left = min(member.seconds_left for member in self.members)
+        state = self.state
+        for batch in self._fed(started, before):
+            state.train_step(batch, state.rates(self._count))
+            self.step += 1
+            if state.average.pairs:
+                state.average.update(self._count)
+            self.view.step(self.epoch, self.step, self.steps_per_epoch, batch.place.batch_size)
+            stopping, due, late = False, self._steps_due(), False
+            if self.processes.alone or self.step % AGREE_EVERY == 0:
+                stopping = self._agreed(stop.stop_reason() is not None)
+                due |= self._agreed(self._time_due())
+                late = left < math.inf and self._agreed(self._has_passed(started + left))
+            if stopping or due:
+                self._clock(started, before)
+                self._save()
+            if stopping:
+                raise stop.Stopped
+            if late:
+                break
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        self._clock(started, before)
+
+    def _fed(self, started: float, before: Sequence[float]) -> Iterator[StepBatch]:
+        """The rest of the present epoch. Raises Stopped where a stop is asked for while the data do not come, which may
+        take minutes: where no other process has to agree, with a checkpoint."""
+        batches = self.feeder.epoch(
+            self.state.bank.feeds, self.epoch, self.step, self.train_config.batch_size, self.processes
+        )
+        try:
+            yield from batches
+        except stop.Stopped:
+            if self.processes.alone:
+                self._clock(started, before)
+                self._save()
+            raise
+
+    def _agreed(self, flag: bool) -> bool:
+        """Whether the flag is set on any of the processes, which must stop and save at the same step."""
+        return self.processes.any(flag)
+
+    def _steps_due(self) -> bool:
+        return self.save_steps is not None and self._count - self.saved_count >= self.save_steps
+
+    def _time_due(self) -> bool:
+        return self.save_seconds is not None and time.monotonic() - self.saved_at >= self.save_seconds
+
+    def _has_passed(self, moment: float) -> bool:
+        return self.processes.lead and time.perf_counter() >= moment
+
+    def _clock(self, started: float, before: Sequence[float]) -> None:
+        """Add the time since `started`, by the lead's clock: `max_seconds` must mean the same to every process."""
+        elapsed = time.perf_counter() - started
+        if not self.processes.alone:
+            leads = torch.tensor(elapsed if self.processes.lead else 0.0, dtype=torch.float64)
+            self.processes.sum([leads])
+            elapsed = leads.item()
+        for member, seconds in zip(self.members, before, strict=True):
+            member.seconds = seconds + elapsed
+
+    @torch.no_grad()
+    def _validate(self) -> Tally:
+        tally = Tally(len(self.members), len(self.manifest.classes), self.device)
+        self.state.bank.eval()
+        with self.state.average.applied():
+            for images, labels in self._batches("val", self.processes):
+                tally.add(self.state.bank(images.unsqueeze(0)), labels)
+        self.processes.sum(tally.tensors())
+        return tally
+
+    def _batches(self, split: str, processes: Processes) -> Iterator[tuple[Tensor, Tensor]]:
+        """All images of a split once. Raises Stopped when asked to stop: of several processes, which would have to
+        agree on the batch, each goes on to the end."""
+        batches = self.feeder.in_order(split, processes)
+        return stop.unless_stopped(batches) if self.processes.alone else batches
+
+    def _finish_epoch(self) -> None:
+        """Validation, bookkeeping, and a checkpoint where one is due. After the last step this is for all members,
+        before it for those whose time is up: what they have trained is an epoch too."""
+        whole = self.step == self.steps_per_epoch
+        images = self.feeder.num_images if whole else self.step * self.train_config.batch_size
+        rates = dict(zip(self.state.optimizer.recipes, self.state.rates(self._count - 1), strict=True))
+        started, before = time.perf_counter(), [member.seconds for member in self.members]
+        trained = [member.epoch_seconds for member in self.members]
+        losses = self.state.losses()
+        try:
+            tally = self._validate()
+        except stop.Stopped:
+            self._save()
+            raise
+        val_losses, accuracies = tally.losses(), tally.accuracies()
+        self._clock(started, before)
+        improved = {}
+        for i, member in enumerate(self.members):
+            if not whole and member.seconds_left > 0:
+                continue
+            line = {
+                "epoch": self.epoch + 1,
+                "train_loss": losses[i] / images,
+                "val_loss": val_losses[i],
+                "val_accuracy": accuracies[i],
+                "learning_rate": rates[recipe_of(member.spec)],
+                "images_per_second": images / max(trained[i], 1e-9),
+                "seconds": member.epoch_seconds,
+                "data_wait_seconds": self.feeder.wait_seconds - self.waited,  # of the lead process
+            }
+            improved[i] = member.finish_epoch(line, images, cut=not whole)
+        if whole:
+            self.epoch, self.step = self.epoch + 1, 0
+            self.state.clear_losses()
+        if self.processes.lead:
+            tensors = self.state.member_tensors()
+            for i, better in improved.items():
+                member = self.members[i]
+                if better:
+                    best = best_weights(member.spec, tensors[i])
+                    self.unsaved[member.spec.name] = {
+                        key: tensor.detach().to("cpu", copy=True) for key, tensor in best.items()
+                    }
+                self.guard()
+                member.folder.write_metrics(member.history)
+                self.trackers[member.spec.name].log(member.history[-1])
+        if self._steps_due() | self._agreed(self._time_due()):
+            self._save()
+        self.view.epoch([self.members[i] for i in improved])
+
+    # ---- the end of a run
+
+    def _finish_stopped(self) -> None:
+        """Members that have stopped get their result and leave the bank."""
+        if not any(member.stopped for member in self.members):
+            return
+        if any(member.stopped and member.spec.config.train.keep_checkpoint for member in self.members):
+            self._save()
+        kept, losses = self.state.member_tensors(), self.state.loss_table()
+        try:
+            for member, parameters in zip(self.members, self.state.bank.num_parameters, strict=True):
+                if member.stopped:
+                    self._finish(member, parameters)
+            # For the lead, whom the test split may take long.
+            self.processes.wait(stop.check)
+        except stop.Stopped:
+            self._save()
+            raise
+        staying = [i for i, member in enumerate(self.members) if not member.stopped]
+        self.members = [self.members[i] for i in staying]
+        if self.members:
+            self._build([kept[i] for i in staying])
+            self.state.restore_losses(losses[:, staying])
+
+    def _finish(self, member: Member, parameters: int) -> None:
+        """By the lead. What a model raises here, on the test images, is that member's failure alone."""
+        accuracy = None
+        if self.processes.lead:
+            batches = self._batches("test", Processes())
+            try:
+                best = self.unsaved.get(member.spec.name)
+                result = FinishedRun(member, parameters, self.bank_size, best)
+                accuracy = write_result(result, self.feeder, batches, self.guard)
+            except (HpcMlpError, OSError):
+                raise
+            except Exception as error:
+                self.guard()
+                self.healthy = False
+                failure.report([member], error, self.view)
+                return
+            self.unsaved.pop(member.spec.name, None)
+            self.trackers[member.spec.name].close()
+        self.view.finished(member, accuracy)
