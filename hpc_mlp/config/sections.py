@@ -122,7 +122,7 @@ class TrainConfig(Section):
     batch_size: Count = 32
     early_stopping: bool = True
     patience: Count = 3
-    monitor: Literal["loss", "accuracy", "last"] = "loss"  # which epoch is best: see `runs.best_line`
+    monitor: Literal["loss", "accuracy", "last"] = "loss"  # which epoch is best: see `runs.folder.best_line`
     # tf32: on NVIDIA GPUs products and convolutions round their factors to 10 bits; elsewhere it is fp32.
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     checkpoint_every: str = "60 s"

@@ -1,7 +1,7 @@
 """From the names in an archive to classes and splits.
 
-Each archive is read by the reader of its own layout: `data.folders` (class folders, split folders) or `data.tables`
-(labels.csv). A reader gives a `Reading`; here they are put together, and it is said what was recognised.
+Each archive is read by the reader of its own layout: `folders` (class folders, split folders) or `tables` (labels.csv).
+A reader gives a `Reading`; here they are put together, and it is said what was recognised.
 """
 
 from __future__ import annotations

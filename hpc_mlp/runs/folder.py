@@ -130,7 +130,7 @@ class Run:
 
     @property
     def test(self) -> TestMetrics | None:
-        """Test metrics of a complete run (see `training.metrics`)."""
+        """Test metrics of a complete run (see `bank.metrics`)."""
         return self.result.test if self.result else None
 
     @property

@@ -13,7 +13,7 @@ from hpc_mlp.runs.records import RunConfig
 
 
 def identity_of(spec: RunSpec, digest: str) -> Json:
-    """Of a run that is to be trained on the dataset `digest`; see `config.run_identity`."""
+    """Of a run that is to be trained on the dataset `digest`; see `config.sections.run_identity`."""
     tables = spec.config.model_dump(mode="json")
     return run_identity(
         tables, spec.seed, digest, [plugin.sha256 for plugin in spec.plugins], spec.pretrained_sha256

@@ -59,7 +59,7 @@ class ClassMetrics(JsonRecord):
 
 
 class TestMetrics(JsonRecord):
-    """ "test" in result.json; see `training.metrics`. `confusion_matrix`: counts [K][K], true row, predicted column."""
+    """ "test" in result.json; see `bank.metrics`. `confusion_matrix`: counts [K][K], true row, predicted column."""
 
     num_images: Count
     loss: float | None
@@ -132,8 +132,8 @@ class Dataset(JsonRecord):
 
 
 class RunConfig(JsonRecord):
-    """config.json. `config`: {section: {key: value}}; it is checked where it is used (`settings.build_config`), as a
-    newer version may have keys that this one does not know."""
+    """config.json. `config`: {section: {key: value}}; it is checked where it is used
+    (`config.loading.build_config`), as a newer version may have keys that this one does not know."""
 
     name: str = ""
     variant: str
@@ -151,7 +151,7 @@ class RunConfig(JsonRecord):
     hostname: str | None = None
 
     def identity(self) -> dict[str, Any]:
-        """See `config.run_identity`; where the sha256 of a plugin is not known, its path stands for it."""
+        """See `config.sections.run_identity`; where the sha256 of a plugin is not known, its path stands for it."""
         plugins = [plugin if isinstance(plugin, str) else plugin.sha256 for plugin in self.plugins]
         return run_identity(self.config, self.seed, self.dataset.digest, plugins, self.pretrained_sha256)
 

@@ -40,7 +40,7 @@ def count(number: int, word: str) -> str:
 
 
 def spans(numbers: Iterable[int]) -> str:
-    """`[0, 1, 2, 5]` → `"0-2,5"`; the other way round: `plan.parse_seeds`."""
+    """`[0, 1, 2, 5]` → `"0-2,5"`; the other way round: `config.plan.parse_seeds`."""
     found: list[list[int]] = []
     for number in numbers:
         if found and number == found[-1][1] + 1:
