@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,44 +30,73 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 import torch  # noqa: E402
 from rich.console import Console  # noqa: E402
+from rich.table import Column, Table  # noqa: E402
 
 
 def bench_job(arguments: argparse.Namespace) -> dict[str, Any]:
-    """From the ZIP to the table: ours through the command line, the notebook's way in one script."""
+    """From the ZIP to the table, whole commands: ours through the command line, the notebook's way in one script."""
     with tempfile.TemporaryDirectory() as folder:
         shards, runs = Path(folder) / "shards", Path(folder) / "runs"
         ours = [sys.executable, "-m", "hpc_mlp"]
-        times: dict[str, float] = {}
-        for name, command in {
-            "convert": [*ours, "convert", str(arguments.zip), str(shards), "--size", str(arguments.size)],
-            "train": [*ours, "train", str(shards), "--runs", str(runs), "--set", f"train.epochs={arguments.epochs}",
-                      "--set", "train.early_stopping=false", "--cpu"],
-            "table": [*ours, "table", str(runs)],
-        }.items():  # fmt: skip
-            start = time.perf_counter()
-            subprocess.run(command, check=True, cwd=HERE.parent)
-            times[name] = time.perf_counter() - start
-    total = sum(times.values())
-    yardstick = [
+        wanted = ["--runs", str(runs), "--set", f"train.epochs={arguments.epochs}", "--cpu"]
+        converted = _run([*ours, "convert", str(arguments.zip), str(shards), "--size", str(arguments.size)])
+        trained = _run([*ours, "train", str(shards), *wanted, "--set", "train.early_stopping=false"])
+        shown = _run([*ours, "table", str(runs)])
+        stages = {"conversion": converted[1] - converted[0]} | _stages(shards, runs, *trained)
+        stages["table"] = shown[1] - shown[0]
+    notebook = [
         sys.executable,
         str(HERE / "notebook.py"),
         str(arguments.zip),
         "--epochs",
         str(arguments.epochs),
     ]
-    done = subprocess.run(
-        [*yardstick, "--size", str(arguments.size)], check=True, capture_output=True, text=True
+    began, ended = _run([*notebook, "--size", str(arguments.size)])
+    total = sum(stages.values())
+    return {"stages": stages, "seconds": total, "notebook": ended - began, "ratio": (ended - began) / total}
+
+
+def _run(command: Sequence[str]) -> tuple[float, float]:
+    """→ when it began and ended, as files' times count."""
+    began = time.time()
+    subprocess.run(command, check=True, cwd=HERE.parent)
+    return began, time.time()
+
+
+def _stages(shards: Path, runs: Path, began: float, ended: float) -> dict[str, float]:
+    """Seconds of the stages of `train`, by its process that took longest: its files say when each was over."""
+
+    def written(path: Path) -> float:
+        return path.stat().st_mtime
+
+    run = max(runs.iterdir(), key=lambda folder: written(folder / "result.json"))
+    prepared, metrics, result = (
+        written(run / name) for name in ("config.json", "metrics.jsonl", "result.json")
     )
-    theirs = json.loads(done.stdout)
-    return {"ours": times | {"seconds": total}, "notebook": theirs, "ratio": theirs["seconds"] / total}
+    cache = sorted(map(written, (shards / ".cache").iterdir()))
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    images = json.loads((shards / "manifest.json").read_text())["splits"]["train"]["num_images"]
+    training = sum(images / line["images_per_second"] for line in lines)
+    epochs = sum(line["seconds"] for line in lines)
+    return {
+        "start-up": prepared - began - (cache[-1] - cache[0]),
+        "cache": cache[-1] - cache[0],
+        "training": training,
+        "validation": epochs - training,
+        "first weights, metrics, checkpoints": metrics - prepared - epochs,
+        "results": result - metrics,
+        "first table, exit": ended - result,
+    }
 
 
 def show_job(result: dict[str, Any], machine: str) -> None:
-    ours, theirs = result["ours"], result["notebook"]
+    table = Table("stage", Column("seconds", justify="right"), Column("%", justify="right"))
+    total = result["seconds"]
+    for name, seconds in {**result["stages"], "all": total, "the notebook's way": result["notebook"]}.items():
+        table.add_row(name, f"{seconds:.2f}", f"{100 * seconds / total:.1f}")
     console = Console(width=110)
-    console.print(f"ours: {ours['seconds']:.1f} s (convert {ours['convert']:.1f}, train {ours['train']:.1f}, "
-                  f"table {ours['table']:.1f}); the notebook's way: {theirs['seconds']:.1f} s; "
-                  f"ratio {result['ratio']:.2f}; n = 1; {machine}. Every epoch of both: ours with "
+    console.print(table)
+    console.print(f"ratio {result['ratio']:.2f}; n = 1; {machine}. Every epoch of both: ours with "
                   "train.early_stopping=false, as the notebook has no early stopping")  # fmt: skip
 
 
