@@ -1,10 +1,10 @@
-# make demo | test | test-all | check | format | mutants | fuzz | clean.   Everything lives in .venv; nothing else is installed.
+# make demo | test | test-all | precommit | check | format | mutants | fuzz | clean.   Everything lives in .venv; nothing else is installed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all check format mutants fuzz clean
+.PHONY: demo test test-all precommit check format mutants fuzz clean
 
 demo: $(STAMP)
 	$(BIN)/hpc-mlp demo
@@ -16,11 +16,15 @@ test: $(STAMP)-dev
 test-all: $(STAMP)-dev
 	$(BIN)/python -m pytest
 
-check: $(STAMP)-dev
+# What is quick of `make check`: before each commit.
+precommit: $(STAMP)-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/test_docs.py
+	$(BIN)/python tools/readme.py --check
+
+check: precommit
+	$(BIN)/python -m pytest -m "not slow" tests/test_docs.py
 
 format: $(STAMP)-dev
 	$(BIN)/ruff format .
