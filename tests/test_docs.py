@@ -1,4 +1,4 @@
-"""The documentation is executed: every command and every block of the README, every key of default.toml."""
+"""The documentation is executed: the commands and programs of README and docs/, and what they print."""
 
 from __future__ import annotations
 
@@ -20,77 +20,132 @@ from hpc_mlp.cli import COMMANDS, main
 from hpc_mlp.config.loading import build_config, read_toml
 from hpc_mlp.config.plan import load_variant, plan_runs, shipped_variants
 from hpc_mlp.config.sections import Config, flatten, known_keys
-from hpc_mlp.conversion.digits import write_digits_zip
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-# The README's Slurm example is run by test_slurm.py.
+ROOT = next(path for path in Path(__file__).parents if (path / "pyproject.toml").is_file())
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+# "<!-- slow -->" above a block: it is run by the slow tests alone.
+BLOCK = re.compile(r"^(<!-- slow -->\n)?```(sh|python|toml)\n(.*?)^```$", re.M | re.S)
+WITH_COMMANDS = [page for page in PAGES if "\n```sh\n" in page.read_text()]
+SLOW = [page for page in PAGES if "<!-- slow -->" in page.read_text()]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.M | re.S)
+def blocks(page: Path, language: str, slow: bool = False) -> list[str]:
+    return [
+        text for mark, word, text in BLOCK.findall(page.read_text()) if (word, bool(mark)) == (language, slow)
+    ]
+
+
+def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    binaries = f"{folder / '.bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": binaries, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a small photos.zip (every fourth digit), and a command `hpc-mlp` on PATH that is this package."""
+def readme(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[Path, subprocess.CompletedProcess[str]]]:
+    """The folder where the README's commands with their output were run, and whether that is their output.
+
+    It holds a photos.zip too (every fourth digit, with its folders), and the files that the pages show.
+    """
     folder = tmp_path_factory.mktemp("readme")
-    write_digits_zip(folder / "all.zip")
-    with zipfile.ZipFile(folder / "all.zip") as source, zipfile.ZipFile(folder / "photos.zip", "w") as target:
+    shown = run([sys.executable, str(ROOT / "tools" / "pictures.py"), "--check", str(folder)], folder)
+    digits, photos = folder / "demo" / "digits.zip", folder / "photos.zip"
+    with zipfile.ZipFile(digits) as source, zipfile.ZipFile(photos, "w") as target:
         for name in source.namelist()[::4]:
             target.writestr(name, source.read(name))
-    (folder / "all.zip").unlink()
-    binaries = folder / ".bin"
-    binaries.mkdir()
-    (binaries / "hpc-mlp").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m hpc_mlp "$@"\n')
-    (binaries / "hpc-mlp").chmod(0o755)
-    for block in blocks("python") + blocks("toml"):
-        if named := re.match(r"# (\w+\.(?:py|toml))\n", block):
-            (folder / named[1]).write_text(block)
-    yield folder
+    for page in PAGES:
+        for block in blocks(page, "python") + blocks(page, "toml"):
+            if named := re.match(r"# (\w+\.(?:py|toml))\n", block):
+                (folder / named[1]).write_text(block)
+    yield folder, shown
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    binaries = f"{folder / '.bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = os.environ | {"PATH": binaries, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        ["sh", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=240
-    )
+@pytest.fixture
+def workplace(readme: tuple[Path, subprocess.CompletedProcess[str]]) -> Path:
+    return readme[0]
 
 
 @pytest.mark.timeout(600)
-def test_every_readme_command_runs(workplace: Path) -> None:
-    commands = [line for block in blocks("sh") for line in block.splitlines() if line.strip()]
-    assert len(commands) > 15
-    for command in commands:
-        done = run(command, workplace)
-        # doctor says 1 where this machine lacks something, and the rest of the README must not
+def test_the_readme_shows_what_its_commands_print(
+    readme: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    assert readme[1].returncode == 0, readme[1].stderr
+    assert README.read_text().count("\n$ hpc-mlp ") == 4
+    assert (readme[0] / "runs" / "report.html").exists()
+
+
+def check_commands(page: Path, folder: Path, slow: bool = False) -> None:
+    for command in "".join(blocks(page, "sh", slow)).splitlines():
+        done = run(["sh", "-c", command], folder)
+        # doctor says 1 where this machine lacks something, and the other commands must not
         assert done.returncode == 0 or command == "hpc-mlp doctor", f"{command}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr, command
-    assert (workplace / "runs" / "report.html").exists()
-    assert (workplace / "augmented.png").exists()
 
 
 @pytest.mark.timeout(600)
-def test_every_readme_program_runs(workplace: Path) -> None:
-    for block in blocks("python"):
-        if not block.startswith("# "):
-            done = subprocess.run(
-                [sys.executable, "-c", block], cwd=workplace, capture_output=True, text=True,
-                env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, timeout=240,
-            )  # fmt: skip
-            assert done.returncode == 0, done.stderr
-            assert done.stdout.strip()
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.stem)
+def test_every_command_runs(page: Path, workplace: Path) -> None:
+    check_commands(page, workplace)
 
 
-def test_readme_links_and_make_targets_exist() -> None:
-    for link in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / link).exists(), link
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
-    assert set(re.findall(r"^ +make ([a-z-]+)", README, flags=re.M)) <= targets
-    named = re.match(r"# make ([a-z |-]+)\.", (ROOT / "Makefile").read_text())
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("page", SLOW, ids=lambda page: page.stem)
+def test_every_slow_command_runs(page: Path, workplace: Path) -> None:
+    check_commands(page, workplace, slow=True)
+
+
+@pytest.mark.timeout(600)
+def test_every_program_runs(workplace: Path) -> None:
+    programs = [block for page in PAGES for block in blocks(page, "python") if not block.startswith("# ")]
+    assert programs
+    for program in programs:
+        done = run([sys.executable, "-c", program], workplace)
+        assert done.returncode == 0 and done.stdout.strip(), done.stderr
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "slurm" / "README.md"], ids=str)
+def test_links_and_make_targets_exist(page: Path) -> None:
+    text = page.read_text()
+    for link, anchor in re.findall(r"\]\(([^)#:\s]+)(#[^)\s]+)?\)", text):
+        assert (page.parent / link).exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", (page.parent / link).read_text(), flags=re.M)
+            assert anchor in {
+                "#" + re.sub(r"[^\w-]", "", title.lower().replace(" ", "-")) for title in headings
+            }
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):", makefile, flags=re.M))
+    assert set(re.findall(r"^ +make ([a-z-]+)", text, flags=re.M)) <= targets
+    named = re.match(r"# make ([a-z |-]+)\.", makefile)
     assert named and set(named[1].split(" | ")) == targets
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"], ids=str)
+def test_lines_of_prose_are_no_longer_than_100(page: Path) -> None:
+    """Tables, code and links cannot be wrapped."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+    for line in text.splitlines():
+        assert len(line) <= 100 or line.startswith(("|", "    ")), line
+
+
+def test_the_readme_is_short_and_its_pictures_are_light() -> None:
+    assert len(README.read_text().splitlines()) <= 120
+    pictures = [ROOT / path for path in re.findall(r"!\[.+\]\((.+)\)", README.read_text())]
+    assert len(pictures) == 2 and all(path.stat().st_size < 200_000 for path in pictures)
+    # A picture fetches nothing from elsewhere.
+    assert "url(" not in re.sub(r"url\(#", "", (ROOT / "docs" / "images" / "live.svg").read_text())
+
+
+def test_the_glossary_is_short() -> None:
+    rows = re.findall(r"^\| (?!word)(\S+) \|", (ROOT / "docs" / "concepts.md").read_text(), flags=re.M)
+    assert 10 <= len(rows) <= 20 and {"bank", "member", "stream", "variant", "run", "job", "shards"} <= set(
+        rows
+    )
 
 
 def test_a_package_that_says_typed_carries_its_types() -> None:
@@ -98,22 +153,32 @@ def test_a_package_that_says_typed_carries_its_types() -> None:
     assert (ROOT / "hpc_mlp" / "py.typed").is_file()
 
 
-def test_generated_regions_of_the_readme_are_fresh_and_staleness_is_seen(tmp_path: Path) -> None:
+def test_generated_regions_are_fresh_and_staleness_is_seen(tmp_path: Path) -> None:
     tool = ROOT / "tools" / "readme.py"
     checked = subprocess.run([sys.executable, tool, "--check"], capture_output=True, text=True)
-    assert checked.returncode == 0, f"{checked.stdout}\nRun python tools/readme.py"
-    for name in ("commands", "variants", "exit-codes", "floors"):
-        assert README.count(f"<!-- {name} -->") == README.count(f"<!-- /{name} -->") == 1
-    # A copy of the tree in which a number of the README was edited by hand.
-    for path in ("hpc_mlp", "configs", "tools", "tests"):
+    assert checked.returncode == 0, f"{checked.stdout}\n{checked.stderr}"
+    whole = "".join(page.read_text() for page in PAGES)
+    for name in ("commands", "variants", "exit-codes", "floors", "rooms", "extend"):
+        assert whole.count(f"<!-- {name} -->") == whole.count(f"<!-- /{name} -->") == 1
+    # A copy of the tree in which a number was edited by hand, and a test has moved.
+    for path in ("hpc_mlp", "configs", "tools", "tests", "docs"):
         shutil.copytree(ROOT / path, tmp_path / path, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "README.md").write_text(README.replace("Dropout 0.5", "Dropout 0.4"))
+    for path in ("README.md", "CONTRIBUTING.md"):
+        shutil.copy(ROOT / path, tmp_path / path)
+    (test,) = (tmp_path / "tests").rglob("test_randomness.py")
+    (tmp_path / "tests" / "elsewhere").mkdir()
+    test.rename(tmp_path / "tests" / "elsewhere" / test.name)
+    recipes = tmp_path / "docs" / "recipes.md"
+    fresh = recipes.read_text()
+    recipes.write_text(fresh.replace("Dropout 0.5", "Dropout 0.4"))
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     command = [sys.executable, tmp_path / "tools" / "readme.py"]
     stale = subprocess.run([*command, "--check"], capture_output=True, text=True, env=environment)
     assert stale.returncode == 1 and "+| `dropout` | Linear → ReLU → Dropout 0.5 |" in stale.stdout
     assert subprocess.run(command, env=environment).returncode == 0
-    assert (tmp_path / "README.md").read_text() == README
+    assert recipes.read_text() == fresh
+    exactness = (tmp_path / "docs" / "exactness.md").read_text()
+    assert "(../tests/elsewhere/test_randomness.py)" in exactness
 
 
 def test_default_toml_is_the_defaults_and_names_every_key() -> None:

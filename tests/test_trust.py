@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import pickle
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import REPOSITORY
 from fake_runs import write_run
 
 from hpc_mlp.cli import main
@@ -57,8 +55,3 @@ def test_predictions_are_never_unpickled(tmp_path: Path) -> None:
     for verb in ("table", "report"):
         assert CliRunner().invoke(main, [verb, str(tmp_path / "runs")]).exit_code == 0
     assert not (tmp_path / "ran").exists()
-
-
-def test_the_tests_that_the_page_names_are_there() -> None:
-    named = re.findall(r"`(tests/\w+\.py)`", (REPOSITORY / "docs" / "trust.md").read_text())
-    assert len(named) > 8 and all((REPOSITORY / name).is_file() for name in named)

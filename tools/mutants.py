@@ -24,7 +24,7 @@ from mutmut.mutation.diff_apply import get_diff_for_mutant
 from mutmut.stats import status_by_exit_code
 
 ROOT = Path(__file__).resolve().parents[1]
-LINKED = ("hpc_mlp", "tests", "configs", "tools", "pyproject.toml", "README.md")
+LINKED = ("hpc_mlp", "tests", "configs", "tools", "pyproject.toml", "README.md", "CONTRIBUTING.md", "docs")
 NOTICED = ("killed", "timeout", "segfault", "suspicious")
 SHARE = 0.95
 

@@ -1,11 +1,12 @@
-"""Keep the README's tables what the code and the measurements say.
+"""Keep what README and docs/ say of the code and the measurements what those say themselves.
 
     python tools/readme.py           rewrite the regions between <!-- NAME --> and <!-- /NAME -->
-    python tools/readme.py --check   exit code 1 where they are not what they should be (tests, make check)
+    python tools/readme.py --check   exit code 1 where they are not what they should be
 
-Regions: commands (name and line of help), variants (from configs/variants), exit-codes, floors (of the house, from the
-test that holds them), and figures-* (tables and
-sentences rendered from tools/figures.json, which holds what was measured, on what, with which command and how often).
+Regions: commands (name and line of help), variants (from configs/variants), exit-codes, floors and
+rooms (of the house, from the test that holds them), extend (where a new part goes), and figures-*
+(from tools/figures.json, which holds what was measured, on what, with which command and how often).
+Links to Python files that have moved follow them.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from __future__ import annotations
 import ast
 import difflib
 import json
+import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +30,21 @@ from hpc_mlp.config.plan import ALL, load_variant, plan_runs, shipped_variants  
 from hpc_mlp.config.sections import ModelConfig  # noqa: E402
 from hpc_mlp.errors import LeaseLostError, RunError, UserError  # noqa: E402
 
-README, FIGURES = ROOT / "README.md", ROOT / "tools" / "figures.json"
+PACKAGE, FIGURES = ROOT / "hpc_mlp", ROOT / "tools" / "figures.json"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+# What a new part needs, as names that the package defines; with "!" only the file is shown.
+EXTEND = [
+    ("optimizer", "{OptimConfig} names it and its keys, {BankOptimizer} does its step"),
+    ("archive format", "{open_source} chooses the reader by what the file is"),
+    ("column of the table", "its cell beside {known_columns}, its number in {STATISTICS}"),
+    (
+        "scheduler of jobs",
+        "{choose_cluster} names it; a file like {max_array_size!} submits, asks and cancels",
+    ),
+    ("figure of the report", "a function like {loss_panels}; a section of {write_report!} shows it"),
+    ("model", "{register}, or a [plugin](recipes.md#a-model-of-your-own) outside the package"),
+    ("command", "a line of {COMMANDS}, and a file beside it"),
+]
 
 
 def commands() -> str:
@@ -61,19 +78,58 @@ def exit_codes() -> str:
     ])  # fmt: skip
 
 
-def floors() -> str:
-    """From the top down, as tests/test_layers.py has them."""
-    tree = ast.parse((ROOT / "tests" / "test_layers.py").read_text())
+def house() -> list[dict[str, str]]:
+    """The rooms floor by floor from the top down, with what they are for, as the layer test has them."""
+    (test,) = (ROOT / "tests").rglob("test_layers.py")
     (found,) = (
         ast.literal_eval(node.value)
-        for node in tree.body
+        for node in ast.parse(test.read_text()).body
         if isinstance(node, ast.AnnAssign) and node.value and ast.unparse(node.target) == "FLOORS"
     )
-    rooms = [
-        " · ".join(f"{name}/" if (ROOT / "hpc_mlp" / name).is_dir() else name for name in sorted(floor))
-        for floor in reversed(found)
-    ]
-    return "\n".join(f"    {line}" for line in rooms)
+    return list(reversed(found))
+
+
+def shown(room: str) -> str:
+    return f"{room}/" if (PACKAGE / room).is_dir() else room
+
+
+def floors() -> str:
+    return "\n".join(f"    {' · '.join(map(shown, sorted(floor)))}" for floor in house())
+
+
+def rooms() -> str:
+    rows = [[f"`{shown(room)}`", what] for floor in house() for room, what in floor.items()]
+    return table(["room", "what it is for"], rows)
+
+
+def extend() -> str:
+    def named(found: re.Match[str]) -> str:
+        path = defined_in(found[1])
+        return f"{'' if found[2] else f'`{found[1]}` in '}[{path}](../hpc_mlp/{path})"
+
+    rows = [[what, re.sub(r"\{(\w+)(!?)\}", named, where)] for what, where in EXTEND]
+    return table(["a new …", "goes where"], rows)
+
+
+def defined_in(name: str) -> str:
+    """The one file of the package that defines a name at its top level, below `hpc_mlp`."""
+    defines = re.compile(rf"^(?:class|def) {name}\b|^{name}\b[^=\n]* = ", re.M)
+    found = [path for path in PACKAGE.rglob("*.py") if defines.search(path.read_text())]
+    assert len(found) == 1, f"{name} is defined in {found}: correct EXTEND"
+    return found[0].relative_to(PACKAGE).as_posix()
+
+
+def linked(text: str, page: Path) -> str:
+    """A link to a Python file that has moved, to where it lies now."""
+
+    def follow(found: re.Match[str]) -> str:
+        if (page.parent / found[1]).exists():
+            return found[0]
+        places = [path for part in ("tests", "tools", "hpc_mlp") for path in (ROOT / part).rglob(found[2])]
+        assert len(places) == 1, f"{page}: {found[1]} is {places}"
+        return f"]({os.path.relpath(places[0], page.parent)})"
+
+    return re.sub(r"\]\(([^)\s]*?([a-z_]+\.py))\)", follow, text)
 
 
 def figures(name: str) -> str:
@@ -84,7 +140,13 @@ def figures(name: str) -> str:
         f"{entry['hardware']}; {entry['versions']}; n = {entry['n']}; `{entry['command']}`, {entry['date']}."
     )
     shown = [table(entry["columns"], rows, numbers=True)] if rows else []
-    return "\n\n".join([*shown, *entry.get("text", []), about])
+    return "\n\n".join([*shown, *map(wrapped, [*entry.get("text", []), about])])
+
+
+def wrapped(text: str) -> str:
+    """Lines of 100 characters, with what is between backticks on one line."""
+    whole = re.sub(r"`[^`]*`", lambda found: found[0].replace(" ", "\0"), text)
+    return textwrap.fill(whole, 100, break_on_hyphens=False, break_long_words=False).replace("\0", " ")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = False) -> str:
@@ -98,11 +160,13 @@ REGIONS: dict[str, Callable[[], str]] = {
     "variants": variants,
     "exit-codes": exit_codes,
     "floors": floors,
+    "rooms": rooms,
+    "extend": extend,
 }
 
 
 def rendered(text: str) -> str:
-    """The README with every region made anew. KeyError for a region that is not known."""
+    """A page with every region made anew. KeyError for a region that is not known."""
 
     def region(found: re.Match[str]) -> str:
         name = found[1]
@@ -113,16 +177,20 @@ def rendered(text: str) -> str:
 
 
 def main() -> int:
-    old = README.read_text()
-    new = rendered(old)
-    if "--check" not in sys.argv[1:]:
-        README.write_text(new)
-        return 0
-    sys.stdout.writelines(difflib.unified_diff(
-        old.splitlines(True), new.splitlines(True), "README.md", "README.md as it should be"))  # fmt: skip
-    if old != new:
-        print("README.md is stale: run python tools/readme.py", file=sys.stderr)
-    return int(old != new)
+    stale = False
+    for page in PAGES:
+        old = page.read_text()
+        new = linked(rendered(old), page)
+        if "--check" not in sys.argv[1:]:
+            page.write_text(new)
+        elif old != new:
+            name = page.relative_to(ROOT).as_posix()
+            sys.stdout.writelines(
+                difflib.unified_diff(old.splitlines(True), new.splitlines(True), name, f"{name}, fresh")
+            )
+            print(f"{name} is stale: run python tools/readme.py", file=sys.stderr)
+            stale = True
+    return int(stale)
 
 
 if __name__ == "__main__":

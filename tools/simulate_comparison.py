@@ -34,7 +34,7 @@ from hpc_mlp.reporting.pooled import Moments
 Floats = NDArray[np.float64]
 CHANCE, IMAGES = 0.0605, 0.0091
 SD_IMAGE, SD_OWN, ACCURACY = 1.5, 0.4, 0.88
-# Seeds' standard deviations as measured, reference first: README's fair_four, 120 runs on a subset of Fashion-MNIST.
+# Seeds' standard deviations as measured, reference first: the recipe fair_four, 120 runs on a subset of Fashion-MNIST.
 FAIR_FOUR, SUBSET = (0.52, 0.34, 0.37, 0.22), (0.78, 0.55, 0.52, 0.39)
 TRUE = (0.0, -3.4, 1.6, -1.0)
 FEW, MANY = 50, 10_000

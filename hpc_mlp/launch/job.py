@@ -51,7 +51,7 @@ class PackJob:
             raise RunError(f"the pack ended with code {code}; see the runs' failed.json and this log.")
 
     def checkpoint(self) -> Any:
-        """Called by submitit (`__submitit_checkpoint__` alone would not be, see slurm/README.md)."""
+        """Called by submitit (`__submitit_checkpoint__` alone would not be, see docs/slurm.md)."""
         from submitit import JobEnvironment
         from submitit.helpers import DelayedSubmission
 
