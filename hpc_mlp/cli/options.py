@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from hpc_mlp.errors import HpcMlpError
+from hpc_mlp.machine import ranks
 from hpc_mlp.terminal import output
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -46,8 +47,8 @@ class Command(click.Command):
 
 
 def fail(message: str, code: int) -> NoReturn:
-    rank = os.environ.get("RANK", "0")
-    if rank == "0":
+    rank = ranks.rank()
+    if rank == 0:
         output.say(f"hpc-mlp: {message}", err=True)
     elif code != 2:  # wrong input is found by all processes alike, and said once
         output.say(f"hpc-mlp (process {rank}): {message}", err=True)

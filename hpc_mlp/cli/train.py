@@ -13,6 +13,7 @@ import click
 
 from hpc_mlp.cli.options import Command, log_format_option, run_options
 from hpc_mlp.errors import UserError
+from hpc_mlp.machine import ranks
 
 if TYPE_CHECKING:
     from hpc_mlp.config.plan import Parallel, RunSpec
@@ -113,7 +114,7 @@ def train(
             shards_place(out), specs, runs, cpu=cpu, parallel=parallel, overwrite=overwrite,
             log_format=log_format,
         )  # fmt: skip
-    if int(os.environ.get("RANK", "0")) == 0 and code in (0, 1) and log_format != "json":
+    if not ranks.rank() and code in (0, 1) and log_format != "json":
         from hpc_mlp.reporting.table import print_table
 
         print_table(runs, Console())
@@ -141,7 +142,7 @@ def _start(wanted: int | None, cpu: bool, parallel: Parallel, unfinished: Sequen
     from hpc_mlp.machine import gpus
     from hpc_mlp.terminal.text import count
 
-    if "RANK" in os.environ:
+    if ranks.is_launched():
         return _Start(1, cpu)
     if wanted is not None:
         num_gpus = 0 if cpu or wanted == 1 else gpus.count()

@@ -18,6 +18,7 @@ from hpc_mlp.config.plan import RunSpec
 from hpc_mlp.data.manifest import Manifest, resident_bytes
 from hpc_mlp.errors import HpcMlpWarning
 from hpc_mlp.machine.memory import cores, num_cpus
+from hpc_mlp.machine.ranks import is_launched
 
 SERIAL = 0.2  # the part of a step that threads do not shorten; 0.37, 0.23 and 0.12 in the three cases above
 WORTH_FLOPS = 5e11  # some 4 s of training: with less, starting processes takes longer than it saves
@@ -36,7 +37,7 @@ def share_cores() -> None:
     One of several processes started together leaves it alone: it would take the others' start for a crowd. Where torch
     is there already (a notebook that imported it first) nothing can be set any more, and a warning says what to do.
     """
-    if any(name in os.environ for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "RANK")):
+    if is_launched() or "GOMP_SPINCOUNT" in os.environ or "OMP_WAIT_POLICY" in os.environ:
         return
     threads = min(thread_budget(), num_cpus())
     if threads == 1 or _idle_cores() > (1 - CROWDED) * threads:

@@ -6,11 +6,12 @@ import os
 import sysconfig
 from pathlib import Path
 
+from hpc_mlp.machine import ranks
 from hpc_mlp.runs.lease import CLAIM
 
-# What Accelerate and torch.distributed read; left-overs in the submitting shell would mislead a job.
-RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# Left-overs in the submitting shell would mislead a job.
 _FOREIGN = ("SLURM_", "SUBMITIT_")
+_FOREIGN_NAMES = (*ranks.NAMES, CLAIM)
 
 
 def python_path() -> str:
@@ -28,7 +29,7 @@ def local_environment() -> dict[str, str]:
     env = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(_FOREIGN) and name not in RANKS and name != CLAIM
+        if not name.startswith(_FOREIGN) and name not in _FOREIGN_NAMES
     }
     if path := python_path():
         env["PYTHONPATH"] = path

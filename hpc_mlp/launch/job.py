@@ -18,6 +18,7 @@ from hpc_mlp.files.atomic import write_bytes
 from hpc_mlp.launch.cores import share_cores
 from hpc_mlp.launch.records import Submission, read_submission
 from hpc_mlp.launch.spawn import end_with_parent, run_processes, tidy
+from hpc_mlp.machine import ranks
 from hpc_mlp.machine.liveness import this_process
 from hpc_mlp.machine.stop import request_stop
 from hpc_mlp.runs.lease import CLAIM
@@ -80,7 +81,7 @@ def run_pack(folder: Path, pack: int) -> tuple[int, set[int]]:
         _join_processes(folder)
     restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     os.environ[CLAIM] = submission.claim(pack)
-    if os.environ.get("RANK", "0") == "0":
+    if not ranks.rank():
         submission.write_start(pack, restart, _this_start())
     signals = _StopSignals()
     with signals:
@@ -110,7 +111,7 @@ def _load(entry: str) -> Callable[..., int]:
 
 def _needs_cpu() -> bool:
     """Several processes without a GPU: Accelerate wants to be told, or each would train alone."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if ranks.world_size() == 1:
         return False
     torch = importlib.import_module("torch")
     return not torch.cuda.is_available()
@@ -171,17 +172,17 @@ def _leave(submission: Submission, pack: int, received: set[int], hand_back: Any
 
 def _join_processes(folder: Path) -> None:
     """Set what Accelerate reads (RANK, WORLD_SIZE, …) from Slurm's environment, before torch is imported."""
-    env = os.environ
-    world = int(env.get("SLURM_NTASKS", "1"))
+    world = int(os.environ.get("SLURM_NTASKS", "1"))
     if world == 1:
         return
     from submitit import JobEnvironment
 
     job = JobEnvironment()
-    env["RANK"], env["WORLD_SIZE"] = str(job.global_rank), str(world)
-    env["LOCAL_RANK"], env["LOCAL_WORLD_SIZE"] = str(job.local_rank), str(world // job.num_nodes)
-    env["MASTER_ADDR"] = job.hostnames[0]  # 127.0.0.1 would be another machine on every node
-    env["MASTER_PORT"] = str(_agree_on_port(folder, job.raw_job_id, job.global_rank))
+    port = _agree_on_port(folder, job.raw_job_id, job.global_rank)
+    # 127.0.0.1 would be another machine on every node.
+    address = job.hostnames[0]
+    local = job.local_rank, world // job.num_nodes
+    os.environ |= ranks.variables(job.global_rank, world, *local, address, port)
 
 
 def _agree_on_port(folder: Path, job_id: str, rank: int) -> int:
@@ -218,7 +219,7 @@ def main(folder: Path, pack: int) -> int:
     end_with_parent()
     submission = PackJob(str(folder), pack)._submission()
     world = submission.launch.get("tasks_per_node") or submission.launch.get("gpus_per_job") or 1
-    if world > 1 and "RANK" not in os.environ:
+    if world > 1 and not ranks.is_launched():
         code = run_processes("hpc_mlp.launch.job", [str(folder), str(pack)], world, new_sessions=False)
         tidy(folder.parent.parent / run.name for run in submission.packs[pack].runs)
         return code

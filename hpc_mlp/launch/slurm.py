@@ -15,9 +15,10 @@ from typing import Any
 
 from hpc_mlp.config.sections import LaunchConfig
 from hpc_mlp.errors import RunError, UserError
-from hpc_mlp.launch.environment import RANKS, python_path
+from hpc_mlp.launch.environment import python_path
 from hpc_mlp.launch.job_info import JobInfo, expand_ids
 from hpc_mlp.launch.records import Submission
+from hpc_mlp.machine import ranks
 
 # What squeue and sacct call a job that waits; every other state of a job that is not over counts as running.
 _WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
@@ -103,7 +104,7 @@ def setup_lines(launch: LaunchConfig) -> list[str]:
         "trap '' USR2"
     ]  # until Python can take it: a job preempted this early must not end with an error
     lines += [f"export OMP_NUM_THREADS={launch.cpus_per_task}", *launch.setup]  # a login node's may be 1
-    lines.append(f"unset {' '.join(RANKS)}")
+    lines.append(f"unset {' '.join(ranks.NAMES)}")
     if path := python_path():
         lines.append(f"export PYTHONPATH={shlex.quote(path)}")
     return lines

@@ -22,6 +22,7 @@ from types import FrameType
 from hpc_mlp.errors import HpcMlpError
 from hpc_mlp.machine.liveness import is_dead
 from hpc_mlp.machine.memory import num_cpus
+from hpc_mlp.machine.ranks import variables
 from hpc_mlp.runs.folder import RunFolder
 from hpc_mlp.runs.lease import Lease, read_owner
 from hpc_mlp.terminal.output import say
@@ -66,9 +67,8 @@ def run_processes(
                     **os.environ,
                     _THREADS: each,
                     _PARENT: str(os.getpid()),
-                    "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
-                    "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-                }  # fmt: skip
+                    **variables(rank, count, rank, count, "127.0.0.1", port),
+                }
                 command = [sys.executable, "-m", module, *arguments]
                 ranks.children.append(
                     subprocess.Popen(command, env=environment, start_new_session=new_sessions)

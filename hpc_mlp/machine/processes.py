@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
 
 from hpc_mlp.errors import RunError
+from hpc_mlp.machine import ranks
 from hpc_mlp.machine.liveness import Process, is_dead, this_process
 
 _LOOK_SECONDS = 0.2  # between two looks for the others, at most
@@ -144,10 +144,11 @@ class Processes:
 def backend(cpu: bool) -> str | None:
     """What carries messages between processes that a launcher has started: NCCL those that lie on GPUs, gloo those of
     the host, so that no GPU waits for a word of the others. None: as Accelerate chooses."""
-    launched = "LOCAL_RANK" in os.environ
-    return "cpu:gloo,cuda:nccl" if launched and not cpu and torch.cuda.is_available() else None
+    on_gpus = ranks.is_launched() and not cpu and torch.cuda.is_available()
+    return "cpu:gloo,cuda:nccl" if on_gpus else None
 
 
 def processes_sharing(device: torch.device) -> int:
     """How many of the processes started together hold their data in the memory of this one's device."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1  # a GPU each
+    # On GPUs each has its own.
+    return ranks.local_world_size() if device.type == "cpu" else 1

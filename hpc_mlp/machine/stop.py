@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TypeVar
 
+from hpc_mlp.machine import ranks
 from hpc_mlp.terminal.output import say
 
 T = TypeVar("T")
@@ -139,7 +140,7 @@ def _end_after_signal(reading: int) -> None:
     while time.monotonic() - asked < (_LOADING_SECONDS if _loading else _GRACE_SECONDS):
         time.sleep(0.1)
     name = signal.Signals(number).name
-    if os.environ.get("RANK", "0") == "0":
+    if not ranks.rank():
         say(
             f"hpc-mlp: ended by {name}: what was under way did not stop by itself. The same command goes on from the "
             "last checkpoint.", err=True,

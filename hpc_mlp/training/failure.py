@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import traceback
 from collections.abc import Sequence
 
@@ -11,7 +10,7 @@ import torch
 
 from hpc_mlp.bank.bank import stack_key
 from hpc_mlp.errors import HpcMlpError, RunError
-from hpc_mlp.machine import stop
+from hpc_mlp.machine import ranks, stop
 from hpc_mlp.machine.processes import Processes
 from hpc_mlp.terminal.output import say
 from hpc_mlp.training.members import Member
@@ -48,7 +47,7 @@ def report(members: Sequence[Member], error: Exception, view: View) -> None:
 def tell(view: View, text: str) -> None:
     """Of a process that shows nothing, too."""
     view.note(text)
-    if (rank := os.environ.get("RANK", "0")) != "0":
+    if rank := ranks.rank():
         say(f"hpc-mlp (process {rank}): {text}", err=True)
 
 

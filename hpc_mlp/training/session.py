@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -21,7 +20,7 @@ from hpc_mlp.data.remote import Place, load_manifest
 from hpc_mlp.errors import HpcMlpError, LeaseLostError, RunError
 from hpc_mlp.live.display import LogFormat, open_display
 from hpc_mlp.live.rows import Frame
-from hpc_mlp.machine import stop
+from hpc_mlp.machine import ranks, stop
 from hpc_mlp.machine.command_line import command_line
 from hpc_mlp.machine.device import branch
 from hpc_mlp.machine.pinned_memory import keep_freed_memory
@@ -66,7 +65,7 @@ def train_specs(
         try:
             return _train_specs(shards, specs, runs, cpu, parallel, overwrite, log_format)
         except stop.Stopped:
-            if os.environ.get("RANK", "0") != "0":
+            if ranks.rank():
                 return _stopped(lambda text: None)
             with open_display(Console(stderr=True), Frame, log_format) as display:
                 return _stopped(display.note)
