@@ -11,8 +11,9 @@ import pytest
 from hpc_mlp.config.plan import parse_seeds, parse_variants, plan_runs
 from hpc_mlp.config.sections import LaunchConfig
 from hpc_mlp.launch.records import Submission
-from hpc_mlp.launch.status import RunStatus, read_status
+from hpc_mlp.launch.status import read_status
 from hpc_mlp.launch.submit import submit
+from hpc_mlp.live.rows import RunStatus
 
 SBATCH = """
 import os, re, sys

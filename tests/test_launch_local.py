@@ -20,8 +20,9 @@ from hpc_mlp.config.sections import LaunchConfig
 from hpc_mlp.launch.local import Job, Queue
 from hpc_mlp.launch.records import Submission, list_submissions
 from hpc_mlp.launch.slots import Slot
-from hpc_mlp.launch.status import RunStatus, read_status
+from hpc_mlp.launch.status import read_status
 from hpc_mlp.launch.submit import cancel, load_launch, submit
+from hpc_mlp.live.rows import RunStatus
 
 STANDIN = str(Path(__file__).parent / "standin")
 

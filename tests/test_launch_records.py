@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,11 @@ from hpc_mlp.launch import local
 from hpc_mlp.launch.packs import make_packs
 from hpc_mlp.launch.records import Submission, new_submission, read_submission
 from hpc_mlp.launch.show import plan_table, status_table
-from hpc_mlp.launch.status import RunStatus, read_status
+from hpc_mlp.launch.status import read_status
 from hpc_mlp.live.display import open_display
-from hpc_mlp.live.live_file import with_beat, write_beat
+from hpc_mlp.live.live_file import with_live, write_live
 from hpc_mlp.live.render import render
-from hpc_mlp.live.rows import Frame, RunRow, Usage
+from hpc_mlp.live.rows import RunStatus, Usage
 from hpc_mlp.machine.liveness import Process, is_alive, is_dead, this_process
 from hpc_mlp.runs.folder import write_json
 from hpc_mlp.runs.lease import LEASE, Lease, describe, is_held, read_owner
@@ -63,7 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_json(
             runs / name / LEASE, {**this_process(), "token": "t", "claim": "", "restart": 0, "job": ""}
         )
-        write_beat(runs / name, RunRow(name, "baseline", 0, "running", usage=Usage("CPU", 1, 2, 3.0, 0.5)))
+        write_live(runs / name, RunStatus(name, "baseline", 0, "running", usage=Usage("CPU", 1, 2, 3.0, 0.5)))
     return runs
 
 
@@ -270,17 +271,17 @@ ACTING = {"\x1b", "\x07", "\x9b", "\u202e"}
 
 
 def test_nothing_foreign_acts_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    row = RunRow(HOSTILE, HOSTILE, 0, "failed", HOSTILE, node=HOSTILE, usage=Usage(HOSTILE))
+    row = RunStatus(HOSTILE, HOSTILE, 0, "failed", HOSTILE, node=HOSTILE, usage=Usage(HOSTILE))
     console = Console(file=io.StringIO())
     for log_format in ("text", "json"):
-        with open_display(console, Frame, log_format) as display:
-            display.changed(Frame([row]))
+        with open_display(console, list, log_format) as display:
+            display.update([row])
             display.note(HOSTILE)
     lines = [console.file.getvalue(), *capsys.readouterr()]  # type: ignore[attr-defined]
     assert json.loads(lines[1].splitlines()[0])["detail"] == HOSTILE  # as data it is what it was
     console = Console(width=300, record=True, file=io.StringIO())
-    console.print(render(Frame([row], notes=[HOSTILE]), 300, 30))
-    console.print(status_table([RunStatus(**vars(row), log=HOSTILE, time_left=HOSTILE)]))
+    console.print(render([row], 300, 30))
+    console.print(status_table([replace(row, log=HOSTILE, time_left=HOSTILE)]))
     console.print(plan_table(make_packs(plan_runs(parse_variants("baseline"), [0])), {0: HOSTILE}))
     text = console.export_text()
     for shown in (text, *lines):
@@ -289,7 +290,7 @@ def test_nothing_foreign_acts_on_a_terminal(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_a_beat_of_another_shape_tells_nothing(tmp_path: Path) -> None:
-    row = RunRow("a", "a", 0, "running")
+    row = RunStatus("a", "a", 0, "running")
     for beat in (
         [],
         {},
@@ -298,4 +299,4 @@ def test_a_beat_of_another_shape_tells_nothing(tmp_path: Path) -> None:
         {"usage": {"device": "CPU", "memory": 10**400}},
     ):
         (tmp_path / "live.json").write_text(json.dumps(beat))
-        assert with_beat(row, tmp_path) == row
+        assert with_live(row, tmp_path) == row

@@ -19,8 +19,9 @@ from hpc_mlp.errors import RunError, UserError
 from hpc_mlp.launch import slurm
 from hpc_mlp.launch.job_info import expand_ids, shorten_ids
 from hpc_mlp.launch.records import list_submissions
-from hpc_mlp.launch.status import RunStatus, read_status
+from hpc_mlp.launch.status import read_status
 from hpc_mlp.launch.submit import load_launch
+from hpc_mlp.live.rows import RunStatus
 from hpc_mlp.runs.folder import RunFolder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import io
 import json
@@ -9,10 +10,12 @@ import os
 import pty
 import select
 import shlex
+import shutil
 import signal
 import socket
 import struct
 import subprocess
+import sys
 import termios
 import time
 from collections.abc import Callable
@@ -24,9 +27,9 @@ from conftest import Cli, command, environment, result, run_process
 from rich.console import Console
 
 from hpc_mlp.conversion.digits import write_digits_zip
-from hpc_mlp.live.display import Log
+from hpc_mlp.live.display import LiveTable, Log
 from hpc_mlp.live.render import render, sparkline
-from hpc_mlp.live.rows import Frame, RunRow, State, Usage, progress
+from hpc_mlp.live.rows import RunStatus, State, Usage, progress_of
 
 
 def lines(epochs: int, loss: float = 1.0) -> list[dict[str, float]]:
@@ -37,28 +40,30 @@ def lines(epochs: int, loss: float = 1.0) -> list[dict[str, float]]:
     ]  # fmt: skip
 
 
-def row(variant: str, seed: int, state: State = "running", epoch: int = 3) -> RunRow:
-    return RunRow(f"{variant}-s{seed}", variant, seed, state, progress=progress(lines(epoch, seed + 1), 10))
+def row(variant: str, seed: int, state: State = "running", epoch: int = 3) -> RunStatus:
+    return RunStatus(
+        f"{variant}-s{seed}", variant, seed, state, progress=progress_of(lines(epoch, seed + 1), 10)
+    )
 
 
-def shown(frame: Frame, width: int, height: int) -> list[str]:
+def shown(runs: list[RunStatus], width: int, height: int) -> list[str]:
     console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None)
-    console.print(render(frame, width, height))
+    console.print(render(runs, width, height))
     return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
 
 
 def test_progress_knows_the_best_epoch_the_time_left_and_what_is_not_a_number() -> None:
     history = lines(4)
     history[3] |= {"val_loss": None, "train_loss": float("nan")}  # as strict JSON has it, and as it once was
-    found = progress(history, 10, part=0.5)
+    found = progress_of(history, 10, part=0.5)
     assert (found.epoch, found.best_epoch, found.val_loss, found.train_loss) == (4, 3, None, None)
     assert found.best_val_loss == pytest.approx(1.1 / 3) and found.val_losses[3] is None
     assert found.seconds_left == pytest.approx(5.5 * 2) and found.share == pytest.approx(0.45)
-    assert progress([], 10).seconds_left is None and progress([], None).share == 0
+    assert progress_of([], 10).seconds_left is None and progress_of([], None).share == 0
 
 
 def test_few_runs_are_lines_of_their_own_below_their_variant() -> None:
-    text = shown(Frame([row("dropout", seed) for seed in range(3)]), 80, 24)
+    text = shown([row("dropout", seed) for seed in range(3)], 80, 24)
     assert any("dropout ×3" in line for line in text)
     assert [line.split()[:2] for line in text if "seed" in line] == [["seed", str(s)] for s in range(3)]
     assert any("3/10" in line and "0.3333" in line and "@3" in line for line in text)
@@ -72,9 +77,9 @@ def test_any_number_of_runs_fits_the_terminal(width: int, height: int) -> None:
         for i, name in enumerate(variants)
         for seed in range(20)
     ]
-    text = shown(Frame(rows, rate=123.0), width, height)
+    text = shown(rows, width, height)
     assert len(text) < height and all(len(line) <= width for line in text)
-    assert "1200 runs" in text[0] and "780 running" in text[0]
+    assert "1,200 runs" in text[0] and "780 running" in text[0]
     if height > 8:
         assert "variant_number_021"[:10] in text[2]  # what runs comes first
         assert any("more:" in line for line in text)
@@ -82,10 +87,13 @@ def test_any_number_of_runs_fits_the_terminal(width: int, height: int) -> None:
 
 def test_runs_of_one_process_count_its_device_once() -> None:
     bank = Usage("CPU", 500_000_000, None, 150.0, 0.25)
-    rows = [RunRow("a-s0", "a", 0, "running", usage=bank), RunRow("b-s0", "b", 0, "running", usage=bank)]
-    assert "CPU 150 % · 500 MB · 25 % waiting for data" in shown(Frame(rows), 100, 24)[-1]
-    rows.append(RunRow("c-s0", "c", 0, "running", usage=Usage("CPU", 1_500_000_000, None, 50.0)))
-    assert "2 CPUs 100 % · 2.0 GB" in shown(Frame(rows), 100, 24)[-1]
+    rows = [
+        RunStatus("a-s0", "a", 0, "running", usage=bank),
+        RunStatus("b-s0", "b", 0, "running", usage=bank),
+    ]
+    assert "CPU 150 % · 500 MB · 25 % waiting for data" in shown(rows, 100, 24)[-1]
+    rows.append(RunStatus("c-s0", "c", 0, "running", usage=Usage("CPU", 1_500_000_000, None, 50.0)))
+    assert "2 CPUs 100 % · 2.0 GB" in shown(rows, 100, 24)[-1]
 
 
 def test_sparkline() -> None:
@@ -98,22 +106,20 @@ def test_sparkline() -> None:
 def test_the_log_tells_every_change_once_and_json_is_strict() -> None:
     told: list[str] = []
     log = Log(told.append, as_json=True)
-    frame = Frame([row("dropout", 0, epoch=1)])
-    log.changed(frame)
-    log.changed(frame)
-    log.changed(
-        Frame(
-            [
-                RunRow(
-                    "dropout-s0",
-                    "dropout",
-                    0,
-                    "diverged",
-                    "",
-                    progress([{"epoch": 2, "val_loss": float("nan")}], 10),
-                )
-            ]
-        )
+    runs = [row("dropout", 0, epoch=1)]
+    log.update(runs)
+    log.update(runs)
+    log.update(
+        [
+            RunStatus(
+                "dropout-s0",
+                "dropout",
+                0,
+                "diverged",
+                "",
+                progress_of([{"epoch": 2, "val_loss": float("nan")}], 10),
+            )
+        ]
     )
     first, second = [json.loads(line, parse_constant=pytest.fail) for line in told]
     assert (first["event"], first["name"], first["epoch"], first["val_loss"]) == ("run", "dropout-s0", 1, 1.1)
@@ -215,6 +221,61 @@ def test_train_on_a_terminal_through_resizes_to_ctrl_c(digits: Path, tmp_path: P
     assert "4 running" not in terminal.text  # the display is gone
     joined = "".join(line.rstrip() for line in terminal.screen.display)
     assert "stopped by SIGINT" in joined and f"hpc-mlp train {digits}" in joined
+
+
+TABLE = """
+import time
+from hpc_mlp.terminal.console import Console
+from hpc_mlp.live.display import LiveTable
+from hpc_mlp.live.rows import RunStatus, progress_of
+lines = [{"epoch": e, "train_loss": 1 / e, "val_loss": 1 / e, "val_accuracy": 0.5} for e in range(1, 9)]
+runs = [RunStatus(f"a-s{s}", "a", s, "running", progress=progress_of(lines, 10)) for s in range(9)]
+print("\\n".join(f"before {i}" for i in range(40)), flush=True)
+with LiveTable(Console(), lambda: runs):
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux, which wraps lines anew, is not here")
+def test_nothing_stays_of_an_older_size_where_the_terminal_wraps_lines_anew(tmp_path: Path) -> None:
+    (tmp_path / "table.py").write_text(TABLE)
+
+    def tmux(*words: object) -> str:
+        command = ["tmux", "-S", tmp_path / "tmux", "-f", os.devnull, *words]
+        return subprocess.run(
+            [str(word) for word in command], env=environment(), check=True, capture_output=True, text=True
+        ).stdout
+
+    def settled(height: int) -> bool:
+        lines = [line for line in tmux("capture-pane", "-p").splitlines() if not line.startswith("before")]
+        text = "\n".join(lines)
+        whole = text.count("seed") == (9 if height > 14 else 0)
+        return text.count("9 runs: 9 running") == 1 and len([*filter(None, lines)]) <= 12 and whole
+
+    tmux("new-session", "-d", "-x", 100, "-y", 24, shlex.join([sys.executable, str(tmp_path / "table.py")]))
+    try:
+        for width, height in [(100, 24), (60, 24), (110, 24), (40, 24), (80, 24), (80, 9), (80, 24)]:
+            tmux("resize-window", "-x", width, "-y", height)
+            end = time.monotonic() + 30
+            while not settled(height):
+                assert time.monotonic() < end, tmux("capture-pane", "-p")
+                time.sleep(0.1)
+            # So that what tmux wraps next is a whole table.
+            time.sleep(0.6)
+            assert settled(height), tmux("capture-pane", "-p")
+    finally:
+        tmux("kill-server")
+
+
+def test_training_goes_on_where_the_terminal_was_closed() -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.EIO, "Input/output error")
+
+    console = Console(file=io.StringIO(), force_terminal=True)
+    with LiveTable(console, lambda: [row("dropout", 0)]) as table:
+        console.file = Closed()
+        table.note("resuming")
 
 
 def test_status_watch_on_a_terminal_shows_what_another_process_trains(digits: Path, tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from hpc_mlp.config.plan import Parallel
     from hpc_mlp.config.sections import LaunchConfig
     from hpc_mlp.launch.records import Submission
-    from hpc_mlp.launch.status import RunStatus
     from hpc_mlp.launch.submit import Plan
     from hpc_mlp.live.display import LogFormat
+    from hpc_mlp.live.rows import RunStatus
     from hpc_mlp.terminal.console import Console
 
 _POLL_SECONDS = 2.0
@@ -195,16 +195,17 @@ def status(runs: Path, watch: bool, style: str, log_format: LogFormat) -> None:
 def _watch(
     runs: Path, console: Console, log_format: LogFormat, names: set[str] | None = None
 ) -> list[RunStatus]:
-    """Show the states, again and again, until none of them is active; → the last."""
-    from hpc_mlp.launch import show
+    """Show the states, again and again, until none of them is active; returns the last ones."""
     from hpc_mlp.launch.status import read_status
+    from hpc_mlp.live.display import open_display
     from hpc_mlp.live.rows import ACTIVE
 
+    statuses: list[RunStatus] = []
     try:
-        with show.following(console, log_format) as told:
+        with open_display(console, lambda: statuses, log_format) as display:
             while True:
                 statuses = [item for item in read_status(runs) if names is None or item.name in names]
-                told(statuses)
+                display.update(statuses)
                 if not any(item.state in ACTIVE for item in statuses):
                     return statuses
                 time.sleep(_POLL_SECONDS)

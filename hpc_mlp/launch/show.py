@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-
 from rich.table import Table
 from rich.text import Text
 
 from hpc_mlp.config.sections import LaunchConfig
 from hpc_mlp.launch.packs import Pack
-from hpc_mlp.launch.status import RunStatus
-from hpc_mlp.live.display import LogFormat, open_display
 from hpc_mlp.live.render import STYLES
-from hpc_mlp.live.rows import Frame, summary
-from hpc_mlp.terminal.console import Console
+from hpc_mlp.live.rows import RunStatus, summary
 from hpc_mlp.terminal.text import count, duration, spans
 
 _MAX_ROWS = 60
@@ -42,16 +36,16 @@ def plan_table(packs: list[Pack], job_ids: dict[int, str] | None = None) -> Tabl
 def resources(launch: LaunchConfig) -> str:
     """The resources of one job in a line."""
     tasks = launch.tasks_per_node or max(1, launch.gpus_per_job)
+    names = ("partition", "account", "qos", "constraint")
     parts = [
         f"{launch.nodes} node(s) × {tasks} task(s)",
         f"{launch.gpus_per_job} GPU(s) per node",
         f"{launch.cpus_per_task} cores per task",
         f"{launch.memory_gb:g} GB per node" if launch.memory_gb else "",
         f"{launch.time_minutes} minutes",
-        *(f"{name} {value}" for name in ("partition", "account", "qos", "constraint")
-          if (value := getattr(launch, name))),
+        *(f"{name} {value}" for name in names if (value := getattr(launch, name))),
         f"at most {launch.array_parallelism} jobs at once" if launch.array_parallelism else "",
-    ]  # fmt: skip
+    ]
     return ", ".join(part for part in parts if part)
 
 
@@ -92,16 +86,3 @@ def _left(status: RunStatus) -> str:
     training = "" if (left := status.progress.seconds_left) is None else duration(left)
     limit = f"limit in {status.time_left}" if status.time_left else ""
     return ", ".join(part for part in (training, limit) if part)
-
-
-@contextmanager
-def following(console: Console, log_format: LogFormat) -> Iterator[Callable[[Sequence[RunStatus]], None]]:
-    """→ a function to be told the states whenever they were read; the display shows them."""
-    latest: list[Frame] = [Frame()]
-
-    def told(statuses: Sequence[RunStatus]) -> None:
-        latest[0] = Frame(statuses)
-        display.changed(latest[0])
-
-    with open_display(console, lambda: latest[0], log_format) as display:
-        yield told

@@ -10,38 +10,24 @@ from hpc_mlp.launch import local, slurm
 from hpc_mlp.launch.job_info import UNKNOWN, JobInfo
 from hpc_mlp.launch.records import FOLDER, PLAN, Submission, read_submissions
 from hpc_mlp.launch.shapes import PackRecord, PlannedRun, Start
-from hpc_mlp.live.live_file import with_beat
-from hpc_mlp.live.rows import COMPLETE, RunRow, of_run
+from hpc_mlp.live.live_file import folder_status
+from hpc_mlp.live.rows import COMPLETE, RunStatus
 from hpc_mlp.machine.liveness import age
-from hpc_mlp.runs.folder import FAILED, Json, Run, read_run
+from hpc_mlp.runs.folder import FAILED
 from hpc_mlp.runs.lease import is_held, read_owner
 
 
 @dataclass(frozen=True)
-class RunStatus(RunRow):
-    """One run with its job. `time_left`: until the job's time limit, as Slurm writes it."""
-
-    time_left: str = ""
-    requeues: int = 0
-    job: str = ""
-    log: str = ""
-    submission: str = ""
-
-    def as_json(self) -> Json:
-        about = ("time_left", "requeues", "job", "log", "submission")
-        return super().as_json() | {name: getattr(self, name) for name in about}
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A pack together with what its cluster says. `info` None: the cluster cannot be asked from here."""
+class _SubmittedPack:
+    """A pack together with what its cluster says. `info` None: the cluster cannot be asked from here.
+    `problem`: with its records."""
 
     submission: Submission
     pack: PackRecord
     info: JobInfo | None
     requeues: int
     node: str
-    problem: str  # with its records
+    problem: str
 
 
 def read_status(runs: Path) -> list[RunStatus]:
@@ -55,8 +41,8 @@ def read_status(runs: Path) -> list[RunStatus]:
                 statuses[planned.name] = _submitted(runs / planned.name, planned, job)
     folders = sorted(path for path in runs.glob("*") if path.is_dir() and path.name not in statuses)
     for path in folders:
-        if not path.name.startswith(".") and (run := read_run(path)) is not None:
-            statuses[path.name] = _of_files(path, run)
+        if not path.name.startswith(".") and (status := folder_status(path)) is not None:
+            statuses[path.name] = status
     for folder, problem in problems.items():
         name = f"{FOLDER}/{folder.name}"
         statuses[name] = RunStatus(name, name, 0, "damaged", problem, submission=folder.name)
@@ -70,7 +56,7 @@ def require_status(runs: Path) -> list[RunStatus]:
     return statuses
 
 
-def _newest(submissions: list[Submission], runs: Path) -> list[list[_Job]]:
+def _newest(submissions: list[Submission], runs: Path) -> list[list[_SubmittedPack]]:
     """The submissions with the jobs' states, oldest first. Only packs that may still matter are asked for."""
     wanted = [item for item in submissions if any(not _is_complete(runs, pack) for pack in item.packs)]
     on_slurm = slurm.query(item for item in wanted if item.cluster == "slurm")
@@ -93,26 +79,25 @@ def _job(
     pack: PackRecord,
     known: dict[str, JobInfo] | None,
     starts: list[Start],
-) -> _Job:
+) -> _SubmittedPack:
     info = known if known is None else known.get(pack.job_id or "", UNKNOWN)
     node = starts[-1].host if starts else ""
     problem = next((start.damaged for start in starts if start.damaged), "")
-    return _Job(submission, pack, info, max(0, len(starts) - 1), node, problem)
+    return _SubmittedPack(submission, pack, info, max(0, len(starts) - 1), node, problem)
 
 
 # -- one run
 
 
-def _submitted(path: Path, planned: PlannedRun, job: _Job) -> RunStatus:
+def _submitted(path: Path, planned: PlannedRun, job: _SubmittedPack) -> RunStatus:
     status = _with_job(path, planned, job)
     if not job.problem or status.state in COMPLETE:
         return status
     return replace(status, detail="; ".join(filter(None, [status.detail, job.problem])))
 
 
-def _with_job(path: Path, planned: PlannedRun, job: _Job) -> RunStatus:
-    run = read_run(path)
-    base = _of_files(path, run) if run else RunStatus(planned.name, planned.variant, planned.seed, "lost")
+def _with_job(path: Path, planned: PlannedRun, job: _SubmittedPack) -> RunStatus:
+    base = folder_status(path) or RunStatus(planned.name, planned.variant, planned.seed, "lost")
     base = replace(
         base,
         # A damaged run's folder does not say them.
@@ -141,14 +126,15 @@ def _with_job(path: Path, planned: PlannedRun, job: _Job) -> RunStatus:
     return _over(base, path, info, job)
 
 
-def _over(base: RunStatus, path: Path, info: JobInfo, job: _Job) -> RunStatus:
+def _over(base: RunStatus, path: Path, info: JobInfo, job: _SubmittedPack) -> RunStatus:
     """No result, and its job is over or unknown."""
     base = replace(base, node=job.node or info.node)
     if job.submission.is_cancelled(job.pack.index) or info.detail.startswith("CANCELLED"):
         return replace(base, state="cancelled", detail="cancelled")
     owner = read_owner(path)
     own = owner is not None and owner.claim == job.submission.claim(job.pack.index)
-    if is_held(path) and not (own and info.state == "over"):  # by someone's `hpc-mlp train`
+    # If it is held by another than the job, someone's `hpc-mlp train` trains it.
+    if is_held(path) and not (own and info.state == "over"):
         return replace(base, state="running", detail="", node=owner.host if owner else "")
     may_come = job.submission.cluster == "slurm" or job.pack.job_id is None
     if info.state == "unknown" and may_come and _is_new(job.submission):
@@ -166,7 +152,7 @@ def _is_new(submission: Submission) -> bool:
         return False
 
 
-def _unasked(base: RunStatus, path: Path, job: _Job) -> RunStatus:
+def _unasked(base: RunStatus, path: Path, job: _SubmittedPack) -> RunStatus:
     """Slurm cannot be asked from here: what the files alone tell."""
     if is_held(path):
         return replace(base, state="running", detail="", node=job.node)
@@ -175,17 +161,6 @@ def _unasked(base: RunStatus, path: Path, job: _Job) -> RunStatus:
     if job.submission.is_cancelled(job.pack.index):
         return replace(base, state="cancelled", detail="cancelled")
     return replace(base, state="queued", detail="squeue does not answer here: by the files, not running")
-
-
-def _of_files(path: Path, run: Run) -> RunStatus:
-    """What the run folder alone says."""
-    row = of_run(run)
-    if row.state in ("stopped", "failed") and is_held(path):
-        node = owner.host if (owner := read_owner(path)) else ""
-        row = with_beat(replace(row, state="running", detail="", node=node), path)
-    if run.config.name and run.config.name != path.name and (path.parent / run.config.name).is_dir():
-        row = replace(row, detail=" ".join(filter(None, [row.detail, f"(a copy of {run.config.name})"])))
-    return RunStatus(**vars(row))
 
 
 def _is_of_this_submission(path: Path, submission: Submission) -> bool:
@@ -197,13 +172,13 @@ def _is_of_this_submission(path: Path, submission: Submission) -> bool:
         return False
 
 
-def _log(job: _Job) -> Path:
+def _log(job: _SubmittedPack) -> Path:
     if job.submission.cluster == "local":
         return local.log_path(job.submission, job.pack.index)
     return job.submission.logs / f"{job.pack.job_id}_0_log.err"
 
 
-def _last_words(job: _Job) -> str:
+def _last_words(job: _SubmittedPack) -> str:
     """The last line of the job's log that looks like an error."""
     try:
         lines = _log(job).read_text(errors="replace").splitlines()[-200:]

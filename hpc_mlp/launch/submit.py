@@ -28,8 +28,8 @@ from hpc_mlp.launch.records import (
     read_submissions,
 )
 from hpc_mlp.launch.slots import check_tasks, make_slots
-from hpc_mlp.launch.status import RunStatus, read_status
-from hpc_mlp.live.rows import ACTIVE, COMPLETE
+from hpc_mlp.launch.status import read_status
+from hpc_mlp.live.rows import ACTIVE, COMPLETE, RunStatus
 from hpc_mlp.runs.folder import RunFolder
 from hpc_mlp.runs.identity import is_begun
 from hpc_mlp.runs.lease import Lease

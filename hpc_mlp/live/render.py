@@ -1,4 +1,5 @@
-"""A frame as a table that fits the terminal: every run where there is room, else a line for each variant."""
+"""A snapshot as a table that fits the terminal: every run where there is room, else a line for each
+variant."""
 
 from __future__ import annotations
 
@@ -12,16 +13,35 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hpc_mlp.live.rows import ACTIVE, COMPLETE, Frame, Progress, RunRow, State, Usage, summary
-from hpc_mlp.terminal.text import duration
+from hpc_mlp.live.rows import (
+    ACTIVE,
+    COMPLETE,
+    RunProgress,
+    RunStatus,
+    State,
+    Usage,
+    mean,
+    summary,
+)
+from hpc_mlp.terminal.text import count, duration
 
+# From the worst on: of several states in one line the first is named.
 STYLES: dict[State, str] = {
-    "done": "green", "running": "cyan", "queued": "yellow", "failed": "bold red", "lost": "red", "damaged": "bold red",
-    "diverged": "magenta", "cancelled": "dim", "stopped": "dim",
-}  # fmt: skip
+    "failed": "bold red",
+    "damaged": "bold red",
+    "lost": "red",
+    "diverged": "magenta",
+    "stopped": "dim",
+    "cancelled": "dim",
+    "queued": "yellow",
+    "running": "cyan",
+    "done": "green",
+}
 _BARS = "▁▂▃▄▅▆▇█"
-_WIDE = 100  # columns from which there is room for the rate of every run
-_FRAME_LINES = 4  # summary, titles, footer, and the line on which the shell's prompt will stand
+# Columns from which there is room for the rate of every run.
+_WIDE = 100
+# Summary, titles, footer, and the line on which the shell's prompt will stand.
+_OTHER_LINES = 4
 
 
 @dataclass(frozen=True)
@@ -29,15 +49,18 @@ class _Line:
     """A line of the table: a run, or several runs of a variant taken together."""
 
     title: str
-    runs: Sequence[RunRow]
+    runs: Sequence[RunStatus]
 
     @property
-    def progress(self) -> list[Progress]:
-        return [row.progress for row in self.runs]
+    def progress(self) -> list[RunProgress]:
+        return [run.progress for run in self.runs]
 
     @property
-    def running(self) -> list[RunRow]:
-        return [row for row in self.runs if row.state == "running"]
+    def running(self) -> list[RunStatus]:
+        return [run for run in self.runs if run.state == "running"]
+
+    def mean(self, name: str) -> float | None:
+        return mean(getattr(p, name) for p in self.progress)
 
 
 @dataclass(frozen=True)
@@ -50,71 +73,55 @@ class _Column:
     from_width: int = 0
 
 
-def render(frame: Frame, width: int, height: int) -> RenderableType:
-    notes = list(frame.notes)[-2:]
-    room = max(1, height - _FRAME_LINES - len(notes))
-    lines = _lines(frame.rows, room)
+def render(runs: Sequence[RunStatus], width: int, height: int) -> RenderableType:
+    room = max(1, height - _OTHER_LINES)
+    lines = _lines(runs, room)
     hidden = lines[room - 1 :] if len(lines) > room else []
     shown = lines[: room - 1] if hidden else lines
-    parts: list[RenderableType] = [_cut(f"{_many(len(frame.rows))}: {summary(frame.rows)}")]
+    parts: list[RenderableType] = [_cut(f"{count(len(runs), 'run')}: {summary(runs)}")]
     if shown:
         parts.append(_table(shown, width))
     if hidden:
-        rest = [row for line in hidden for row in line.runs]
-        parts.append(_cut(f"… and {_many(len(rest))} more: {summary(rest)}", "dim"))
-    parts += [_cut(note, "yellow") for note in notes]
-    return Group(*parts, _cut(_footer(frame), "dim"))
+        rest = [run for line in hidden for run in line.runs]
+        parts.append(_cut(f"… and {count(len(rest), 'run')} more: {summary(rest)}", "dim"))
+    return Group(*parts, _cut(_footer(runs), "dim"))
 
 
 def _cut(text: str, style: str = "") -> Text:
     return Text(text, style, no_wrap=True, overflow="ellipsis")
 
 
-def _many(number: int) -> str:
-    return f"{number} run" if number == 1 else f"{number} runs"
-
-
-def _lines(rows: Sequence[RunRow], room: int) -> list[_Line]:
+def _lines(all_runs: Sequence[RunStatus], room: int) -> list[_Line]:
     """By variant. Where not even the variants fit, those first that are under way."""
-    groups: dict[str, list[RunRow]] = {}
-    for row in rows:
-        groups.setdefault(row.group, []).append(row)
-    several = sum(len(runs) > 1 for runs in groups.values())
+    variants: dict[str, list[RunStatus]] = {}
+    for run in all_runs:
+        variants.setdefault(run.group, []).append(run)
+    by_seed = len(all_runs) + sum(len(runs) > 1 for runs in variants.values()) <= room
     lines: list[_Line] = []
-    if len(rows) + several <= room:
-        for name, runs in groups.items():
-            lines.append(_Line(name if len(runs) == 1 else f"{name} ×{len(runs)}", runs))
-            if len(runs) > 1:
-                lines += [_Line(f"  seed {row.seed}", [row]) for row in runs]
-        return lines
-    for name, runs in groups.items():
+    for name, runs in variants.items():
         lines.append(_Line(name if len(runs) == 1 else f"{name} ×{len(runs)}", runs))
-    if len(lines) <= room:
-        return lines
+        if by_seed and len(runs) > 1:
+            lines += [_Line(f"  seed {run.seed}", [run]) for run in runs]
+    return lines if len(lines) <= room else sorted(lines, key=_urgency)
 
-    def rank(line: _Line) -> int:
-        states = {row.state for row in line.runs}
-        return (
-            0
-            if "running" in states
-            else 1
-            if states - COMPLETE - {"queued"}
-            else 2
-            if "queued" in states
-            else 3
-        )
 
-    return sorted(lines, key=rank)
+def _urgency(line: _Line) -> int:
+    """What runs comes first, then what went wrong, what waits, and what is complete."""
+    states = {run.state for run in line.runs}
+    if "running" in states:
+        return 0
+    if states - COMPLETE - {"queued"}:
+        return 1
+    return 2 if "queued" in states else 3
 
 
 def _table(lines: Sequence[_Line], width: int) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0), width=width)
     columns = [column for column in _COLUMNS if column.from_width <= width]
     for column in columns:
-        table.add_column(
-            column.title, justify=column.justify, no_wrap=True, overflow="ellipsis",
-            ratio=1 if column.cell is _title else None,
-        )  # fmt: skip
+        # The names get the room that the numbers leave.
+        ratio = 1 if column.cell is _title else None
+        table.add_column(column.title, justify=column.justify, no_wrap=True, overflow="ellipsis", ratio=ratio)
     for line in lines:
         table.add_row(*(column.cell(line, width) for column in columns))
     return table
@@ -128,29 +135,35 @@ def _epoch(line: _Line, width: int) -> RenderableType:
     epochs = [p.epoch for p in line.progress]
     low, high = min(epochs), max(epochs)
     planned = max((p.epochs or 0 for p in line.progress), default=0) or "?"
-    if high == 0 and not any(row.state == "running" for row in line.runs):
+    if high == 0 and not line.running:
         return ""
     return f"{low}/{planned}" if low == high else f"{low}-{high}/{planned}"
 
 
 def _best(line: _Line, width: int) -> RenderableType:
-    best = mean([p.best_val_loss for p in line.progress])
+    best = line.mean("best_val_loss")
     at = f" @{line.progress[0].best_epoch}" if len(line.runs) == 1 and best is not None else ""
     return _loss(best) + at
 
 
 def _accuracy(line: _Line, width: int) -> RenderableType:
-    accuracy = mean([p.val_accuracy for p in line.progress])
+    accuracy = line.mean("val_accuracy")
     return "–" if accuracy is None else f"{100 * accuracy:.1f}"
 
 
 def _rate(line: _Line, width: int) -> RenderableType:
-    rate = mean([row.progress.images_per_second for row in line.running])
+    rate = mean(run.progress.images_per_second for run in line.running)
     return "" if rate is None else f"{rate:,.0f}"
 
 
+def _seconds_left(runs: Sequence[RunStatus]) -> float:
+    """Until the last of the running ones has ended."""
+    lefts = (run.progress.seconds_left or 0.0 for run in runs if run.state == "running")
+    return max(lefts, default=0.0)
+
+
 def _left(line: _Line, width: int) -> RenderableType:
-    left = max((row.progress.seconds_left or 0.0 for row in line.running), default=0.0)
+    left = _seconds_left(line.runs)
     return duration(left) if left else ""
 
 
@@ -158,23 +171,22 @@ def _trend(line: _Line, width: int) -> RenderableType:
     """Validation loss by epoch, the mean over the runs that got so far."""
     several = [p.val_losses for p in line.progress]
     longest = max(map(len, several), default=0)
-    means = [mean([losses[i] for losses in several if i < len(losses)]) for i in range(longest)]
+    means = [mean(losses[i] for losses in several if i < len(losses)) for i in range(longest)]
     return Text(sparkline(means, 12 if width >= _WIDE else 8), "cyan")
 
 
 def _bar(line: _Line, width: int) -> RenderableType:
     """Of what is under way the bar, of what is not its state: with the test accuracy where there is one."""
     runs = line.runs
-    states = {row.state for row in runs}
+    states = {run.state for run in runs}
     if "running" in states or (len(states) > 1 and states & ACTIVE):
-        share = sum(1.0 if row.state in COMPLETE else row.progress.share for row in runs) / len(runs)
-        return ProgressBar(total=1.0, completed=share, width=16 if width >= _WIDE else 9)
-    tested = mean([row.test_accuracy for row in runs])
-    if states == {"done"}:
-        return Text("done" if tested is None else f"test {100 * tested:.1f}", STYLES["done"])
-    worst = next(state for state in ("failed", "damaged", "lost", "diverged", "stopped", "cancelled", "queued", "done")
-                 if state in states)  # fmt: skip
-    number = sum(row.state == worst for row in runs)
+        done = sum(1.0 if run.state in COMPLETE else run.progress.share for run in runs)
+        return ProgressBar(total=len(runs), completed=done, width=16 if width >= _WIDE else 9)
+    tested = mean(run.test_accuracy for run in runs)
+    if states == {"done"} and tested is not None:
+        return Text(f"test {100 * tested:.1f}", STYLES["done"])
+    worst = next(state for state in STYLES if state in states)
+    number = sum(run.state == worst for run in runs)
     return Text(worst if len(runs) == number else f"{number} {worst}", STYLES[worst])
 
 
@@ -185,21 +197,19 @@ def sparkline(values: Sequence[float | None], width: int) -> str:
     if not known:
         return ""
     low, span = min(known), max(known) - min(known)
-    top = len(_BARS) - 1
-    return "".join(" " if v is None else _BARS[round((v - low) / span * top) if span else 0] for v in values)
+    scale = (len(_BARS) - 1) / span if span else 0.0
+    return "".join(" " if v is None else _BARS[round((v - low) * scale)] for v in values)
 
 
-def _footer(frame: Frame) -> str:
-    running = [row for row in frame.rows if row.state == "running"]
-    rate = frame.rate
-    if rate is None:
-        rate = sum(row.progress.images_per_second or 0.0 for row in running)
-    left = max((row.progress.seconds_left or 0.0 for row in running), default=0.0)
-    more = any(row.state == "queued" for row in frame.rows)
+def _footer(runs: Sequence[RunStatus]) -> str:
+    running = [run for run in runs if run.state == "running"]
+    rate = sum(run.progress.images_per_second or 0.0 for run in running)
+    left = _seconds_left(running)
+    more = any(run.state == "queued" for run in runs)
     parts = [
         f"{rate:,.0f} images/s" if rate else "",
         f"{'more than ' if more else ''}{duration(left)} left" if left else "",
-        _usage([row.usage for row in running if row.usage]),
+        _usage([run.usage for run in running if run.usage]),
     ]
     return " · ".join(filter(None, parts))
 
@@ -207,26 +217,17 @@ def _footer(frame: Frame) -> str:
 def _usage(usages: Sequence[Usage]) -> str:
     """Of one process, or of several together: runs of one bank tell of the same process."""
     several = list(dict.fromkeys(usages))
-    if not several:
-        return ""
-    if len(several) == 1:
-        return several[0].text()
+    if len(several) < 2:
+        return several[0].text() if several else ""
+    devices = Counter(usage.device for usage in several)
     whole = Usage(
-        " + ".join(
-            f"{n} {name}s" if n > 1 else name for name, n in Counter(u.device for u in several).items()
-        ),
-        sum(u.memory or 0 for u in several),
-        sum(u.total or 0 for u in several),
-        mean([u.percent for u in several]),
-        mean([u.waiting for u in several]),
+        " + ".join(f"{n} {name}s" if n > 1 else name for name, n in devices.items()),
+        sum(usage.memory or 0 for usage in several),
+        sum(usage.total or 0 for usage in several),
+        mean(usage.percent for usage in several),
+        mean(usage.waiting for usage in several),
     )
     return whole.text()
-
-
-def mean(values: Sequence[float | None]) -> float | None:
-    """Of those that are there."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
 
 
 def _loss(value: float | None) -> str:
@@ -237,8 +238,8 @@ _COLUMNS = (
     _Column("run", _title),
     _Column("epoch", _epoch, "right"),
     _Column("", _bar),
-    _Column("train", lambda line, width: _loss(mean([p.train_loss for p in line.progress])), "right", 60),
-    _Column("val", lambda line, width: _loss(mean([p.val_loss for p in line.progress])), "right"),
+    _Column("train", lambda line, width: _loss(line.mean("train_loss")), "right", 60),
+    _Column("val", lambda line, width: _loss(line.mean("val_loss")), "right"),
     _Column("val loss", _trend, from_width=78),
     _Column("best", _best, "right", 50),
     _Column("acc %", _accuracy, "right", 70),

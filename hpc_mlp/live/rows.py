@@ -1,40 +1,48 @@
-"""What is shown of runs under way: a row for each, from the lines of its metrics.jsonl, whoever trains it."""
+"""What is shown of runs under way: the status of each, from its metrics.jsonl, whoever trains it."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-from hpc_mlp.runs.folder import Json, Run, best_line
-from hpc_mlp.runs.records import Failed
+from pydantic import Field, FiniteFloat
 
-State = Literal["queued", "running", "done", "diverged", "failed", "lost", "cancelled", "stopped", "damaged"]
+from hpc_mlp.runs.folder import Json, best_line
+
+_Ended = Literal["done", "diverged", "failed", "lost", "cancelled", "stopped", "damaged"]
+State = Literal["queued", "running", _Ended]
 
 ACTIVE: frozenset[State] = frozenset({"queued", "running"})
 COMPLETE: frozenset[State] = frozenset({"done", "diverged"})
 BAD: frozenset[State] = frozenset({"failed", "lost", "damaged"})
-_RECENT = 3  # epochs that the time left is reckoned from
+# The time left is reckoned from the last epochs alone, as the speed changes with the machine's load.
+_RECENT = 3
+
+Amount = Annotated[FiniteFloat, Field(ge=0)]
+Bytes = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a run has come. Losses and accuracy are those of the last whole epoch; None where there are none, or
-    not finite. `part`: share of the epoch under way, 0..1."""
+class RunProgress:
+    """How far a run has come: `epoch` of the planned `epochs` are finished, and of the next the share
+    `part`, 0..1. Losses and accuracy are those of the last whole epoch; None where there are none, or
+    not finite. `val_losses`: one for each epoch."""
 
-    epochs: int | None = None  # planned
-    epoch: int = 0  # finished
+    epochs: int | None = None
+    epoch: int = 0
     part: float = 0.0
     train_loss: float | None = None
     val_loss: float | None = None
     val_accuracy: float | None = None
     learning_rate: float | None = None
     images_per_second: float | None = None
-    best_epoch: int = 0
+    best_epoch: int | None = None
     best_val_loss: float | None = None
-    val_losses: tuple[float | None, ...] = ()  # one an epoch
-    epoch_seconds: float | None = None  # of late
+    val_losses: tuple[float | None, ...] = ()
+    epoch_seconds: float | None = None
 
     @property
     def share(self) -> float:
@@ -49,45 +57,51 @@ class Progress:
         return max(0.0, self.epochs - self.epoch - self.part) * self.epoch_seconds
 
 
-def progress(
+def progress_of(
     lines: Sequence[Mapping[str, Any]], epochs: int | None, monitor: str = "loss", part: float = 0.0
-) -> Progress:
+) -> RunProgress:
     """From the lines of metrics.jsonl; `monitor` as in the configuration."""
     last: Mapping[str, Any] = lines[-1] if lines else {}
-    losses = tuple(number(line.get("val_loss")) for line in lines)
+    losses = tuple(_number(line.get("val_loss")) for line in lines)
     best = best_line(lines, monitor)
-    seconds = [s for line in lines[-_RECENT:] if (s := number(line.get("seconds"))) is not None]
-    return Progress(
+    recent = [_number(line.get("seconds")) for line in lines[-_RECENT:]]
+    return RunProgress(
         epochs=epochs,
         epoch=int(last.get("epoch", 0)),
         part=part,
-        train_loss=number(last.get("train_loss")),
+        train_loss=_number(last.get("train_loss")),
         val_loss=losses[-1] if losses else None,
-        val_accuracy=number(last.get("val_accuracy")),
-        learning_rate=number(last.get("learning_rate")),
-        images_per_second=number(last.get("images_per_second")),
-        best_epoch=0 if best is None else int(best["epoch"]),
-        best_val_loss=None if best is None else float(best["val_loss"]),
+        val_accuracy=_number(last.get("val_accuracy")),
+        learning_rate=_number(last.get("learning_rate")),
+        images_per_second=_number(last.get("images_per_second")),
+        best_epoch=int(best["epoch"]) if best else None,
+        best_val_loss=float(best["val_loss"]) if best else None,
         val_losses=losses,
-        epoch_seconds=sum(seconds) / len(seconds) if seconds else None,
+        epoch_seconds=mean(recent),
     )
 
 
-def number(value: Any) -> float | None:
+def _number(value: Any) -> float | None:
     """`value` if it is a finite number."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
+def mean(values: Iterable[float | None]) -> float | None:
+    """Of those that are there."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
 @dataclass(frozen=True)
 class Usage:
-    """Of the device that trains: bytes of memory taken (and there), use in percent, share of the time that
-    training waits for data (None: the data are resident)."""
+    """Of the device that trains: bytes of memory taken (and there), use in percent, share of the time
+    that training waits for data (None: the data are resident)."""
 
     device: str
-    memory: int | None = None
-    total: int | None = None
-    percent: float | None = None
-    waiting: float | None = None
+    memory: Bytes | None = None
+    total: Bytes | None = None
+    percent: Amount | None = None
+    waiting: Amount | None = None
 
     def text(self) -> str:
         memory = "" if self.memory is None else _bytes(self.memory)
@@ -103,18 +117,25 @@ def _bytes(count: int) -> str:
 
 
 @dataclass(frozen=True)
-class RunRow:
-    """One run. `detail`: why it waits, how it ended or what went wrong."""
+class RunStatus:
+    """One run. `detail`: why it waits, how it ended or what went wrong; `usage`: of the process that
+    trains it. From `time_left` on it is about the run's job, where it has one: time until the job's
+    limit, as Slurm writes it; how often it was requeued; its id; its log; its submission's id."""
 
     name: str
     variant: str
     seed: int
     state: State
     detail: str = ""
-    progress: Progress = Progress()
+    progress: RunProgress = RunProgress()
     test_accuracy: float | None = None
     node: str = ""
-    usage: Usage | None = None  # of the process that trains it
+    usage: Usage | None = None
+    time_left: str = ""
+    requeues: int = 0
+    job: str = ""
+    log: str = ""
+    submission: str = ""
 
     @property
     def group(self) -> str:
@@ -124,51 +145,22 @@ class RunRow:
     def as_json(self) -> Json:
         """Flat. `loss` is the training loss."""
         p = self.progress
-        return {
-            "name": self.name, "variant": self.variant, "seed": self.seed, "state": self.state,
-            "detail": self.detail, "epoch": p.epoch, "epochs": p.epochs, "loss": p.train_loss,
-            "val_loss": p.val_loss, "val_accuracy": p.val_accuracy, "learning_rate": p.learning_rate,
-            "best_epoch": p.best_epoch or None, "best_val_loss": p.best_val_loss, "test_accuracy": self.test_accuracy,
-            "images_per_second": p.images_per_second, "seconds_left": p.seconds_left, "node": self.node or None,
-        }  # fmt: skip
+        own = {key: value for key, value in vars(self).items() if key not in ("progress", "usage")}
+        names = [
+            "epoch",
+            "epochs",
+            "val_loss",
+            "val_accuracy",
+            "learning_rate",
+            "best_epoch",
+            "best_val_loss",
+        ]
+        names += ["images_per_second", "seconds_left"]
+        of_progress = {name: getattr(p, name) for name in names}
+        return own | of_progress | {"loss": p.train_loss, "node": self.node or None}
 
 
-@dataclass(frozen=True)
-class Frame:
-    """What is to be seen at one moment."""
-
-    rows: Sequence[RunRow] = ()
-    rate: float | None = None  # images/s of all runs together; None: the sum of the rows'
-    notes: Sequence[str] = field(default_factory=tuple)
-
-
-def of_run(run: Run) -> RunRow:
-    """What the run folder alone says; `stopped` where it has neither result nor failure."""
-    state: State = "stopped" if run.state == "unfinished" else run.state
-    detail = _last_line(run.failed) if state == "failed" and run.failed else run.problem
-    return RunRow(
-        name=run.name,
-        variant=run.variant,
-        seed=run.seed,
-        state=state,
-        detail=detail,
-        progress=progress(run.metrics, run.epochs, run.monitor),
-        test_accuracy=run.test.accuracy if run.test else None,
-    )
-
-
-def _last_line(failed: Failed) -> str:
-    lines = (failed.traceback or failed.error).strip().splitlines()
-    return lines[-1].strip() if lines else ""
-
-
-def count(rows: Iterable[RunRow]) -> dict[State, int]:
-    counts: dict[State, int] = {}
-    for row in rows:
-        counts[row.state] = counts.get(row.state, 0) + 1
-    return counts
-
-
-def summary(rows: Iterable[RunRow]) -> str:
+def summary(runs: Iterable[RunStatus]) -> str:
     """`12 running, 3 done`"""
-    return ", ".join(f"{number} {state}" for state, number in count(rows).items())
+    states = Counter(run.state for run in runs)
+    return ", ".join(f"{number} {state}" for state, number in states.items())

@@ -14,7 +14,7 @@ from hpc_mlp.machine import ranks, stop
 from hpc_mlp.machine.processes import Processes
 from hpc_mlp.terminal.output import say
 from hpc_mlp.training.members import Member
-from hpc_mlp.training.progress import View
+from hpc_mlp.training.progress import ProgressListener
 
 
 def parts(members: Sequence[Member], error: Exception) -> list[list[Member]]:
@@ -36,7 +36,7 @@ def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def report(members: Sequence[Member], error: Exception, view: View) -> None:
+def report(members: Sequence[Member], error: Exception, view: ProgressListener) -> None:
     """Write the failure down in the folders of those of `members` that have no result, and tell of it."""
     where = _record(members, error)
     view.ended(members, "failed", one_line(error))
@@ -44,7 +44,7 @@ def report(members: Sequence[Member], error: Exception, view: View) -> None:
     tell(view, f"{names}failed: {one_line(error)}; {where}")
 
 
-def tell(view: View, text: str) -> None:
+def tell(view: ProgressListener, text: str) -> None:
     """Of a process that shows nothing, too."""
     view.note(text)
     if rank := ranks.rank():

@@ -19,7 +19,6 @@ from hpc_mlp.config.sections import DataConfig
 from hpc_mlp.data.remote import Place, load_manifest
 from hpc_mlp.errors import HpcMlpError, LeaseLostError, RunError
 from hpc_mlp.live.display import LogFormat, open_display
-from hpc_mlp.live.rows import Frame
 from hpc_mlp.machine import ranks, stop
 from hpc_mlp.machine.command_line import command_line
 from hpc_mlp.machine.device import branch
@@ -34,7 +33,7 @@ from hpc_mlp.training.batches import Feeder, make_feeder
 from hpc_mlp.training.checkpoint import Guard, data_mode, resumable_together
 from hpc_mlp.training.job import Job, check, prepare, unfinished
 from hpc_mlp.training.members import Member
-from hpc_mlp.training.progress import View, watch
+from hpc_mlp.training.progress import ProgressListener, watch
 from hpc_mlp.training.trainer import BankTrainer
 
 _SAME_FAILURE_SECONDS = 20.0  # in which processes that share batches come upon the same failure
@@ -67,7 +66,7 @@ def train_specs(
         except stop.Stopped:
             if ranks.rank():
                 return _stopped(lambda text: None)
-            with open_display(Console(stderr=True), Frame, log_format) as display:
+            with open_display(Console(stderr=True), list, log_format) as display:
                 return _stopped(display.note)
 
 
@@ -114,7 +113,11 @@ def _train_specs(
     everybody.wait()
     # Where each batch is split, the lead tells for all.
     watched = bool(mine) and team.lead
-    with watch(console, log_format, todo, mine, job.runs, device) if watched else nullcontext(View()) as view:
+    with (
+        watch(console, log_format, todo, mine, job.runs, device)
+        if watched
+        else nullcontext(ProgressListener()) as view
+    ):
         code = _train(job, mine, fed, team, device, view)
         if not split:  # the others may train on for hours, and are watched meanwhile
             code = max(everybody.meet(code))
@@ -173,7 +176,7 @@ def _train(
     fed: Mapping[str, Feeder],
     processes: Processes,
     device: torch.device,
-    view: View,
+    view: ProgressListener,
 ) -> int:
     code = 0
     for specs in banks(job, todo, fed):
@@ -193,7 +196,7 @@ def _train(
 
 
 def _train_bank(
-    members: Sequence[Member], feeder: Feeder, processes: Processes, view: View, guard: Guard
+    members: Sequence[Member], feeder: Feeder, processes: Processes, view: ProgressListener, guard: Guard
 ) -> int:
     """→ 0, or 1: some have failed, which is recorded in their run folders. The others go on, from the bank's last
     checkpoint and so with the bits that they would have had without those."""
@@ -228,7 +231,7 @@ def _train_bank(
 
 
 def _train_group(
-    members: Sequence[Member], feeder: Feeder, processes: Processes, view: View, guard: Guard
+    members: Sequence[Member], feeder: Feeder, processes: Processes, view: ProgressListener, guard: Guard
 ) -> int:
     """Those of them that are unfinished, each first tried alone; → 0, or 1: one has failed by itself, and recorded."""
     if processes.lead:

@@ -31,7 +31,7 @@ from hpc_mlp.training.checkpoint import (
 )
 from hpc_mlp.training.finish import FinishedRun, write_result
 from hpc_mlp.training.members import Member
-from hpc_mlp.training.progress import View
+from hpc_mlp.training.progress import ProgressListener
 from hpc_mlp.training.state import BankState, best_weights, part
 from hpc_mlp.training.trackers import Trackers
 
@@ -46,7 +46,7 @@ class BankTrainer:
         members: Sequence[Member],
         feeder: Feeder,
         processes: Processes,
-        view: View,
+        view: ProgressListener,
         guard: Callable[[], None] = lambda: None,
     ) -> None:
         self.members = list(members)
