@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hpc_mlp.bank.bank import Bank, Recipe, Run, feed_of, recipe_of
+from hpc_mlp.bank.clip import Clipping
 from hpc_mlp.bank.stack import StackedLinear, StackedMLP
 from hpc_mlp.config.plan import RunSpec
 from hpc_mlp.config.sections import OptimConfig
@@ -21,8 +22,6 @@ from hpc_mlp.machine.device import branch
 
 # The best of 0.4–25 MB for 12288×512 weights on 2 cores with 1 MB of L2 each (10.1 ms a step; undivided 12.0).
 BLOCK_BYTES = 3 << 20
-
-_PIECE = 8192  # floats that torch sums up by one thread, for a norm
 
 VECTOR = 16  # floats in the widest vector register (AVX-512)
 
@@ -78,20 +77,6 @@ def _laid_out_as(parameter: Tensor, gradient: Tensor | None) -> Tensor:
     return torch.empty_like(parameter).copy_(gradient)
 
 
-def _norm(x: Tensor) -> Tensor:
-    """The norm of all of x. Of pieces on a CPU: a single large sum is divided among the threads, which shows."""
-    flat = x.flatten()
-    if branch(flat) != "cpu" or len(flat) <= _PIECE:
-        whole: Tensor = torch.linalg.vector_norm(flat)
-        return whole
-    cut = len(flat) - len(flat) % _PIECE
-    pieces, rest = flat[:cut].view(-1, _PIECE), flat[cut:]
-    norm: Tensor = torch.linalg.vector_norm(
-        torch.cat([torch.linalg.vector_norm(pieces, dim=1), torch.linalg.vector_norm(rest).view(1)])
-    )
-    return norm
-
-
 def _together(layer: StackedLinear, spec: RunSpec) -> tuple[Recipe, object]:
     """Members of equal keys share a block: one update, of gradients whose factors stand together."""
     return recipe_of(spec), (feed_of(spec), spec.config.model.batchnorm) if layer.reads_images else None
@@ -133,9 +118,9 @@ class BankOptimizer:
             for j, linear in enumerate(block.linears)
             if isinstance(linear, StackedLinear)
         }
-        self.clips = [spec.config.optim.clip_norm for spec in bank.specs]
+        self.clip = Clipping(bank, self.parameters, device)
         # Clipping needs the whole gradient at once; GPUs have no use for small blocks.
-        blockwise = not any(self.clips) and branch(device) == "cpu"
+        blockwise = not self.clip.blocks and branch(device) == "cpu"
         self.full = {} if blockwise else {n: torch.zeros_like(self.parameters[n]) for n in self.factored}
         self.small = [name for name in self.parameters if name not in self.factored]
         self.updates: dict[tuple[int, float], _Update] = {}
@@ -168,8 +153,7 @@ class BankOptimizer:
             gradients[name] = full
         if self.reduce is not None:
             self.reduce([g for name, g in gradients.items() if not self.bank.is_summed(name)])
-        if any(self.clips):
-            self._clip(gradients)
+        self.clip(gradients)
         self.count += 1
         for update in self.updates.values():
             rows = [gradients[n] if rows is None else gradients[n][rows] for n, rows in update.gradients]
@@ -178,15 +162,6 @@ class BankOptimizer:
         for block in self.blocks:
             gradient = block.layer.weight_gradient(block.start, block.stop, block.rows, block.scratch)
             block.update.apply([gradient], [self.count], rates[block.update.recipe])
-
-    def _clip(self, gradients: dict[str, Tensor]) -> None:
-        """Scale each member's gradient to a norm of at most its `clip_norm`, as `torch.nn.utils.clip_grad_norm_`."""
-        members = self.bank.member_states(gradients)
-        for clip, member in zip(self.clips, members, strict=True):
-            if clip is not None:
-                views = list(member.values())
-                norm = torch.linalg.vector_norm(torch.stack([_norm(view) for view in views]))
-                torch._foreach_mul_(views, torch.clamp(clip / (norm + 1e-6), max=1.0))
 
     def _decay(self, name: str, optim: OptimConfig) -> float:
         block = self.bank.blocks[int(name.split(".")[1])]

@@ -54,11 +54,19 @@ def no_collector() -> Iterator[None]:
 
 # Nodes of the captured step when this was written; fewer are welcome, more are a finding.
 @pytest.mark.parametrize(
-    ("variants", "seeds", "nodes"), [("all", 1, 73), ("all", 8, 119), ("baseline", 1, 45)]
+    ("variants", "seeds", "sets", "nodes"),
+    [
+        ("all", 1, (), 73),
+        ("all", 8, (), 119),
+        ("baseline", 1, (), 45),
+        ("all", 8, ("optim.clip_norm=1",), 154),
+    ],
 )
 @pytest.mark.parametrize("short_batch_first", [False, True])
-def test_a_step_is_one_graph(variants: str, seeds: int, nodes: int, short_batch_first: bool) -> None:
-    test = Rehearsed(variants, seeds)
+def test_a_step_is_one_graph(
+    variants: str, seeds: int, sets: tuple[str, ...], nodes: int, short_batch_first: bool
+) -> None:
+    test = Rehearsed(variants, seeds, *sets)
     if short_batch_first:  # as when a run resumes right before the last, smaller batch
         test.train(0, size=3)
     with noted() as first:
