@@ -195,19 +195,22 @@ _OPERATIONAL = {
 
 def known_keys() -> list[str]:
     """Every dotted key of the configuration, in order."""
-    defaults = Config()
-    return [f"{section}.{key}" for section, model in defaults for key in type(model).model_fields]
+    return list(_defaults())
 
 
-def flatten(config: Config) -> dict[str, Any]:
-    """`{"optim.lr": 0.001, …}`, JSON values."""
-    tree = config.model_dump(mode="json")
+def flat(tree: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """{section: {key: value}} as `{"optim.lr": 0.001, …}`."""
     return {f"{section}.{key}": value for section, keys in tree.items() for key, value in keys.items()}
 
 
-def identity(flat: Mapping[str, Any]) -> dict[str, Any]:
+def flatten(config: Config) -> dict[str, Any]:
+    """`flat`, of JSON values."""
+    return flat(config.model_dump(mode="json"))
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a flat configuration that decides a run's result, see `run_identity`."""
-    return {k: v for k, v in flat.items() if not k.startswith("launch.") and k not in _OPERATIONAL}
+    return {k: v for k, v in config.items() if not k.startswith("launch.") and k not in _OPERATIONAL}
 
 
 def run_identity(
@@ -220,9 +223,8 @@ def run_identity(
     """Everything that decides a run's result, flat: two runs of equal identity are the same run. `config`: JSON values
     as config.json has them; keys that an older version lacked have the defaults. `digest`: of the dataset. `plugins`,
     `pretrained`: sha256 of the files of code and of first weights; None where that is not known."""
-    flat = {f"{section}.{key}": value for section, keys in config.items() for key, value in keys.items()}
     files = {"plugins": list(plugins), "model.pretrained.sha256": pretrained}
-    return identity(_defaults() | flat) | {"seed": seed, "dataset.digest": digest} | files
+    return identity(_defaults() | flat(config)) | {"seed": seed, "dataset.digest": digest} | files
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from hpc_mlp.config import sections
 from hpc_mlp.reporting import html
 from hpc_mlp.reporting.groups import Group
 from hpc_mlp.reporting.html import Html, Section
@@ -38,11 +39,7 @@ def unique(values: Iterable[object]) -> list[str]:
 
 def flat(run: Run) -> dict[str, str]:
     """A run's configuration as `{"optim.lr": "0.001", …}`."""
-    return {
-        f"{section}.{key}": show(value)
-        for section, table in run.config.config.items()
-        for key, value in table.items()
-    }
+    return {key: show(value) for key, value in sections.flat(run.config.config).items()}
 
 
 def differing(runs: Sequence[Run]) -> list[str]:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hpc_mlp.config.sections import flat
 from hpc_mlp.errors import unknown_name
 from hpc_mlp.runs.folder import Json, Run, best_line
 
@@ -193,11 +194,7 @@ def swept_keys(runs: Iterable[Run]) -> list[str]:
 
 def check_by(runs: Iterable[Run], keys: Iterable[str]) -> None:
     tables = [run.config.config for run in runs]
-    known = list(
-        dict.fromkeys(
-            f"{section}.{key}" for table in tables for section, keys in table.items() for key in keys
-        )
-    )
+    known = list(dict.fromkeys(key for table in tables for key in flat(table)))
     for key in keys:
         free = any(_at(table, key.split(".")) is not None for table in tables)
         if key not in known and key not in SPECIAL and not free:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from hpc_mlp.config.sections import flat, identity
 from hpc_mlp.reporting.compare import Compared, Comparison
 from hpc_mlp.reporting.pooled import MOST_SEEDS
 from hpc_mlp.reporting.rows import Row, diverged, lookup, show
-from hpc_mlp.runs.folder import Json, Run
+from hpc_mlp.runs.folder import Run
 
 # Below it, how the winner was chosen is worth a word.
 SURE = 0.95
@@ -183,16 +183,8 @@ def _differences(first: Run, second: Run) -> set[str]:
     one, two = first.config.config, second.config.config
     if one == two:
         return set()
-    from hpc_mlp.config.sections import identity  # pydantic takes its time; rarely needed
-
-    flat = [identity(dict(_flat(tree))) for tree in (one, two)]
-    return {key for key in flat[0] | flat[1] if flat[0].get(key) != flat[1].get(key)}
-
-
-def _flat(tree: Json) -> Iterable[tuple[str, Any]]:
-    for section, table in tree.items():
-        if isinstance(table, dict):
-            yield from ((f"{section}.{key}", value) for key, value in table.items())
+    one, two = identity(flat(one)), identity(flat(two))
+    return {key for key in one | two if one.get(key) != two.get(key)}
 
 
 def _show(run: Run, key: str) -> str:
