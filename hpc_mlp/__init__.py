@@ -7,42 +7,47 @@ runs = hpc_mlp.train("shards", variants="all", seeds=range(3))
 run = hpc_mlp.load_run(runs[0].path)
 for prediction in hpc_mlp.predict(run, "cat.jpg"):
     print(prediction.name, prediction.top(3))
+
+All functions raise `hpc_mlp.errors.UserError` where the input is wrong and `RunError` where the work
+failed. `import hpc_mlp` alone imports nothing else.
 """
 
 from __future__ import annotations
 
 import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from hpc_mlp._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from hpc_mlp.api import convert, evaluate, export, load_run, predict, train
+    from hpc_mlp.api import convert, train
+    from hpc_mlp.inference.evaluate import evaluate
+    from hpc_mlp.inference.export import export
+    from hpc_mlp.inference.model import load_run
+    from hpc_mlp.inference.predict import predict
 
 __all__ = ["convert", "evaluate", "export", "load_run", "predict", "train"]
 
-
-class _Package(ModuleType):
-    """Looks the functions of the API up when they are asked for, so that `import hpc_mlp` imports nothing else.
-
-    `train`, `predict` and `export` are submodules too (`python -m hpc_mlp.train`). Importing one would set the
-    package's attribute of that name to the module; here the name stays the function's. The modules are where
-    imports look for them, in `sys.modules`.
-    """
-
-    def __getattr__(self, name: str) -> Any:
-        if name in __all__:
-            return getattr(import_module("hpc_mlp.api"), name)
-        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in __all__ and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-    def __dir__(self) -> list[str]:
-        return [*super().__dir__(), *__all__]
+_HOMES = {
+    "convert": "hpc_mlp.api",
+    "train": "hpc_mlp.api",
+    "load_run": "hpc_mlp.inference.model",
+    "predict": "hpc_mlp.inference.predict",
+    "evaluate": "hpc_mlp.inference.evaluate",
+    "export": "hpc_mlp.inference.export",
+}
 
 
-sys.modules[__name__].__class__ = _Package
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if "inference" in _HOMES[name] and "torch" not in sys.modules:
+        # Its home imports torch, whose threads take from the environment how long they spin. Where
+        # others are busy on the cores that costs a later `train` up to 35 % of its time.
+        import_module("hpc_mlp.launch.cores").share_cores()
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

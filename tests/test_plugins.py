@@ -14,7 +14,6 @@ from conftest import Cli, command, environment
 from safetensors.torch import save_file
 
 import hpc_mlp
-from hpc_mlp import api
 from hpc_mlp.config.plan import make_specs
 from hpc_mlp.config.sections import ModelConfig
 from hpc_mlp.data.manifest import Manifest
@@ -140,8 +139,12 @@ def test_a_received_runs_code_runs_only_where_it_is_trusted(
         assert "model.py (sha256 " in refused.stderr and "--trust-plugins" in refused.stderr
     for verb in ("table", "status", "report"):
         cli(verb, mine)
-    for function in (hpc_mlp.load_run, lambda run: api.evaluate(run, digits), lambda run: api.predict(run, digits),
-                     lambda run: api.export(run, "safetensors", mine / "a.safetensors")):  # fmt: skip
+    for function in (
+        hpc_mlp.load_run,
+        lambda run: hpc_mlp.evaluate(run, digits),
+        lambda run: hpc_mlp.predict(run, digits),
+        lambda run: hpc_mlp.export(run, "safetensors", mine / "a.safetensors"),
+    ):
         with pytest.raises(UserError, match="trust_plugins=True"):
             function(received)
     assert not (mine / "ran").exists()

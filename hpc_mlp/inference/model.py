@@ -107,7 +107,8 @@ def load_run(
     device: str | torch.device = "cpu",
     trust_plugins: bool = False,
 ) -> TrainedRun:
-    """The run in folder `path` with its best weights.
+    """The run in folder `path` with its best weights, to predict with: `run.classes`, `run.result`, and
+    `run.probabilities(images)`, which takes a tensor [N, C, H, W] with values in 0..255 and gives float32 [N, K].
 
     `ensemble`: average the probabilities of this run and of all complete runs beside it that differ from it
     by the seed alone. UserError where there is no such run or it has no weights yet, RunError where its files
