@@ -31,9 +31,8 @@ class Tally:
         loss = F.cross_entropy(logits.flatten(0, 1), expanded.reshape(-1), reduction="none")
         self.loss += loss.view(members, batch).sum(1, dtype=self.loss.dtype)
         cells = expanded * classes + logits.argmax(-1)
-        cells = cells + torch.arange(members, device=cells.device).unsqueeze(1) * classes * classes
-        counts = torch.bincount(cells.flatten(), minlength=self.confusion.numel())
-        self.confusion += counts.view_as(self.confusion)
+        # Not bincount: it asks the device for the largest value, and waits for all that it was given before.
+        self.confusion.flatten(1).scatter_add_(1, cells, torch.ones_like(cells))
 
     def tensors(self) -> list[Tensor]:
         """What processes must sum before `losses` and `confusions` are read."""

@@ -78,11 +78,15 @@ class Processes:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any process."""
+        return self.any_of(flag)[0]
+
+    def any_of(self, *flags: bool) -> list[bool]:
+        """Which of the flags are set on any process: one message for all."""
         if self.alone:
-            return flag
-        tensor = torch.tensor(float(flag))
+            return list(flags)
+        tensor = torch.tensor(flags, dtype=torch.int32)
         dist.all_reduce(tensor)
-        return bool(tensor.item())
+        return [bool(count) for count in tensor.tolist()]
 
     def wait(self, check: Callable[[], None] = lambda: None) -> None:
         """Until all processes are here: see `meet`."""

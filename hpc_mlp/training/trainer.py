@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -78,7 +77,7 @@ class BankTrainer:
         self.view.start(self.members, lambda: self.feeder.wait_seconds)
         self._finish_stopped()
         while self.members:
-            if self._agreed(stop.stop_reason() is not None):
+            if self.processes.any(stop.stop_reason() is not None):
                 # An epoch's end writes none of its own unless one is due; at the very start there is nothing to keep.
                 if self.epoch or self.step:
                     self._save()
@@ -177,9 +176,10 @@ class BankTrainer:
             self.view.step(self.epoch, self.step, self.steps_per_epoch, batch.place.batch_size)
             stopping, due, late = False, self._steps_due(), False
             if self.processes.alone or self.step % AGREE_EVERY == 0:
-                stopping = self._agreed(stop.stop_reason() is not None)
-                due |= self._agreed(self._time_due())
-                late = left < math.inf and self._agreed(self._has_passed(started + left))
+                # They must stop and save at the same step.
+                stopping, due, late = self.processes.any_of(
+                    stop.stop_reason() is not None, due or self._time_due(), self._has_passed(started + left)
+                )
             if stopping or due:
                 self._clock(started, before)
                 self._save()
@@ -204,10 +204,6 @@ class BankTrainer:
                 self._clock(started, before)
                 self._save()
             raise
-
-    def _agreed(self, flag: bool) -> bool:
-        """Whether the flag is set on any of the processes, which must stop and save at the same step."""
-        return self.processes.any(flag)
 
     def _steps_due(self) -> bool:
         return self.save_steps is not None and self._count - self.saved_count >= self.save_steps
@@ -290,7 +286,7 @@ class BankTrainer:
                 self.guard()
                 member.folder.write_metrics(member.history)
                 self.trackers[member.spec.name].log(member.history[-1])
-        if self._steps_due() | self._agreed(self._time_due()):
+        if self._steps_due() | self.processes.any(self._time_due()):
             self._save()
         self.view.epoch([self.members[i] for i in improved])
 

@@ -13,6 +13,7 @@ from test_bank import specs_of
 from hpc_mlp.bank.bank import Bank
 from hpc_mlp.bank.dropout import StepPlace
 from hpc_mlp.bank.loss import BankLoss
+from hpc_mlp.bank.metrics import Tally
 from hpc_mlp.bank.optim import BankOptimizer
 from hpc_mlp.bank.step import StepBatch, TrainStep
 
@@ -94,6 +95,15 @@ def test_dropout_outside_of_a_stack_is_captured() -> None:
         test.step(batch, test.rates)
     assert count(later, "GRAPH") == 1
     assert not count(later, "SYNC", "PAGEABLE", "MALLOC", "HOSTALLOC", "VIOLATION"), later
+
+
+def test_validation_waits_for_nothing() -> None:
+    tally, labels = Tally(4, 10, CUDA), torch.zeros(512, dtype=torch.int64, device=CUDA)
+    logits = torch.zeros(4, 512, 10, device=CUDA)
+    with noted(finish=False) as lines:
+        tally.add(logits, labels)
+    assert 0 < count(lines, *LAUNCHES) <= 12
+    assert not count(lines, "SYNC", "PAGEABLE"), lines
 
 
 @pytest.mark.usefixtures("no_collector")
