@@ -127,6 +127,9 @@ def main() -> None:
     )
     train.add_argument("--seeds", type=int, default=5)
     train.add_argument("--no-notebook", action="store_true")
+    train.add_argument(
+        "--vmap", action="store_true", help="also torch.func.vmap beside a bank of 4 and of 20"
+    )
     train.add_argument("--cpu", action="store_true")
     train.add_argument("--prediction", type=Path, help="of bench_predict.py --json, shown beside the banks")
     job = commands.add_parser("job")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib.util
 import json
 import logging
@@ -112,6 +113,30 @@ class Setting:
 
         return run
 
+    def vmapped(self, variant: str, members: int) -> Way:
+        """The members stacked by `torch.func` and mapped by `vmap`, as PyTorch's own tutorial on ensembles has it."""
+        modules = [self.module(variant) for _ in range(members)]
+        parameters, buffers = torch.func.stack_module_state(modules)
+        base = copy.deepcopy(modules[0]).to("meta")
+        optimizer = torch.optim.Adam(parameters.values(), lr=1e-3, fused=True)
+        train, normalise = self.feeder.splits["train"], self.feeder.pixels.normalise
+
+        def loss(own: dict[str, Tensor], state: dict[str, Tensor], images: Tensor, labels: Tensor) -> Tensor:
+            return F.cross_entropy(torch.func.functional_call(base, (own, state), (images,)), labels)
+
+        mapped = torch.func.vmap(loss, randomness="different")
+
+        def run(steps: int) -> None:
+            for _ in range(steps):
+                rows = torch.randint(0, len(train), (members * BATCH,), device=self.device)
+                images, labels = train.gather(rows)
+                images = normalise(images).unflatten(0, (members, BATCH))
+                optimizer.zero_grad()
+                mapped(parameters, buffers, images, labels.unflatten(0, (members, BATCH))).sum().backward()
+                optimizer.step()
+
+        return run
+
     def network(self) -> str:
         """Layer widths and what the images are: "784-512-256-10 (28×28, grayscale)"."""
         channels, height, width = self.shape
@@ -185,6 +210,7 @@ class Setting:
         return run
 
 
+VMAP = "torch.func.vmap"
 NOTEBOOK, LIGHTNING, BARE, ALONE = (
     "notebook's way",
     "PyTorch Lightning",
@@ -209,6 +235,10 @@ def make_ways(
     for variant in ALL:
         ways[f"{BARE}: {variant}"] = setting.bare(variant), 1, few
         ways[f"{ALONE}: {variant}"] = setting.ours(setting.specs(variant, [0])), 1, few
+    for members in (4, 20) if arguments.vmap else ():
+        ways[f"{VMAP}, {members} x baseline"] = setting.vmapped("baseline", members), members, few
+        specs = setting.specs("baseline", range(members))
+        ways[f"ours, {members} x baseline"] = setting.ours(specs), members, few
     for seeds in dict.fromkeys([1, arguments.seeds]):
         specs = setting.specs("all", range(seeds))
         ways[f"ours, bank of {len(specs)}"] = setting.ours(specs), len(specs), few
@@ -288,7 +318,9 @@ def ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
     }
     found[f"{ALONE} / {BARE}: mean of the four"] = against(alone, bare)
     for name, times in seconds.items():
-        if name.startswith("ours, "):
+        if name.startswith(VMAP):
+            found[f"{name} / ours"] = against([times], [seconds[name.replace(VMAP, "ours")]])
+        elif name.startswith("ours, "):
             found[f"{name} / its members alone, one after the other"] = against([times], alone)
     return found
 
