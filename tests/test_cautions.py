@@ -11,11 +11,12 @@ from click.testing import CliRunner
 from fake_runs import labels, write_run
 
 from hpc_mlp.cli import main
-from hpc_mlp.reporting.summary import Summary, read_runs, summarise
+from hpc_mlp.reporting.summary import Summary, summarise
+from hpc_mlp.runs.folder import list_runs
 
 
 def summary(root: Path, **more: float) -> Summary:
-    return summarise(read_runs(root), **more)
+    return summarise(list_runs(root), **more)
 
 
 def said(root: Path) -> str:

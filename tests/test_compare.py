@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from fake_runs import labels, predict, write_run
 
 from hpc_mlp.cli import main
-from hpc_mlp.reporting.summary import Summary, read_runs, summarise
+from hpc_mlp.reporting.summary import Summary, summarise
+from hpc_mlp.runs.folder import list_runs
 
 
 def train(
@@ -30,7 +31,7 @@ def train(
 
 
 def summary(root: Path) -> Summary:
-    return summarise(read_runs(root))
+    return summarise(list_runs(root))
 
 
 def test_sentences_say_what_is_shown_and_what_is_not(tmp_path: Path) -> None:
@@ -152,7 +153,7 @@ def test_of_a_sweep_the_setting_best_on_validation_is_compared(tmp_path: Path) -
     assert any(
         "of each variant, the setting with the lowest validation loss" in line for line in found.sentences
     )
-    by_seed = summarise(read_runs(tmp_path), ["optim.lr", "seed"])
+    by_seed = summarise(list_runs(tmp_path), ["optim.lr", "seed"])
     assert by_seed.comparisons == [] and "Grouped by seed: nothing is compared." in by_seed.sentences
 
 

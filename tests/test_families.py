@@ -16,7 +16,8 @@ from hpc_mlp.reporting import compare as compare_module
 from hpc_mlp.reporting import pooled
 from hpc_mlp.reporting.compare import Compared, Comparison, compare
 from hpc_mlp.reporting.single import mcnemar, paired_interval
-from hpc_mlp.reporting.summary import read_runs, summarise
+from hpc_mlp.reporting.summary import summarise
+from hpc_mlp.runs.folder import list_runs
 
 NUM_IMAGES = 800
 Answers = dict[tuple[str, int], NDArray[np.bool_]]
@@ -40,7 +41,7 @@ def trained(
 
 
 def compared(root: Path, detect: float | None = None) -> Compared:
-    rows = summarise(read_runs(root)).rows
+    rows = summarise(list_runs(root)).rows
     return compare(rows) if detect is None else compare(rows, detect)
 
 

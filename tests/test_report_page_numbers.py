@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from hpc_mlp.reporting.answers import Predictions
 from hpc_mlp.reporting.confusion import confused_pairs, row_shares
+from hpc_mlp.reporting.predictions import RunPredictions
 from hpc_mlp.reporting.ranking import NUM_BINS, RATES, RECALLS, calibrate, rank
 from hpc_mlp.reporting.weights import MOST_UNITS, weight_tiles
 
 
 @st.composite
-def predictions(draw: st.DrawFn) -> Predictions:
+def predictions(draw: st.DrawFn) -> RunPredictions:
     """Probabilities with ties, classes that never occur, near-certain and wrong rows."""
     num_classes = draw(st.integers(2, 7))
     num_images = draw(st.integers(2, 60))
@@ -24,7 +24,7 @@ def predictions(draw: st.DrawFn) -> Predictions:
     present = draw(st.integers(1, num_classes))
     levels = draw(st.sampled_from([2, 5, 1000]))
     scores = rng.integers(0, levels + 1, (num_images, num_classes)) + 1e-3
-    return Predictions(
+    return RunPredictions(
         (scores / scores.sum(axis=1, keepdims=True)).astype(np.float32), rng.integers(0, present, num_images)
     )
 
@@ -32,7 +32,7 @@ def predictions(draw: st.DrawFn) -> Predictions:
 @pytest.mark.filterwarnings("error")
 @settings(max_examples=150, deadline=None)
 @given(predictions())
-def test_areas_are_scikit_learns(found: Predictions) -> None:
+def test_areas_are_scikit_learns(found: RunPredictions) -> None:
     ranking, truth = rank(found), np.eye(found.probabilities.shape[1])[found.labels]
     assert ranking.roc.x is RATES and ranking.pr.x is RECALLS
     for k in range(truth.shape[1]):
@@ -58,7 +58,7 @@ def test_areas_are_scikit_learns(found: Predictions) -> None:
 @pytest.mark.filterwarnings("error")
 @settings(max_examples=100, deadline=None)
 @given(predictions())
-def test_calibration_by_definition(found: Predictions) -> None:
+def test_calibration_by_definition(found: RunPredictions) -> None:
     calibration = calibrate([found])
     confidence, right = found.confidence.astype(np.float64), found.predicted == found.labels
     gap = 0.0
@@ -77,7 +77,7 @@ def test_calibration_by_definition(found: Predictions) -> None:
 def test_certain_and_clueless_predictions_are_in_the_outer_bins(confidence: float, number: int) -> None:
     scores = np.full((3, 20), (1 - confidence) / 19, np.float32)
     scores[:, 4] = confidence
-    calibration = calibrate([Predictions(scores, np.array([4, 4, 0]))])
+    calibration = calibrate([RunPredictions(scores, np.array([4, 4, 0]))])
     assert calibration.share.tolist() == [float(k == number) for k in range(NUM_BINS)]
     assert calibration.accuracy[number] == pytest.approx(2 / 3)
     assert calibration.confidence[number] == pytest.approx(confidence)
@@ -86,7 +86,7 @@ def test_certain_and_clueless_predictions_are_in_the_outer_bins(confidence: floa
 def test_calibration_agrees_with_scikit_learn_and_pools_seeds() -> None:
     rng = np.random.default_rng(0)
     runs = [
-        Predictions(rng.dirichlet([0.4] * 6, 500).astype(np.float32), rng.integers(0, 6, 500))
+        RunPredictions(rng.dirichlet([0.4] * 6, 500).astype(np.float32), rng.integers(0, 6, 500))
         for _ in range(3)
     ]
     calibration = calibrate(runs)
@@ -106,7 +106,7 @@ def test_ece_is_the_mean_of_the_runs_beside_what_chance_alone_would_show() -> No
     for number in range(3):
         probabilities = rng.dirichlet([0.6] * 5, 400)
         chosen = np.array([rng.choice(5, p=row) for row in probabilities])
-        runs.append(Predictions(probabilities.astype(np.float32), chosen if number else chosen * 0))
+        runs.append(RunPredictions(probabilities.astype(np.float32), chosen if number else chosen * 0))
     each = [calibrate([run]) for run in runs]
     together = calibrate(runs)
     assert together.ece.mean == pytest.approx(np.mean([one.ece.mean for one in each]))
@@ -115,7 +115,7 @@ def test_ece_is_the_mean_of_the_runs_beside_what_chance_alone_would_show() -> No
     drawn = []
     for _ in range(300):
         labels = (runs[1].probabilities.cumsum(1) < rng.random((400, 1))).sum(1)
-        drawn.append(calibrate([Predictions(runs[1].probabilities, np.minimum(labels, 4))]).ece.mean)
+        drawn.append(calibrate([RunPredictions(runs[1].probabilities, np.minimum(labels, 4))]).ece.mean)
     assert each[1].null == pytest.approx(np.mean(drawn), rel=0.06)
     # 400 images: a perfect model shows some 4 %, and the one that is not far more.
     assert each[0].ece.mean > 3 * each[0].null and each[1].ece.mean < 2 * each[1].null

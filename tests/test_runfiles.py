@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from hpc_mlp.cli import main
 from hpc_mlp.errors import HpcMlpError
-from hpc_mlp.reporting.answers import read_predictions
+from hpc_mlp.reporting.predictions import read_predictions
 from hpc_mlp.runs.folder import RunFolder, list_runs, read_run
 
 FILES = ("config.json", "metrics.jsonl", "result.json", "failed.json")

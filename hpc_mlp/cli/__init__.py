@@ -20,7 +20,7 @@ COMMANDS = {
     "status": ("hpc_mlp.cli.launch", "Show every run's state: queued, running, done, failed, lost."),
     "cancel": ("hpc_mlp.cli.launch", "End the jobs of a runs folder."),
     "table": ("hpc_mlp.cli.report", "Show the runs of a folder as one table."),
-    "report": ("hpc_mlp.cli.page", "Write one HTML page with plots of all runs."),
+    "report": ("hpc_mlp.cli.report", "Write one HTML page with plots of all runs."),
     "predict": ("hpc_mlp.cli.predict", "Predict the classes of images with a trained run."),
     "evaluate": ("hpc_mlp.cli.predict", "Measure a trained run on another dataset with the same classes."),
     "export": (

@@ -27,7 +27,8 @@ Format = Literal["onnx", "pt2", "safetensors"]
 InputType = Literal["uint8", "float32"]
 
 INPUT, OUTPUT = "images", "probabilities"
-METADATA = "hpc_mlp"  # the metadata key; in pt2 an extra file of that name and .json
+# The metadata key; in pt2 an extra file of that name and .json.
+METADATA = "hpc_mlp"
 
 
 def export(
@@ -39,16 +40,18 @@ def export(
     overwrite: bool = False,
     trust_plugins: bool = False,
 ) -> tuple[Path, Path]:
-    """Write the model to `out` (default: the run's name, in the working folder) and a model card beside it
-    (its name with the suffix .md; where the card of another file has that, with .md after its own); → the two paths.
+    """Write the model to `out` (default: the run's name, in the working folder) and a model card
+    beside it (its name with the suffix .md; where the card of another file has that, with .md after
+    its own); → the two paths.
 
-    onnx, pt2: input `images` [N, C, H, W] of type `dtype`, values in 0..255, of the run's size, any N; output
-    `probabilities` float32 [N, K]. The normalisation is inside, resizing is not. safetensors: the weights under
-    the names of the plain module. `metadata(run)` is inside as JSON: in ONNX and safetensors under the metadata
-    key "hpc_mlp", in pt2 as the extra file "hpc_mlp.json".
+    onnx, pt2: input `images` [N, C, H, W] of type `dtype`, values in 0..255, of the run's size, any
+    N; output `probabilities` float32 [N, K]. The normalisation is inside, resizing is not.
+    safetensors: the weights under the names of the plain module. `metadata(run)` is inside as JSON:
+    in ONNX and safetensors under the metadata key "hpc_mlp", in pt2 as the extra file
+    "hpc_mlp.json".
 
-    `trust_plugins`: as of `load_run`.
-    UserError where a file exists or the packages for ONNX are missing, RunError where the export fails.
+    `trust_plugins`: as of `load_run`. UserError where a file exists or the packages for ONNX are
+    missing, RunError where the export fails.
     """
     if format not in _FORMATS:
         raise unknown_name("format", format, _FORMATS)
@@ -75,7 +78,8 @@ def export(
 
 
 def _is_of_another(card: Path, file: Path) -> bool:
-    """Whether `card` is a model card of ours, of another file: of the same run in another format, mostly."""
+    """Whether `card` is a model card of ours, of another file: of the same run in another format,
+    mostly."""
     try:
         text = card.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -84,8 +88,8 @@ def _is_of_another(card: Path, file: Path) -> bool:
 
 
 def metadata(run: TrainedRun) -> Json:
-    """What a user of the file must know: classes in the order of the outputs, size and kind of the images, the
-    normalisation, where the model comes from."""
+    """What a user of the file must know: classes in the order of the outputs, size and kind of the
+    images, the normalisation, where the model comes from."""
     return {
         "classes": list(run.classes),
         "image_size": [run.image.height, run.image.width],
@@ -106,11 +110,13 @@ def _metadata_text(run: TrainedRun) -> str:
 
 def _program(run: TrainedRun, dtype: InputType) -> torch.export.ExportedProgram:
     model: Classifier = copy.deepcopy(run.model).cpu()
-    shape = (2, run.image.channels, run.image.height, run.image.width)  # a batch of 1 would become a constant
-    example: Tensor = torch.zeros(shape, dtype=torch.uint8 if dtype == "uint8" else torch.float32)
+    # A batch of 1 would become a constant.
+    shape = (2, run.image.channels, run.image.height, run.image.width)
+    example: Tensor = torch.zeros(shape, dtype=getattr(torch, dtype))
     try:
         return torch.export.export(model, (example,), dynamic_shapes=_shapes())
-    except Exception as error:  # a user's own model may hold what cannot be traced
+    # A user's own model may hold what cannot be traced.
+    except Exception as error:
         raise RunError(
             f"the model of {run.name} cannot be exported ({_first_line(error)}). "
             "Its weights can: --format safetensors."
@@ -124,7 +130,8 @@ def _shapes() -> dict[str, dict[int, torch.export.Dim]]:
 def _pt2(run: TrainedRun, dtype: InputType) -> bytes:
     buffer = io.BytesIO()
     with _quiet():
-        torch.export.save(_program(run, dtype), buffer, extra_files={f"{METADATA}.json": _metadata_text(run)})
+        extra = {f"{METADATA}.json": _metadata_text(run)}
+        torch.export.save(_program(run, dtype), buffer, extra_files=extra)
     return buffer.getvalue()
 
 
@@ -141,14 +148,19 @@ def _onnx(run: TrainedRun, dtype: InputType) -> bytes:
         program = _program(run, dtype)
         try:
             converted = torch.onnx.export(
-                program, (), dynamo=True, input_names=[INPUT], output_names=[OUTPUT],
-                dynamic_shapes=_shapes(), verbose=False,
-            )  # fmt: skip
+                program,
+                (),
+                dynamo=True,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=_shapes(),
+                verbose=False,
+            )
             assert converted is not None
             converted.model.metadata_props[METADATA] = _metadata_text(run)
-            data: bytes = converted.model_proto.SerializeToString()
-            return data
-        except Exception as error:  # more than 2 GB, or an operation that ONNX does not have
+            return bytes(converted.model_proto.SerializeToString())
+        # More than 2 GB, or an operation that ONNX does not have.
+        except Exception as error:
             raise RunError(
                 f"the model of {run.name} cannot be written as ONNX ({_first_line(error)}). Try --format pt2."
             ) from error
@@ -157,7 +169,8 @@ def _onnx(run: TrainedRun, dtype: InputType) -> bytes:
 def _safetensors(run: TrainedRun, dtype: InputType) -> bytes:
     if len(run.model.members) > 1:
         raise UserError("an ensemble is no single set of weights: use --format onnx or pt2.")
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in run.model.members[0].state_dict().items()}
+    state = run.model.members[0].state_dict()
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
     return save(tensors, {METADATA: _metadata_text(run)})
 
 
@@ -174,7 +187,8 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporters tell of their own insides, and print whole graphs where they fail: nothing for a user."""
+    """The exporters tell of their own insides, and print whole graphs where they fail: nothing for
+    a user."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

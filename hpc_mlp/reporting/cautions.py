@@ -1,12 +1,12 @@
-"""What a reader should know before trusting a table: handicaps of single variants, classes of few images, and what
-knowing nothing is worth."""
+"""What a reader should know before trusting a table: handicaps of single variants, classes of few
+images, and what knowing nothing is worth."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from hpc_mlp.errors import printable
-from hpc_mlp.reporting.rows import Row
+from hpc_mlp.reporting.groups import Group
 from hpc_mlp.reporting.sentences import join
 from hpc_mlp.runs.folder import Run
 
@@ -16,7 +16,7 @@ FEW_IMAGES = 5
 HIGHER_F1 = 0.01
 
 
-def cautions(rows: Sequence[Row]) -> list[str]:
+def cautions(rows: Sequence[Group]) -> list[str]:
     """Notes on the rows of each dataset."""
     notes: list[str] = []
     for name in dict.fromkeys(row.dataset for row in rows):
@@ -25,8 +25,9 @@ def cautions(rows: Sequence[Row]) -> list[str]:
     return notes
 
 
-def majority(row: Row) -> tuple[str, float] | None:
-    """The most frequent class of the row's test images, and its share: the accuracy of always saying it."""
+def majority(row: Group) -> tuple[str, float] | None:
+    """The most frequent class of the row's test images, and its share: the accuracy of always
+    saying it."""
     found = _supports(row)
     if not found or not sum(found.values()):
         return None
@@ -34,7 +35,7 @@ def majority(row: Row) -> tuple[str, float] | None:
     return name, found[name] / sum(found.values())
 
 
-def _supports(row: Row) -> dict[str, int]:
+def _supports(row: Group) -> dict[str, int]:
     """Test images of each class."""
     for run in row.runs:
         if run.test:
@@ -43,7 +44,7 @@ def _supports(row: Row) -> dict[str, int]:
     return {}
 
 
-def _early(rows: Sequence[Row]) -> list[str]:
+def _early(rows: Sequence[Group]) -> list[str]:
     """Where early stopping ended some variants while they still learned, and let others be."""
     untouched = [row.name for row in rows if not any(_stopped(run) for run in row.runs)]
     if not untouched:
@@ -53,16 +54,17 @@ def _early(rows: Sequence[Row]) -> list[str]:
         hit = [run for run in row.runs if _stopped(run) and _still_falls(run)]
         if hit:
             count = f"{len(hit)} of {len(row.runs)} runs" if len(row.runs) > 1 else "its run"
-            epochs = sorted({len(run.metrics) for run in hit})
-            when = f"epoch {epochs[0]}" if len(epochs) == 1 else f"epochs {epochs[0]} to {epochs[-1]}"
+            epochs = [len(run.metrics) for run in hit]
+            first, last = min(epochs), max(epochs)
+            when = f"epoch {first}" if first == last else f"epochs {first} to {last}"
             ended.append(f"{row.name} ({count}, after {when})")
     if not ended:
         return []
     others = join(untouched[:3]) + (" and others" if len(untouched) > 3 else "")
     return [
-        f"Early stopping ended {join(ended)} while the training loss still fell, and spared {others}: a noisy "
-        "validation loss may have cost epochs. Compare with --set train.early_stopping=false or a larger "
-        "train.patience."
+        f"Early stopping ended {join(ended)} while the training loss still fell, and spared "
+        f"{others}: a noisy validation loss may have cost epochs. Compare with --set "
+        "train.early_stopping=false or a larger train.patience."
     ]
 
 
@@ -75,7 +77,7 @@ def _still_falls(run: Run) -> bool:
     return len(losses) > 1 and losses[-1] < min(losses[:-1])
 
 
-def _other_f1(rows: Sequence[Row]) -> list[str]:
+def _other_f1(rows: Sequence[Group]) -> list[str]:
     known = [(value.mean, row) for row in rows if (value := row.values["f1"])]
     best = next(((mean, row) for mean, row in known if row.best), None)
     if best is None:
@@ -84,12 +86,13 @@ def _other_f1(rows: Sequence[Row]) -> list[str]:
     if mean < best[0] + HIGHER_F1:
         return []
     return [
-        f"By macro F1, in which every class counts alike, {other.name} is ahead of ★ {best[1].name} on the "
-        f"test images ({100 * mean:.1f} against {100 * best[0]:.1f}): validation loss goes by images."
+        f"By macro F1, in which every class counts alike, {other.name} is ahead of ★ "
+        f"{best[1].name} on the test images ({100 * mean:.1f} against {100 * best[0]:.1f}): "
+        "validation loss goes by images."
     ]
 
 
-def _few_images(rows: Sequence[Row]) -> list[str]:
+def _few_images(rows: Sequence[Group]) -> list[str]:
     found = _supports(rows[0]) if rows else {}
     few = sorted((count, name) for name, count in found.items() if count < FEW_IMAGES)
     if not few:
@@ -97,6 +100,6 @@ def _few_images(rows: Sequence[Row]) -> list[str]:
     named = ", ".join(f"{printable(name)} {count}" for count, name in few[:6])
     more = f", {len(few) - 6} more" if len(few) > 6 else ""
     return [
-        f"{len(few)} of {len(found)} classes have fewer than {FEW_IMAGES} test images ({named}{more}): mean precision, "
-        "recall and F1 over the classes hang on single images."
+        f"{len(few)} of {len(found)} classes have fewer than {FEW_IMAGES} test images "
+        f"({named}{more}): mean precision, recall and F1 over the classes hang on single images."
     ]

@@ -1,9 +1,10 @@
-"""Every variant against the baseline: same seeds, same test images, or not at all and with the reason."""
+"""Every variant against the baseline: same seeds, same test images, or not at all and with the
+reason."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Literal
@@ -13,9 +14,9 @@ from numpy.typing import NDArray
 
 from hpc_mlp.errors import RunError
 from hpc_mlp.reporting import pooled
-from hpc_mlp.reporting.answers import read_predictions
+from hpc_mlp.reporting.groups import Group, val_loss_order
 from hpc_mlp.reporting.pooled import ALPHA
-from hpc_mlp.reporting.rows import Row, val_loss_order
+from hpc_mlp.reporting.predictions import read_predictions
 from hpc_mlp.reporting.single import holm, mcnemar, paired_interval
 from hpc_mlp.runs.folder import PREDICTIONS, Run
 
@@ -25,9 +26,10 @@ MOST_SETTINGS = 12
 
 @dataclass(frozen=True)
 class Comparison:
-    """Test accuracy of row `name` minus that of row `against`, as fractions (0.01 is one point). `family`: the number
-    of comparisons for which `p_adjusted`, `low` and `high` (95 %) hold together; all pairs of the rows, where the
-    reference itself was chosen on the runs (`all_pairs`)."""
+    """Test accuracy of row `name` minus that of row `against`, as fractions (0.01 is one point).
+    `family`: the number of comparisons for which `p_adjusted`, `low` and `high` (95 %) hold
+    together; all pairs of the rows, where the reference itself was chosen on the runs
+    (`all_pairs`)."""
 
     name: str
     against: str
@@ -42,8 +44,8 @@ class Comparison:
     test: Literal["pooled", "mcnemar"]
     family: int = 1
     all_pairs: bool = False
-    # The true difference that would have been found with 80 % power, and the seeds that would find the one asked for
-    # (None: 100 do not); both None for single runs, which say nothing of seeds.
+    # The true difference that would have been found with 80 % power, and the seeds that would find
+    # the one asked for (None: 100 do not); both None for single runs, which say nothing of seeds.
     detectable: float | None = None
     seeds_needed: int | None = None
 
@@ -58,35 +60,28 @@ class Comparison:
         return self.differs and self.test == "pooled"
 
 
-@dataclass(frozen=True)
-class Answers:
-    """What one run said of the test images."""
-
-    # [N]
-    labels: NDArray[np.int64]
-    # [N]
-    correct: NDArray[np.bool_]
-
-
-# Several runs of a seed only where `--by` put recipes together.
-BySeed = dict[int, list[Answers]]
+Labels = NDArray[np.int64]
+# Whether each test image was predicted right [N], by seed; several runs of a seed only where `--by`
+# put recipes together.
+BySeed = dict[int, list[NDArray[np.bool_]]]
 
 
 @dataclass(frozen=True)
 class Compared:
-    """`against`: each variant with the reference of its dataset, in the order of the rows. `notes`: what was not
-    compared, and how the reference was chosen."""
+    """`against`: each variant with the reference of its dataset, in the order of the rows. `notes`:
+    what was not compared, and how the reference was chosen."""
 
     against: list[Comparison] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-def compare(rows: Sequence[Row], detect: float = 0.01) -> Compared:
-    """All comparisons on each dataset; rows of different datasets are never compared. `detect`: the difference for
-    which `seeds_needed` is told."""
+def compare(rows: Sequence[Group], detect: float = 0.01) -> Compared:
+    """All comparisons on each dataset; rows of different datasets are never compared. `detect`: the
+    difference for which `seeds_needed` is told."""
     names = list(dict.fromkeys(row.dataset for row in rows if row.n))
     parts = [
-        _compare_dataset([row for row in rows if row.dataset == name and row.n], detect) for name in names
+        _compare_dataset([row for row in rows if row.dataset == name and row.n], detect)
+        for name in names
     ]
     notes = [note for part in parts for note in part.notes]
     if len(names) > 1:
@@ -98,22 +93,23 @@ def compare(rows: Sequence[Row], detect: float = 0.01) -> Compared:
     return Compared([c for part in parts for c in part.against], notes)
 
 
-def reference_of(rows: Sequence[Row]) -> Row:
-    """What the others are held against: the baseline; of several, or where there is none, the row with
-    the lowest validation loss."""
+def reference_of(rows: Sequence[Group]) -> Group:
+    """What the others are held against: the baseline; of several, or where there is none, the row
+    with the lowest validation loss."""
     return min([row for row in rows if row.variant == "baseline"] or rows, key=val_loss_order)
 
 
-def tuned(rows: Sequence[Row]) -> list[Row]:
-    """Of each variant the row with the lowest validation loss: to compare every point of a sweep on the
-    test images would choose on them. Where there is one variant only, its best rows by validation loss."""
+def tuned(rows: Sequence[Group]) -> list[Group]:
+    """Of each variant the row with the lowest validation loss: to compare every point of a sweep on
+    the test images would choose on them. Where there is one variant only, its best rows by
+    validation loss."""
     order = sorted(rows, key=val_loss_order)
     best = {row.variant: row for row in reversed(order)}
     chosen = [id(row) for row in (best.values() if len(best) > 1 else order[:MOST_SETTINGS])]
     return [row for row in rows if id(row) in chosen]
 
 
-def _compare_dataset(rows: Sequence[Row], detect: float) -> Compared:
+def _compare_dataset(rows: Sequence[Group], detect: float) -> Compared:
     if len(rows) > 1 and any("seed" in row.by for row in rows):
         return Compared(notes=["Grouped by seed: nothing is compared."])
     candidates = tuned(rows)
@@ -121,46 +117,42 @@ def _compare_dataset(rows: Sequence[Row], detect: float) -> Compared:
         return Compared()
     notes: list[str] = []
     if len(candidates) < len(rows):
-        which = (
-            "of each variant, the setting"
-            if len({row.variant for row in rows}) > 1
-            else (f"the {len(candidates)} settings")
-        )
+        several = len({row.variant for row in rows}) > 1
+        which = "of each variant, the setting" if several else f"the {len(candidates)} settings"
         notes.append(f"Compared on the test images: {which} with the lowest validation loss.")
     rows = candidates
     reference = reference_of(rows)
     all_pairs = sum(row.variant == "baseline" for row in rows) != 1
-    answers: dict[str, BySeed] = {reference.name: _answers(reference, None, notes)}
-    if not answers[reference.name]:
-        return Compared(
-            notes=[*notes, f"{reference.name} has no usable predictions: nothing is compared with it."]
-        )
-    labels = next(iter(answers[reference.name].values()))[0].labels
+    base, labels = _by_seed(reference, None, notes)
+    if not base:
+        notes.append(f"{reference.name} has no usable predictions: nothing is compared with it.")
+        return Compared(notes=notes)
+    answers = {reference.name: base}
     for row in rows:
         if row is not reference:
-            answers[row.name] = _answers(row, labels, notes)
+            answers[row.name], _ = _by_seed(row, labels, notes)
     found = _all(reference.name, answers, all_pairs, detect, notes)
     if all_pairs and found:
         count = max(c.family for c in found)
         pairs = f": p and intervals are corrected for all {count} pairs" if count > 1 else ""
-        notes.append(
-            f"No row is the baseline: the reference is {reference.name}, the best by validation loss{pairs}."
-        )
-    partly = [
-        f"{row.name} ({len(c.seeds)} of {len({*row.seeds, *reference.seeds})})"
-        for row in rows
+        why = f"the best by validation loss{pairs}"
+        notes.append(f"No row is the baseline: the reference is {reference.name}, {why}.")
+    seeds = {row.name: len({*row.seeds, *reference.seeds}) for row in rows}
+    partly = ", ".join(
+        f"{c.name} ({len(c.seeds)} of {seeds[c.name]})"
         for c in found
-        if c.name == row.name and len(c.seeds) < len({*row.seeds, *reference.seeds})
-    ]
+        if len(c.seeds) < seeds[c.name]
+    )
     if partly:
-        notes.append(f"Compared with {reference.name} on the seeds that both have: {', '.join(partly)}.")
+        notes.append(f"Compared with {reference.name} on the seeds that both have: {partly}.")
     return Compared(found, list(dict.fromkeys(notes)))
 
 
 def _all(
     reference: str, answers: Mapping[str, BySeed], all_pairs: bool, detect: float, notes: list[str]
 ) -> list[Comparison]:
-    """Of each row the comparison with `reference`, tested together where they share the same seeds with it."""
+    """Of each row the comparison with `reference`, tested together where they share the same seeds
+    with it."""
     by_seeds: dict[tuple[int, ...], list[str]] = {}
     for name in answers:
         if name != reference and (seeds := _shared(name, reference, answers, notes)):
@@ -176,7 +168,9 @@ def _all(
     return [found[name] for name in answers if name in found]
 
 
-def _shared(name: str, other: str, answers: Mapping[str, BySeed], notes: list[str]) -> tuple[int, ...]:
+def _shared(
+    name: str, other: str, answers: Mapping[str, BySeed], notes: list[str]
+) -> tuple[int, ...]:
     """Seeds on which two rows can be compared; none, and a note why, where there are none."""
     own, base = answers[name], answers[other]
     seeds = tuple(sorted(own.keys() & base.keys()))
@@ -198,17 +192,14 @@ def _pooled(
     all_pairs: bool,
     detect: float,
 ) -> list[Comparison]:
-    """`names` with `reference`; the seeds' variance is pooled over every row that has these seeds."""
-    members = [
-        reference,
-        *names,
-        *(
-            name
-            for name, found in answers.items()
-            if name not in (reference, *names) and found.keys() >= set(seeds)
-        ),
-    ]
-    correct = np.stack([[_mean(answers[name][seed]) for seed in seeds] for name in members])
+    """`names` with `reference`; the seeds' variance is pooled over every row that has these
+    seeds."""
+    first = [reference, *names]
+    more = [name for name, own in answers.items() if name not in first and own.keys() >= set(seeds)]
+    members = first + more
+    correct = np.stack(
+        [[np.mean(answers[name][seed], 0, np.float64) for seed in seeds] for name in members]
+    )
     found = pooled.moments(correct)
     pairs = [(v, 0) for v in range(1, len(names) + 1)]
     if all_pairs:
@@ -242,10 +233,10 @@ def _single(
 ) -> list[Comparison]:
     """One run each: about these trained models alone."""
     family = math.comb(len(names) + 1, 2) if all_pairs else len(names)
-    base = answers[reference][seed][0].correct
+    base = answers[reference][seed][0]
     counts = []
     for name in names:
-        own = answers[name][seed][0].correct
+        own = answers[name][seed][0]
         counts.append((int((own & ~base).sum()), int((base & ~own).sum())))
     p_values = [mcnemar(*count) for count in counts]
     corrected = [min(1.0, family * p) for p in p_values] if all_pairs else holm(p_values)
@@ -273,45 +264,42 @@ def _single(
     return found
 
 
-def _mean(several: Iterable[Answers]) -> NDArray[np.float64]:
-    correct = np.stack([answers.correct for answers in several])
-    return np.asarray(correct.mean(0, dtype=np.float64))
-
-
-def _answers(row: Row, labels: NDArray[np.int64] | None, notes: list[str]) -> BySeed:
-    """Seed → answers of the row's runs to the images with `labels` (by default, those of its first run).
-    What cannot be used is left out and named in `notes`."""
+def _by_seed(row: Group, labels: Labels | None, notes: list[str]) -> tuple[BySeed, Labels | None]:
+    """What the row's runs got right of the images with `labels` (by default, those of its first
+    run), and the labels. What cannot be used is left out and named in `notes`."""
     found: BySeed = {}
-    for run in row.runs:
-        if not run.test:
+    for run in row.tested:
+        try:
+            own, correct = read_correct(run)
+        except RunError as error:
+            notes.append(f"{run.name}: {error}: not compared.")
             continue
-        answers = read_answers(run)
-        if isinstance(answers, str):
-            notes.append(f"{run.name}: {answers}: not compared.")
-        elif labels is not None and not np.array_equal(answers.labels, labels):
+        labels = own if labels is None else labels
+        if np.array_equal(own, labels):
+            found.setdefault(run.seed, []).append(correct)
+        else:
             notes.append(
                 f"{run.name} was tested on other labels, though its dataset has the same digest: "
                 "not compared."
             )
-        else:
-            labels = answers.labels
-            found.setdefault(run.seed, []).append(answers)
-    return found
+    return found, labels
 
 
-def read_answers(run: Run) -> Answers | str:
-    """From predictions.npz; or what is wrong with it."""
+def read_correct(run: Run) -> tuple[Labels, NDArray[np.bool_]]:
+    """Labels of the test images, and whether each was predicted right. RunError, without a full
+    stop, where predictions.npz cannot be compared."""
     try:
         predictions = read_predictions(run)
     except RunError:
-        return f"{PREDICTIONS} is damaged"
+        raise RunError(f"{PREDICTIONS} is damaged") from None
     if predictions is None:
-        return f"no {PREDICTIONS}"
+        raise RunError(f"no {PREDICTIONS}")
     labels = predictions.labels
     if labels.size < 2:
-        return f"{PREDICTIONS} has one image"
+        raise RunError(f"{PREDICTIONS} has one image")
     correct = predictions.predicted == labels
     accuracy = run.test.accuracy if run.test else 0.0
-    if abs(float(correct.mean()) - accuracy) > 0.002 + 2 / labels.size:  # ties may fall either way
-        return f"{PREDICTIONS} does not belong to its result.json"
-    return Answers(labels, correct)
+    # Ties may fall either way.
+    if abs(float(correct.mean()) - accuracy) > 0.002 + 2 / labels.size:
+        raise RunError(f"{PREDICTIONS} does not belong to its result.json")
+    return labels, correct

@@ -10,61 +10,66 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from hpc_mlp.reporting import figures
-from hpc_mlp.reporting.answers import Array
-from hpc_mlp.reporting.figures import Drawn
+from hpc_mlp.reporting.figures import Drawn, Look
 from hpc_mlp.reporting.groups import Group, curve
+from hpc_mlp.reporting.predictions import Array
 from hpc_mlp.runs.folder import Run
+from hpc_mlp.terminal.text import count
 
 MOST_PANELS, MOST_LINES = 6, 12
+LOSS = "loss (cross entropy, nats)"
+BEST: Look = {"markersize": 5, "markeredgecolor": figures.INK, "markeredgewidth": 0.6}
+STOP: Look = {"color": figures.INK, "markersize": 9, "markeredgewidth": 1.2}
 
 
 def seed_band(group: Group, key: str) -> tuple[Array, Array, Array]:
-    """Mean and population standard deviation over seeds, float64 [epochs], and the epochs, for those epochs
-    that all of them reached (a mean over survivors would jump where a seed stops). Unfinished and failed runs
-    count only where there is no other."""
+    """Mean and population standard deviation over seeds, float64 [epochs], and the epochs, for
+    those epochs that all of them reached (a mean over survivors would jump where a seed stops).
+    Unfinished and failed runs count only where there is no other."""
     lines = [values for run in group.tested or group.runs if len(values := curve(run, key))]
-    if not lines:
-        return np.zeros(0), np.zeros(0), np.zeros(0)
-    length = min(map(len, lines))
-    values = np.stack([line[:length] for line in lines])
+    length = min(map(len, lines), default=0)
+    values = np.stack([line[:length] for line in lines or [np.zeros(0)]])
     return values.mean(axis=0), values.std(axis=0), np.arange(1, length + 1)
 
 
 def _draw(axes: Axes, group: Group, key: str, color: str, style: object, label: str) -> None:
-    """Mean and band over seeds; each seed as a faint line, which goes on where others have stopped."""
+    """Mean and band over seeds; each seed as a faint line, which goes on where others have
+    stopped."""
     mean, std, epochs = seed_band(group, key)
     if len(group.runs) > 1:
         for run in group.runs:
             values = curve(run, key)
-            axes.plot(np.arange(1, len(values) + 1), values, color=color, linewidth=0.7, alpha=0.35)
+            epoch = np.arange(1, len(values) + 1)
+            axes.plot(epoch, values, color=color, linewidth=0.7, alpha=0.35)
         axes.fill_between(epochs, mean - std, mean + std, color=color, alpha=0.18, linewidth=0)
-    axes.plot(epochs, mean, color=color, linestyle=style, label=label,
-              marker="o" if len(epochs) == 1 else "", markersize=4)  # fmt: skip
+    dot = "o" if len(epochs) == 1 else ""
+    axes.plot(epochs, mean, color=color, linestyle=style, label=label, marker=dot, markersize=4)
 
 
-def _mark_best(axes: Axes, group: Group, key: str) -> tuple[bool, bool]:
-    """A dot at each seed's best epoch (its weights are the ones tested), a bar where early stopping ended it.
-    Returns whether there was any of each."""
-    kept = stopped = False
+def _mark_ends(axes: Axes, group: Group, key: str) -> None:
+    """A dot at each seed's best epoch (its weights are the ones tested), a bar where early stopping
+    ended it; each with an entry in the legend."""
+    best: list[tuple[int, float]] = []
+    stops: list[tuple[int, float]] = []
     for run in group.runs:
         values = curve(run, key)
         epoch = (run.result.best_epoch if run.result else None) or 0
         if 1 <= epoch <= len(values):
-            kept = True
-            axes.plot(epoch, values[epoch - 1], "o", color=figures.color(group), markersize=5,
-                      markeredgecolor=figures.INK, markeredgewidth=0.6, zorder=5)  # fmt: skip
+            best.append((epoch, values[epoch - 1]))
         if len(values) and run.result and run.result.stopped == "early":
-            stopped = True
-            axes.plot(
-                len(values), values[-1], "|", color=figures.INK, markersize=9, markeredgewidth=1.2, zorder=4
-            )
-    return kept, stopped
+            stops.append((len(values), values[-1]))
+    if best:
+        look: Look = {"color": figures.color(group), "label": "best epoch, kept", **BEST}
+        axes.plot(*zip(*best, strict=True), "o", zorder=5, **look)
+    if stops:
+        axes.plot(*zip(*stops, strict=True), "|", zorder=4, label="stopped early", **STOP)
 
 
 def _limits(groups: Sequence[Group], keys: Sequence[str]) -> tuple[float, float]:
     """Common y limits for losses; a run that diverges does not flatten the others."""
-    values = [v for group in groups for run in group.runs for key in keys for v in curve(run, key)]
-    sane = np.array([v for v in values if np.isfinite(v)])
+    values = [curve(run, key) for group in groups for run in group.runs for key in keys]
+    sane = np.concatenate(values)
+    sane = sane[np.isfinite(sane)]
     if not len(sane):
         return 0.0, 1.0
     top = min(float(sane.max()), 4 * float(np.quantile(sane, 0.9)))
@@ -78,21 +83,15 @@ def _epoch_axis(axes: Axes) -> None:
 
 def loss_panels(groups: Sequence[Group], folder: Path) -> list[Drawn]:
     """One panel a group: training loss dashed, validation loss drawn through, same scale in all."""
-    with_metrics = [group for group in groups if any(run.metrics for run in group.runs)]
-    limits = _limits(with_metrics, ("train_loss", "val_loss"))
+    limits = _limits(groups, ("train_loss", "val_loss"))
     drawn = []
-    for group in with_metrics:
+    for group in groups:
         seeds = sum(bool(run.metrics) for run in group.runs)
-        title = f"{figures.short(group.label, 40)}, {seeds} seed{'s' * (seeds != 1)}"
-        axes = figures.new_axes(title, "epoch", "loss (cross entropy, nats)")
+        title = f"{figures.short(group.name, 40)}, {count(seeds, 'seed')}"
+        axes = figures.new_axes(title, "epoch", LOSS)
         _draw(axes, group, "train_loss", figures.MUTED, (0, (4, 2)), "training")
         _draw(axes, group, "val_loss", figures.color(group), "-", "validation")
-        kept, stopped = _mark_best(axes, group, "val_loss")
-        if kept:
-            axes.plot([], [], "o", color=figures.color(group), markeredgecolor=figures.INK, markersize=5,
-                      markeredgewidth=0.6, label="best epoch, kept")  # fmt: skip
-        if stopped:
-            axes.plot([], [], "|", color=figures.INK, markersize=9, label="stopped early")
+        _mark_ends(axes, group, "val_loss")
         axes.set_ylim(*limits)
         _epoch_axis(axes)
         axes.legend(loc="upper right")
@@ -102,52 +101,50 @@ def loss_panels(groups: Sequence[Group], folder: Path) -> list[Drawn]:
 
 def validation_panels(groups: Sequence[Group], folder: Path) -> list[Drawn]:
     """All groups over one another: validation loss, and validation accuracy."""
-    with_metrics = [group for group in groups if any(run.metrics for run in group.runs)]
     drawn = []
     for key, title, unit, factor in (
-        ("val_loss", "Validation loss", "loss (cross entropy, nats)", 1),
+        ("val_loss", "Validation loss", LOSS, 1),
         ("val_accuracy", "Validation accuracy", "accuracy (%)", 100),
     ):
-        if not with_metrics:
-            break
         axes = figures.new_axes(title, "epoch", unit, height=3.6)
-        for group in with_metrics:
+        for group in groups:
             mean, std, epochs = seed_band(group, key)
             mean, std = mean * factor, std * factor
-            color = figures.color(group)
-            axes.fill_between(epochs, mean - std, mean + std, color=color, alpha=0.12, linewidth=0)
-            axes.plot(epochs, mean, color=color, linestyle=figures.line_style(group), label=group.label,
-                      marker=figures.marker(group), markersize=3.5)  # fmt: skip
+            look = figures.line_style(group)
+            axes.fill_between(epochs, mean - std, mean + std, color=look["color"], alpha=0.12, lw=0)
+            name, marker = figures.short(group.name, 40), figures.marker(group)
+            axes.plot(epochs, mean, label=name, marker=marker, markersize=3.5, **look)
         if key == "val_loss":
-            axes.set_ylim(*_limits(with_metrics, ("val_loss",)))
+            axes.set_ylim(*_limits(groups, ("val_loss",)))
         _epoch_axis(axes)
-        figures.legend_below(axes, [group.label for group in with_metrics])
+        figures.legend_below(axes)
         drawn.append(figures.save(axes, folder, key, f"{title} by epoch"))
     return drawn
 
 
-def throughput_panel(groups: Sequence[Group], folder: Path) -> Drawn | None:
-    """Training throughput of every run, one row a group."""
-    rows = [(group, [rate for run in group.runs if (rate := throughput(run)) > 0]) for group in groups]
-    rows = [(group, rates) for group, rates in rows if rates]
+def throughput_panels(groups: Sequence[Group], folder: Path) -> list[Drawn]:
+    """Training throughput of every run, one row a group; none where no run has trained."""
+    found = [(group, [rate for run in group.runs if (rate := throughput(run))]) for group in groups]
+    rows = [(group, rates) for group, rates in found if rates]
     if not rows:
-        return None
-    axes = figures.new_axes(
-        "Training throughput", "images per second and run", "", height=1.1 + 0.34 * len(rows)
-    )
+        return []
+    title, height = "Training throughput", 1.1 + 0.34 * len(rows)
+    axes = figures.new_axes(title, "images per second and run", "", height=height)
     for row, (group, rates) in enumerate(rows):
-        axes.plot(rates, [row] * len(rates), figures.marker(group), color=figures.color(group), alpha=0.75)
-    axes.set_yticks(range(len(rows)), [figures.short(group.label, 28) for group, _ in rows])
+        color = figures.color(group)
+        axes.plot(rates, [row] * len(rates), figures.marker(group), color=color, alpha=0.75)
+    axes.set_yticks(range(len(rows)), [figures.short(group.name, 28) for group, _ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(0, 1.08 * max(rate for _, rates in rows for rate in rates))
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(axis="y", visible=False)
-    return figures.save(axes, folder, "throughput", "Training throughput of every run")
+    return [figures.save(axes, folder, "throughput", "Training throughput of every run")]
 
 
 def throughput(run: Run) -> float:
-    """Images per second in training: of the whole run, or the mean over its epochs so far; 0 if unknown."""
+    """Images per second in training: of the whole run, or the mean over its epochs so far; 0 if
+    unknown."""
     whole = (run.result.images_per_second if run.result else None) or 0.0
     rates = curve(run, "images_per_second")
     return whole or (float(np.nanmean(rates)) if np.isfinite(rates).any() else 0.0)

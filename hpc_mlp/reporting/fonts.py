@@ -1,6 +1,8 @@
-"""Class names in any script on figures: an installed font that has the characters, else something legible.
+"""Class names in any script on figures: an installed font that has the characters, else something
+legible.
 
-This is for PNG files; SVG files and the page name their characters, and the viewer's fonts draw them.
+This is for PNG files; SVG files and the page name their characters, and the viewer's fonts draw
+them.
 """
 
 from __future__ import annotations
@@ -15,18 +17,20 @@ from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.ft2font import FT2Font
 
-LATIN = "DejaVu Sans"  # comes with matplotlib; Greek, Cyrillic, Arabic and Hebrew too
+# Comes with matplotlib; Greek, Cyrillic, Arabic and Hebrew too.
+LATIN = "DejaVu Sans"
 # Parts of the file names of fonts with Chinese, Japanese or Korean characters.
 _EAST_ASIAN = re.compile(
-    r"cjk|sourcehansans|wqy|ipa(ex)?g|takao|vlgothic|hiragino|yugoth|meiryo|msgothic|msyh|simhei|malgun|nanumgothic"
-    r"|pingfang|applegothic|droidsansfallback|uming|ukai",
+    r"cjk|sourcehansans|wqy|ipa(ex)?g|takao|vlgothic|hiragino|yugoth|meiryo|msgothic|msyh|simhei"
+    r"|malgun|nanumgothic|pingfang|applegothic|droidsansfallback|uming|ukai",
     re.IGNORECASE,
 )
 
 
 @cache
 def families() -> list[str]:
-    """For matplotlib's `font.family`. Looks at the system's files: matplotlib remembers what there was once."""
+    """For matplotlib's `font.family`. Looks at the system's files: matplotlib remembers what there
+    was once."""
     found = [LATIN]
     known = {entry.fname: entry.name for entry in font_manager.fontManager.ttflist}
     for file in sorted(font_manager.findSystemFonts()):
@@ -36,7 +40,8 @@ def families() -> list[str]:
             if file not in known:
                 font_manager.fontManager.addfont(file)
                 known[file] = font_manager.fontManager.ttflist[-1].name
-        except (OSError, RuntimeError):  # a file that is no font, or of a kind that FreeType does not read
+        except (OSError, RuntimeError):
+            # A file that is no font, or of a kind that FreeType does not read.
             continue
         if known[file] not in found:
             found.append(known[file])
@@ -58,7 +63,8 @@ def legible(text: str) -> str:
     words: list[str] = []
     kept = ""
     for char in text:
-        if char in "\u200d\ufe0f":  # joins emoji, chooses a variant
+        # Joins emoji, chooses a variant.
+        if char in "\u200d\ufe0f":
             continue
         if char.isascii() or ord(char) in _characters():
             kept += char
@@ -77,7 +83,7 @@ def _name(char: str) -> str:
     return name.lower()
 
 
-class _Renderer(RendererAgg):  # type: ignore[misc]  # matplotlib is not followed
+class _Renderer(RendererAgg):  # type: ignore[misc]
     def draw_text(self, gc: Any, x: Any, y: Any, s: str, *others: Any, **more: Any) -> None:
         super().draw_text(gc, x, y, legible(s), *others, **more)
 

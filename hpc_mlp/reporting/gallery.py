@@ -17,8 +17,8 @@ from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.shards import OpenShard, open_shard
 from hpc_mlp.errors import RejectError, UserError
 from hpc_mlp.reporting import figures
-from hpc_mlp.reporting.answers import Predictions
 from hpc_mlp.reporting.figures import Drawn
+from hpc_mlp.reporting.predictions import RunPredictions
 
 # A browser shows these as they are.
 MEDIA = {b"\x89PNG": "image/png", b"\xff\xd8": "image/jpeg"}
@@ -28,8 +28,9 @@ LARGEST = 160
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a shard. `index` counts the split's samples in shard order; `pixels`: uint8 [H, W, 3], at most
-    `LARGEST` high and wide; `file`: the image file where it has these very pixels, else empty."""
+    """One image of a shard. `index` counts the split's samples in shard order; `pixels`: uint8
+    [H, W, 3], at most `LARGEST` high and wide; `file`: the image file where it has these very
+    pixels, else empty."""
 
     index: int
     label: int
@@ -47,9 +48,11 @@ class Sample:
         return f"data:{media};base64,{base64.b64encode(data).decode()}"
 
 
-def read_samples(folder: Path, manifest: Manifest, split: str, wanted: Iterable[int]) -> dict[int, Sample]:
-    """The samples of a split with these indices; shards without any of them are not opened. UserError where a
-    shard is gone or not as the manifest says, or an image cannot be decoded."""
+def read_samples(
+    folder: Path, manifest: Manifest, split: str, wanted: Iterable[int]
+) -> dict[int, Sample]:
+    """The samples of a split with these indices; shards without any of them are not opened.
+    UserError where a shard is gone or not as the manifest says, or an image cannot be decoded."""
     indices, found, start = sorted(wanted), dict[int, Sample](), 0
     for shard in manifest.split(split).shards:
         here = [index for index in indices if start <= index < start + shard.num_images]
@@ -61,7 +64,8 @@ def read_samples(folder: Path, manifest: Manifest, split: str, wanted: Iterable[
 
 
 def _sample(shard: OpenShard, manifest: Manifest, index: int, row: int) -> Sample:
-    """The `row`-th of the shard. Decoded as for training: a decoder that starts a program gets nothing to see."""
+    """The `row`-th of the shard. Decoded as for training: a decoder that starts a program gets
+    nothing to see."""
     file, label = shard.encoded(row), int(shard.index.labels[row])
     if manifest.encoding == "original":
         try:
@@ -77,7 +81,8 @@ def _sample(shard: OpenShard, manifest: Manifest, index: int, row: int) -> Sampl
 
 @dataclass(frozen=True)
 class Mistake:
-    """A test image taken for another class with this probability, and how many of the runs erred on it."""
+    """A test image taken for another class with this probability, and how many of the runs erred on
+    it."""
 
     sample: Sample
     predicted: int
@@ -87,29 +92,32 @@ class Mistake:
 
 
 def confident_mistakes(
-    folder: Path, manifest: Manifest, chosen: Predictions, others: Sequence[Predictions], most: int
+    folder: Path,
+    manifest: Manifest,
+    chosen: RunPredictions,
+    others: Sequence[RunPredictions],
+    most: int,
 ) -> list[Mistake]:
-    """The wrong predictions of `chosen` with the highest probability. UserError where the shards are not
-    those that the predictions were made on. `others`: all runs on these test images, `chosen` among them."""
+    """The wrong predictions of `chosen` with the highest probability. UserError where the shards
+    are not those that the predictions were made on. `others`: all runs on these test images,
+    `chosen` among them."""
     split = manifest.split("test")
     if split.num_images != len(chosen.labels):
-        raise UserError(
-            f"{folder} has {split.num_images:,} test images, the predictions {len(chosen.labels):,}."
-        )
-    wrong = np.flatnonzero(chosen.predicted != chosen.labels)
-    order = wrong[np.argsort(-chosen.confidence[wrong], kind="stable")][:most]
+        own, predicted = f"{split.num_images:,}", f"{len(chosen.labels):,}"
+        raise UserError(f"{folder} has {own} test images, the predictions {predicted}.")
+    labels, confidence = chosen.predicted, chosen.confidence
+    each_wrong = [run.predicted != run.labels for run in others]
+    wrong = np.flatnonzero(labels != chosen.labels)
+    order = wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
     samples = read_samples(folder, manifest, "test", order.tolist())
     mistakes = []
     for index in order.tolist():
         sample = samples.get(index)
         if sample is None or sample.label != chosen.labels[index]:
             raise UserError(f"the test images in {folder} are not in the order of the predictions.")
-        erring = sum(bool(run.predicted[index] != run.labels[index]) for run in others)
-        mistakes.append(
-            Mistake(
-                sample, int(chosen.predicted[index]), float(chosen.confidence[index]), erring, len(others)
-            )
-        )
+        erring = sum(bool(wrong[index]) for wrong in each_wrong)
+        label, probability = int(labels[index]), float(confidence[index])
+        mistakes.append(Mistake(sample, label, probability, erring, len(others)))
     return mistakes
 
 
@@ -143,9 +151,8 @@ def image_grid(
         height, width = sample.pixels.shape[:2]
         half_w, half_h = 0.46 * width / max(width, height), 0.46 * height / max(width, height)
         x, y = column, 1.35 * row
-        axes.imshow(
-            sample.pixels, extent=(x - half_w, x + half_w, y + half_h, y - half_h), interpolation="none"
-        )
+        extent = (x - half_w, x + half_w, y + half_h, y - half_h)
+        axes.imshow(sample.pixels, extent=extent, interpolation="none")
         axes.text(x, y + 0.5, caption, ha="center", va="top", fontsize=6)
     axes.set(xlim=(-0.55, columns - 0.45), ylim=(1.35 * rows - 0.45, -0.55))
     axes.set_axis_off()

@@ -1,105 +1,90 @@
-"""`RUNS/report.html`: all sections in one file that needs nothing else, and its figures as files."""
+"""`RUNS/report.html`: all sections in one file that needs nothing else, and its figures as
+files."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
 from hpc_mlp._version import __version__
-from hpc_mlp.errors import RunError, UserError
+from hpc_mlp.errors import RunError, UserError, printable
 from hpc_mlp.files.atomic import write_bytes
-from hpc_mlp.reporting import figures, html
-from hpc_mlp.reporting.dataset import dataset_section, mistakes_section
-from hpc_mlp.reporting.evaluation import (
-    classes_section,
-    confusion_section,
-    probabilities_section,
-    rank_groups,
-    weights_section,
-)
-from hpc_mlp.reporting.groups import make_groups
-from hpc_mlp.reporting.html import Section
-from hpc_mlp.reporting.material import Material, gather
-from hpc_mlp.reporting.overview import missing_note, summary_section, throughput_section, training_section
-from hpc_mlp.reporting.reproduce import reproduce_section
+from hpc_mlp.reporting import dataset, evaluation, figures, overview, reproduce
+from hpc_mlp.reporting.context import Context, read_context
 from hpc_mlp.reporting.summary import Summary
+from hpc_mlp.terminal.text import count
 
 
-def write_report(summary: Summary, runs: Path, out: Path, shards: Path | None = None) -> Material:
-    """Write the page to `out` and its figures to `figures_folder` (replaced as a whole). `shards` overrides the
-    shards folder that the runs name. The same runs give the same bytes. Returns what it was made of; its
-    `missing` says what could not be shown. UserError where nothing can be written there."""
-    groups = make_groups(summary)
-    if not groups:
-        raise RunError(f"there is nothing to show of {runs}: {' '.join(summary.sentences)}")
-    place = figures_folder(runs, out)
+def write_report(summary: Summary, runs: Path, out: Path, shards: Path | None = None) -> list[str]:
+    """Write the page to `out` and its figures to `runs/figures` (replaced as a whole), or beside
+    the page where nothing can be written in `runs`. `shards` overrides the shards folder that the
+    runs name. The same runs give the same bytes. Returns what was written and what is missing, in
+    lines. UserError where nothing can be written there."""
+    own = os.access(runs, os.W_OK)
+    kept = runs / "figures" if own else out.with_name(f"{out.stem}-figures")
     try:
-        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".figures.") as temporary:
+        with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".figures.") as temporary:
             folder = Path(temporary) / "figures"
+            context = read_context(summary, folder, shards)
+            if context is None:
+                why = " ".join(summary.sentences)
+                raise RunError(f"there is nothing to show of {runs}: {why}")
             with figures.style():
-                material = gather(summary, groups, folder, shards)
-                text = render(material)
-            shutil.rmtree(place, ignore_errors=True)
+                text, missing = render(context)
+            shutil.rmtree(kept, ignore_errors=True)
             if folder.is_dir():
-                folder.replace(place)
+                folder.replace(kept)
         write_bytes(out, text.encode())
     except OSError as error:
         raise UserError(
             f"the report cannot be written ({error}). Choose a file elsewhere with --out FILE."
         ) from None
-    return material
+    number = count(len(list(kept.glob("*.png"))), "figure")
+    lines = [f"{out}", f"{kept}: {number}, each as PNG and SVG"]
+    return [*lines, *(f"missing: {line}" for line in missing)]
 
 
-def figures_folder(runs: Path, out: Path) -> Path:
-    """`runs/figures`; beside the page where nothing can be written in `runs`: somebody else's, or read-only."""
-    return runs / "figures" if os.access(runs, os.W_OK) else out.with_name(f"{out.stem}-figures")
-
-
-def render(material: Material) -> str:
-    ranked = rank_groups(material)
-    own = next((found for group, found in ranked if group is material.group), None)
-    sections = [
-        summary_section(material),
-        training_section(material),
-        confusion_section(material),
-        classes_section(material, own),
-        probabilities_section(material, ranked),
-        mistakes_section(material),
-        weights_section(material),
-        dataset_section(material),
-        throughput_section(material),
-        reproduce_section(material),
+def render(context: Context) -> tuple[str, list[str]]:
+    """The page, and what is missing from it. Each section is worked out into plain data first, and
+    `page.html.j2` lays them out."""
+    sections = {
+        **overview.sections(context),
+        **evaluation.sections(context),
+        **dataset.sections(context),
+        "reproduce": reproduce.section(context),
+    }
+    said = [line for section in sections.values() for line in section.get("missing", ())]
+    missing = list(dict.fromkeys([*context.missing, *said]))
+    template = environment().get_template("page.html.j2")
+    images = sum(context.dataset.num_images.values())
+    subtitle = [
+        count(sum(len(group.runs) for group in context.groups), "run"),
+        count(len(context.groups), "group"),
+        f"{len(context.dataset.classes):,} classes",
+        *([f"{images:,} images"] if images else []),
     ]
-    first = sections[0]
-    sections[0] = Section(first.anchor, first.title, html.join(first.body, missing_note(material)))
-    title, subtitle = _titles(material)
-    return html.page(title, subtitle, sections, f"Made by hpc-mlp {__version__}.")
+    shown = {"subtitle": subtitle, "missing": missing, "version": __version__, "context": context}
+    return template.render(sections | shown), missing
 
 
-def _titles(material: Material) -> tuple[str, str]:
-    runs = [run for group in material.groups for run in group.runs]
-    manifest = material.manifest
-    name = str(manifest.source.get("name", "")) if manifest else ""
-    images = sum((material.run or runs[0]).config.dataset.num_images.values())
-    parts = [
-        _count(len(runs), "run"),
-        _count(len(material.groups), "group"),
-        f"{len(material.classes):,} classes",
-        f"{images:,} images" if images else "",
-    ]
-    return f"Report on {name}" if name else "Report on runs", " · ".join(filter(None, parts))
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number:,} {word}{'s' * (number != 1)}"
-
-
-def describe(material: Material, out: Path, runs: Path) -> Sequence[str]:
-    """What was written, for the terminal."""
-    folder = figures_folder(runs, out)
-    number = len(list(folder.glob("*.png")))
-    lines = [f"{out}", f"{folder}: {_count(number, 'figure')}, each as PNG and SVG"]
-    return [*lines, *(f"missing: {line}" for line in dict.fromkeys(material.missing))]
+def environment() -> Environment:
+    """Nothing that a template prints acts: no tag, no control character, no change of direction."""
+    found = Environment(
+        loader=PackageLoader("hpc_mlp.reporting", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: value if isinstance(value, Markup) else printable(value, keep="\n"),
+    )
+    found.filters |= {
+        "count": count,
+        "percent": lambda share: f"{100 * share:.1f}",
+        "thousands": lambda number: f"{number:,}",
+    }
+    return found

@@ -1,22 +1,25 @@
 """Several variants over the same seeds and the same test images: one test for all differences.
 
-Seeds and images are crossed, every seed's models see every image. A variant's accuracies a[v, s] vary over seeds, and
-the mean difference of two variants has a part of its variance from the seeds and one from the images (studies with
-several readers and cases: Obuchowski & Rockette 1995). Two to five seeds tell little about one difference: a t-test
-with S - 1 degrees of freedom sees hardly anything. So the seeds' variance is pooled over the V variants, and never
-below what a difference itself shows:
+Seeds and images are crossed, every seed's models see every image. A variant's accuracies a[v, s]
+vary over seeds, and the mean difference of two variants has a part of its variance from the seeds
+and one from the images (studies with several readers and cases: Obuchowski & Rockette 1995). Two to
+five seeds tell little about one difference: a t-test with S - 1 degrees of freedom sees hardly
+anything. So the seeds' variance is pooled over the V variants, and never below what a difference
+itself shows:
 
     MS    = sum over v, s of (a[v,s] - a[v,.] - a[.,s] + a[.,.])^2 / ((V - 1)(S - 1))
     seeds = max(2 MS, variance over seeds of the difference) / S
     SE^2  = seeds + images
 
-The largest |t| of all differences is held against draws of the same statistic (max-|t|: Dunnett 1955, Hothorn, Bretz &
-Westfall 2008), in which every variant has seeds' variances as estimated (Grubbs 1948, shrunk to their mean with the
-weight of one seed, or the noisiest variant would go unnoticed). What is not the largest is held against the largest of
-the rest (step-down: Romano & Wolf 2005). With two variants it is Student's t with S - 1 degrees of freedom.
+The largest |t| of all differences is held against draws of the same statistic (max-|t|: Dunnett
+1955, Hothorn, Bretz & Westfall 2008), in which every variant has seeds' variances as estimated
+(Grubbs 1948, shrunk to their mean with the weight of one seed, or the noisiest variant would go
+unnoticed). What is not the largest is held against the largest of the rest (step-down: Romano &
+Wolf 2005). With two variants it is Student's t with S - 1 degrees of freedom.
 
-Simultaneous 95 % intervals are from the same draws. They hold 0 exactly where the largest-of-all test says nothing; a
-difference that only the step-down shows has an interval that ends at 0. tools/simulate_comparison.py has the levels.
+Simultaneous 95 % intervals are from the same draws. They hold 0 exactly where the largest-of-all
+test says nothing; a difference that only the step-down shows has an interval that ends at 0.
+tools/simulate_comparison.py has the levels.
 """
 
 from __future__ import annotations
@@ -35,7 +38,8 @@ Pairs = Sequence[tuple[int, int]]
 ALPHA = 0.05
 POWER = 0.8
 DRAWS = 19_999
-# For the power, of which nobody needs more than two digits, fewer where many seeds are tried: 0.02 s each.
+# For the power, of which nobody needs more than two digits, fewer where many seeds are tried: 0.02
+# s each.
 FEWER_DRAWS = 9_999
 MOST_EFFECTS = 600_000
 # Draws times differences, or times runs: what 200 of them may take of memory (32 MB) and time.
@@ -48,8 +52,8 @@ TINY = 1e-15
 
 @dataclass(frozen=True)
 class Moments:
-    """What the test needs of correctness [V, S, N]: `accuracy` [V, S], and `images` [V, V], the covariance of the
-    variants' mean accuracies over test images as they could have been drawn."""
+    """What the test needs of correctness [V, S, N]: `accuracy` [V, S], and `images` [V, V], the
+    covariance of the variants' mean accuracies over test images as they could have been drawn."""
 
     accuracy: Floats
     images: Floats
@@ -58,8 +62,8 @@ class Moments:
 
 @dataclass(frozen=True)
 class Differences:
-    """Of each pair, float64 [C]: first minus second, in fractions. `p` is for a single comparison, `p_adjusted` for
-    all of them; `low` and `high` are the simultaneous 95 % interval."""
+    """Of each pair, float64 [C]: first minus second, in fractions. `p` is for a single comparison,
+    `p_adjusted` for all of them; `low` and `high` are the simultaneous 95 % interval."""
 
     difference: Floats
     low: Floats
@@ -80,8 +84,8 @@ def moments(correct: Floats) -> Moments:
 
 
 def differences(found: Moments, pairs: Pairs, families: int = 1, draws: int = DRAWS) -> Differences:
-    """All `pairs` of variants against each other; p and intervals corrected for all of them, and for `families` sets
-    of pairs that are tested apart. Deterministic."""
+    """All `pairs` of variants against each other; p and intervals corrected for all of them, and
+    for `families` sets of pairs that are tested apart. Deterministic."""
     first, second = np.array(pairs).T
     num_seeds = found.accuracy.shape[1]
     drawn = _draw(found, first, second, num_seeds, draws)
@@ -94,20 +98,26 @@ def differences(found: Moments, pairs: Pairs, families: int = 1, draws: int = DR
     p_adjusted = np.minimum(1.0, families * _step_down(noise, t))
     width = _quantile(noise.max(1), families)
     low, high = agree(apart - width * error, apart + width * error, apart, p_adjusted < ALPHA)
-    return Differences(apart, np.maximum(low, -1.0), np.minimum(high, 1.0), _share(noise, t), p_adjusted)
+    return Differences(
+        apart, np.maximum(low, -1.0), np.minimum(high, 1.0), _share(noise, t), p_adjusted
+    )
 
 
-def agree(low: Floats, high: Floats, difference: Floats, shown: NDArray[np.bool_]) -> tuple[Floats, Floats]:
-    """Ends of intervals that leave 0 out exactly where a difference is `shown`: where the interval alone would have
-    it otherwise, it ends at 0."""
+def agree(
+    low: Floats, high: Floats, difference: Floats, shown: NDArray[np.bool_]
+) -> tuple[Floats, Floats]:
+    """Ends of intervals that leave 0 out exactly where a difference is `shown`: where the interval
+    alone would have it otherwise, it ends at 0."""
     low = np.where(shown, np.where(difference > 0, np.maximum(low, 0.0), low), np.minimum(low, 0.0))
-    high = np.where(shown, np.where(difference < 0, np.minimum(high, 0.0), high), np.maximum(high, 0.0))
+    high = np.where(
+        shown, np.where(difference < 0, np.minimum(high, 0.0), high), np.maximum(high, 0.0)
+    )
     return low, high
 
 
 def detectable(found: Moments, pairs: Pairs, num_seeds: int, families: int = 1) -> Floats:
-    """The smallest true difference of each pair that `num_seeds` seeds find with 80 % power on as many test images:
-    from the variances alone, never from the differences that were seen."""
+    """The smallest true difference of each pair that `num_seeds` seeds find with 80 % power on as
+    many test images: from the variances alone, never from the differences that were seen."""
     first, second = np.array(pairs).T
     draws = min(FEWER_DRAWS, max(MOST_EFFECTS // (len(found.accuracy) * num_seeds), 999))
     drawn = _draw(found, first, second, num_seeds, draws)
@@ -128,8 +138,9 @@ def detectable(found: Moments, pairs: Pairs, num_seeds: int, families: int = 1) 
 def seeds_needed(
     found: Moments, pairs: Pairs, which: Iterable[int], target: float, families: int = 1
 ) -> list[int | None]:
-    """Of the pairs `which`, the fewest seeds (2 or more) with which a true difference of `target` is found with 80 %
-    power on as many test images; None where 100 do not do. From the variances alone, as of `detectable`."""
+    """Of the pairs `which`, the fewest seeds (2 or more) with which a true difference of `target`
+    is found with 80 % power on as many test images; None where 100 do not do. From the variances
+    alone, as of `detectable`."""
     known: dict[int, Floats] = {}
 
     def found_with(num_seeds: int) -> Floats:
@@ -155,8 +166,9 @@ def seeds_needed(
 
 
 def _seed_variance(accuracy: Floats, first: Indices, second: Indices, trust: float) -> Floats:
-    """Of the mean difference of each pair, its variance from the seeds: accuracy [..., V, S] -> [..., C]. `trust`: how
-    far a difference's own variance counts where it is above the pooled one."""
+    """Of the mean difference of each pair, its variance from the seeds: accuracy [..., V, S] ->
+    [..., C]. `trust`: how far a difference's own variance counts where it is above the pooled
+    one."""
     num_seeds = accuracy.shape[-1]
     pooled = 2 * _interaction(accuracy).sum(-1, keepdims=True) / (accuracy.shape[-2] - 1)
     own = (accuracy[..., first, :] - accuracy[..., second, :]).var(-1, ddof=1)
@@ -164,8 +176,8 @@ def _seed_variance(accuracy: Floats, first: Indices, second: Indices, trust: flo
 
 
 def _interaction(accuracy: Floats) -> Floats:
-    """Squares of what neither variant nor seed explains, summed over seeds, over S - 1: [..., V, S] -> [..., V]. Their
-    sum over V - 1 is MS."""
+    """Squares of what neither variant nor seed explains, summed over seeds, over S - 1: [..., V, S]
+    -> [..., V]. Their sum over V - 1 is MS."""
     rest = accuracy - accuracy.mean(-1, keepdims=True)
     rest -= rest.mean(-2, keepdims=True)
     return np.asarray((rest**2).sum(-1) / (accuracy.shape[-1] - 1))
@@ -177,7 +189,8 @@ def _trust(num_seeds: int) -> float:
 
 
 def _spreads(accuracy: Floats) -> tuple[Floats, float]:
-    """Relative variances of the variants over seeds, [V] with mean 1 (Grubbs' estimates, shrunk), and MS."""
+    """Relative variances of the variants over seeds, [V] with mean 1 (Grubbs' estimates, shrunk),
+    and MS."""
     num_variants, num_seeds = accuracy.shape
     squares = _interaction(accuracy)
     pooled = float(squares.sum() / (num_variants - 1))
@@ -193,9 +206,9 @@ def _spreads(accuracy: Floats) -> tuple[Floats, float]:
 
 @dataclass(frozen=True)
 class _Draws:
-    """Of each difference, [D, C]: `effects`, the mean over the seeds in units of sqrt(MS), and its `variance` as it
-    would be estimated; `seeds`, their ratio (Student's t, more or less); `images`, the images' part in units of its
-    standard deviation. And that part's variance, [C]; and MS."""
+    """Of each difference, [D, C]: `effects`, the mean over the seeds in units of sqrt(MS), and its
+    `variance` as it would be estimated; `seeds`, their ratio (Student's t, more or less); `images`,
+    the images' part in units of its standard deviation. And that part's variance, [C]; and MS."""
 
     effects: Floats
     variance: Floats
@@ -214,7 +227,8 @@ def _draw(found: Moments, first: Indices, second: Indices, num_seeds: int, draws
     means = accuracy.mean(2)
     effects = means[:, first] - means[:, second]
     variance = _seed_variance(accuracy, first, second, _trust(num_seeds))
-    # Two seeds cannot tell a noisy variant from chance: there the draws do not take back what raises the variance.
+    # Two seeds cannot tell a noisy variant from chance: there the draws do not take back what
+    # raises the variance.
     divisor = variance if num_seeds > 2 else _seed_variance(accuracy, first, second, 0.0)
     values, vectors = np.linalg.eigh(found.images)
     root = vectors * np.sqrt(np.maximum(values, 0.0))
@@ -234,13 +248,14 @@ def _draw(found: Moments, first: Indices, second: Indices, num_seeds: int, draws
 
 
 def _floor(images: Floats, seeds: Floats | float, num_images: int) -> Floats:
-    """Where nothing varies, as if one image more were right on either side: no difference is known exactly."""
+    """Where nothing varies, as if one image more were right on either side: no difference is known
+    exactly."""
     return np.where(seeds + images < TINY, 2 / num_images**2, images)
 
 
 def _step_down(noise: Floats, t: Floats) -> Floats:
-    """Adjusted p-values: each |t| against the largest noise of those that are no larger, never below the p of a larger
-    one."""
+    """Adjusted p-values: each |t| against the largest noise of those that are no larger, never
+    below the p of a larger one."""
     order = np.argsort(t, kind="stable")
     largest = np.maximum.accumulate(noise[:, order], axis=1)
     p = _share(largest, t[order])
@@ -254,7 +269,8 @@ def _share(noise: Floats, t: Floats) -> Floats:
 
 
 def _quantile(largest: Floats, families: int) -> float:
-    """The largest value that is not yet shown: a |t| above it, and no other, has families * p < 5 %."""
+    """The largest value that is not yet shown: a |t| above it, and no other, has families * p < 5
+    %."""
     above = int(ALPHA * (largest.size + 1) / families)
     while above > 0 and families * ((above + 1) / (largest.size + 1)) >= ALPHA:
         above -= 1

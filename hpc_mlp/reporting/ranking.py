@@ -1,27 +1,30 @@
-"""What predicted probabilities are worth, in numbers: one-vs-rest ROC and precision–recall, calibration."""
+"""What predicted probabilities are worth, in numbers: one-vs-rest ROC and precision–recall,
+calibration."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from hpc_mlp.reporting.answers import Array, Predictions
-from hpc_mlp.reporting.rows import Value, mean_sd
+from hpc_mlp.reporting.groups import Value, mean_sd
+from hpc_mlp.reporting.predictions import Array, RunPredictions
 
 NUM_BINS = 15
 # Draws of all labels: the mean is then known to 1 % of itself or so.
 NULL_DRAWS = 100
-RATES = np.linspace(0.0, 1.0, 201) ** 2  # false-positive rates, dense near 0 where good curves turn
+# False-positive rates, dense near 0 where good curves turn.
+RATES = np.linspace(0.0, 1.0, 201) ** 2
 RECALLS = np.linspace(0.0, 1.0, 201)
 
 
 @dataclass(frozen=True)
 class Curves:
-    """One-vs-rest curves on one grid x [201]: `lines` [K, 201] and their `areas` [K], NaN for classes without
-    test images; `micro` takes every pair of image and class as one decision."""
+    """One-vs-rest curves on one grid x [201]: `lines` [K, 201] and their `areas` [K], NaN for
+    classes without test images; `micro` takes every pair of image and class as one decision."""
 
     x: Array
     lines: Array
@@ -47,31 +50,41 @@ class Curves:
 
 @dataclass(frozen=True)
 class Ranking:
-    """`roc`: true-positive over false-positive rate, area AUC. `pr`: precision over recall, area AP."""
+    """`roc`: true-positive over false-positive rate, area AUC. `pr`: precision over recall, area
+    AP."""
 
     roc: Curves
     pr: Curves
 
+    def curves(self, kind: Literal["roc", "pr"]) -> Curves:
+        return self.roc if kind == "roc" else self.pr
 
-def rank(predictions: Predictions) -> Ranking:
+
+def rank(predictions: RunPredictions) -> Ranking:
     """Every one-vs-rest curve of one run."""
     scores, labels = predictions.probabilities, predictions.labels
     truth = labels[:, None] == np.arange(scores.shape[1])
-    roc, pr = zip(*[_measure(truth[:, k], scores[:, k]) for k in range(scores.shape[1])], strict=True)
+    roc, pr = zip(
+        *[_measure(truth[:, k], scores[:, k]) for k in range(scores.shape[1])], strict=True
+    )
     micro_roc, micro_pr = _measure(truth.ravel(), scores.ravel())
     return Ranking(_collect(RATES, roc, micro_roc), _collect(RECALLS, pr, micro_pr))
 
 
-Line = tuple[Array, float]  # a curve on its grid, and its area
+# A curve on its grid, and its area.
+Line = tuple[Array, float]
 
 
 def _collect(x: Array, lines: Sequence[Line], micro: Line) -> Curves:
-    return Curves(x, np.stack([line for line, _ in lines]), np.array([area for _, area in lines]), *micro)
+    return Curves(
+        x, np.stack([line for line, _ in lines]), np.array([area for _, area in lines]), *micro
+    )
 
 
 def _measure(truth: Array, scores: Array) -> tuple[Line, Line]:
-    """ROC and precision–recall of one decision for all images, out of one pass over the thresholds. Precision
-    is a step function of recall, with the first threshold that reaches a recall: its area is the AP."""
+    """ROC and precision–recall of one decision for all images, out of one pass over the thresholds.
+    Precision is a step function of recall, with the first threshold that reaches a recall: its area
+    is the AP."""
     from sklearn.metrics import auc, roc_curve
 
     positives = int(truth.sum())
@@ -82,9 +95,8 @@ def _measure(truth: Array, scores: Array) -> tuple[Line, Line]:
     right, wrong = true_rate[1:] * positives, false_rate[1:] * (len(truth) - positives)
     precision = right / (right + wrong)
     average_precision = float(np.sum(np.diff(true_rate) * precision))
-    least = np.maximum(
-        RECALLS, 0.5 / positives
-    )  # at recall 0, the precision where the first positive is found
+    # At recall 0, the precision where the first positive is found.
+    least = np.maximum(RECALLS, 0.5 / positives)
     reached = np.searchsorted(true_rate[1:], least - 1e-12, side="left")
     roc = np.interp(RATES, false_rate, true_rate), float(auc(false_rate, true_rate))
     return roc, (precision[reached], average_precision)
@@ -92,10 +104,11 @@ def _measure(truth: Array, scores: Array) -> tuple[Line, Line]:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Top-label calibration in equal-width bins of confidence, of one run or of several seeds pooled: `confidence` and
-    `accuracy` float64 [bins] (NaN in empty bins), `share` of all images. `eces`: of each run by itself the mean gap
-    weighted by share (0 is perfect), as pooling first would hide gaps of opposite sign; `null`: what perfectly
-    calibrated models with these confidences would show on as many images, on average."""
+    """Top-label calibration in equal-width bins of confidence, of one run or of several seeds
+    pooled: `confidence` and `accuracy` float64 [bins] (NaN in empty bins), `share` of all images.
+    `eces`: of each run by itself the mean gap weighted by share (0 is perfect), as pooling first
+    would hide gaps of opposite sign; `null`: what perfectly calibrated models with these
+    confidences would show on as many images, on average."""
 
     confidence: Array
     accuracy: Array
@@ -110,7 +123,7 @@ class Calibration:
         return found or Value(math.nan)
 
 
-def calibrate(predictions: Sequence[Predictions]) -> Calibration:
+def calibrate(predictions: Sequence[RunPredictions]) -> Calibration:
     """Calibration of one run, or of several seeds."""
     runs = [(p.confidence.astype(np.float64), p.predicted == p.labels) for p in predictions]
     confidence, right = (np.concatenate(parts) for parts in zip(*runs, strict=True))
@@ -136,7 +149,7 @@ def _ece(confidence: Array, right: Array) -> float:
 
 
 def _null(confidence: Array) -> float:
-    """Mean ECE over labels drawn from the run's own probabilities: all that counts is whether the predicted class is
-    drawn, which it is with the probability `confidence`. Deterministic."""
+    """Mean ECE over labels drawn from the run's own probabilities: all that counts is whether the
+    predicted class is drawn, which it is with the probability `confidence`. Deterministic."""
     rng = np.random.default_rng(0)
     return _ece(confidence, rng.random((NULL_DRAWS, len(confidence))) < confidence)

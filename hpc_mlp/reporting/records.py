@@ -11,16 +11,28 @@ from typing import Any
 
 from hpc_mlp.errors import UserError, unknown_name
 from hpc_mlp.reporting.cautions import majority
-from hpc_mlp.reporting.rows import STATISTICS, Row, Value
+from hpc_mlp.reporting.groups import STATISTICS, Group, Value
 from hpc_mlp.reporting.summary import Summary
 from hpc_mlp.runs.folder import Json
 from hpc_mlp.terminal.text import csv_cell, json_text
 
-HIGHER_IS_BETTER = {
-    "val_accuracy", "test_accuracy", "precision", "recall", "f1", "images_per_second", "difference", "wins",
-}  # fmt: skip
+HIGHER_IS_BETTER = {"val_accuracy", "test_accuracy", "precision", "recall", "f1"}
+HIGHER_IS_BETTER |= {"images_per_second", "difference", "wins"}
 
-SHORT = {"interval": ["difference_low", "difference_high"]}  # one column for people, two for machines
+# Keys of a row's comparison with its reference: as in `Comparison`.
+COMPARED = {
+    "compared_with": "against",
+    "difference": "difference",
+    "difference_low": "low",
+    "difference_high": "high",
+    **{name: name for name in ("p", "p_adjusted", "test", "shown", "detectable")},
+}
+# One column for people, two for machines.
+SHORT = {"interval": ["difference_low", "difference_high"]}
+
+
+def known_columns(summary: Summary) -> list[str]:
+    return [*records(summary)[0], *SHORT]
 
 
 def check_names(names: Sequence[str], known: Sequence[str]) -> None:
@@ -53,7 +65,7 @@ def records(summary: Summary) -> list[Json]:
     return [_record(row, summary) for row in summary.rows]
 
 
-def _record(row: Row, summary: Summary) -> Json:
+def _record(row: Group, summary: Summary) -> Json:
     record: Json = {"variant": row.variant, **{key: row.by[key] for key in summary.by}}
     record |= {"seeds": row.seeds, "n": row.n, "parameters": row.parameters}
     for name in STATISTICS:
@@ -65,16 +77,8 @@ def _record(row: Row, summary: Summary) -> Json:
     record |= {"majority_share": known[1] if known else None}
     record |= {"status": row.status, "best": row.best, "wins": row.wins}
     c = summary.comparison_of(row)
+    record |= {key: getattr(c, name) if c else None for key, name in COMPARED.items()}
     return record | {
-        "compared_with": c.against if c else None,
-        "difference": c.difference if c else None,
-        "difference_low": c.low if c else None,
-        "difference_high": c.high if c else None,
-        "p": c.p if c else None,
-        "p_adjusted": c.p_adjusted if c else None,
-        "test": c.test if c else None,
-        "shown": c.shown if c else None,
-        "detectable": c.detectable if c else None,
         "detect": summary.detect if c else None,
         "seeds_needed": c.seeds_needed if c else None,
     }

@@ -6,17 +6,19 @@ from collections.abc import Sequence
 
 from hpc_mlp.config.sections import flat, identity
 from hpc_mlp.reporting.compare import Compared, Comparison
+from hpc_mlp.reporting.groups import Group, diverged, lookup, show
 from hpc_mlp.reporting.pooled import MOST_SEEDS
-from hpc_mlp.reporting.rows import Row, diverged, lookup, show
 from hpc_mlp.runs.folder import Run
+from hpc_mlp.terminal.text import count
 
 # Below it, how the winner was chosen is worth a word.
 SURE = 0.95
 
 
-def findings(rows: Sequence[Row], compared: Compared, detect: float = 0.01) -> list[str]:
-    """Who is best by validation and how surely, and for each reference who beats it, who loses, who cannot be told;
-    what could have been seen, with the seeds that would do for a difference of `detect`."""
+def findings(rows: Sequence[Group], compared: Compared, detect: float = 0.01) -> list[str]:
+    """Who is best by validation and how surely, and for each reference who beats it, who loses, who
+    cannot be told; what could have been seen, with the seeds that would do for a difference of
+    `detect`."""
     lines = []
     for row in rows:
         rivals = [other for other in rows if other.dataset == row.dataset]
@@ -29,33 +31,37 @@ def findings(rows: Sequence[Row], compared: Compared, detect: float = 0.01) -> l
     return lines
 
 
-def _best(row: Row, rivals: Sequence[Row]) -> str:
-    so_far = " so far" if any(run.state == "unfinished" for other in rivals for run in other.runs) else ""
-    own = row.values["val_loss"]
-    passed = [other.name for other in rivals if diverged(other) and not diverged(row)
-              and own and (loss := other.values["val_loss"]) and loss.mean < own.mean]  # fmt: skip
+def _best(row: Group, rivals: Sequence[Group]) -> str:
+    unfinished = any(run.state == "unfinished" for other in rivals for run in other.runs)
+    own, passed = row.values["val_loss"], []
+    for other in rivals:
+        loss = other.values["val_loss"]
+        if diverged(other) and not diverged(row) and own and loss and loss.mean < own.mean:
+            passed.append(other.name)
     but = f" (the mean of {join(passed)} is lower, but a run of it diverged)" if passed else ""
-    text = f"Best{so_far}: {row.name}, chosen by validation loss alone{but}; the test images had no say."
+    text = (
+        f"Best{' so far' if unfinished else ''}: {row.name}, chosen by validation loss alone{but}"
+    )
+    text += "; the test images had no say."
     if row.wins is None:
         return text
-    text += f" It wins in {_share(row.wins)} of draws of other {row.drawn}"
-    second = max((other for other in rivals if other is not row and other.wins), key=_wins, default=None)
-    text += f" (then {second.name}, {_share(_wins(second))})." if second and _wins(second) > 0.01 else "."
+    then = ""
+    second = max(
+        (other for other in rivals if other is not row), key=lambda other: other.wins or 0.0
+    )
+    if second.wins and second.wins > 0.01:
+        then = f" (then {second.name}, {_share(second.wins)})"
+    text += f" It wins in {_share(row.wins)} of draws of other {row.drawn}{then}."
     if row.wins < SURE:
-        text += " Its test score is a winner's: the same seeds chose it, which flatters the recipe a little."
+        text += (
+            " Its test score is a winner's: the same seeds chose it, which flatters the recipe a"
+        )
+        text += " little."
     return text
-
-
-def _wins(row: Row) -> float:
-    return row.wins or 0.0
 
 
 def _share(x: float) -> str:
     return "more than 99 %" if x > 0.99 else "less than 1 %" if x < 0.01 else f"{100 * x:.0f} %"
-
-
-def _seeds(seeds: Sequence[int]) -> str:
-    return f"{len(seeds)} seeds" if len(seeds) > 1 else "one seed"
 
 
 def _against(against: str, comparisons: Sequence[Comparison]) -> list[str]:
@@ -66,11 +72,13 @@ def _against(against: str, comparisons: Sequence[Comparison]) -> list[str]:
         for i, c in enumerate(sorted(shown, key=lambda c: -sign * c.difference)):
             unit = " points of test accuracy" if not parts else " points"
             object_ = f" {against}" if i == 0 else " it"
-            parts.append(f"{c.name} {verb}{object_} by {points(abs(c.difference), c)}{unit} ({interval(c)})")
+            size = points(abs(c.difference), c)
+            parts.append(f"{c.name} {verb}{object_} by {size}{unit} ({interval(c)})")
     for seeds in sorted({tuple(c.seeds) for c in comparisons}, key=len, reverse=True):
         unclear = [c.name for c in comparisons if not c.shown and tuple(c.seeds) == seeds]
         if unclear:
-            parts.append(f"{join(unclear)} cannot be told apart from {against} with {_seeds(seeds)}")
+            number = count(len(seeds), "seed")
+            parts.append(f"{join(unclear)} cannot be told apart from {against} with {number}")
     return ["; ".join(parts) + "."] if parts else []
 
 
@@ -79,20 +87,27 @@ def _single_runs(against: str, comparisons: Sequence[Comparison]) -> list[str]:
     comparisons = [c for c in comparisons if c.test == "mcnemar"]
     if not comparisons:
         return []
-    parts = [
-        f"{c.name} is right on {points(abs(c.difference), c)} points {'more' if c.difference > 0 else 'fewer'} of the "
-        f"test images than {against} ({interval(c)})"
-        for c in sorted(comparisons, key=lambda c: -c.difference) if c.differs
-    ]  # fmt: skip
+    parts = []
+    for c in sorted(comparisons, key=lambda c: -c.difference):
+        if c.differs:
+            size = (
+                f"{points(abs(c.difference), c)} points {'more' if c.difference > 0 else 'fewer'}"
+            )
+            parts.append(
+                f"{c.name} is right on {size} of the test images than {against} ({interval(c)})"
+            )
     unclear = [c.name for c in comparisons if not c.differs]
     if unclear:
         parts.append(f"{join(unclear)} cannot be told apart from {against}")
-    return [f"Of these trained models, one run each: {'; '.join(parts)}. Of the recipes one seed shows nothing: train "
-            "three or more (--seeds 0-2)."]  # fmt: skip
+    return [
+        f"Of these trained models, one run each: {'; '.join(parts)}. Of the recipes one seed shows "
+        "nothing: train three or more (--seeds 0-2)."
+    ]
 
 
 def _detectable(comparisons: Sequence[Comparison], detect: float) -> list[str]:
-    """What could have been seen, told for the comparison that sees least; never computed from what was seen."""
+    """What could have been seen, told for the comparison that sees least; never computed from what
+    was seen."""
     lines = []
     for seeds in dict.fromkeys(tuple(c.seeds) for c in comparisons if c.detectable is not None):
         same = [c for c in comparisons if tuple(c.seeds) == seeds and c.detectable is not None]
@@ -101,21 +116,23 @@ def _detectable(comparisons: Sequence[Comparison], detect: float) -> list[str]:
         most = max(needed or 0 for needed in needs)
         named = f"{100 * detect:g} point{'s' * (detect != 0.01)}"
         if None in needs:
-            then = f"for {named} not even {MOST_SEEDS} seeds would do on {same[0].num_images:,} test images"
+            images = f"{same[0].num_images:,} test images"
+            then = f"for {named} not even {MOST_SEEDS} seeds would do on {images}"
         elif most <= len(seeds):
             then = f"for {named} these seeds do"
         else:
             then = f"for {named} train {most} seeds (--seeds 0-{most - 1})"
         lines.append(
-            f"With {_seeds(seeds)} a difference of {points(size, same[0])} points would have been found (80 % "
-            f"power); {then}."
+            f"With {count(len(seeds), 'seed')} a difference of {points(size, same[0])} points "
+            f"would have been found (80 % power); {then}."
         )
     return lines
 
 
 def points(x: float, c: Comparison, sign: bool = False) -> str:
     """A difference of accuracies in percentage points."""
-    text = f"{100 * x:{'+' if sign else ''}.{2 if c.num_images >= 2000 else 1}f}"
+    # 0.0 is added for minus zero, the end of an interval that was turned round.
+    text = f"{100 * x + 0.0:{'+' if sign else ''}.{2 if c.num_images >= 2000 else 1}f}"
     return text.replace("-", "−")
 
 
@@ -140,15 +157,15 @@ def method(comparisons: Sequence[Comparison]) -> str:
     how = []
     pooled = [c for c in comparisons if c.test == "pooled"]
     if pooled:
-        family, what = max(c.family for c in pooled), "pairs" if pooled[0].all_pairs else "comparisons"
-        together = f"p and 95 % intervals hold for all {family} {what} together"
-        of_two = "of two variants, Student's t"
-        how.append(
-            f"seeds' variance pooled over the variants (step-down max-|t|; {together if family > 1 else of_two})"
-        )
+        family, held = max(c.family for c in pooled), "of two variants, Student's t"
+        if family > 1:
+            what = "pairs" if pooled[0].all_pairs else "comparisons"
+            held = f"p and 95 % intervals hold for all {family} {what} together"
+        how.append(f"seeds' variance pooled over the variants (step-down max-|t|; {held})")
     single = [c for c in comparisons if c.test == "mcnemar"]
     if single:
-        how.append("McNemar's exact test for single runs" + (" (Holm)" if single[0].family > 1 else ""))
+        holm = " (Holm)" if single[0].family > 1 else ""
+        how.append(f"McNemar's exact test for single runs{holm}")
     return f"Same seeds, same test images: {' and '.join(how)}."
 
 
@@ -157,7 +174,9 @@ def method(comparisons: Sequence[Comparison]) -> str:
 _TRAINING = ("schedule.", "augment.", "train.")
 
 
-def recipe_notes(rows: Sequence[Row], comparisons: Sequence[Comparison], by: Sequence[str]) -> list[str]:
+def recipe_notes(
+    rows: Sequence[Group], comparisons: Sequence[Comparison], by: Sequence[str]
+) -> list[str]:
     """Where a row mixes recipes, or differs from its reference in how it was trained."""
     notes = []
     by_name = {row.name: row for row in rows}
@@ -170,11 +189,16 @@ def recipe_notes(rows: Sequence[Row], comparisons: Sequence[Comparison], by: Seq
         notes.append(f"Different recipes in one row: the runs of {join(names)} differ in {what}.")
     for c in comparisons:
         own, other = by_name[c.name].runs[0], by_name[c.against].runs[0]
-        others = [key for key in _differences(own, other) if key.startswith(_TRAINING) and key not in by]
-        if others:
-            values = join([f"{key} {_show(own, key)} for {_show(other, key)}" for key in sorted(others)])
-            notes.append(f"{c.name} was trained otherwise than {c.against} ({values}): the difference is not "
-                         "the variant's alone.")  # fmt: skip
+        values = [
+            f"{key} {show(lookup(own, key))} for {show(lookup(other, key))}"
+            for key in sorted(_differences(own, other))
+            if key.startswith(_TRAINING) and key not in by
+        ]
+        if values:
+            notes.append(
+                f"{c.name} was trained otherwise than {c.against} ({join(values)}): the difference "
+                "is not the variant's alone."
+            )
     return notes
 
 
@@ -187,37 +211,44 @@ def _differences(first: Run, second: Run) -> set[str]:
     return {key for key in one | two if one.get(key) != two.get(key)}
 
 
-def _show(run: Run, key: str) -> str:
-    return show(lookup(run, key))
-
-
 # Runs that did not end well
 
 
 def troubles(runs: Sequence[Run], at_most: int = 5) -> list[str]:
     """What a person should know of runs that did not end well, or have not ended."""
-    lines = []
-    failed = [run for run in runs if run.state == "failed"]
-    for run in failed[:at_most]:
-        error = " ".join((run.failed.error if run.failed else "").split()) or "no reason given"
-        lines.append(f"{run.name} failed: {error} ({run.path / 'failed.json'})")
-    if len(failed) > at_most:
-        lines.append(f"{len(failed) - at_most} more failed.")
-    damaged = [f"{run.path} is damaged: {run.problem}. Delete the folder, or train it anew with --overwrite."
-               for run in runs if run.state == "damaged"]  # fmt: skip
-    lines += damaged[:at_most]
-    if len(damaged) > at_most:
-        lines.append(f"{len(damaged) - at_most} more are damaged.")
-    lost = [run.name + ("" if run.test else " (in its first epoch)") for run in runs
-                if run.state == "diverged"]  # fmt: skip
-    unfinished = [f"{run.name} ({_epochs(run)})" for run in runs if run.state == "unfinished"]
-    for word, names in (("Diverged", lost), ("Unfinished, or still running", unfinished)):
-        if names:
-            more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
-            lines.append(f"{word}: {', '.join(names[:at_most])}{more}.")
+    by_state: dict[str, list[Run]] = {}
+    for run in runs:
+        by_state.setdefault(run.state, []).append(run)
+    lines: list[str] = []
+    for state, one, more in (("failed", _failed, "failed"), ("damaged", _damaged, "are damaged")):
+        found = by_state.get(state, [])
+        lines += map(one, found[:at_most])
+        if len(found) > at_most:
+            lines.append(f"{len(found) - at_most} more {more}.")
+    for state, one, word in (
+        ("diverged", _diverged, "Diverged"),
+        ("unfinished", _unfinished, "Unfinished, or still running"),
+    ):
+        if found := by_state.get(state, []):
+            rest = f" and {len(found) - at_most} more" if len(found) > at_most else ""
+            lines.append(f"{word}: {', '.join(map(one, found[:at_most]))}{rest}.")
     return lines
 
 
-def _epochs(run: Run) -> str:
-    total = lookup(run, "train.epochs")
-    return f"{len(run.metrics)} of {total} epochs" if total else f"{len(run.metrics)} epochs"
+def _failed(run: Run) -> str:
+    error = " ".join((run.failed.error if run.failed else "").split()) or "no reason given"
+    return f"{run.name} failed: {error} ({run.path / 'failed.json'})"
+
+
+def _damaged(run: Run) -> str:
+    remedy = "Delete the folder, or train it anew with --overwrite."
+    return f"{run.path} is damaged: {run.problem}. {remedy}"
+
+
+def _diverged(run: Run) -> str:
+    return run.name + ("" if run.test else " (in its first epoch)")
+
+
+def _unfinished(run: Run) -> str:
+    of = f" of {total}" if (total := lookup(run, "train.epochs")) else ""
+    return f"{run.name} ({len(run.metrics)}{of} epochs)"

@@ -4,29 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from hpc_mlp.reporting.cautions import cautions
 from hpc_mlp.reporting.compare import Comparison, compare
-from hpc_mlp.reporting.rows import (
-    Row,
-    Value,
-    check_by,
-    damaged_row,
-    dataset,
-    groups,
-    make_row,
-    mark_best,
-    show,
-    swept_keys,
-)
+from hpc_mlp.reporting.groups import Group, check_by, damaged_group, group_runs, swept_keys
 from hpc_mlp.reporting.sentences import findings, recipe_notes, troubles
 from hpc_mlp.reporting.winner import with_wins
-from hpc_mlp.runs.folder import Run, list_runs
+from hpc_mlp.runs.folder import Run
 from hpc_mlp.runs.identity import once
-
-__all__ = ["Comparison", "Row", "Summary", "Value", "read_runs", "show", "summarise"]
-
 
 # Copies that are named.
 MOST_COPIES = 5
@@ -34,37 +19,43 @@ MOST_COPIES = 5
 
 @dataclass(frozen=True)
 class Summary:
-    rows: list[Row]  # baseline first; `best` is marked on validation loss alone
-    comparisons: list[Comparison]  # each variant with its reference (the baseline), in the order of `rows`
-    sentences: list[str]  # what is shown and what is not, then what could not be compared, what failed
-    by: list[str]  # configuration keys that, beside the variant, make the groups
-    # For this difference `seeds_needed` is told, as a fraction.
+    """`rows`: baseline first; `best` is marked on validation loss alone. `comparisons`: each
+    variant with its reference (the baseline), in the order of `rows`. `sentences`: what is shown
+    and what is not, then what could not be compared, what failed. `by`: configuration keys that,
+    beside the variant, make the groups. `detect`: the difference for which `seeds_needed` is told,
+    a fraction."""
+
+    rows: list[Group]
+    comparisons: list[Comparison]
+    sentences: list[str]
+    by: list[str]
     detect: float = 0.01
 
-    def comparison_of(self, row: Row) -> Comparison | None:
-        return next((comparison for comparison in self.comparisons if comparison.name == row.name), None)
+    def comparison_of(self, row: Group) -> Comparison | None:
+        return next((c for c in self.comparisons if c.name == row.name), None)
 
 
-def read_runs(root: Path) -> list[Run]:
-    """The runs below `root`, damaged ones too."""
-    return list_runs(root)
-
-
-def summarise(runs: Sequence[Run], by: Sequence[str] | None = None, detect: float = 0.01) -> Summary:
-    """Rows in the customary order. `by`: dotted configuration keys (or `seed`, `dataset`) to group by
-    beside the variant; None takes the keys that sweeps varied. `detect`: the true difference of accuracies for
-    which the seeds needed are told. UserError for an unknown key."""
+def summarise(
+    runs: Sequence[Run], by: Sequence[str] | None = None, detect: float = 0.01
+) -> Summary:
+    """Rows in the customary order. `by`: dotted configuration keys (or `seed`, `dataset`) to group
+    by beside the variant; None takes the keys that sweeps varied. `detect`: the true difference of
+    accuracies for which the seeds needed are told. UserError for an unknown key."""
     damaged = [run for run in runs if run.state == "damaged"]
     runs = [run for run in runs if run.state != "damaged"]
-    keys = [key for key in dict.fromkeys(by) if key != "variant"] if by is not None else swept_keys(runs)
+    keys = (
+        [key for key in dict.fromkeys(by) if key != "variant"]
+        if by is not None
+        else swept_keys(runs)
+    )
     check_by(runs, keys)
-    if len({dataset(run) for run in runs}) > 1 and "dataset" not in keys:
+    if len({run.config.dataset.digest for run in runs}) > 1 and "dataset" not in keys:
         keys.append("dataset")
     runs, copies = once(runs, keys)
-    rows = with_wins(mark_best([make_row(keys, group) for group in groups(runs, keys)]))
+    rows = with_wins(group_runs(runs, keys))
     compared = compare(rows, detect)
     return Summary(
-        rows=[*rows, *(damaged_row(keys, run) for run in damaged)],
+        rows=[*rows, *(damaged_group(keys, run) for run in damaged)],
         comparisons=compared.against,
         sentences=[
             *findings(rows, compared, detect),
@@ -72,7 +63,7 @@ def summarise(runs: Sequence[Run], by: Sequence[str] | None = None, detect: floa
             *cautions(rows),
             *recipe_notes(rows, compared.against, keys),
             *copies[:MOST_COPIES],
-            *([f"{len(copies) - MOST_COPIES} more are copies."] if len(copies) > MOST_COPIES else []),
+            *([f"{more} more are copies."] if (more := len(copies) - MOST_COPIES) > 0 else []),
             *troubles([*runs, *damaged]),
         ],
         by=keys,

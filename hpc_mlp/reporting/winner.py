@@ -1,10 +1,12 @@
-"""How surely the best row is the best: how often it would be, had other seeds and validation images been drawn.
+"""How surely the best row is the best: how often it would be, had other seeds and validation images
+been drawn.
 
-Seeds are drawn with replacement from the runs' own, the same ones for all rows where all have them, and spread by
-sqrt(S / (S - 1)), as resampling S of S seeds varies too little. The validation images' part of the mean losses is drawn
-from a normal distribution, with the covariance that the rows' losses have over the test images, for as many validation
-images as there are: losses of single validation images are not kept, and both splits are drawn from the same images.
-The test images say here how much losses vary, never which row is better.
+Seeds are drawn with replacement from the runs' own, the same ones for all rows where all have them,
+and spread by sqrt(S / (S - 1)), as resampling S of S seeds varies too little. The validation
+images' part of the mean losses is drawn from a normal distribution, with the covariance that the
+rows' losses have over the test images, for as many validation images as there are: losses of single
+validation images are not kept, and both splits are drawn from the same images. The test images say
+here how much losses vary, never which row is better.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_mlp.errors import RunError
-from hpc_mlp.reporting.answers import read_predictions
+from hpc_mlp.reporting.groups import Group, diverged, val_loss_order
 from hpc_mlp.reporting.pooled import moments
-from hpc_mlp.reporting.rows import Row, diverged, val_loss_order
+from hpc_mlp.reporting.predictions import read_predictions
 from hpc_mlp.runs.folder import Run
 
 Floats = NDArray[np.float64]
@@ -29,9 +31,9 @@ DRAWS = 10_000
 MOST_RIVALS = 12
 
 
-def with_wins(rows: Sequence[Row]) -> list[Row]:
+def with_wins(rows: Sequence[Group]) -> list[Group]:
     """`rows` with `wins` and `drawn` where there is something to draw."""
-    found: dict[int, Row] = {}
+    found: dict[int, Group] = {}
     for name in {row.dataset for row in rows if row.best}:
         rivals = [row for row in rows if row.dataset == name and row.n and row.values["val_loss"]]
         rivals = sorted(rivals, key=val_loss_order)[:MOST_RIVALS]
@@ -43,11 +45,12 @@ def with_wins(rows: Sequence[Row]) -> list[Row]:
     return [found.get(id(row), row) for row in rows]
 
 
-def _wins(rows: Sequence[Row]) -> tuple[list[float], str]:
+def _wins(rows: Sequence[Group]) -> tuple[list[float], str]:
     rng = np.random.default_rng(0)
     by_seed = [_by_seed(row) for row in rows]
     losses = [
-        np.array([np.mean([_loss(run) for run in runs]) for runs in seeds.values()]) for seeds in by_seed
+        np.array([np.mean([_loss(run) for run in runs]) for runs in seeds.values()])
+        for seeds in by_seed
     ]
     common = all(seeds.keys() == by_seed[0].keys() for seeds in by_seed)
     images = _image_covariance(by_seed, common)
@@ -60,14 +63,18 @@ def _wins(rows: Sequence[Row]) -> tuple[list[float], str]:
             drawn[v] += (loss[picks].mean(1) - loss.mean()) * math.sqrt(loss.size / (loss.size - 1))
     if images is not None:
         values, vectors = np.linalg.eigh(images)
-        drawn += (vectors * np.sqrt(np.maximum(values, 0.0))) @ rng.standard_normal((len(rows), DRAWS))
+        drawn += (vectors * np.sqrt(np.maximum(values, 0.0))) @ rng.standard_normal(
+            (len(rows), DRAWS)
+        )
     # Of equal ones the first, as in the table.
     counts = np.bincount(drawn.argmin(0), minlength=len(rows))
-    what = ["seeds"] * any(loss.size > 1 for loss in losses) + ["validation images"] * (images is not None)
+    what = ["seeds"] * any(loss.size > 1 for loss in losses) + ["validation images"] * (
+        images is not None
+    )
     return [float(count) / DRAWS for count in counts], " and ".join(what)
 
 
-def _by_seed(row: Row) -> dict[int, list[Run]]:
+def _by_seed(row: Group) -> dict[int, list[Run]]:
     found: dict[int, list[Run]] = {}
     for run in row.runs:
         if run.test:

@@ -17,8 +17,9 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """Test probabilities float32 [N, K] and labels int64 [N]; row i is the i-th test sample of the shards."""
+class RunPredictions:
+    """Test probabilities float32 [N, K] and labels int64 [N]; row i is the i-th test sample of the
+    shards."""
 
     probabilities: Array
     labels: Array
@@ -32,9 +33,9 @@ class Predictions:
         return np.asarray(self.probabilities.max(axis=1))
 
 
-def read_predictions(run: Run) -> Predictions | None:
-    """Test predictions of a run, None where there are none. RunError where the file is damaged, or is not of the
-    images and classes that the run's other files tell of."""
+def read_predictions(run: Run) -> RunPredictions | None:
+    """Test predictions of a run, None where there are none. RunError where the file is damaged, or
+    is not of the images and classes that the run's other files tell of."""
     path = run.path / PREDICTIONS
     try:
         # Stored as they are: what is packed may be a thousand times as large as the file.
@@ -42,7 +43,7 @@ def read_predictions(run: Run) -> Predictions | None:
             if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
                 raise ValueError("its arrays are compressed")
         with np.load(path, allow_pickle=False) as arrays:
-            found = Predictions(arrays["probabilities"], arrays["labels"])
+            found = RunPredictions(arrays["probabilities"], arrays["labels"])
         _check(found, run)
     except FileNotFoundError:
         return None
@@ -55,8 +56,9 @@ def read_predictions(run: Run) -> Predictions | None:
     return found
 
 
-def _check(found: Predictions, run: Run) -> None:
-    """ValueError where the arrays do not fit each other, the classes or the number of test images."""
+def _check(found: RunPredictions, run: Run) -> None:
+    """ValueError where the arrays do not fit each other, the classes or the number of test
+    images."""
     probabilities, labels = found.probabilities, found.labels
     if probabilities.dtype.kind != "f" or labels.dtype.kind not in "iu":
         raise ValueError(f"probabilities are {probabilities.dtype}, labels {labels.dtype}")

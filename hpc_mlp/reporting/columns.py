@@ -1,0 +1,203 @@
+"""The table's columns and what they show, as text: for the terminal, Markdown and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from hpc_mlp.errors import printable
+from hpc_mlp.reporting.cautions import majority
+from hpc_mlp.reporting.compare import Comparison
+from hpc_mlp.reporting.groups import Group, show
+from hpc_mlp.reporting.sentences import method, p_text, points
+from hpc_mlp.reporting.summary import Summary
+from hpc_mlp.terminal.text import spans
+
+# Shown where they are asked for.
+ON_DEMAND = ("val_accuracy", "test_images", "dataset", "wins", "best")
+DRAWN = (
+    "How often ★ wins: 10,000 draws of the seeds, with replacement, and of validation images, "
+    "whose losses are taken to vary as those of the test images do."
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """Words of its `title` may be folded onto lines. `left`: where it stands, as text does."""
+
+    title: str
+    cell: Callable[[Group], str]
+    left: bool = False
+
+
+def default_columns(summary: Summary) -> list[str]:
+    several = any(row.n > 1 for row in summary.rows)
+    first, *rest = (name for name in COLUMNS if name not in ON_DEMAND)
+    return [first, *summary.by, *(name for name in rest if several or name != "n")]
+
+
+def known_columns(summary: Summary) -> list[str]:
+    return [*summary.by, *COLUMNS, *COMPARED]
+
+
+def compares(columns: Sequence[str] | None) -> bool:
+    """Whether the chosen columns show the comparisons, which then need no table of their own."""
+    return any(name in COMPARED for name in columns or ())
+
+
+def comparison_cells(summary: Summary) -> list[list[str]]:
+    """Titles, then one line a comparison; empty where there is none."""
+    references = {c.against for c in summary.comparisons}
+    if not references:
+        return []
+    one = len(references) == 1
+    titles = {
+        "difference": "test acc.",
+        "interval": "95 % interval",
+        "p_adjusted": "p (adjusted)" if any(c.family > 1 for c in summary.comparisons) else "p",
+    }
+    if any(c.detectable is not None for c in summary.comparisons):
+        titles["detectable"] = "found from"
+    lines = [
+        [f"against {next(iter(references))}" if one else "comparison", *titles.values(), "seeds"]
+    ]
+    for c in summary.comparisons:
+        name = c.name if one else f"{c.name} against {c.against}"
+        lines.append([name, *(COMPARED[key][1](c) for key in titles), spans(c.seeds)])
+    return lines
+
+
+def legend(summary: Summary, names: Sequence[str]) -> list[str]:
+    """What the numbers are, for those shown."""
+    shown = {"test_accuracy", "precision", "recall", "f1"} & set(names)
+    sizes = sorted({row.test_images for row in summary.rows if row.test_images})
+    parts = []
+    if shown and sizes:
+        macro = " (precision, recall and F1: mean over the classes)" if len(shown) > 1 else ""
+        images = " or ".join(f"{size:,}" for size in sizes)
+        parts.append(f"Test metrics in % of {images} test images{macro}.")
+    if any(row.n > 1 for row in summary.rows):
+        parts.append("± is the standard deviation over n finished runs.")
+    if any(row.best for row in summary.rows):
+        parts.append("★ best by validation loss.")
+    parts += _references(summary)
+    lines = [" ".join(parts)] if parts else []
+    if summary.comparisons:
+        lines.append(method(summary.comparisons))
+    if any(c.detectable is not None for c in summary.comparisons):
+        lines[-1] += " Found from: the smallest true difference that is found with 80 % power."
+    if any(row.best and row.wins is not None for row in summary.rows):
+        lines.append(DRAWN)
+    return lines
+
+
+def _references(summary: Summary) -> list[str]:
+    """What saying always the same is worth."""
+    known = {row.dataset: found for row in summary.rows if row.n and (found := majority(row))}
+    if len(known) != 1:
+        return []
+    [(name, share)] = known.values()
+    always = f"Always saying {printable(name)}, the most frequent class"
+    return [f"{always}, would be right on {100 * share:.1f} %."]
+
+
+# Cells
+
+
+def _variant(row: Group) -> str:
+    return f"{row.variant} ★" if row.best else row.variant
+
+
+def _statistic(
+    name: str, form: Callable[[float, Group], str], with_sd: bool = True
+) -> Callable[[Group], str]:
+    def cell(row: Group) -> str:
+        value = row.values[name]
+        if value is None:
+            return "–"
+        sd = f" ± {form(value.sd, row)}" if with_sd and value.sd is not None else ""
+        return form(value.mean, row) + sd
+
+    return cell
+
+
+def _percent(x: float, row: Group) -> str:
+    return f"{100 * x:.{2 if (row.test_images or 0) >= 2000 else 1}f}"
+
+
+def _count(x: float, row: Group) -> str:
+    return f"{x:,.0f}"
+
+
+def _epoch(x: float, row: Group) -> str:
+    return f"{x:.0f}" if row.n <= 1 else f"{x:.1f}"
+
+
+def _loss(x: float, row: Group) -> str:
+    return f"{x:.4f}" if len(row.runs) == 1 else f"{x:.3f}"
+
+
+def _seconds(x: float, row: Group) -> str:
+    return f"{x:.1f}" if x < 100 else f"{x:,.0f}"
+
+
+COLUMNS = {
+    "variant": Column("variant", _variant, left=True),
+    "seeds": Column("seeds", lambda row: spans(row.seeds), left=True),
+    "n": Column("n", lambda row: str(row.n)),
+    "parameters": Column(
+        "parameters", lambda row: "–" if row.parameters is None else f"{row.parameters:,}"
+    ),
+    "best_epoch": Column("epoch", _statistic("best_epoch", _epoch, with_sd=False)),
+    "val_loss": Column("val. loss", _statistic("val_loss", _loss)),
+    "val_accuracy": Column("val. acc.", _statistic("val_accuracy", _percent)),
+    "test_accuracy": Column("test acc.", _statistic("test_accuracy", _percent)),
+    "precision": Column("precision", _statistic("precision", _percent)),
+    "recall": Column("recall", _statistic("recall", _percent)),
+    "f1": Column("F1", _statistic("f1", _percent)),
+    "images_per_second": Column("images/s", _statistic("images_per_second", _count, with_sd=False)),
+    "seconds": Column("seconds", _statistic("seconds", _seconds, with_sd=False)),
+    "test_images": Column(
+        "test images", lambda row: f"{row.test_images:,}" if row.test_images else "–"
+    ),
+    "dataset": Column("dataset", lambda row: row.dataset[:12], left=True),
+    # What damaged a run stands under the table.
+    "status": Column("status", lambda row: row.status.partition(":")[0], left=True),
+    "wins": Column("wins %", lambda row: "" if row.wins is None else f"{100 * row.wins:.0f}"),
+    "best": Column("best", lambda row: "★" if row.best else "", left=True),
+}
+
+
+# Of the row's comparison with its reference.
+COMPARED: dict[str, tuple[str, Callable[[Comparison], str]]] = {
+    "compared_with": ("against", lambda c: c.against),
+    "difference": ("difference", lambda c: points(c.difference, c, sign=True)),
+    "interval": ("95 % interval", lambda c: interval_cell(c)),
+    "difference_low": ("95 % from", lambda c: points(c.low, c, sign=True)),
+    "difference_high": ("95 % to", lambda c: points(c.high, c, sign=True)),
+    "p": ("p", lambda c: p_text(c.p)),
+    "p_adjusted": ("p (adjusted)", lambda c: p_text(c.p_adjusted)),
+    "detectable": ("found from", lambda c: "" if c.detectable is None else points(c.detectable, c)),
+    "seeds_needed": (
+        "seeds needed",
+        lambda c: "" if c.seeds_needed is None else str(c.seeds_needed),
+    ),
+}
+
+
+def column_of(name: str, summary: Summary) -> Column:
+    if name in COLUMNS:
+        return COLUMNS[name]
+    if name not in COMPARED:
+        return Column(name, lambda row: show(row.by[name]))
+    title, cell = COMPARED[name]
+
+    def compared(row: Group) -> str:
+        found = summary.comparison_of(row)
+        return cell(found) if found else ""
+
+    return Column(title, compared, left=name == "compared_with")
+
+
+def interval_cell(c: Comparison) -> str:
+    return f"{points(c.low, c, sign=True)} … {points(c.high, c, sign=True)}"
