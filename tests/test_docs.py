@@ -78,6 +78,15 @@ def test_the_readme_shows_what_its_commands_print(
     assert (readme[0] / "runs" / "report.html").exists()
 
 
+def test_output_that_the_readme_does_not_show_is_seen(tmp_path: Path) -> None:
+    for path in ("hpc_mlp", "configs", "tools"):
+        shutil.copytree(ROOT / path, tmp_path / path, ignore=shutil.ignore_patterns("__pycache__"))
+    text = README.read_text()
+    (tmp_path / "README.md").write_text(text.replace("class folders: ", "folders: ", 1))
+    done = run([sys.executable, str(tmp_path / "tools" / "pictures.py"), "--check"], tmp_path)
+    assert done.returncode == 1 and "class folders: 1,797 images of 10 classes" in done.stderr
+
+
 def check_commands(page: Path, folder: Path, slow: bool = False) -> None:
     for command in "".join(blocks(page, "sh", slow)).splitlines():
         done = run(["sh", "-c", command], folder)

@@ -14,6 +14,7 @@ import io
 import os
 import pty
 import re
+import select
 import struct
 import subprocess
 import sys
@@ -66,13 +67,14 @@ def on_terminal(command: str, folder: Path) -> tuple[str, list[Text], int]:
         os.execvp("sh", ["sh", "-c", command])
     screens = []
     while True:
+        # A whole frame is there when nothing more comes: one frame takes several reads.
+        if not select.select([descriptor], [], [], 0.1)[0]:
+            screens.append(coloured(screen))
         try:
-            data = os.read(descriptor, 1 << 16)
+            stream.feed(os.read(descriptor, 1 << 16))
         except OSError:
             # The terminal's other end was closed: the command has ended.
             break
-        stream.feed(data)
-        screens.append(coloured(screen))
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     lines = [line.rstrip() for line in screen.display]
     return "\n".join(lines).rstrip() + "\n", screens, code
