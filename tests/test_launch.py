@@ -22,10 +22,9 @@ from hpc_mlp.config.loading import configs_dir
 from hpc_mlp.config.plan import RunSpec, parse_seeds, parse_variants, plan_runs
 from hpc_mlp.config.sections import Config
 from hpc_mlp.errors import UserError
-from hpc_mlp.launch.index import write_index
 from hpc_mlp.launch.job import PackJob
 from hpc_mlp.launch.packs import make_packs, parse_per_job
-from hpc_mlp.launch.records import list_submissions, new_submission
+from hpc_mlp.launch.records import list_submissions, new_submission, write_index
 from hpc_mlp.launch.submit import load_launch, make_plan, shipped_clusters
 from hpc_mlp.runs.folder import RunFolder
 
@@ -222,8 +221,7 @@ def test_submissions_written_at_once_are_all_in_the_index(tmp_path: Path) -> Non
     code = """
 import sys
 from pathlib import Path
-from hpc_mlp.launch.index import write_index
-from hpc_mlp.launch.records import new_submission
+from hpc_mlp.launch.records import new_submission, write_index
 new_submission(Path(sys.argv[1]), "slurm", Path("/"), [])
 write_index(Path(sys.argv[1]))
 """

@@ -17,7 +17,7 @@ from hpc_mlp.config.plan import parse_variants, plan_runs
 from hpc_mlp.config.sections import LaunchConfig
 from hpc_mlp.errors import RunError, UserError
 from hpc_mlp.launch import slurm
-from hpc_mlp.launch.job_info import expand_ids, shorten_ids
+from hpc_mlp.launch.packs import expand_ids, shorten_ids
 from hpc_mlp.launch.records import list_submissions
 from hpc_mlp.launch.status import read_status
 from hpc_mlp.launch.submit import load_launch
@@ -212,7 +212,7 @@ def test_a_job_number_given_out_again_is_not_ours(fake: Path, tmp_path: Path) ->
     (fake / "history").write_text("100|COMPLETED|n1|somebody-elses\n")
     os.utime(submission.folder / "plan.json", (time.time() - 600,) * 2)
     assert by_variant(tmp_path)["baseline"].state == "lost"
-    slurm.cancel(["100"], submission.job_name)
+    slurm.cancel(submission, [0])
     assert not (fake / "cancelled").exists()
 
 

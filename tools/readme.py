@@ -37,10 +37,7 @@ EXTEND = [
     ("optimizer", "{OptimConfig} names it and its keys, {BankOptimizer} does its step"),
     ("archive format", "{open_source} chooses the reader by what the file is"),
     ("column of the table", "its cell beside {known_columns}, its number in {STATISTICS}"),
-    (
-        "scheduler of jobs",
-        "{choose_cluster} names it; a file like {max_array_size!} submits, asks and cancels",
-    ),
+    ("scheduler of jobs", "a line of {SCHEDULERS}, and a module with the functions of {Scheduler}"),
     ("figure of the report", "a function like {loss_panels}; a section of {write_report!} shows it"),
     ("model", "{register}, or a [plugin](recipes.md#a-model-of-your-own) outside the package"),
     ("command", "a line of {COMMANDS}, and a file beside it"),

@@ -83,6 +83,7 @@ def submit(
     from hpc_mlp.data.remote import load_manifest, shards_place
     from hpc_mlp.launch import packs, show
     from hpc_mlp.launch import submit as launching
+    from hpc_mlp.launch.cluster import choose_cluster
     from hpc_mlp.terminal.console import Console
 
     shards = shards_place(out)
@@ -94,7 +95,7 @@ def submit(
     launch = launching.load_launch(cluster_config, config_files, values)
     others = [text for text in sets if not text.lstrip().startswith("launch.")]
     specs = make_specs(variants, seeds, config_files, others)
-    where = launching.choose_cluster(cluster)
+    where = choose_cluster(cluster)
     size = packs.parse_per_job(per_job)
     console = Console()
     if dry_run:
@@ -118,7 +119,7 @@ def submit(
 
 
 def _tell(submission: Submission, plan: Plan, where: str, launch: LaunchConfig) -> None:
-    from hpc_mlp.launch import job_info, show
+    from hpc_mlp.launch import packs, show
     from hpc_mlp.terminal.console import Console
 
     job_ids = {pack.index: pack.job_id or "" for pack in submission.packs}
@@ -126,7 +127,7 @@ def _tell(submission: Submission, plan: Plan, where: str, launch: LaunchConfig) 
     _left_out(plan)
     runs = submission.folder.parent.parent
     say(f"Submitted to {where} as {submission.id}: {show.resources(launch)}.")
-    say(f"Job ids: {job_info.shorten_ids(list(job_ids.values()))}")
+    say(f"Job ids: {packs.shorten_ids(list(job_ids.values()))}")
     say(f"Next:  hpc-mlp status {runs}        (--watch follows them)")
     say(f"       hpc-mlp cancel {runs}")
     say(f"       hpc-mlp table {runs}")
@@ -248,7 +249,7 @@ def cancel(runs: Path, variants: str | None) -> None:
     hpc-mlp cancel runs --variants dropout
     """
     from hpc_mlp.files.wrong_path import want_runs
-    from hpc_mlp.launch import job_info
+    from hpc_mlp.launch import packs
     from hpc_mlp.launch import submit as launching
     from hpc_mlp.launch.records import read_submissions
     from hpc_mlp.launch.status import require_status
@@ -260,9 +261,7 @@ def cancel(runs: Path, variants: str | None) -> None:
         names = [name.strip() for name in variants.split(",") if name.strip()]
     ended = launching.cancel(runs, names)
     say(
-        f"Cancelled {count(len(ended), 'job')}: {job_info.shorten_ids(ended)}"
-        if ended
-        else "Nothing to cancel."
+        f"Cancelled {count(len(ended), 'job')}: {packs.shorten_ids(ended)}" if ended else "Nothing to cancel."
     )
     if problems := read_submissions(runs)[1]:
         fail("\n".join(problems.values()), 1)
@@ -290,9 +289,10 @@ def doctor(
     from hpc_mlp.launch import doctor as checks
     from hpc_mlp.launch import probe
     from hpc_mlp.launch import submit as launching
+    from hpc_mlp.launch.cluster import choose_cluster
     from hpc_mlp.terminal.console import Console
 
-    where = launching.choose_cluster(cluster)
+    where = choose_cluster(cluster)
     launch = launching.load_launch(cluster_config, [], parse_set(sets))
     findings = checks.examine(runs, where, launch)
     if send_test_job:

@@ -17,27 +17,33 @@ from pathlib import Path
 from typing import IO
 
 from hpc_mlp.config.sections import LaunchConfig
-from hpc_mlp.errors import RunError
+from hpc_mlp.errors import RunError, UserError
 from hpc_mlp.launch.environment import local_environment
-from hpc_mlp.launch.job_info import JobInfo
+from hpc_mlp.launch.packs import JobInfo, Start
 from hpc_mlp.launch.records import Submission, read_submission
-from hpc_mlp.launch.shapes import Start
 from hpc_mlp.launch.slots import Slot, lock_folder, make_slots, release
 from hpc_mlp.launch.spawn import GRACE_SECONDS, how_it_ended
 from hpc_mlp.machine.liveness import is_alive, send_signal
 from hpc_mlp.runs.lease import Lease, is_held
 from hpc_mlp.terminal.output import say
 
+NAME = "the local queue"
 _POLL = 0.1
 # For the checkpoint after SIGTERM, before SIGKILL: a little more than its own processes get from it.
 _GRACE_SECONDS = GRACE_SECONDS + 3.0
 
 
-def start(submission: Submission) -> dict[int, str]:
-    """Start the queue, detached from this shell. Returns pack index → job id, which the record has by then."""
+def check(launch: LaunchConfig, slots: int | None, cpu: bool) -> None:
+    if launch.nodes > 1:
+        raise UserError("--cluster local has one machine: leave out --nodes, or take --cluster slurm.")
+    make_slots(launch, slots, cpu)
+
+
+def submit(submission: Submission) -> Submission:
+    """Start the queue, detached from this shell."""
     name = submission.id.rpartition("-")[2]
-    job_ids = {pack.index: f"{name}_{pack.index}" for pack in submission.packs}
-    submission.with_jobs(job_ids).save()
+    submission = submission.with_jobs({pack.index: f"{name}_{pack.index}" for pack in submission.packs})
+    submission.save()
     with (submission.logs / "queue.log").open("ab") as log:
         queue = subprocess.Popen(
             [sys.executable, "-m", "hpc_mlp.launch.local", str(submission.folder)],
@@ -49,7 +55,7 @@ def start(submission: Submission) -> dict[int, str]:
         if queue.poll() is not None or time.monotonic() > deadline:
             raise RunError(f"the queue did not start: see {submission.logs / 'queue.log'}")
         time.sleep(0.02)
-    return job_ids
+    return submission
 
 
 # -- the queue
@@ -159,8 +165,7 @@ def work_off(folder: Path) -> None:
     """The queue's process: every pack of the submission, then end."""
     submission = read_submission(folder)
     assert submission is not None
-    launch = LaunchConfig.model_validate(submission.launch)
-    queue = Queue(make_slots(launch, submission.slots, submission.cpu))
+    queue = Queue(make_slots(submission.resources, submission.slots, submission.cpu))
 
     def stop(*_: object) -> None:
         queue.stopping = True
@@ -198,8 +203,14 @@ def log_path(submission: Submission, index: int) -> Path:
 # -- asking and cancelling
 
 
-def query(submission: Submission) -> dict[str, JobInfo]:
-    """Every pack's state by job id."""
+def query(submissions: Iterable[Submission]) -> dict[str, JobInfo]:
+    known: dict[str, JobInfo] = {}
+    for submission in submissions:
+        known |= _query(submission)
+    return known
+
+
+def _query(submission: Submission) -> dict[str, JobInfo]:
     queue_lives, all_starts = is_held(submission.folder), submission.starts()
     known = {}
     for pack in submission.packs:
@@ -221,7 +232,7 @@ def query(submission: Submission) -> dict[str, JobInfo]:
 
 
 def cancel(submission: Submission, packs: Iterable[int]) -> None:
-    """Ask for the end of these packs and wait for it. The queue sees the marks, from whatever machine."""
+    """The queue sees the marks, from whatever machine."""
     chosen = sorted(packs)
     for index in chosen:
         submission.mark_cancelled(index)
@@ -233,7 +244,7 @@ def cancel(submission: Submission, packs: Iterable[int]) -> None:
                 _terminate(submission, index, starts[-1])
     deadline = time.monotonic() + _GRACE_SECONDS + 10
     while time.monotonic() < deadline:
-        states = query(submission)
+        states = _query(submission)
         infos = (states.get(submission.packs[index].job_id or "") for index in chosen)
         if not any(info and info.state in ("queued", "running") for info in infos):
             return

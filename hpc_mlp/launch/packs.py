@@ -1,12 +1,22 @@
-"""Runs put together into packs: what one job trains, all in one bank."""
+"""A pack is the runs that one job trains, all in one bank: made, written down (`records` has the files), and as its
+cluster sees it."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
+from pydantic import AfterValidator, Field
+
+from hpc_mlp.config.loading import build_config
 from hpc_mlp.config.plan import RunSpec
+from hpc_mlp.config.plugins import PluginRecord
 from hpc_mlp.errors import UserError
+from hpc_mlp.files.checked import Record
+from hpc_mlp.machine.liveness import Process
+from hpc_mlp.terminal.text import spans
 
 
 @dataclass(frozen=True)
@@ -47,3 +57,112 @@ def _name(specs: Sequence[RunSpec]) -> str:
         return specs[0].name
     variants = list(dict.fromkeys(spec.variant for spec in specs))
     return variants[0] if len(variants) == 1 else f"{variants[0]} … {variants[-1]}"
+
+
+# -- as written down
+
+
+def _one_name(name: str) -> str:
+    if "/" in name or "\0" in name or name in ("", ".", ".."):
+        raise ValueError(f"{name!r} names no run folder")
+    return name
+
+
+RunName = Annotated[str, AfterValidator(_one_name)]  # of a folder directly below RUNS
+_JOB_ID = r"^[0-9A-Za-z]+(_[0-9]+)?$"
+
+
+class PlannedRun(Record):
+    """A run as the submission names it."""
+
+    name: RunName
+    variant: str
+    seed: int
+    epochs: int
+
+
+class FullRun(Record):
+    """A run as the job reads it."""
+
+    name: RunName
+    variant: str
+    seed: int
+    swept: dict[str, Any]
+    config: dict[str, Any]
+    plugins: list[PluginRecord] = Field(default_factory=list)
+    pretrained_sha256: str | None = None
+
+    def spec(self) -> RunSpec:
+        """Without its plugins."""
+        config = build_config(self.config)
+        return RunSpec(self.name, self.variant, self.seed, config, self.swept, (), self.pretrained_sha256)
+
+
+class PlanRecord(Record):
+    packs: list[list[FullRun]]
+
+
+class PackRecord(Record):
+    index: int
+    name: str
+    runs: list[PlannedRun] = Field(min_length=1)
+    job_id: str | None = Field(default=None, pattern=_JOB_ID)  # None: not (yet) handed over to the cluster
+
+
+class Start(Process):
+    """Where and when a pack was started. `damaged`: why nothing is known of it."""
+
+    job: str = ""
+    time: float = 0.0
+    devices: str = ""
+    damaged: str = ""
+
+
+class End(Record):
+    code: int
+    time: float = 0.0
+
+
+# -- as its cluster sees it
+
+
+@dataclass(frozen=True)
+class JobInfo:
+    """One job as the cluster sees it. `detail` is the cluster's own word."""
+
+    state: Literal["queued", "running", "over", "unknown"]
+    detail: str = ""
+    reason: str = ""
+    node: str = ""
+    time_left: str = ""
+
+
+UNKNOWN = JobInfo("unknown")
+
+
+def expand_ids(text: str) -> list[str]:
+    """`"7_[1-3,5%2]"` → 7_1, 7_2, 7_3, 7_5."""
+    match = re.fullmatch(r"(\d+)_\[([\d,\-]+)(?:%\d+)?\]", text)
+    if not match:
+        return [text]
+    ids = []
+    for part in match[2].split(","):
+        first, _, last = part.partition("-")
+        ids += [f"{match[1]}_{number}" for number in range(int(first), int(last or first) + 1)]
+    return ids
+
+
+def shorten_ids(job_ids: list[str]) -> str:
+    """`7_0, 7_1, 7_2` → `7_[0-2]`. What is no job's id stays as it is."""
+    by_master: dict[str, list[int]] = {}
+    others = []
+    for job_id in job_ids:
+        if found := re.fullmatch(r"(?:(.*)_)?([0-9]{1,18})", job_id):
+            by_master.setdefault(found[1] or "", []).append(int(found[2]))
+        else:
+            others.append(job_id)
+    parts = []
+    for master, indices in by_master.items():
+        text = f"[{spans(sorted(indices))}]" if len(indices) > 1 else str(indices[0])
+        parts.append(f"{master}_{text}" if master else text)
+    return ", ".join(parts + others)

@@ -8,17 +8,15 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hpc_mlp.config.plan import RunSpec
 from hpc_mlp.config.sections import Config, LaunchConfig
 from hpc_mlp.errors import HpcMlpError
-from hpc_mlp.launch import local, slurm
+from hpc_mlp.launch.cluster import SCHEDULERS
 from hpc_mlp.launch.doctor import Finding, existing
-from hpc_mlp.launch.job_info import UNKNOWN, JobInfo
-from hpc_mlp.launch.packs import Pack
+from hpc_mlp.launch.packs import UNKNOWN, Pack
 from hpc_mlp.launch.records import Cluster, Submission, new_submission
 from hpc_mlp.runs.folder import read_json, write_json
 
@@ -46,9 +44,7 @@ def send(runs: Path, cluster: Cluster, launch: LaunchConfig) -> Finding:
     begun = time.monotonic()
     try:
         submission = new_submission(folder, cluster, folder, [pack], launch=small, entry=f"{__name__}:answer")
-        jobs = slurm.submit(submission, small) if cluster == "slurm" else local.start(submission)
-        submission = submission.with_jobs(jobs)
-        submission.save()
+        submission = SCHEDULERS[cluster].submit(submission)
         state = _wait_for_job(submission)
     except HpcMlpError as error:
         shutil.rmtree(folder, ignore_errors=True)
@@ -67,21 +63,13 @@ def send(runs: Path, cluster: Cluster, launch: LaunchConfig) -> Finding:
 
 
 def _wait_for_job(submission: Submission) -> str:
-    job_id = submission.packs[0].job_id or ""
-    ask: Callable[[], dict[str, JobInfo] | None] = (
-        (lambda: slurm.query([submission]))
-        if submission.cluster == "slurm"
-        else (lambda: local.query(submission))
-    )
+    scheduler = SCHEDULERS[submission.cluster]
     deadline = time.monotonic() + _TEST_SECONDS
     info = UNKNOWN
     while time.monotonic() < deadline:
-        info = (ask() or {}).get(job_id, UNKNOWN)
+        info = (scheduler.query([submission]) or {}).get(submission.packs[0].job_id or "", UNKNOWN)
         if info.state == "over" or (submission.folder.parent.parent / _REPORT).exists():
             return info.detail
         time.sleep(0.5)
-    if submission.cluster == "slurm":
-        slurm.cancel([job_id], submission.job_name)
-    else:
-        local.cancel(submission, [0])
+    scheduler.cancel(submission, [0])
     return f"{info.detail or 'unknown'} {info.reason}".strip()

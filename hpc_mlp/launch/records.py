@@ -37,11 +37,12 @@ from hpc_mlp.data.remote import Place, is_url, shards_place
 from hpc_mlp.errors import HpcMlpError, RunError
 from hpc_mlp.files.atomic import write_bytes
 from hpc_mlp.files.checked import Record, damaged, read
-from hpc_mlp.launch.packs import Pack
-from hpc_mlp.launch.shapes import End, PackRecord, PlannedRun, PlanRecord, Start
+from hpc_mlp.launch.packs import End, Pack, PackRecord, PlannedRun, PlanRecord, Start
 from hpc_mlp.runs.folder import write_json, write_plugins
 
-FOLDER, RECORD, PLAN = ".launch", "submission.json", "plan.json"
+FOLDER, PLAN = ".launch", "plan.json"
+# The name of the record in a submission's folder, and of the list in RUNS.
+RECORD = "submission.json"
 ENTRY = "hpc_mlp.training.session:train_specs"
 
 Cluster = Literal["slurm", "local"]
@@ -83,6 +84,11 @@ class Submission(Record):
     def place(self) -> Place:
         """The shards folder, or its URL."""
         return shards_place(self.shards)
+
+    @property
+    def resources(self) -> LaunchConfig:
+        """Of each job."""
+        return LaunchConfig.model_validate(self.launch)
 
     @property
     def logs(self) -> Path:
@@ -257,3 +263,26 @@ def planned_names(folder: Path) -> set[str] | None:
     except RunError:
         return None
     return None if plan is None else {run.name for pack in plan.packs for run in pack}
+
+
+def write_index(runs: Path) -> None:
+    """Make RUNS/submission.json from the folders. Two shells may do so at once: whoever writes last looks
+    again, so that neither submission is missing in the end."""
+    written: list[str] = []
+    while (submissions := list_submissions(runs)) and [item.id for item in submissions] != written:
+        lines = [_line(submission) for submission in submissions]
+        write_json(runs / RECORD, {"format": 1, **lines[-1], "submissions": lines})
+        written = [item.id for item in submissions]
+
+
+def _line(submission: Submission) -> dict[str, Any]:
+    return {
+        "id": submission.id,
+        "cluster": submission.cluster,
+        "created": submission.created,
+        "host": submission.host,
+        "command": submission.command,
+        "folder": f"{FOLDER}/{submission.id}",
+        "job_ids": [pack.job_id for pack in submission.packs if pack.job_id],
+        "packs": [{"job_id": p.job_id, "runs": [run.name for run in p.runs]} for p in submission.packs],
+    }

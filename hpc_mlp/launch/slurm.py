@@ -9,17 +9,19 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from hpc_mlp.config.sections import LaunchConfig
 from hpc_mlp.errors import RunError, UserError
 from hpc_mlp.launch.environment import python_path
-from hpc_mlp.launch.job_info import JobInfo, expand_ids
+from hpc_mlp.launch.packs import JobInfo, expand_ids
 from hpc_mlp.launch.records import Submission
+from hpc_mlp.launch.slots import check_tasks
 from hpc_mlp.machine import ranks
 
+NAME = "Slurm"
 # What squeue and sacct call a job that waits; every other state of a job that is not over counts as running.
 _WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 _OVER = {
@@ -100,10 +102,10 @@ def _python(launch: LaunchConfig) -> str:
 def setup_lines(launch: LaunchConfig) -> list[str]:
     """Lines of the job's script before the training: the user's, then this package's place, so that the job
     runs the same code whatever its working directory."""
-    lines = [
-        "trap '' USR2"
-    ]  # until Python can take it: a job preempted this early must not end with an error
-    lines += [f"export OMP_NUM_THREADS={launch.cpus_per_task}", *launch.setup]  # a login node's may be 1
+    # Until Python can take it: a job preempted this early must not end with an error.
+    lines = ["trap '' USR2"]
+    # A login node's may be 1.
+    lines += [f"export OMP_NUM_THREADS={launch.cpus_per_task}", *launch.setup]
     lines.append(f"unset {' '.join(ranks.NAMES)}")
     if path := python_path():
         lines.append(f"export PYTHONPATH={shlex.quote(path)}")
@@ -123,15 +125,35 @@ def script(launch: LaunchConfig, name: str, folder: Path, num_jobs: int) -> str:
     return text
 
 
-def submit(submission: Submission, launch: LaunchConfig) -> dict[int, str]:
-    """Hand every pack over to Slurm as an element of a job array. Returns pack index → job id.
-    RunError with sbatch's own words where it refuses."""
+def check(launch: LaunchConfig, slots: int | None, cpu: bool) -> None:
+    if not is_there():
+        raise UserError("no sbatch here: run this on a login node of the cluster, or take --cluster local.")
+    if launch.gpus_per_job:
+        check_tasks(launch)
+
+
+def submit(submission: Submission) -> Submission:
+    """Every pack becomes an element of a job array. RunError with sbatch's own words where it refuses."""
+    try:
+        submission = submission.with_jobs(_submit(submission, submission.resources))
+        submission.save()
+    except BaseException:
+        # By name: sbatch may also fail, or be interrupted, after the jobs have got into the queue. And nobody could
+        # follow those whose record cannot be written.
+        withdraw(submission)
+        raise
+    return submission
+
+
+def _submit(submission: Submission, launch: LaunchConfig) -> dict[int, str]:
+    """Pack's index → job id."""
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     from hpc_mlp.launch.job import PackJob
 
-    chunks = split(submission.packs, max_array_size())
+    packs, limit = submission.packs, max_array_size()
+    chunks = [packs[start : start + limit] for start in range(0, len(packs), limit)]
     options = parameters(launch)
     if launch.array_parallelism:  # a limit for all of them together
         options["array_parallelism"] = max(1, launch.array_parallelism // len(chunks))
@@ -143,12 +165,8 @@ def submit(submission: Submission, launch: LaunchConfig) -> dict[int, str]:
             # submitit prints what sbatch says and raises it as well.
             with contextlib.redirect_stderr(io.StringIO()), executor.batch():
                 jobs = [executor.submit(PackJob(str(submission.folder), pack.index)) for pack in chunk]
-        except BaseException as error:
-            # by name: sbatch may also fail, or be interrupted, after the jobs have got into the queue
-            withdraw(submission)
-            if isinstance(error, FailedJobError | FailedSubmissionError | OSError):
-                raise RunError(_refused(error)) from None
-            raise
+        except (FailedJobError, FailedSubmissionError, OSError) as error:
+            raise RunError(_refused(error)) from None
         job_ids |= {pack.index: job.job_id for pack, job in zip(chunk, jobs, strict=True)}
     return job_ids
 
@@ -166,10 +184,6 @@ def _refused(error: Exception) -> str:
         "Look at partition, account, qos and limits (sinfo, sacctmgr show assoc); change them with "
         "--cluster-config or --set launch.partition=…; hpc-mlp submit --dry-run shows the script."
     )
-
-
-def split(packs: Sequence[Any], limit: int) -> list[list[Any]]:
-    return [list(packs[start : start + limit]) for start in range(0, len(packs), limit)]
 
 
 def max_array_size() -> int:
@@ -201,22 +215,24 @@ def query(submissions: Iterable[Submission]) -> dict[str, JobInfo] | None:
     }
     if not names:
         return {}
-    masters = sorted({job_id.partition("_")[0] for job_id in names})
-    queue = call(
-        "squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(masters)}",
-        "--format=%i|%T|%r|%N|%L|%j",
-    )  # fmt: skip
+    queue = _squeue(names, "--states=all", "--format=%i|%T|%r|%N|%L|%j")
     if queue is None:
         return None
     known = _read_squeue(queue, names)
-    missing = sorted({job_id.partition("_")[0] for job_id in names if job_id not in known})
-    if missing:
-        history = call(
-            "sacct", "--noheader", "--allocations", "--parsable2", f"--jobs={','.join(missing)}",
-            "--format=JobID%60,State,NodeList,JobName%60",
-        )  # fmt: skip
+    if missing := names.keys() - known.keys():
+        options = "--noheader --allocations --parsable2 --format=JobID%60,State,NodeList,JobName%60"
+        history = call("sacct", *options.split(), f"--jobs={_masters(missing)}")
         known = _read_sacct(history or "", names) | known
     return known
+
+
+def _squeue(job_ids: Iterable[str], *options: str) -> str | None:
+    return call("squeue", "--noheader", "--array", f"--jobs={_masters(job_ids)}", *options)
+
+
+def _masters(job_ids: Iterable[str]) -> str:
+    """Of 7_1, 7_2 and 8: `7,8`."""
+    return ",".join(sorted({job_id.partition("_")[0] for job_id in job_ids}))
 
 
 def _read_squeue(text: str, names: dict[str, str]) -> dict[str, JobInfo]:
@@ -249,31 +265,37 @@ def _info(word: str, reason: str, node: str, left: str) -> JobInfo:
     return JobInfo("running", word, node=node, time_left=left if left not in ("UNLIMITED", "INVALID") else "")
 
 
-def cancel(job_ids: Iterable[str], job_name: str) -> None:
-    """`scancel` of those of these jobs that Slurm still has under this name; returns when they have ended."""
-    wanted = set(job_ids)
-    ours = present(wanted, job_name)
+def cancel(submission: Submission, packs: Iterable[int]) -> None:
+    """`scancel` of those of their jobs that Slurm still has under this name."""
+    if not is_there():
+        raise RunError("no scancel here: run this on a login node of the cluster.")
+    wanted = {index: submission.packs[index].job_id or "" for index in packs}
+    # Can Slurm be asked at all?
+    _present(wanted.values(), submission.job_name)
+    for index in wanted:
+        # Before the signal: the job then ends at once, and is not requeued.
+        submission.mark_cancelled(index)
+    ours = _present(wanted.values(), submission.job_name)
     for start in range(0, len(ours), 500):  # command lines have a limit
         if call("scancel", *ours[start : start + 500]) is None:
             raise RunError("scancel failed: see `squeue --me` for what is left.")
     deadline = time.monotonic() + _CANCEL_SECONDS  # Slurm's KillWait, and a margin
     while ours and time.monotonic() < deadline:
         time.sleep(0.5)
-        ours = present(wanted, job_name)
+        ours = _present(wanted.values(), submission.job_name)
 
 
-def present(wanted: set[str], job_name: str) -> list[str]:
+def _present(job_ids: Iterable[str], job_name: str) -> list[str]:
     """Those of these jobs that Slurm still has under this name; RunError where it cannot be asked."""
-    masters = ",".join(sorted({job_id.partition("_")[0] for job_id in wanted}))
-    if not masters:
+    wanted = set(job_ids)
+    if not _masters(wanted):
         return []
-    queue = call("squeue", "--noheader", "--array", f"--jobs={masters}", "--format=%i|%j")
+    queue = _squeue(wanted, "--format=%i|%j")
     if queue is None:
         raise RunError("squeue does not answer: nothing was cancelled. Try again on a login node.")
     present = dict(line.strip().split("|", 1) for line in queue.splitlines())
     return sorted(job_id for job_id in wanted if present.get(job_id) == job_name)
 
 
-def require() -> None:
-    if not is_there():
-        raise UserError("no sbatch here: run this on a login node of the cluster, or take --cluster local.")
+def log_path(submission: Submission, pack: int) -> Path:
+    return submission.logs / f"{submission.packs[pack].job_id}_0_log.err"

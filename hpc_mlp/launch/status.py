@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hpc_mlp.errors import UserError
-from hpc_mlp.launch import local, slurm
-from hpc_mlp.launch.job_info import UNKNOWN, JobInfo
+from hpc_mlp.launch.cluster import SCHEDULERS
+from hpc_mlp.launch.packs import UNKNOWN, JobInfo, PackRecord, PlannedRun, Start
 from hpc_mlp.launch.records import FOLDER, PLAN, Submission, read_submissions
-from hpc_mlp.launch.shapes import PackRecord, PlannedRun, Start
 from hpc_mlp.live.live_file import folder_status
 from hpc_mlp.live.rows import COMPLETE, RunStatus
 from hpc_mlp.machine.liveness import age
@@ -59,12 +58,13 @@ def require_status(runs: Path) -> list[RunStatus]:
 def _newest(submissions: list[Submission], runs: Path) -> list[list[_SubmittedPack]]:
     """The submissions with the jobs' states, oldest first. Only packs that may still matter are asked for."""
     wanted = [item for item in submissions if any(not _is_complete(runs, pack) for pack in item.packs)]
-    on_slurm = slurm.query(item for item in wanted if item.cluster == "slurm")
+    known = {
+        name: scheduler.query(item for item in wanted if item.cluster == name)
+        for name, scheduler in SCHEDULERS.items()
+    }
     listed = []
     for submission in submissions:
-        here: dict[str, JobInfo] | None = {}
-        if submission in wanted:
-            here = on_slurm if submission.cluster == "slurm" else local.query(submission)
+        here = known[submission.cluster] if submission in wanted else {}
         starts = submission.starts()
         listed.append([_job(submission, pack, here, starts.get(pack.index, [])) for pack in submission.packs])
     return listed
@@ -140,8 +140,8 @@ def _over(base: RunStatus, path: Path, info: JobInfo, job: _SubmittedPack) -> Ru
     if info.state == "unknown" and may_come and _is_new(job.submission):
         return replace(base, state="queued", detail="just submitted")
     if info.state == "unknown":
-        cluster = "Slurm" if job.submission.cluster == "slurm" else "the local queue"
-        return replace(base, state="lost", detail=f"{cluster} does not know its job: submit again")
+        scheduler = SCHEDULERS[job.submission.cluster]
+        return replace(base, state="lost", detail=f"{scheduler.NAME} does not know its job: submit again")
     return replace(base, state="failed", detail=f"job ended: {info.detail}{_last_words(job)}")
 
 
@@ -173,9 +173,7 @@ def _is_of_this_submission(path: Path, submission: Submission) -> bool:
 
 
 def _log(job: _SubmittedPack) -> Path:
-    if job.submission.cluster == "local":
-        return local.log_path(job.submission, job.pack.index)
-    return job.submission.logs / f"{job.pack.job_id}_0_log.err"
+    return SCHEDULERS[job.submission.cluster].log_path(job.submission, job.pack.index)
 
 
 def _last_words(job: _SubmittedPack) -> str:

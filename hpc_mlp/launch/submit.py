@@ -14,8 +14,7 @@ from hpc_mlp.config.plan import RunSpec
 from hpc_mlp.config.sections import LaunchConfig
 from hpc_mlp.data.remote import Place
 from hpc_mlp.errors import HpcMlpError, RunError, UserError, unknown_name
-from hpc_mlp.launch import local, slurm
-from hpc_mlp.launch.index import write_index
+from hpc_mlp.launch.cluster import SCHEDULERS
 from hpc_mlp.launch.packs import Pack, make_packs
 from hpc_mlp.launch.records import (
     FOLDER,
@@ -26,8 +25,8 @@ from hpc_mlp.launch.records import (
     new_submission,
     planned_names,
     read_submissions,
+    write_index,
 )
-from hpc_mlp.launch.slots import check_tasks, make_slots
 from hpc_mlp.launch.status import read_status
 from hpc_mlp.live.rows import ACTIVE, COMPLETE, RunStatus
 from hpc_mlp.runs.folder import RunFolder
@@ -41,16 +40,6 @@ class Plan:
 
     packs: list[Pack]
     left_out: list[RunStatus]
-
-
-def choose_cluster(name: str) -> Cluster:
-    if name == "auto":
-        return "slurm" if slurm.is_there() else "local"
-    if name == "slurm":
-        return "slurm"
-    if name == "local":
-        return "local"
-    raise unknown_name("cluster", name, ["auto", "slurm", "local"])
 
 
 def shipped_clusters() -> dict[str, Path]:
@@ -131,14 +120,8 @@ def submit(
 ) -> tuple[Submission | None, Plan]:
     """Send what is not done and not on its way. None where nothing is left to do. Two shells that submit to
     one folder take turns, so that no run is sent twice. `digest` names the dataset."""
-    if cluster == "slurm":
-        slurm.require()
-        if launch.gpus_per_job:
-            check_tasks(launch)
-    elif launch.nodes > 1:
-        raise UserError("--cluster local has one machine: leave out --nodes, or take --cluster slurm.")
-    else:
-        make_slots(launch, slots, options.get("cpu", False))  # refuses what cannot be
+    scheduler = SCHEDULERS[cluster]
+    scheduler.check(launch, slots, options.get("cpu", False))
     with _taking_turns(runs):
         plan = make_plan(specs, runs, digest, per_job, overwrite)
         if not plan.packs:
@@ -149,7 +132,7 @@ def submit(
                     RunFolder(runs / spec.name).clear()
         submission = new_submission(runs, cluster, shards, plan.packs, launch=launch, slots=slots, **options)
         try:
-            submission = _send(submission, launch)
+            submission = scheduler.submit(submission)
         except (HpcMlpError, OSError, KeyboardInterrupt):  # refused: as if it had never been tried
             shutil.rmtree(submission.folder, ignore_errors=True)
             raise
@@ -169,18 +152,6 @@ def _taking_turns(runs: Path) -> Iterator[None]:
         for folder in made:
             with suppress(OSError):  # it is in use by now
                 folder.rmdir()
-
-
-def _send(submission: Submission, launch: LaunchConfig) -> Submission:
-    if submission.cluster == "local":
-        return submission.with_jobs(local.start(submission))
-    submission = submission.with_jobs(slurm.submit(submission, launch))
-    try:
-        submission.save()
-    except OSError:  # nobody could follow them
-        slurm.withdraw(submission)
-        raise
-    return submission
 
 
 def cancel(runs: Path, variants: Sequence[str] | None = None) -> list[str]:
@@ -209,20 +180,7 @@ def cancel(runs: Path, variants: Sequence[str] | None = None) -> list[str]:
         if problems or not packs:
             continue
         ended += [pack.job_id or "" for pack in packs]
-        _cancel(submission, [pack.index for pack in packs])
+        SCHEDULERS[submission.cluster].cancel(submission, [pack.index for pack in packs])
     if problems:
         raise UserError(f"{'; '.join(problems)}: cancel all of it (without --variants), or let it run.")
     return ended
-
-
-def _cancel(submission: Submission, packs: list[int]) -> None:
-    if submission.cluster == "local":
-        local.cancel(submission, packs)
-        return
-    if not slurm.is_there():
-        raise RunError("no scancel here: run this on a login node of the cluster.")
-    job_ids = {submission.packs[index].job_id or "" for index in packs}
-    slurm.present(job_ids, submission.job_name)  # can it be asked at all?
-    for index in packs:
-        submission.mark_cancelled(index)  # before the signal: the job then ends at once, and is not requeued
-    slurm.cancel(job_ids, submission.job_name)
