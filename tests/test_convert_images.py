@@ -18,6 +18,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from test_convert import converted, encoded, make_zip, picture, pixels, rejects, samples, two_classes
 
+from hpc_mlp.data import decode
 from hpc_mlp.data.decode import ImageSpec, decode_image
 from hpc_mlp.errors import RejectError
 
@@ -146,6 +147,30 @@ def test_damaged_bytes_are_decoded_or_rejected_and_nothing_else(data: st.DataObj
         assert decode_image(bytes(content[:cut]), RGB).shape == (20, 24, 3)
     except RejectError as error:
         assert str(error)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_the_quick_way_of_plain_png_is_pillows(data: st.DataObject) -> None:
+    """Whole or damaged: the same pixels, or rejected for the same reason."""
+    size = data.draw(st.tuples(st.integers(1, 40), st.integers(1, 40)))
+    mode = data.draw(st.sampled_from(("L", "RGB", "P", "LA", "I;16", "1")))
+    image = picture(data.draw(st.integers(0, 9)), size).convert("L" if mode == "I;16" else mode)
+    png = bytearray(encoded(image.convert(mode), compress_level=data.draw(st.integers(0, 9))))
+    for place in data.draw(st.lists(st.integers(0, len(png) - 1), max_size=2)):
+        png[place] ^= 1 << data.draw(st.integers(0, 7))
+    content = bytes(png[: data.draw(st.integers(0, len(png))) or None])
+    with pytest.MonkeyPatch.context() as without:
+        without.setattr(decode, "packed_rows", lambda data: None)
+        expected = outcome(content)
+    assert outcome(content) == expected
+
+
+def outcome(data: bytes) -> bytes | str:
+    try:
+        return decode_image(data, RGB).tobytes()
+    except RejectError as error:
+        return str(error)
 
 
 @pytest.mark.parametrize("name", ["china.jpg", "flower.jpg"])

@@ -77,12 +77,15 @@ class _Search:
         """Enter images `earlier` where they are near to those `later`, and nearer than what is there."""
         for start in range(0, len(later), _BATCH):
             a, b = later[start : start + _BATCH], earlier[start : start + _BATCH]
-            alike = (np.abs(self._means[a] - self._means[b]) <= MAX_CHANNEL).all(axis=1)
-            a, b = a[alike], b[alike]
+            for mean in self._means.T:
+                alike = np.abs(mean[a] - mean[b]) <= MAX_CHANNEL
+                a, b = a[alike], b[alike]
             x, y = self._prints[a], self._prints[b]
             difference = np.maximum(x, y) - np.minimum(x, y)
+            close = difference.max(axis=1) <= MAX_CELL
+            a, b, difference = a[close], b[close], difference[close]
             distance = difference.mean(axis=1, dtype=np.float32)
-            near = (difference.max(axis=1) <= MAX_CELL) & (distance <= MAX_MEAN)
+            near = distance <= MAX_MEAN
             distance += _LATER * self._splits[b]
             near &= distance < self.best[a]
             self.best[a[near]], self.other[a[near]] = distance[near], b[near]

@@ -52,8 +52,9 @@ def measure(images: npt.NDArray[np.uint8]) -> Measures:
     values = images.reshape(n, height, width * channels).astype(np.float32)
     bands = _add_rows(values, _edges(height, GRID))
     sums = bands.sum(axis=1) if height >= GRID else values.sum(axis=1)  # bands of less than a row overlap
-    np.multiply(values, values, out=values)
-    squares = _add_rows(values, np.arange(0, height, 256))  # 256 · 255² < 2^24
+    # 256 · 255² < 2^24. einsum squares and adds in one go, a third of the time of one after the other.
+    blocks = [values[:, start : start + 256] for start in range(0, height, 256)]
+    squares = np.stack([np.einsum("nhx,nhx->nx", block, block) for block in blocks], axis=1)
     return Measures(
         _by_channel(sums[:, None], channels),
         _by_channel(squares, channels),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from hpc_mlp.conversion import stats
 from hpc_mlp.conversion.archive import Source, read_at
+from hpc_mlp.conversion.pool import Background
 from hpc_mlp.data import encode
 from hpc_mlp.data.decode import ImageSpec, Pixels, decode_image, image_suffix
 from hpc_mlp.errors import RejectError
@@ -152,19 +153,16 @@ class Worker:
 
     def write_shard(self, plan: ShardPlan) -> tuple[int, str]:
         """Copy the images of `plan` into a tar; its length in bytes and its sha256."""
-        digest, hashed, pending = hashlib.sha256(), Future[None](), list[bytes]()
-        hashed.set_result(None)
+        digest, pending = hashlib.sha256(), list[bytes]()
         total = waiting = 0
-        path = self.folder / plan.name
-        # A thread of its own hashes: shards may be fewer than processors, and it needs no interpreter lock.
-        with path.open("xb", buffering=0) as file, ThreadPoolExecutor(1) as hasher:
+        with (self.folder / plan.name).open("xb", buffering=0) as file:
 
             def flush() -> None:
-                nonlocal hashed
                 block = b"".join(pending)
-                hashed.result()  # one block at a time, so that memory stays flat
-                hashed = hasher.submit(digest.update, block)
+                # In a thread, since shards may be fewer than processors and hashing needs no interpreter lock.
+                hashed = Background(partial(digest.update, block))
                 write_all(file.fileno(), block)
+                hashed.result()
                 pending.clear()
 
             for key, spool, offset, length, suffix, label in plan.rows():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import warnings
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from hpc_mlp.data.encode import encode_jpeg
 from hpc_mlp.data.limits import MAX_PIXELS
+from hpc_mlp.data.png import packed_rows
 from hpc_mlp.errors import RejectError
 
 Pixels = npt.NDArray[np.uint8]  # [H, W, C]
@@ -69,6 +71,8 @@ class ImageSpec:
 def decode_image(data: bytes, spec: ImageSpec) -> Pixels:
     """uint8 [height, width, channels]. RejectError, with the reason, where `data` is no whole image."""
     if data[:2] == b"\xff\xd8" and (pixels := _decode_jpeg(data, spec)) is not None:
+        return pixels
+    if (plain := packed_rows(data)) and (pixels := _decode_png(data, *plain, spec)) is not None:
         return pixels
     if not data:
         raise RejectError("empty")
@@ -154,6 +158,22 @@ def _decode_jpeg(data: bytes, spec: ImageSpec) -> Pixels | None:
         else Image.frombytes("RGB", size, raw, "raw", "RGBX")
     )
     return _finish(image.resize((width, height), FILTER, reducing_gap=GAP), turn, spec)
+
+
+def _decode_png(data: bytes, shape: tuple[int, int, int], rows: bytes, spec: ImageSpec) -> Pixels | None:
+    """The quick way, for the usual PNG: Pillow's decoder without its reader of files, which on 28 × 28
+    pixels takes 60 % of the time. None where the whole of Pillow should have a look."""
+    height, width, channels = shape
+    if not 0 < height * width <= min(_LARGE, spec.max_pixels):
+        return None
+    if zlib.crc32(data[12:29]) != int.from_bytes(data[29:33], "big"):
+        return None
+    mode = "L" if channels == 1 else "RGB"
+    try:
+        image = Image.frombytes(mode, (width, height), rows, "zip", mode, 0)
+    except ValueError:
+        return None
+    return _finish(_resized(image, (spec.width, spec.height)), 1, spec)
 
 
 def _decode_any(data: bytes, spec: ImageSpec) -> Pixels:
