@@ -11,7 +11,6 @@ Our own bugs are `assert`s and other built-in exceptions; they keep their traceb
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -99,6 +98,8 @@ def unknown_name(what: str, name: str, right: Iterable[str]) -> UserError:
 
 def nearest(name: str, names: Sequence[str]) -> list[str]:
     """`lr` → `optim.lr`; `accuracy` → `val_accuracy`, `test_accuracy`; `trian` → `train`; [] where nothing is near."""
+    import difflib  # late: every command imports this module, few are given a wrong name
+
     end = name.rpartition(".")[2]
     for sign in "._" if end else "":
         if ends := [right for right in names if right.endswith(f"{sign}{end}")]:

@@ -114,10 +114,8 @@ class Assembly:
     def write_manifest(
         self, spec: ImageSpec, encoding: str, settings: dict[str, Any], source_sha256: str, num_rejects: int
     ) -> None:
-        from hpc_mlp.data.manifest import (
-            NAME,
-            Manifest,
-        )  # late: pydantic costs 0.15 s, and the workers run by now
+        # Late: `convert` imports it while its workers are at work.
+        from hpc_mlp.data.manifest import NAME, Manifest
 
         train = self.splits == split.TRAIN
         stats = pixel_stats(

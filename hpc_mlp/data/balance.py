@@ -1,11 +1,19 @@
-"""How many images there are of each class: what of that a person should know before a result is trusted."""
+"""What of a dataset a person should know before a result is trusted, in plain lines. Imports little:
+`convert` ends with it."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hpc_mlp.data.manifest import Manifest
+from hpc_mlp.data.rejects import read_rejects
 from hpc_mlp.errors import printable
+from hpc_mlp.terminal.text import count
+
+if TYPE_CHECKING:
+    from hpc_mlp.data.manifest import Manifest
 
 MIN_TRAINING, MIN_TEST = (
     10,
@@ -13,6 +21,42 @@ MIN_TRAINING, MIN_TEST = (
 )  # images of a class; with fewer there is little to learn, and nothing to measure
 UNBALANCED = 3.0  # how many times the images of the smallest class the largest has, from which on it is said
 _NAMED = 3
+
+
+def converted_lines(manifest: Manifest, out: Path, num_images: int, seconds: float) -> Iterator[str]:
+    """The end of a conversion, in plain lines."""
+    splits = ", ".join(f"{name} {split.num_images:,}" for name, split in manifest.splits.items())
+    total = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards)
+    yield f"{splits}; {total / 1e6:,.1f} MB in {out}; {num_images / max(seconds, 1e-9):,.0f} images/s"
+    reasons = Counter(reason for _, reason in read_rejects(out)) if manifest.num_rejects else Counter()
+    if reasons:
+        reason, number = reasons.most_common(1)[0]
+        yield f"{count(manifest.num_rejects, 'reject')}, see {out}/rejects.jsonl; most often: {reason} ({number:,})"
+    yield from sentences(manifest)
+    yield from duplicate_lines(manifest)
+
+
+def duplicate_lines(manifest: Manifest) -> Iterator[str]:
+    """One line for each thing about equal images that a person should know."""
+    counts = {
+        key: count(manifest.duplicates.get(key, 0), "group" if key.endswith("groups") else "image")
+        for key in (*_DUPLICATES, "images")
+    }
+    for key, line in _DUPLICATES.items():
+        if manifest.duplicates.get(key):
+            yield line.format_map(counts)
+
+
+_DUPLICATES = {
+    "conflicting_groups": "WARNING: {conflicting_groups} of equal images with different classes: "
+    "see duplicates.jsonl",
+    "leaked_images": "WARNING: leak: {leaked_images} of val or test in an earlier split as well, "
+    "pixel for pixel: see duplicates.jsonl, or convert with --drop-duplicates",
+    "near_leaked_images": "WARNING: possible leak: {near_leaked_images} of val or test with one nearly equal "
+    "in an earlier split: see duplicates.jsonl",
+    "groups": "{images} in {groups} of equal ones, "
+    "each group in one split where the archive did not say otherwise",
+}
 
 
 def sentences(manifest: Manifest) -> Iterator[str]:

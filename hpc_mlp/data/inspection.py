@@ -1,59 +1,21 @@
-"""What `convert` says at its end and `inspect` shows: a shards folder in words, tables and bars."""
+"""What `inspect` shows: a shards folder in words, tables and bars."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hpc_mlp.data import balance
+from hpc_mlp.data.balance import duplicate_lines, sentences
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.rejects import read_rejects
 from hpc_mlp.terminal.console import Console
-from hpc_mlp.terminal.text import count
 
 _MAX_CLASSES, _MAX_REASONS = 40, 12
 _BAR = 24
-
-
-def converted_lines(manifest: Manifest, out: Path, num_images: int, seconds: float) -> Iterator[str]:
-    """The end of a conversion, in plain lines."""
-    splits = ", ".join(f"{name} {split.num_images:,}" for name, split in manifest.splits.items())
-    total = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards)
-    yield f"{splits}; {total / 1e6:,.1f} MB in {out}; {num_images / max(seconds, 1e-9):,.0f} images/s"
-    reasons = Counter(reason for _, reason in read_rejects(out)) if manifest.num_rejects else Counter()
-    if reasons:
-        reason, number = reasons.most_common(1)[0]
-        yield f"{count(manifest.num_rejects, 'reject')}, see {out}/rejects.jsonl; most often: {reason} ({number:,})"
-    yield from balance.sentences(manifest)
-    yield from duplicate_lines(manifest)
-
-
-def duplicate_lines(manifest: Manifest) -> Iterator[str]:
-    """One line for each thing about equal images that a person should know."""
-    counts = {
-        key: count(manifest.duplicates.get(key, 0), "group" if key.endswith("groups") else "image")
-        for key in (*_DUPLICATES, "images")
-    }
-    for key, line in _DUPLICATES.items():
-        if manifest.duplicates.get(key):
-            yield line.format_map(counts)
-
-
-_DUPLICATES = {
-    "conflicting_groups": "WARNING: {conflicting_groups} of equal images with different classes: "
-    "see duplicates.jsonl",
-    "leaked_images": "WARNING: leak: {leaked_images} of val or test in an earlier split as well, "
-    "pixel for pixel: see duplicates.jsonl, or convert with --drop-duplicates",
-    "near_leaked_images": "WARNING: possible leak: {near_leaked_images} of val or test with one nearly equal "
-    "in an earlier split: see duplicates.jsonl",
-    "groups": "{images} in {groups} of equal ones, "
-    "each group in one split where the archive did not say otherwise",
-}
 
 
 def show(manifest: Manifest, out: Path, console: Console) -> None:
@@ -71,7 +33,7 @@ def show(manifest: Manifest, out: Path, console: Console) -> None:
     ]
     parts += [
         Text(line, style="bold red" if line.startswith("WARN") else "")
-        for line in (*balance.sentences(manifest), *duplicate_lines(manifest))
+        for line in (*sentences(manifest), *duplicate_lines(manifest))
     ]
     if not manifest.duplicates.get("leaked_images") and not manifest.duplicates.get("near_leaked_images"):
         parts.append(Text("no leak found between train, val and test"))

@@ -12,7 +12,7 @@ import numpy as np
 
 from hpc_mlp.conversion import duplicates
 from hpc_mlp.data import rejects
-from hpc_mlp.data.inspection import duplicate_lines
+from hpc_mlp.data.balance import duplicate_lines
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.errors import HpcMlpError
 from hpc_mlp.files import checked
