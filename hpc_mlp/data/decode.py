@@ -145,18 +145,14 @@ def _decode_jpeg(data: bytes, spec: ImageSpec) -> Pixels | None:
             scale //= 2
         raw = simplejpeg.decode_jpeg(
             data,
-            "GRAY" if gray else "RGBX",  # as Pillow keeps RGB: it only copies
+            "GRAY" if gray else "RGB",
             min_height=-(-full_height // scale),
             min_width=-(-full_width // scale),
         )
     except ValueError:  # damaged, or a kind of JPEG that it does not know: Pillow says which
         return None
     size = (raw.shape[1], raw.shape[0])
-    image = (
-        Image.frombuffer("L", size, raw, "raw", "L", 0, 1)
-        if gray
-        else Image.frombytes("RGB", size, raw, "raw", "RGBX")
-    )
+    image = Image.frombuffer("L", size, raw, "raw", "L", 0, 1) if gray else Image.frombytes("RGB", size, raw)
     return _finish(image.resize((width, height), FILTER, reducing_gap=GAP), turn, spec)
 
 
