@@ -12,8 +12,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -144,8 +142,7 @@ def _convert_source(source: Source, folder: Path, settings: Settings, progress: 
     rejects = RejectLog(folder, source.label, settings.strict)
     with closing(worker), Pool(worker, count) as pool, rejects:
         content = Background(source.sha256)  # the pages it reads are those that the workers read
-        # For the end. Its pydantic takes 0.1 s, for which the workers need not wait.
-        Background(partial(import_module, "hpc_mlp.data.manifest"))
+        Background(_import_manifest)
         progress.start(layout)
         rejects.extend(layout.rejects)
         records = _convert_all(pool, source, layout, settings, rejects, progress)
@@ -162,6 +159,11 @@ def _convert_source(source: Source, folder: Path, settings: Settings, progress: 
         assembly.write_manifest(
             settings.spec, settings.encoding, settings.recorded(), content.result(), rejects.count
         )
+
+
+def _import_manifest() -> None:
+    """For the end. Its pydantic takes 0.1 s, for which the workers need not wait."""
+    import hpc_mlp.data.manifest  # noqa: F401
 
 
 def _convert_all(
