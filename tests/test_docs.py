@@ -151,7 +151,8 @@ def test_the_readme_is_short_and_its_pictures_are_light() -> None:
 
 
 def test_the_glossary_is_short() -> None:
-    rows = re.findall(r"^\| (?!word)(\S+) \|", (ROOT / "docs" / "concepts.md").read_text(), flags=re.M)
+    glossary = (ROOT / "docs" / "concepts.md").read_text().partition("\n## ")[0]
+    rows = re.findall(r"^\| (?!word)(\S+) \|", glossary, flags=re.M)
     assert 10 <= len(rows) <= 20 and {"bank", "member", "stream", "variant", "run", "job", "shards"} <= set(
         rows
     )

@@ -36,9 +36,9 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 EXTEND = [
     ("optimizer", "{OptimConfig} names it and its keys, {BankOptimizer} does its step"),
     ("archive format", "{open_source} chooses the reader by what the file is"),
-    ("column of the table", "its cell beside {known_columns}, its number in {STATISTICS}"),
-    ("scheduler of jobs", "a line of {SCHEDULERS}, and a module with the functions of {Scheduler}"),
-    ("figure of the report", "a function like {loss_panels}; a section of {write_report!} shows it"),
+    ("column of the table", "a line of `COLUMNS` in {column_of!}, its number in {STATISTICS}"),
+    ("scheduler of jobs", "a module with the functions of {Scheduler}, and a line in `SCHEDULERS` there"),
+    ("figure of the report", "a function like {loss_panels}, and its place in {write_report!}'s template"),
     ("model", "{register}, or a [plugin](recipes.md#a-model-of-your-own) outside the package"),
     ("command", "a line of {COMMANDS}, and a file beside it"),
 ]
