@@ -192,7 +192,7 @@ def test_a_rank_of_torchrun_dies(digits: Path, tmp_path: Path, phase: str) -> No
 def test_dealt_out_by_torchrun_the_worst_code_counts(digits: Path, tmp_path: Path) -> None:
     """What one process cannot write is the code of all, once the others have trained theirs to the end."""
     arguments = command("--nproc-per-node", 2, "--standalone", "-m", "hpc_mlp.train", digits, "--runs", tmp_path,
-                        "--cpu", "--variants", "baseline", "--seeds", "0-1", "--set", "train.epochs=1",
+                        "--variants", "baseline", "--seeds", "0-1", "--set", "train.epochs=1",
                         module="torch.distributed.run")  # fmt: skip
     codes = []
     for blocked in (True, False):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,21 +83,22 @@ def train(
         want_shards(Path(out), "train")
     specs = make_specs(variants, seeds, config_files, sets)
     todo = [spec for spec in specs if overwrite or not is_complete(runs / spec.name)]
-    start = _start(processes, cpu, parallel, todo)
-    if start is None:
-        start = _on_cores(specs, len(todo), out)
-    if start.threads != 1:  # a single one waits for nobody
+    cpu = cpu or os.environ.get("ACCELERATE_USE_CPU") == "True"
+    num_processes, threads = _wanted(processes, cpu, parallel, todo), None
+    if num_processes is None:
+        num_processes, threads = _on_cores(specs, len(todo), out)
+    if threads != 1:  # a single one waits for nobody
         share_cores()
-    if start.count == 1 and start.threads:
-        os.environ["OMP_NUM_THREADS"] = str(start.threads)  # before torch is imported
-    if start.count > 1:
+    if num_processes == 1 and threads:
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported
+    if num_processes > 1:
         from hpc_mlp.machine.command_line import COMMAND, command_line
 
         words = ["--variants", variants, "--seeds", seeds, "--runs", str(runs), "--log-format", log_format]
-        words += ["--parallel", "members" if start.threads else parallel]
-        words += _options(config_files, sets, start.cpu, overwrite)
+        words += ["--parallel", "members" if threads else parallel]
+        words += _options(config_files, sets, cpu, overwrite)
         os.environ[COMMAND] = command_line()
-        code = run_processes("hpc_mlp.cli.train", [out, *words], start.count, threads=start.threads)
+        code = run_processes("hpc_mlp.cli.train", [out, *words], num_processes, threads=threads)
         tidy(runs / spec.name for spec in specs)
         sys.exit(code)
 
@@ -127,23 +127,15 @@ def _options(config_files: Sequence[Path], sets: Sequence[str], cpu: bool, overw
     return words + ["--cpu"] * cpu + ["--overwrite"] * overwrite
 
 
-@dataclass(frozen=True)
-class _Start:
-    """Train in `count` processes: 1 is this one. `threads` of each, where runs are dealt out over cores."""
-
-    count: int
-    cpu: bool
-    threads: int | None = None
-
-
-def _start(wanted: int | None, cpu: bool, parallel: Parallel, unfinished: Sequence[RunSpec]) -> _Start | None:
-    """As the command line, Accelerate or the GPUs of this machine want it; None: as the runs want it."""
+def _wanted(wanted: int | None, cpu: bool, parallel: Parallel, unfinished: Sequence[RunSpec]) -> int | None:
+    """The number of processes that the command line, Accelerate or the GPUs of this machine want; 1 is this one. None:
+    as the runs want it."""
     from hpc_mlp.config.plan import splits_batches
     from hpc_mlp.machine import gpus
     from hpc_mlp.terminal.text import count
 
     if ranks.is_launched():
-        return _Start(1, cpu)
+        return 1
     if wanted is not None:
         num_gpus = 0 if cpu or wanted == 1 else gpus.count()
         if wanted > num_gpus > 0:
@@ -151,32 +143,32 @@ def _start(wanted: int | None, cpu: bool, parallel: Parallel, unfinished: Sequen
                 f"--processes {wanted}: this machine shows {count(num_gpus, 'GPU')}, and each process "
                 f"needs one of its own. Take --processes {num_gpus}, or add --cpu."
             )
-        return _Start(wanted, cpu or (wanted > 1 and not num_gpus))
+        return wanted
     if os.environ.get("ACCELERATE_USE_CPU") == "True":
-        return _Start(_asked_of_accelerate(), cpu=True)
+        return _asked_of_accelerate()
     if "ACCELERATE_MIXED_PRECISION" in os.environ:  # set by `accelerate launch`, which has decided
-        return _Start(1, cpu)
+        return 1
     num_gpus = 0 if cpu else gpus.count()
     if not splits_batches(parallel, unfinished, num_gpus, gpu=True):
         num_gpus = min(num_gpus, max(1, len(unfinished)))
     if num_gpus or parallel == "data" or sys.platform != "linux":
-        return _Start(max(1, num_gpus), cpu)
+        return max(1, num_gpus)
     return None
 
 
-def _on_cores(specs: Sequence[RunSpec], unfinished: int, out: str) -> _Start:
-    """The threads of each process are those of a first start, whatever is complete by now: torch promises the same bits
-    for the same number only."""
+def _on_cores(specs: Sequence[RunSpec], unfinished: int, out: str) -> tuple[int, int | None]:
+    """The number of processes, and the threads of each where they matter: those of a first start, whatever is complete
+    by now, as torch promises the same bits for the same number only."""
     from hpc_mlp.data.remote import load_manifest, shards_place
     from hpc_mlp.launch.cores import processes_for, thread_budget
     from hpc_mlp.machine.memory import free_machine_memory
 
     threads = thread_budget()
     if threads == 1 or len(specs) < 2:
-        return _Start(1, cpu=True)
+        return 1, None
     manifest = load_manifest(shards_place(out))
     count = processes_for(specs, manifest, threads=threads, free=free_machine_memory())
-    return _Start(max(1, min(count, unfinished)), cpu=True, threads=threads // count)
+    return max(1, min(count, unfinished)), threads // count
 
 
 def _asked_of_accelerate() -> int:

@@ -87,7 +87,6 @@ def run_pack(folder: Path, pack: int) -> tuple[int, set[int]]:
     with signals:
         share_cores()
         train_specs = _load(submission.entry)
-        cpu = submission.cpu or _needs_cpu()
         if signals.received:  # while torch was being imported: nothing has begun
             return STOPPED + max(signals.received), signals.received
         signals.training = True
@@ -95,7 +94,7 @@ def run_pack(folder: Path, pack: int) -> tuple[int, set[int]]:
             submission.place,
             submission.specs(pack),
             folder.parent.parent,
-            cpu=cpu,
+            cpu=submission.cpu,
             parallel=submission.parallel,
             overwrite=False,  # done by `submit`; a requeued job must not start over
         )
@@ -107,14 +106,6 @@ def _load(entry: str) -> Callable[..., int]:
     module, _, function = entry.partition(":")
     loaded: Callable[..., int] = getattr(importlib.import_module(module), function)
     return loaded
-
-
-def _needs_cpu() -> bool:
-    """Several processes without a GPU: Accelerate wants to be told, or each would train alone."""
-    if ranks.world_size() == 1:
-        return False
-    torch = importlib.import_module("torch")
-    return not torch.cuda.is_available()
 
 
 def _this_start() -> dict[str, Any]:

@@ -83,6 +83,8 @@ def _train_specs(
         manifest = load_manifest(shards)
         job = Job(shards, manifest, list(specs), runs)
         check(job)
+        # Several processes without a GPU: Accelerate wants to be told, or each would train alone.
+        cpu = cpu or (ranks.world_size() > 1 and not torch.cuda.is_available())
         # Of the rendezvous and of a step. Where processes may be hours apart, they meet by `Processes.meet`.
         patience = InitProcessGroupKwargs(backend=backend(cpu), timeout=timedelta(minutes=10))
         # Accelerate keeps its state for the whole process: a second training in it, as notebooks have, would go to the
