@@ -36,13 +36,18 @@ class BankUnderTest:
     """A bank with its step, fed with random images: each feed its own."""
 
     def __init__(
-        self, specs: list[RunSpec], batch: int, shape: ImageShape = SHAPE, classes: int = CLASSES
+        self,
+        specs: list[RunSpec],
+        batch: int,
+        shape: ImageShape = SHAPE,
+        classes: int = CLASSES,
+        graph: bool = False,
     ) -> None:
         self.specs, self.batch, self.shape, self.classes = specs, batch, shape, classes
         self.bank = Bank(specs, shape, classes)
         self.optimizer = BankOptimizer(self.bank)
         loss = BankLoss([spec.config.train for spec in specs], [1] * classes, CPU)
-        self.step = TrainStep(self.bank, self.optimizer, loss, "fp32", graph=False)
+        self.step = TrainStep(self.bank, self.optimizer, loss, "fp32", graph=graph)
 
     def data(self, t: int, size: int | None = None) -> tuple[Tensor, Tensor]:
         """Images [S, B, …] and labels [S, B] of step t."""

@@ -1,0 +1,109 @@
+"""Steps captured and replayed, without a GPU: the GPU's branches on the CPU's tensors (tests/taped.py)."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from matrix import FAULTS, worst_difference
+from taped import gpu_branch
+from test_bank import BankUnderTest, specs_of
+from torch import Tensor
+from torch.autograd.graph import Node
+
+from hpc_mlp.training import session
+
+SMALL = "model.hidden=[24,16]"
+# Eight steps an epoch, the last of which is smaller and not captured.
+SHORT = "train.batch_size=200"
+
+
+@pytest.mark.parametrize(
+    ("name", "banks"),
+    [
+        ("optimizers side by side", 1),
+        ("clipped, averaged weights", 1),
+        ("mixup, smoothing, class weights", 1),
+        ("members that leave", 3),
+        ("a cnn beside MLPs", 1),
+        ("residual with dropout", 1),
+    ],
+)
+def test_a_captured_step_is_a_function_of_its_buffers(
+    name: str, banks: int, digits: Path, tmp_path: Path
+) -> None:
+    """Replayed with other images, draws and rates, and captured anew when members leave, it trains as the CPU does."""
+    counts = dict[str, int]()
+    assert worst_difference(name, digits, tmp_path, gpu_branch(counts), SHORT, cpu=True) < 3e-6
+    assert counts == {"captures": banks, "replays": 7 * max(2, banks)}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_seen(fault: str, digits: Path, tmp_path: Path) -> None:
+    """Else the comparison above would say nothing."""
+    with FAULTS[fault]:
+        assert worst_difference("adamw, cosine", digits, tmp_path, gpu_branch(), SHORT, cpu=True) > 1e-3
+
+
+def test_a_bank_that_was_left_is_freed_without_the_collector() -> None:
+    """A bank is rebuilt at each departure of a member; what kept the old one would keep the device's memory."""
+    gc.collect()
+    gc.disable()
+    try:
+        with gpu_branch() as counts:
+            test = BankUnderTest(specs_of("all", [0], SMALL), batch=8, graph=True)
+            test.train(2)
+            held = [weakref.ref(x) for x in (test.bank, test.optimizer, *test.bank.parameters())]
+            assert counts["replays"] == 2
+            del test
+            assert not [x() for x in held if x() is not None]
+    finally:
+        gc.enable()
+
+
+def accumulator(parameter: Tensor) -> Node:
+    """The parameter's AccumulateGrad node: the one that an autograd graph still holds, else a new one."""
+    node = parameter.view_as(parameter).grad_fn
+    assert node is not None and node.next_functions[0][0] is not None
+    return node.next_functions[0][0]
+
+
+@pytest.mark.parametrize("branch", [nullcontext, gpu_branch])
+def test_no_autograd_graph_outlives_its_step(branch: Any) -> None:
+    """A node that does belongs to the stream of its step: a later capture on another stream meets it and dies, at each
+    resumption anew."""
+    with branch():
+        test = BankUnderTest(specs_of("all", [0], SMALL), batch=8)
+        test.train(1)
+    trained = {name: p for name, p in test.bank.named_parameters() if p.requires_grad}
+    for parameter in trained.values():
+        accumulator(parameter).metadata["seen"] = True
+    assert trained
+    assert not [name for name, parameter in trained.items() if "seen" in accumulator(parameter).metadata]
+
+
+def test_a_second_training_in_a_process_gets_the_device_it_asks_for(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ends where the device is known, before anything is trained on it."""
+
+    class Told(BaseException):
+        pass
+
+    class Accelerator(session.Accelerator):  # type: ignore[misc]
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            raise Told(self.device.type)
+
+    monkeypatch.setattr(session, "Accelerator", Accelerator)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for cpu, device in ((True, "cpu"), (False, "cuda"), (True, "cpu")):
+        with pytest.raises(Told) as told:
+            session.train_specs(digits, specs_of("baseline", [0], SMALL), tmp_path, cpu=cpu)
+        assert str(told.value) == device
+    session.AcceleratorState._reset_state(reset_partial_state=True)
