@@ -11,7 +11,7 @@ import torch
 from conftest import metrics, result
 from test_bank import specs_of
 
-from hpc_mlp.training import step as step_module
+from hpc_mlp.bank import step as step_module
 from hpc_mlp.training.session import train_specs
 
 RESIDUAL = ("model.kind=residual_mlp", "model.blocks=2", "model.hidden=[24,24]")

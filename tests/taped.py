@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from hpc_mlp import device
+from hpc_mlp.machine import device
 
 # What CUDA refuses while a stream captures: the host would wait for the device's answer.
 ASKS = {"bincount", "nonzero", "_unique2", "equal", "is_nonzero", "_local_scalar_dense"}

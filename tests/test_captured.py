@@ -10,13 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import result, timeless
 from matrix import FAULTS, worst_difference
 from taped import gpu_branch
 from test_bank import BankUnderTest, specs_of
+from test_isolation import variant
 from torch import Tensor
 from torch.autograd.graph import Node
 
+from hpc_mlp.data.remote import load_manifest
 from hpc_mlp.training import session
+from hpc_mlp.training.trial import member_bytes
 
 SMALL = "model.hidden=[24,16]"
 # Eight steps an epoch, the last of which is smaller and not captured.
@@ -64,6 +68,41 @@ def test_a_bank_that_was_left_is_freed_without_the_collector() -> None:
             assert not [x() for x in held if x() is not None]
     finally:
         gc.enable()
+
+
+def test_a_model_that_is_not_captured_leaves_the_others_their_graph(digits: Path, tmp_path: Path) -> None:
+    """And their bits: it trains in a bank of its own, but on a CPU, where nothing is captured, with them."""
+    own = variant(tmp_path, "nowhere", 0)
+    both = specs_of(f"baseline,{own},dropout", [0], SMALL, SHORT, "train.epochs=2")
+    assert session.train_specs(digits, both, tmp_path / "cpu", cpu=True) == 0
+    with gpu_branch() as counts:
+        assert session.train_specs(digits, both, tmp_path / "both", cpu=True) == 0
+        assert counts == {"captures": 1, "replays": 14}
+        for kind in ("mlp", "fragile"):
+            specs = [spec for spec in both if spec.config.model.kind == kind]
+            assert session.train_specs(digits, specs, tmp_path / "apart", cpu=True) == 0
+    for spec in both:
+        name = spec.name
+        assert result(tmp_path / "cpu" / name)["bank_size"] == 3
+        assert result(tmp_path / "both" / name)["bank_size"] == (1 if name == "bad-s0" else 2)
+        assert timeless(tmp_path / "both" / name) == timeless(tmp_path / "apart" / name)
+
+
+def test_a_bank_is_as_large_as_the_memory_of_the_device(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU. One that does not fit by itself is tried all the same."""
+    specs = specs_of("all", [0], "model.hidden=[1000],[24]", SHORT, "train.epochs=1")
+    large = member_bytes(specs[0], load_manifest(digits))
+    monkeypatch.setattr(session, "free_memory", lambda device: int(2.5 * large / 0.9))
+    with gpu_branch() as counts:
+        assert session.train_specs(digits, specs, tmp_path / "gpu", cpu=True) == 0
+    sizes = [result(tmp_path / "gpu" / spec.name)["bank_size"] for spec in specs]
+    assert sizes == [2, 2, 6, 6, 6, 6, 6, 6] and counts["captures"] == 2
+    monkeypatch.setattr(session, "free_memory", lambda device: 0)
+    with gpu_branch():
+        assert session.train_specs(digits, specs[:2], tmp_path / "none", cpu=True) == 0
+    assert [result(run)["bank_size"] for run in (tmp_path / "none").iterdir()] == [1, 1]
 
 
 def accumulator(parameter: Tensor) -> Node:

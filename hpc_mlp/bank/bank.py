@@ -23,7 +23,7 @@ from hpc_mlp.config.sections import AugmentConfig, OptimConfig, ScheduleConfig
 from hpc_mlp.machine.device import send
 from hpc_mlp.machine.processes import Processes
 from hpc_mlp.machine.randomness import dropout_draws
-from hpc_mlp.models.registry import ImageShape, build_module, count_parameters
+from hpc_mlp.models.registry import BUILT_IN, ImageShape, build_module, count_parameters
 
 K = TypeVar("K")
 
@@ -60,6 +60,12 @@ def stack_key(spec: RunSpec) -> tuple[object, ...]:
     """Runs of equal keys can be stacked; a model that stacks with none has one of its own."""
     model = spec.config.model
     return ("mlp", model.hidden, model.activation) if model.kind == "mlp" else (spec.name,)
+
+
+def is_capturable(spec: RunSpec) -> bool:
+    """Whether a training step of this run may be captured as a CUDA graph, and with it those of its bank: what a
+    plugin's forward does on the host would happen once, at the capture."""
+    return spec.config.model.kind in BUILT_IN
 
 
 def bank_order(specs: Sequence[RunSpec]) -> list[RunSpec]:

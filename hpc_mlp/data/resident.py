@@ -159,5 +159,8 @@ def choose_mode(
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be had: of the GPU, or of this machine."""
-    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_machine_memory()
+    """Bytes that can still be had: of the GPU, with what torch keeps of it unused, or of this machine."""
+    if device.type != "cuda":
+        return free_machine_memory()
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + unused

@@ -12,11 +12,12 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 
-from hpc_mlp.bank.bank import bank_order
+from hpc_mlp.bank.bank import bank_order, is_capturable
 from hpc_mlp.config.plan import Parallel, RunSpec, splits_batches
 from hpc_mlp.config.plugins import trust
 from hpc_mlp.config.sections import DataConfig
 from hpc_mlp.data.remote import Place, load_manifest
+from hpc_mlp.data.resident import free_memory
 from hpc_mlp.errors import HpcMlpError, LeaseLostError, RunError
 from hpc_mlp.live.display import LogFormat, open_display
 from hpc_mlp.machine import ranks, stop
@@ -157,19 +158,29 @@ def _data_sections(job: Job, specs: Sequence[RunSpec]) -> dict[str, DataConfig]:
     return sections
 
 
-def banks(job: Job, specs: Sequence[RunSpec], fed: Mapping[str, Feeder]) -> list[list[RunSpec]]:
-    """Runs that can share batches and precision, and go on from the same step, together. `fed`: by run's name"""
+def banks(
+    job: Job, specs: Sequence[RunSpec], fed: Mapping[str, Feeder], processes: Processes, device: torch.device
+) -> list[list[RunSpec]]:
+    """Runs that can share batches and precision, and go on from the same step, together: on a GPU as many as its memory
+    holds, and those whose steps are captured apart from the others. `fed`: by run's name"""
+    gpu = branch(device) == "cuda"
     groups: dict[object, list[RunSpec]] = {}
     for spec in specs:
         train = spec.config.train
-        key = (train.batch_size, train.precision, train.checkpoint_every, id(fed[spec.name]))
+        captured = gpu and processes.alone and is_capturable(spec)
+        key = (train.batch_size, train.precision, train.checkpoint_every, id(fed[spec.name]), captured)
         groups.setdefault(key, []).append(spec)
     ordered = [bank_order(group) for group in groups.values()]
-    return [
+    together = [
         [group[i] for i in part]
         for group in ordered
         for part in resumable_together([job.folder(spec).path for spec in group])
     ]
+    if not gpu:
+        return together
+    # Processes that share batches form the same banks.
+    room = min(processes.meet(free_memory(device)))
+    return [part for group in together for part in trial.fitting(group, job.manifest, room)]
 
 
 def _train(
@@ -181,7 +192,7 @@ def _train(
     view: ProgressListener,
 ) -> int:
     code = 0
-    for specs in banks(job, todo, fed):
+    for specs in banks(job, todo, fed, processes, device):
         members = [Member(spec, job.folder(spec)) for spec in specs]
         try:
             with _leases(members, processes) as guard:

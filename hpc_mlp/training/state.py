@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from hpc_mlp.bank.average import WeightAverage
-from hpc_mlp.bank.bank import Bank
+from hpc_mlp.bank.bank import Bank, is_capturable
 from hpc_mlp.bank.loss import BankLoss
 from hpc_mlp.bank.optim import BankOptimizer
 from hpc_mlp.bank.schedule import learning_rate
 from hpc_mlp.bank.step import TrainStep
 from hpc_mlp.config.plan import RunSpec
 from hpc_mlp.machine.processes import Processes
-from hpc_mlp.models.registry import BUILT_IN
 from hpc_mlp.training.batches import Feeder, num_steps
 
 
@@ -49,11 +48,8 @@ class BankState:
         configs = [spec.config.train for spec in specs]
         counts = manifest.split("train").class_counts
         loss = BankLoss(configs, counts, device, None if reduce is None else lambda t: reduce([t]))
-        # What a plugin's forward does on the host would happen once, at the capture.
-        capturable = all(spec.config.model.kind in BUILT_IN for spec in specs)
-        self.train_step = TrainStep(
-            self.bank, self.optimizer, loss, configs[0].precision, graph=processes.alone and capturable
-        )
+        graph = processes.alone and all(is_capturable(spec) for spec in specs)
+        self.train_step = TrainStep(self.bank, self.optimizer, loss, configs[0].precision, graph=graph)
         self.steps_per_epoch = num_steps(feeder.num_images, configs[0].batch_size)
         self._constant = all(
             recipe.schedule.name == "constant" and not recipe.schedule.warmup_epochs

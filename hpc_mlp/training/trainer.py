@@ -311,6 +311,8 @@ class BankTrainer:
         staying = [i for i, member in enumerate(self.members) if not member.stopped]
         self.members = [self.members[i] for i in staying]
         if self.members:
+            # Not beside the new one, which takes over what is kept of it.
+            del self.state
             self._build([kept[i] for i in staying])
             self.state.restore_losses(losses[:, staying])
 

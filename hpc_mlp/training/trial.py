@@ -1,11 +1,15 @@
-"""Each model tried alone before it trains, so that one that cannot work fails by itself and not with its bank."""
+"""Each model tried before it trains: whether it works alone, so that one that cannot fails without its bank, and what
+it takes of memory."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hpc_mlp.bank.evaluate import EVAL_BATCH
 from hpc_mlp.config.plan import RunSpec
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.errors import HpcMlpError, RunError, UserError
@@ -44,6 +48,37 @@ def check_memory(spec: RunSpec, manifest: Manifest, device: torch.device) -> Non
             f"{needed / 2**30:,.1f} GiB ({BYTES_PER_PARAMETER} bytes for each), {where} has {there / 2**30:,.1f}. "
             "Make model.hidden, or the images, smaller."
         )
+
+
+def member_bytes(spec: RunSpec, manifest: Manifest) -> int:
+    """About what a member of a bank takes of a GPU's memory, rather more, in bytes.
+
+    Of each parameter, float32 each: weight, gradient, two moments, and while the step is captured the weight and the
+    moments once more; with an average that and the weight's copy while it stands in: 28 or 36. Of each image of a batch
+    20 a pixel (its feed's, if it has that alone) and 80 a hidden unit of an MLP, in the eager steps before the capture
+    and in the graph; in evaluation 20. What lies between the layers of other models is not counted.
+    """
+    config, module = spec.config, shape_of(spec, manifest)
+    parameters = 0 if module is None else count_parameters(module)
+    hidden = sum(config.model.hidden) if config.model.kind == "mlp" else 0
+    images = max(config.train.batch_size, EVAL_BATCH * 20 // 80)
+    each = 36 if config.train.ema else 28
+    return each * parameters + images * (20 * manifest.num_features + 80 * hidden)
+
+
+def fitting(specs: Sequence[RunSpec], manifest: Manifest, free: int) -> list[list[RunSpec]]:
+    """Neighbours together, as many as so many bytes of a GPU hold. One that needs more is alone."""
+    parts: list[list[RunSpec]] = []
+    left = 0.0
+    for spec in specs:
+        needed = member_bytes(spec, manifest)
+        if not parts or needed > left:
+            parts.append([])
+            # The rest is for cuBLAS (67 MB), and for gaps.
+            left = 0.9 * free
+        parts[-1].append(spec)
+        left -= needed
+    return parts
 
 
 def failure(spec: RunSpec, manifest: Manifest, device: torch.device) -> Exception | None:

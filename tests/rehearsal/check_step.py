@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +20,7 @@ from hpc_mlp.bank.loss import BankLoss
 from hpc_mlp.bank.metrics import Tally
 from hpc_mlp.bank.optim import BankOptimizer
 from hpc_mlp.bank.step import StepBatch, TrainStep
+from hpc_mlp.training.trial import member_bytes
 
 FASHION = (1, 28, 28)
 CUDA = torch.device("cuda")
@@ -104,6 +109,33 @@ def test_validation_waits_for_nothing() -> None:
         tally.add(logits, labels)
     assert 0 < count(lines, *LAUNCHES) <= 12
     assert not count(lines, "SYNC", "PAGEABLE"), lines
+
+
+@pytest.mark.parametrize(
+    ("variants", "seeds", "hidden", "size", "shape"),
+    [
+        ("all", 8, "[512,256]", 32, (3, 64, 64)),
+        ("dropout_batchnorm", 4, "[512,256]", 4096, FASHION),
+        ("baseline", 2, "[2048,1024]", 512, FASHION),
+        ("batchnorm", 2, "[16]", 4096, (3, 64, 64)),
+    ],
+)
+def test_a_bank_takes_the_memory_that_is_estimated(
+    variants: str, seeds: int, hidden: str, size: int, shape: tuple[int, int, int]
+) -> None:
+    """By which banks are bounded: no less, but for what cuBLAS keeps for itself, and not twice as much."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_reserved()
+    test = Rehearsed(variants, seeds, f"model.hidden={hidden}", f"train.batch_size={size}", shape=shape)
+    for t in range(2):
+        test.step(replace(test.batch(t, size), full=True), test.rates)
+    manifest: Any = SimpleNamespace(
+        channels=shape[0], image_size=shape[1:], classes=range(10), num_features=math.prod(shape)
+    )
+    estimate = sum(member_bytes(spec, manifest) for spec in test.bank.specs)
+    taken = torch.cuda.max_memory_reserved() - before - 70e6
+    assert estimate / 2 < taken < estimate, (taken, estimate)
 
 
 @pytest.mark.usefixtures("no_collector")
