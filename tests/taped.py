@@ -13,6 +13,9 @@ from typing import Any
 from unittest import mock
 
 import torch
+
+# A first dispatch mode imports it, and the import keeps the frames below it for good: a step's would hold its bank.
+import torch._dynamo
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from hpc_mlp.data.remote import load_manifest
-from hpc_mlp.training import session
+from hpc_mlp.training import session, trainer
 from hpc_mlp.training.trial import member_bytes
 
 SMALL = "model.hidden=[24,16]"
@@ -68,6 +68,29 @@ def test_a_bank_that_was_left_is_freed_without_the_collector() -> None:
             assert not [x() for x in held if x() is not None]
     finally:
         gc.enable()
+
+
+def test_a_bank_is_let_go_before_the_next_is_built(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When members leave it: the two do not fit the device beside each other."""
+    seen, alive = list[weakref.ref[Any]](), list[int]()
+
+    class Seen(trainer.BankState):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            alive.append(sum(state() is not None for state in seen))
+            super().__init__(*arguments, **options)
+            seen.append(weakref.ref(self.bank))
+
+    monkeypatch.setattr(trainer, "BankState", Seen)
+    gc.disable()
+    try:
+        with gpu_branch():
+            specs = specs_of("baseline", [0], SMALL, SHORT, "train.epochs=1:3:1")
+            assert session.train_specs(digits, specs, tmp_path, cpu=True) == 0
+    finally:
+        gc.enable()
+    assert alive == [0, 0, 0]
 
 
 def test_a_model_that_is_not_captured_leaves_the_others_their_graph(digits: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,16 +45,6 @@ class _Inputs:
         targets = [self.targets.labels, self.targets.partners, self.targets.share]
         draws = [layer for block in self.draws for layer in block.values()]
         return [self.images, *(t for t in targets if t is not None), *draws]
-
-    def clone(self) -> _Inputs:
-        labels, partners, share = self.targets.labels, self.targets.partners, self.targets.share
-        targets = Targets(
-            labels.clone(),
-            None if partners is None else partners.clone(),
-            None if share is None else share.clone(),
-        )
-        draws = [{layer: draw.clone() for layer, draw in block.items()} for block in self.draws]
-        return _Inputs(self.images.clone(), targets, draws)
 
 
 def set_precision(precision: str) -> None:
@@ -136,7 +127,7 @@ class _Graph:
         if self.refused:
             return False
         if self.inputs is None:
-            self.inputs = inputs.clone()
+            self.inputs = copy.deepcopy(inputs)
         for mine, given in zip(self.inputs.tensors(), inputs.tensors(), strict=True):
             mine.copy_(given, non_blocking=True)
         if self.graph is None:
