@@ -25,6 +25,10 @@ WORTH_FLOPS = 5e11  # some 4 s of training: with less, starting processes takes 
 PROCESS_BYTES = 1 << 30  # of a process without its images: torch, weights, optimizer state, activations
 CROWDED = 0.25  # the part of the threads without an idle core from which on they had better not spin
 SPINS = 1000  # of libgomp's waiting loop, instead of its 300,000
+# Have glibc's malloc (2.35 and later) ask for pages of 2 MB where the kernel gives them on request, as most do. Weights
+# and the optimizer's state are tens of MB and read in every step: photographs 12288-512-256-10, a bank of two, on one
+# Xeon core: 36.9 → 34.1 ms of processor time a step; Fashion-MNIST 10.0 → 9.0 (medians of 22 and 9).
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 def share_cores() -> None:
