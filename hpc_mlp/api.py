@@ -5,32 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 if TYPE_CHECKING:
     from hpc_mlp.config.plan import Parallel
-    from hpc_mlp.conversion.convert import Progress
+    from hpc_mlp.conversion.convert import ConvertOptions, Progress
     from hpc_mlp.data.manifest import Manifest
     from hpc_mlp.runs.folder import Run
 
 PathLike = str | Path
-
-
-class ConvertOptions(TypedDict, total=False):
-    """The fields of `hpc_mlp.conversion.convert.Settings` but for the size, with its defaults."""
-
-    grayscale: bool
-    val: float
-    test: float
-    seed: int
-    encoding: str
-    compress: bool
-    shard_mb: float
-    drop_duplicates: bool
-    max_pixels: int
-    workers: int
-    strict: bool
-    overwrite: bool
 
 
 def convert(
@@ -46,7 +29,7 @@ def convert(
     `size`: pixels of each side, or (height, width). The `options` are those of `hpc-mlp convert`; `val` and
     `test` are fractions. Returns the manifest: classes, splits, mean and std by channel (of pixels in 0..1).
     """
-    from hpc_mlp.conversion.convert import Settings
+    from hpc_mlp.conversion.convert import ConvertOptions, Settings
     from hpc_mlp.conversion.convert import convert as run
     from hpc_mlp.data.manifest import Manifest
     from hpc_mlp.errors import unknown_name

@@ -13,8 +13,7 @@ import pytest
 from trained import SIZE, same_rows, write_zip
 
 import hpc_mlp
-from hpc_mlp.api import ConvertOptions
-from hpc_mlp.conversion.convert import Settings
+from hpc_mlp.conversion.convert import ConvertOptions, Settings
 from hpc_mlp.errors import UserError
 
 NAMES = ("convert", "train", "load_run", "predict", "evaluate", "export")

@@ -8,29 +8,29 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import click
 
-from hpc_mlp.cli.options import Command
+from hpc_mlp.cli.options import PATH, Command
 from hpc_mlp.errors import UserError
 from hpc_mlp.terminal.output import say
 
 if TYPE_CHECKING:
+    from hpc_mlp.conversion.convert import ConvertOptions
     from hpc_mlp.conversion.layout import Layout
 
 
 @click.command(cls=Command)
-@click.argument("paths", metavar="ZIP... OUT", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--size", default="64", show_default=True, metavar="S|HxW", help="Height and width in pixels.")
+@click.argument("paths", metavar="ZIP... OUT", nargs=-1, type=PATH)
+@click.option("--size", default="64", metavar="S|HxW", help="Height and width in pixels.")
 @click.option("--grayscale", is_flag=True, help="One channel instead of RGB.")
-@click.option("--val", default=0.1, show_default=True, metavar="F", help="Fraction for validation.")
-@click.option("--test", default=0.1, show_default=True, metavar="F", help="Fraction for the test.")
-@click.option("--seed", default=0, show_default=True, help="Of the splits and the order.")
+@click.option("--val", default=0.1, metavar="F", help="Fraction for validation.")
+@click.option("--test", default=0.1, metavar="F", help="Fraction for the test.")
+@click.option("--seed", default=0, help="Of the splits and the order.")
 @click.option(
     "--encoding",
     default="png",
-    show_default=True,
     metavar="png|jpeg|npy|original",
     help="How images are stored. png and npy lose nothing; original keeps the bytes as they are.",
 )
@@ -38,14 +38,18 @@ if TYPE_CHECKING:
     "--compress", is_flag=True, help="Compress the PNGs: about half the size, slower to write and read."
 )
 @click.option("--drop-duplicates", is_flag=True, help="Keep one of several images with the same pixels.")
-@click.option("--max-pixels", default=1 << 26, show_default=True, metavar="N", help="Reject larger images.")
+@click.option("--max-pixels", default=1 << 26, metavar="N", help="Reject larger images.")
+@click.option("--shard-mb", default=64.0, metavar="MB", help="About this size for each shard.")
 @click.option(
-    "--shard-mb", default=64.0, show_default=True, metavar="MB", help="About this size for each shard."
+    "--workers",
+    default=0,
+    show_default=False,
+    metavar="N",
+    help="Processes; default: one for each processor.",
 )
-@click.option("--workers", default=0, metavar="N", help="Processes; default: one for each processor.")
 @click.option("--strict", is_flag=True, help="Stop at the first image that cannot be read.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT.")
-def convert(paths: tuple[Path, ...], size: str, **options: Any) -> None:
+def convert(paths: tuple[Path, ...], size: str, **options: Unpack[ConvertOptions]) -> None:
     """Convert class-labelled images into shards.
 
     ZIP is a ZIP, a .tar, a .tar.gz or a folder, or several of them, with one folder for each class
@@ -66,7 +70,7 @@ def convert(paths: tuple[Path, ...], size: str, **options: Any) -> None:
     from hpc_mlp.conversion.convert import Settings
     from hpc_mlp.conversion.convert import convert as run
 
-    with _Progress() as progress:
+    with ConversionProgress() as progress:
         height, width = parse_size(size)
         run(sources, out, Settings(height=height, width=width, **options), progress)
     from hpc_mlp.data.balance import converted_lines
@@ -91,30 +95,29 @@ def _import_numpy() -> None:
 def parse_size(text: str) -> tuple[int, int]:
     """`"64"` → (64, 64), `"48x64"` → (48, 64): height, width."""
     height, sign, width = text.lower().replace("×", "x").partition("x")
-    if not (
-        height.isascii() and height.isdigit() and (width.isascii() and width.isdigit() if sign else True)
-    ):
+    width = width if sign else height
+    if not all(number.isascii() and number.isdigit() for number in (height, width)):
         raise UserError(
             f"--size {text!r}: write one number for both sides, or HEIGHTxWIDTH, such as 64 or 48x64."
         )
-    return int(height), int(width if sign else height)
+    return int(height), int(width)
 
 
-_EVERY = 30.0  # seconds
+_LINE_SECONDS = 30.0
 
 
-class _Progress:
+class ConversionProgress:
     """A bar on a terminal; elsewhere, as in a job's log, a line every half minute."""
 
     def __init__(self) -> None:
-        self._next = _EVERY
+        self._next = _LINE_SECONDS
         self._bar: Any = None
         self._task: Any = None
         self._bytes = 0
         self.num_images = 0
         self._began = time.perf_counter()
 
-    def __enter__(self) -> _Progress:
+    def __enter__(self) -> ConversionProgress:
         return self
 
     def __exit__(
@@ -141,10 +144,14 @@ class _Progress:
         from hpc_mlp.terminal.console import Console
 
         self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TextColumn("{task.fields[speed]}"), TimeRemainingColumn(),
-            console=Console(stderr=True), transient=True,
-        )  # fmt: skip
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
         self._bar.start()
         self._task = self._bar.add_task("converting", total=len(layout.entries), speed="")
 
@@ -160,7 +167,7 @@ class _Progress:
             self._bar.update(self._task, completed=self.num_images, speed=speed)
         else:
             say(f"{self.num_images:,} images: {speed}", err=True)
-            self._next = seconds + _EVERY
+            self._next = seconds + _LINE_SECONDS
 
     def phase(self, text: str) -> None:
         if self._bar is not None:
@@ -168,10 +175,8 @@ class _Progress:
 
 
 @click.command(cls=Command)
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option(
-    "--contact-sheet", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw images by class."
-)
+@click.argument("out", type=PATH)
+@click.option("--contact-sheet", type=PATH, metavar="FILE.png", help="Draw images by class.")
 @click.option(
     "--augment",
     "augments",

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
-from hpc_mlp.cli.options import Command
+from hpc_mlp.cli.options import PATH, Command
 from hpc_mlp.terminal.output import say
 
 
 @click.command(cls=Command)
-@click.argument("folder", default="demo", type=click.Path(path_type=Path))
+@click.argument("folder", default="demo", type=PATH)
 @click.option("--overwrite", is_flag=True, help="Start anew.")
 def demo(folder: Path, overwrite: bool) -> None:
     """Digits → ZIP → shards → the four variants, three seeds each → table, in FOLDER (default: demo).

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hpc_mlp.cli.options import Command, fail, log_format_option, run_options, runs_option
+from hpc_mlp.cli.options import (
+    PATH,
+    Command,
+    PlannedRuns,
+    cluster_config_option,
+    fail,
+    log_format_option,
+    names,
+    run_options,
+    runs_option,
+)
 from hpc_mlp.terminal.output import say
 from hpc_mlp.terminal.text import count, json_text
 
@@ -24,6 +34,8 @@ if TYPE_CHECKING:
 
 _POLL_SECONDS = 2.0
 
+runs_argument = click.argument("runs", default="runs", metavar="[RUNS]", type=PATH)
+
 
 @click.command(cls=Command)
 @click.argument("out")
@@ -31,15 +43,10 @@ _POLL_SECONDS = 2.0
 @click.option(
     "--cluster",
     default="auto",
-    show_default=True,
     metavar="slurm|local|auto",
     help="Where the jobs run; 'auto' means slurm where sbatch is found, else this machine.",
 )
-@click.option(
-    "--cluster-config",
-    metavar="NAME|FILE.toml",
-    help="The cluster's profile: a file with [launch], or one of configs/clusters by name.",
-)
+@cluster_config_option
 @click.option("--per-job", metavar="N|all", help="Runs in a job; default: all seeds of a variant.")
 @click.option(
     "--gpus-per-job", type=click.IntRange(0), help="GPUs a job gets on each node, one task for each."
@@ -53,7 +60,6 @@ _POLL_SECONDS = 2.0
 @click.option(
     "--parallel",
     default="auto",
-    show_default=True,
     type=click.Choice(["auto", "members", "data"]),
     help="Jobs of several tasks: deal out the runs, or split every batch.",
 )
@@ -63,11 +69,21 @@ _POLL_SECONDS = 2.0
 @click.option("--wait", is_flag=True, help="Follow the jobs to their end, then show the table.")
 @log_format_option
 def submit(
-    out: str, variants: str, seeds: str, runs: Path, config_files: tuple[Path, ...],
-    sets: tuple[str, ...], cluster: str, cluster_config: str | None, per_job: str | None,
-    gpus_per_job: int | None, nodes: int | None, slots: int | None, parallel: Parallel, cpu: bool,
-    overwrite: bool, dry_run: bool, wait: bool, log_format: LogFormat,
-) -> None:  # fmt: skip
+    out: str,
+    planned: PlannedRuns,
+    cluster: str,
+    cluster_config: str | None,
+    per_job: str | None,
+    gpus_per_job: int | None,
+    nodes: int | None,
+    slots: int | None,
+    parallel: Parallel,
+    cpu: bool,
+    overwrite: bool,
+    dry_run: bool,
+    wait: bool,
+    log_format: LogFormat,
+) -> None:
     """Train variants × seeds in jobs: on Slurm, or in a queue on this machine.
 
     Returns at once; `status`, `cancel` and `table` work from any shell later. Runs that are done or on their
@@ -79,36 +95,45 @@ def submit(
 
     --log-format is for --wait: as with `train`, and with json no table follows.
     """
-    from hpc_mlp.config.plan import make_specs, parse_set
+    from hpc_mlp.config.plan import parse_set
     from hpc_mlp.data.remote import load_manifest, shards_place
     from hpc_mlp.launch import packs, show
-    from hpc_mlp.launch import submit as launching
+    from hpc_mlp.launch import submit as jobs
     from hpc_mlp.launch.cluster import choose_cluster
     from hpc_mlp.terminal.console import Console
 
     shards = shards_place(out)
     digest = load_manifest(shards, "submit").digest
-    values = parse_set(sets)
+    values = parse_set(planned.sets)
     for key, value in (("launch.gpus_per_job", gpus_per_job), ("launch.nodes", nodes)):
         if value is not None:
             values[key] = [value]
-    launch = launching.load_launch(cluster_config, config_files, values)
-    others = [text for text in sets if not text.lstrip().startswith("launch.")]
-    specs = make_specs(variants, seeds, config_files, others)
-    where = choose_cluster(cluster)
+    launch = jobs.load_launch(cluster_config, planned.config_files, values)
+    specs = planned.specs([text for text in planned.sets if not text.lstrip().startswith("launch.")])
+    runs, where = planned.runs, choose_cluster(cluster)
     size = packs.parse_per_job(per_job)
     console = Console()
     if dry_run:
-        plan = launching.make_plan(specs, runs, digest, size, overwrite)
+        plan = jobs.make_plan(specs, runs, digest, size, overwrite)
         console.print(show.plan_table(plan.packs))
         _left_out(plan)
         _show_resources(where, launch, runs, slots, cpu, len(plan.packs))
         return
-    submission, plan = launching.submit(
-        specs, shards, digest, runs, where, launch, per_job=size, slots=slots, overwrite=overwrite, cpu=cpu,
+    submission, plan = jobs.submit(
+        specs,
+        shards,
+        digest,
+        runs,
+        where,
+        launch,
+        per_job=size,
+        slots=slots,
+        overwrite=overwrite,
+        cpu=cpu,
         parallel=parallel,
-    )  # fmt: skip
-    quiet = wait and log_format == "json"  # standard output is the log's
+    )
+    # Standard output is the log's.
+    quiet = wait and log_format == "json"
     if submission is not None and not quiet:
         _tell(submission, plan, where, launch)
     elif not quiet:
@@ -162,9 +187,9 @@ def _show_resources(
 
 
 @click.command(cls=Command)
-@click.argument("runs", default="runs", metavar="[RUNS]", type=click.Path(path_type=Path))
+@runs_argument
 @click.option("--watch", is_flag=True, help="Follow until every run has ended, then show the table.")
-@click.option("--format", "style", default="rich", show_default=True, type=click.Choice(["rich", "json"]))
+@click.option("--format", "style", default="rich", type=click.Choice(["rich", "json"]))
 @log_format_option
 def status(runs: Path, watch: bool, style: str, log_format: LogFormat) -> None:
     """Show every run's state: queued, running, done, failed, lost. Exit code 1 when any run failed.
@@ -194,7 +219,7 @@ def status(runs: Path, watch: bool, style: str, log_format: LogFormat) -> None:
 
 
 def _watch(
-    runs: Path, console: Console, log_format: LogFormat, names: set[str] | None = None
+    runs: Path, console: Console, log_format: LogFormat, only: set[str] | None = None
 ) -> list[RunStatus]:
     """Show the states, again and again, until none of them is active; returns the last ones."""
     from hpc_mlp.launch.status import read_status
@@ -205,16 +230,14 @@ def _watch(
     try:
         with open_display(console, lambda: statuses, log_format) as display:
             while True:
-                statuses = [item for item in read_status(runs) if names is None or item.name in names]
+                statuses = [item for item in read_status(runs) if only is None or item.name in only]
                 display.update(statuses)
                 if not any(item.state in ACTIVE for item in statuses):
                     return statuses
                 time.sleep(_POLL_SECONDS)
     except KeyboardInterrupt:
-        fail(
-            "stopped watching; the jobs go on.\n"
-            f"  follow them: hpc-mlp status {runs} --watch\n  end them:    hpc-mlp cancel {runs}", 130,
-        )  # fmt: skip
+        follow, end = f"hpc-mlp status {runs} --watch", f"hpc-mlp cancel {runs}"
+        fail(f"stopped watching; the jobs go on.\n  follow them: {follow}\n  end them:    {end}", 130)
 
 
 def _code(statuses: list[RunStatus]) -> int:
@@ -240,7 +263,7 @@ def _finish(statuses: list[RunStatus], runs: Path, log_format: LogFormat) -> Non
 
 
 @click.command(cls=Command)
-@click.argument("runs", default="runs", metavar="[RUNS]", type=click.Path(path_type=Path))
+@runs_argument
 @click.option("--variants", metavar="a,b", help="Only the jobs of these variants.")
 def cancel(runs: Path, variants: str | None) -> None:
     """End the jobs of a runs folder: exactly those submitted from it, nothing else of yours.
@@ -250,32 +273,26 @@ def cancel(runs: Path, variants: str | None) -> None:
     """
     from hpc_mlp.files.wrong_path import want_runs
     from hpc_mlp.launch import packs
-    from hpc_mlp.launch import submit as launching
+    from hpc_mlp.launch import submit as jobs
     from hpc_mlp.launch.records import read_submissions
     from hpc_mlp.launch.status import require_status
 
     want_runs(runs, "cancel")
     require_status(runs)
-    names = None
-    if variants is not None and variants != "all":
-        names = [name.strip() for name in variants.split(",") if name.strip()]
-    ended = launching.cancel(runs, names)
-    say(
-        f"Cancelled {count(len(ended), 'job')}: {packs.shorten_ids(ended)}" if ended else "Nothing to cancel."
-    )
+    ended = jobs.cancel(runs, None if variants == "all" else names(variants))
+    if ended:
+        say(f"Cancelled {count(len(ended), 'job')}: {packs.shorten_ids(ended)}")
+    else:
+        say("Nothing to cancel.")
     if problems := read_submissions(runs)[1]:
         fail("\n".join(problems.values()), 1)
 
 
 @click.command(cls=Command)
 @runs_option
-@click.option(
-    "--cluster", default="auto", show_default=True, metavar="slurm|local|auto", help="What to check."
-)
-@click.option("--cluster-config", metavar="NAME|FILE.toml", help="The cluster's profile, for --test-job.")
-@click.option(
-    "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Set one launch.… key, for --test-job."
-)
+@click.option("--cluster", default="auto", metavar="slurm|local|auto", help="What to check.")
+@cluster_config_option
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Set a launch.… key, for --test-job.")
 @click.option("--test-job", "send_test_job", is_flag=True, help="Send a tiny job through and report.")
 def doctor(
     runs: Path, cluster: str, cluster_config: str | None, sets: tuple[str, ...], send_test_job: bool
@@ -286,16 +303,16 @@ def doctor(
     hpc-mlp doctor --cluster slurm --test-job
     """
     from hpc_mlp.config.plan import parse_set
-    from hpc_mlp.launch import doctor as checks
+    from hpc_mlp.launch import doctor as health
     from hpc_mlp.launch import probe
-    from hpc_mlp.launch import submit as launching
+    from hpc_mlp.launch import submit as jobs
     from hpc_mlp.launch.cluster import choose_cluster
     from hpc_mlp.terminal.console import Console
 
     where = choose_cluster(cluster)
-    launch = launching.load_launch(cluster_config, [], parse_set(sets))
-    findings = checks.examine(runs, where, launch)
+    launch = jobs.load_launch(cluster_config, [], parse_set(sets))
+    findings = health.examine(runs, where, launch)
     if send_test_job:
         findings.append(probe.send(runs, where, launch))
-    Console(width=None if sys.stdout.isatty() else 160).print(checks.table(findings))
+    Console(width=None if sys.stdout.isatty() else 160).print(health.table(findings))
     sys.exit(1 if any(finding.level == "error" for finding in findings) else 0)

@@ -6,8 +6,10 @@ import errno
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
@@ -15,16 +17,23 @@ from hpc_mlp.errors import HpcMlpError
 from hpc_mlp.machine import ranks
 from hpc_mlp.terminal import output
 
+if TYPE_CHECKING:
+    from hpc_mlp.config.plan import RunSpec
+
 F = TypeVar("F", bound=Callable[..., Any])
+PATH = click.Path(path_type=Path)
 
 # What the user can mend and no bug of ours causes: no permission, no space, a file in a folder's place.
-_SURROUNDINGS = {
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
-}  # fmt: skip
+_SURROUNDINGS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+_SURROUNDINGS |= {errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
 
 
 class Command(click.Command):
     """A command whose expected errors become one message on stderr and an exit code."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.context_settings = {"help_option_names": ["-h", "--help"], "show_default": True}
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         output.prepare()
@@ -37,7 +46,8 @@ class Command(click.Command):
             fail(str(error), error.exit_code)
         except KeyboardInterrupt:
             fail("interrupted.", 130)
-        except BrokenPipeError:  # `hpc-mlp table | head`
+        # `hpc-mlp table | head`
+        except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         except OSError as error:
@@ -50,49 +60,97 @@ def fail(message: str, code: int) -> NoReturn:
     rank = ranks.rank()
     if rank == 0:
         output.say(f"hpc-mlp: {message}", err=True)
-    elif code != 2:  # wrong input is found by all processes alike, and said once
+    # Wrong input is found by all processes alike, and said once.
+    elif code != 2:
         output.say(f"hpc-mlp (process {rank}): {message}", err=True)
     sys.exit(code)
 
 
+def names(text: str | None) -> list[str] | None:
+    """`"a, b"` → `["a", "b"]`"""
+    return None if text is None else [name for part in text.split(",") if (name := part.strip())]
+
+
+runs_option = click.option(
+    "--runs", default="runs", metavar="DIR", type=PATH, help="Where the run folders go."
+)
+log_format_option = click.option(
+    "--log-format",
+    default="auto",
+    type=click.Choice(["auto", "text", "json"]),
+    help="auto: live on a terminal, else lines. json: JSON lines on stdout.",
+)
+detect_option = click.option(
+    "--detect",
+    type=click.FloatRange(0, 100, min_open=True),
+    default=1.0,
+    metavar="POINTS",
+    help="Say how many seeds would find a difference of so many points of test accuracy.",
+)
+cluster_config_option = click.option(
+    "--cluster-config",
+    metavar="NAME|FILE.toml",
+    help="The cluster's profile: a file with [launch], or one of configs/clusters by name.",
+)
+
+
+@dataclass(frozen=True)
+class PlannedRuns:
+    """What --variants, --seeds, --runs, --config and --set say: what to run, and where."""
+
+    variants: str
+    seeds: str
+    runs: Path
+    config_files: tuple[Path, ...]
+    sets: tuple[str, ...]
+
+    def specs(self, sets: list[str] | None = None) -> list[RunSpec]:
+        """`sets`: in place of all --set."""
+        from hpc_mlp.config.plan import make_specs
+
+        chosen = self.sets if sets is None else sets
+        return make_specs(self.variants, self.seeds, self.config_files, chosen)
+
+    def words(self) -> list[str]:
+        """As a command line has them."""
+        words = ["--variants", self.variants, "--seeds", self.seeds, "--runs", str(self.runs)]
+        words += [word for path in self.config_files for word in ("--config", str(path))]
+        return words + [word for assignment in self.sets for word in ("--set", assignment)]
+
+
 def run_options(command: F) -> F:
-    """--variants, --seeds, --runs, --config, --set: what to run, and where."""
-    for option in reversed(
-        [
-            click.option("--variants", default="all", show_default=True, metavar="a,b|all|FILE.toml",
-                         help="Which variants; 'all' means baseline, dropout, batchnorm, dropout_batchnorm."),
-            click.option("--seeds", default="0", show_default=True, metavar="0-4|0,3", help="Which seeds."),
-            runs_option,
-            click.option("--config", "config_files", multiple=True, metavar="FILE.toml",
-                         type=click.Path(path_type=Path), help="A delta over the defaults; may be repeated."),
-            click.option("--set", "sets", multiple=True, metavar="KEY=VALUE",
-                         help="Set one key, e.g. train.epochs=20; commas or start:stop:step make a sweep."),
-        ]
-    ):  # fmt: skip
-        command = option(command)
-    return command
+    """The options of `PlannedRuns`, which the command gets as `planned`."""
 
+    @wraps(command)
+    def gathering(**options: Any) -> Any:
+        own = {field.name: options.pop(field.name) for field in fields(PlannedRuns)}
+        return command(planned=PlannedRuns(**own), **options)
 
-def log_format_option(command: F) -> F:
-    option = click.option("--log-format", default="auto", show_default=True,
-                          type=click.Choice(["auto", "text", "json"]),
-                          help="auto: live on a terminal, else lines. json: JSON lines on stdout.")  # fmt: skip
-    return option(command)
-
-
-def runs_option(command: F) -> F:
-    option = click.option("--runs", default="runs", show_default=True, metavar="DIR",
-                          type=click.Path(path_type=Path), help="Where the run folders go.")  # fmt: skip
-    return option(command)
-
-
-def detect_option(command: F) -> F:
-    option = click.option(
-        "--detect",
-        type=click.FloatRange(0, 100, min_open=True),
-        default=1.0,
-        show_default=True,
-        metavar="POINTS",
-        help="Say how many seeds would find a difference of so many points of test accuracy.",
-    )
-    return option(command)
+    decorated: Any = gathering
+    for option in (
+        click.option(
+            "--set",
+            "sets",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Set one key, e.g. train.epochs=20; commas or start:stop:step make a sweep.",
+        ),
+        click.option(
+            "--config",
+            "config_files",
+            multiple=True,
+            metavar="FILE.toml",
+            type=PATH,
+            help="A delta over the defaults; may be repeated.",
+        ),
+        runs_option,
+        click.option("--seeds", default="0", metavar="0-4|0,3", help="Which seeds."),
+        click.option(
+            "--variants",
+            default="all",
+            metavar="a,b|all|FILE.toml",
+            help="Which variants; 'all' means baseline, dropout, batchnorm, dropout_batchnorm.",
+        ),
+    ):
+        decorated = option(decorated)
+    return decorated  # type: ignore[no-any-return]

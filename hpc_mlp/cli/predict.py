@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hpc_mlp.cli.options import Command
+from hpc_mlp.cli.options import PATH, Command
 from hpc_mlp.errors import printable
 from hpc_mlp.terminal.output import say
 from hpc_mlp.terminal.text import json_text
@@ -17,7 +17,7 @@ from hpc_mlp.terminal.text import json_text
 if TYPE_CHECKING:
     from hpc_mlp.inference.model import TrainedRun
 
-run_argument = click.argument("run", type=click.Path(path_type=Path))
+run_argument = click.argument("run", type=PATH)
 ensemble_option = click.option(
     "--ensemble",
     is_flag=True,
@@ -33,17 +33,22 @@ cpu_option = click.option("--cpu", is_flag=True, help="Do not use a GPU.")
 
 @click.command(cls=Command)
 @run_argument
-@click.argument(
-    "images", metavar="IMAGE|FOLDER|ZIP...", nargs=-1, required=True, type=click.Path(path_type=Path)
-)
-@click.option("--format", "form", type=click.Choice(["rich", "json", "csv"]), default="rich", show_default=True,
-              help="In json and csv, probabilities are from 0 to 1. In csv, names that a spreadsheet would take "
-                   "for a formula begin with '.")  # fmt: skip
-@click.option("--top-k", type=click.IntRange(min=1), metavar="K",
-              help="The K most probable classes. [default: 3 in a table, all in json and csv]")  # fmt: skip
+@click.argument("images", metavar="IMAGE|FOLDER|ZIP...", nargs=-1, required=True, type=PATH)
 @click.option(
-    "--batch-size", type=click.IntRange(min=1), default=256, show_default=True, help="Images at once."
+    "--format",
+    "form",
+    type=click.Choice(["rich", "json", "csv"]),
+    default="rich",
+    help="In json and csv, probabilities are from 0 to 1. In csv, names that a spreadsheet would take for a "
+    "formula begin with '.",
 )
+@click.option(
+    "--top-k",
+    type=click.IntRange(min=1),
+    metavar="K",
+    help="The K most probable classes. [default: 3 in a table, all in json and csv]",
+)
+@click.option("--batch-size", type=click.IntRange(min=1), default=256, help="Images at once.")
 @ensemble_option
 @trust_option
 @cpu_option
@@ -86,8 +91,8 @@ def predict(
 @click.command(cls=Command)
 @run_argument
 @click.argument("shards")
-@click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True)
-@click.option("--format", "form", type=click.Choice(["rich", "json"]), default="rich", show_default=True)
+@click.option("--split", type=click.Choice(["train", "val", "test"]), default="test")
+@click.option("--format", "form", type=click.Choice(["rich", "json"]), default="rich")
 @ensemble_option
 @trust_option
 @cpu_option
@@ -122,13 +127,20 @@ def evaluate(
 
 @click.command(cls=Command)
 @run_argument
+@click.option("--format", "form", type=click.Choice(["onnx", "pt2", "safetensors"]), default="onnx")
 @click.option(
-    "--format", "form", type=click.Choice(["onnx", "pt2", "safetensors"]), default="onnx", show_default=True
+    "--out",
+    type=PATH,
+    metavar="FILE",
+    help="Where to. [default: the run's name with the format as suffix, here]",
 )
-@click.option("--out", type=click.Path(path_type=Path), metavar="FILE",
-              help="Where to. [default: the run's name with the format as suffix, here]")  # fmt: skip
-@click.option("--input", "dtype", type=click.Choice(["uint8", "float32"]), default="uint8", show_default=True,
-              help="Type of the input tensor, with values in 0..255 either way.")  # fmt: skip
+@click.option(
+    "--input",
+    "dtype",
+    type=click.Choice(["uint8", "float32"]),
+    default="uint8",
+    help="Type of the input tensor, with values in 0..255 either way.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace FILE.")
 @trust_option
 def export(run: Path, form: str, out: Path | None, dtype: str, overwrite: bool, trust_plugins: bool) -> None:
@@ -165,9 +177,10 @@ def _load(run: Path, ensemble: bool, cpu: bool, trust_plugins: bool) -> TrainedR
     if trained.state != "done":
         _note(f"{trained.name} is {trained.state}: these are the best weights so far.")
     if ensemble:
-        alone = len(trained.members) == 1
-        _note("no other complete run differs by the seed alone: one run, no ensemble." if alone
-              else f"averaging {len(trained.members)} runs: {', '.join(trained.members)}")  # fmt: skip
+        if len(trained.members) == 1:
+            _note("no other complete run differs by the seed alone: one run, no ensemble.")
+        else:
+            _note(f"averaging {len(trained.members)} runs: {', '.join(trained.members)}")
     return trained
 
 

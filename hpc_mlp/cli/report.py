@@ -7,10 +7,9 @@ from pathlib import Path
 
 import click
 
-from hpc_mlp.cli.options import Command, detect_option
+from hpc_mlp.cli.options import PATH, Command, detect_option, names
 from hpc_mlp.terminal.output import say
 
-PATH = click.Path(path_type=Path)
 runs_argument = click.argument("runs", type=PATH, default=Path("runs"))
 by_option = click.option(
     "--by",
@@ -27,7 +26,6 @@ by_option = click.option(
     "form",
     type=click.Choice(["rich", "json", "csv", "markdown"]),
     default="rich",
-    show_default=True,
     help="In json and csv, metrics are fractions, not percent. In csv, texts that a spreadsheet "
     "would take for a formula begin with '.",
 )
@@ -54,21 +52,21 @@ def table(
     from hpc_mlp.runs.folder import list_runs
 
     want_runs(runs, "table")
-    found = summary.summarise(list_runs(runs), _names(by), detect / 100)
-    names = _names(columns)
-    if names is not None:
+    found = summary.summarise(list_runs(runs), names(by), detect / 100)
+    wanted = names(columns)
+    if wanted is not None:
         for_people = form in ("rich", "markdown")
         known = shown.known_columns(found) if for_people else records.known_columns(found)
-        records.check_names(names, known)
+        records.check_names(wanted, known)
     if sort:
         found = records.sort_rows(found, sort)
     if form == "rich":
         from hpc_mlp.terminal.console import Console
 
-        tables.print_summary(found, Console(), names)
+        tables.print_summary(found, Console(), wanted)
     else:
         forms = {"json": records.as_json, "csv": records.as_csv, "markdown": tables.as_markdown}
-        say(forms[form](found, names))
+        say(forms[form](found, wanted))
 
 
 @click.command(cls=Command)
@@ -103,10 +101,6 @@ def report(runs: Path, shards: Path | None, out: Path | None, by: str | None, de
     from hpc_mlp.reporting.summary import summarise
     from hpc_mlp.runs.folder import list_runs
 
-    found = summarise(list_runs(runs), _names(by), detect / 100)
+    found = summarise(list_runs(runs), names(by), detect / 100)
     for line in write_report(found, runs, out or runs / "report.html", shards):
         say(line)
-
-
-def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [name for part in text.split(",") if (name := part.strip())]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hpc_mlp.cli.options import Command, log_format_option, run_options
+from hpc_mlp.cli.options import Command, PlannedRuns, log_format_option, run_options
 from hpc_mlp.errors import UserError
 from hpc_mlp.machine import ranks
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hpc_mlp.live.display import LogFormat
 
 
-@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command)
 @click.argument("out")
 @run_options
 @click.option("--cpu", is_flag=True, help="Do not use a GPU.")
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     "--parallel",
     type=click.Choice(["auto", "members", "data"]),
     default="auto",
-    show_default=True,
     help="With several processes: deal out the runs, or split every batch. auto: split where there are fewer runs than "
     "processes, but MLPs never on GPUs.",
 )
@@ -40,17 +39,13 @@ if TYPE_CHECKING:
 @log_format_option
 def train(
     out: str,
-    variants: str,
-    seeds: str,
-    runs: Path,
-    config_files: tuple[Path, ...],
-    sets: tuple[str, ...],
+    planned: PlannedRuns,
     cpu: bool,
     parallel: Parallel,
     processes: int | None,
     overwrite: bool,
     log_format: LogFormat,
-) -> None:  # fmt: skip
+) -> None:
     """Train variants × seeds on the shards folder OUT, all at once, and show the table.
 
     What is complete is not trained again; what was interrupted goes on where it was.
@@ -71,7 +66,6 @@ def train(
     seconds_left, node, and of a job time_left, requeues, job, log, submission; for the event "note": text.
     What is unknown is null. No table follows.
     """
-    from hpc_mlp.config.plan import make_specs
     from hpc_mlp.data.remote import is_url, shards_place
     from hpc_mlp.files.wrong_path import want_shards
     from hpc_mlp.launch.cores import share_cores
@@ -81,22 +75,24 @@ def train(
     end_with_parent()
     if not is_url(out):
         want_shards(Path(out), "train")
-    specs = make_specs(variants, seeds, config_files, sets)
+    specs, runs = planned.specs(), planned.runs
     todo = [spec for spec in specs if overwrite or not is_complete(runs / spec.name)]
     cpu = cpu or os.environ.get("ACCELERATE_USE_CPU") == "True"
     num_processes, threads = _wanted(processes, cpu, parallel, todo), None
     if num_processes is None:
         num_processes, threads = _on_cores(specs, len(todo), out)
-    if threads != 1:  # a single one waits for nobody
+    # A single thread waits for nobody.
+    if threads != 1:
         share_cores()
     if num_processes == 1 and threads:
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported
+        # Read when torch is imported.
+        os.environ["OMP_NUM_THREADS"] = str(threads)
     if num_processes > 1:
         from hpc_mlp.machine.command_line import COMMAND, command_line
 
-        words = ["--variants", variants, "--seeds", seeds, "--runs", str(runs), "--log-format", log_format]
+        words = [*planned.words(), "--log-format", log_format]
         words += ["--parallel", "members" if threads else parallel]
-        words += _options(config_files, sets, cpu, overwrite)
+        words += ["--cpu"] * cpu + ["--overwrite"] * overwrite
         os.environ[COMMAND] = command_line()
         code = run_processes("hpc_mlp.cli.train", [out, *words], num_processes, threads=threads)
         tidy(runs / spec.name for spec in specs)
@@ -111,20 +107,19 @@ def train(
 
     with stop.enforced():
         code = train_specs(
-            shards_place(out), specs, runs, cpu=cpu, parallel=parallel, overwrite=overwrite,
+            shards_place(out),
+            specs,
+            runs,
+            cpu=cpu,
+            parallel=parallel,
+            overwrite=overwrite,
             log_format=log_format,
-        )  # fmt: skip
+        )
     if not ranks.rank() and code in (0, 1) and log_format != "json":
         from hpc_mlp.reporting.table import print_table
 
         print_table(runs, Console())
     sys.exit(code)
-
-
-def _options(config_files: Sequence[Path], sets: Sequence[str], cpu: bool, overwrite: bool) -> list[str]:
-    words = [word for path in config_files for word in ("--config", str(path))]
-    words += [word for assignment in sets for word in ("--set", assignment)]
-    return words + ["--cpu"] * cpu + ["--overwrite"] * overwrite
 
 
 def _wanted(wanted: int | None, cpu: bool, parallel: Parallel, unfinished: Sequence[RunSpec]) -> int | None:

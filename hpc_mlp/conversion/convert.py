@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -84,6 +84,23 @@ class Settings:
         return {"size": [self.height, self.width], "grayscale": self.grayscale} | {
             name: getattr(self, name) for name in names
         }
+
+
+class ConvertOptions(TypedDict, total=False):
+    """The fields of `Settings` but for height and width, for functions that take them as keywords."""
+
+    grayscale: bool
+    val: float
+    test: float
+    seed: int
+    encoding: str
+    compress: bool
+    shard_mb: float
+    drop_duplicates: bool
+    max_pixels: int
+    workers: int
+    strict: bool
+    overwrite: bool
 
 
 class Progress(Protocol):
