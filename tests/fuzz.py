@@ -31,10 +31,10 @@ from unittest import mock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import mutations
 import numpy as np
 import torch
 from click.testing import CliRunner
+from support import mutations
 
 import hpc_mlp
 from hpc_mlp.config.sections import DataConfig

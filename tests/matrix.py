@@ -8,8 +8,8 @@ from typing import Any
 from unittest import mock
 
 import torch
-from conftest import metrics, result
-from test_bank import specs_of
+from support.banks import specs_of
+from support.process import metrics, result
 
 from hpc_mlp.bank import step as step_module
 from hpc_mlp.training.session import train_specs

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from trained import SIZE, same_rows, write_zip
+from support.trained import SIZE, same_rows, write_zip
 
 import hpc_mlp
 from hpc_mlp.conversion.convert import ConvertOptions, Settings

@@ -15,8 +15,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from conftest import Cli, command, environment
 from PIL import Image
+from support.process import Cli, command, environment
 
 import hpc_mlp
 from hpc_mlp.errors import printable

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, environment
-from fake_runs import write_run
+from support.process import REPOSITORY, environment
+from support.runs import write_run
 
 PACKAGE = REPOSITORY / "hpc_mlp"
 
@@ -245,3 +245,10 @@ def test_help_takes_at_most_0_4_seconds_of_processor_time() -> None:
 def test_files_are_of_a_size_that_reads_well() -> None:
     for path in modules().values():
         assert len(path.read_text().splitlines()) <= 400, f"{os.fspath(path)}: cut it in two"
+
+
+def test_a_test_file_imports_no_other() -> None:
+    """What tests share is in tests/support."""
+    for path in (REPOSITORY / "tests").rglob("*.py"):
+        for name in imports(path, top_only=False):
+            assert not name.split(".")[0].startswith(("test_", "conftest")), f"{path} imports {name}"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from fake_runs import write_run
+from support.runs import write_run
 
 from hpc_mlp.cli import main
 from hpc_mlp.config.sections import ModelConfig

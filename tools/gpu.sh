@@ -38,7 +38,7 @@ if [ -d .gpu/wheels ]; then
 fi
 # What the machine has comes first but for these few, and the package itself stands here.
 export PYTHONPATH=$PWD:$packages/lib${PYTHONPATH:+:$PYTHONPATH}
-python3 -m pytest -m gpu -p no:cacheprovider tests/test_gpu.py 2>&1 | tee "$out/tests.log"
+python3 -m pytest -m gpu -p no:cacheprovider tests/training/test_gpu.py 2>&1 | tee "$out/tests.log"
 status=$?
 python3 tools/synthetic.py "$packages/shards" || exit 1
 prediction=()

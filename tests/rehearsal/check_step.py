@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from device import count, noted
-from test_bank import specs_of
+from support.banks import specs_of
 
 from hpc_mlp.bank.bank import Bank
 from hpc_mlp.bank.dropout import StepPlace

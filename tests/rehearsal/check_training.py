@@ -10,11 +10,11 @@ from unittest import mock
 
 import pytest
 import torch
-from conftest import timeless
 from device import noted
 from emulator import emulated
 from matrix import FAULTS, REAL_COMPUTE, SETTINGS, worst_difference
-from test_bank import specs_of
+from support.banks import specs_of
+from support.process import timeless
 
 from hpc_mlp.bank import step as step_module
 from hpc_mlp.errors import HpcMlpWarning

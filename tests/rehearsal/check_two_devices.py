@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import metrics, result
-from test_bank import specs_of
+from support.banks import specs_of
+from support.process import metrics, result
 
 from hpc_mlp.training.session import train_specs
 

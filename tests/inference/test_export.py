@@ -1,0 +1,275 @@
+"""`hpc-mlp export`: what is written gives the model's probabilities in other programs, and says what it is."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file
+from support.trained import SIZE, Trained, every_kind, train
+
+import hpc_mlp
+from hpc_mlp.cli import main
+from hpc_mlp.inference.card import wilson
+from hpc_mlp.inference.model import load_run
+
+NAMES = ["batchnorm-s0", "dropout-s0", "cnn-s0", "resnet18-s0", "residual-s0"]
+CLASSES = ["china", "digit", "flower"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return every_kind(tmp_path_factory.getbasetemp())
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def random_images(n: int, seed: int = 0) -> Any:
+    return np.random.default_rng(seed).integers(0, 256, (n, 3, *SIZE), dtype=np.uint8)
+
+
+def expected(run: Path, images: Any) -> Any:
+    return load_run(run).probabilities(torch.from_numpy(images)).numpy()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_onnx_gives_the_probabilities_of_the_model(trained: Trained, tmp_path: Path, name: str) -> None:
+    file = tmp_path / "model.onnx"
+    result = call("export", trained.run(name), "--out", file)
+    assert result.exit_code == 0, result.output
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (given,), (returned,) = session.get_inputs(), session.get_outputs()
+    assert (given.name, given.type, given.shape) == ("images", "tensor(uint8)", ["batch", 3, *SIZE])
+    assert (returned.name, returned.type, returned.shape) == ("probabilities", "tensor(float)", ["batch", 3])
+    about = json.loads(session.get_modelmeta().custom_metadata_map["hpc_mlp"])
+    assert about["classes"] == CLASSES and about["image_size"] == list(SIZE) and about["runs"] == [name]
+    for n in (1, 2, 7, 65):
+        images = random_images(n, n)
+        (probabilities,) = session.run(None, {"images": images})
+        assert probabilities == pytest.approx(expected(trained.run(name), images), abs=1e-5)
+        assert probabilities.sum(1) == pytest.approx(np.ones(n), abs=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(n=st.integers(1, 40), seed=st.integers(0, 2**32 - 1))
+def test_float_input_in_the_same_range(trained: Trained, n: int, seed: int) -> None:
+    run = trained.run("batchnorm-s0")
+    file = trained.root / "float.onnx"
+    if not file.exists():
+        hpc_mlp.export(run, "onnx", file, dtype="float32")
+    images = random_images(n, seed)
+    (probabilities,) = onnxruntime.InferenceSession(file).run(None, {"images": images.astype(np.float32)})
+    assert probabilities == pytest.approx(expected(run, images), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pt2_gives_the_probabilities_of_the_model(trained: Trained, tmp_path: Path, name: str) -> None:
+    file = tmp_path / "model.pt2"
+    assert call("export", trained.run(name), "--format", "pt2", "--out", file).exit_code == 0
+    extra = {"hpc_mlp.json": ""}
+    model = torch.export.load(file, extra_files=extra).module()
+    assert json.loads(extra["hpc_mlp.json"])["classes"] == CLASSES
+    for n in (1, 3, 33):
+        images = random_images(n)
+        with torch.no_grad():
+            probabilities = model(torch.from_numpy(images)).numpy()
+        assert probabilities == pytest.approx(expected(trained.run(name), images), abs=1e-6)
+
+
+def test_safetensors_holds_the_best_weights_and_all_to_use_them(trained: Trained, tmp_path: Path) -> None:
+    run, file = trained.run("dropout-s0"), tmp_path / "weights.safetensors"
+    assert call("export", run, "--format", "safetensors", "--out", file).exit_code == 0
+    weights, best = load_file(file), load_file(run / "best.safetensors")
+    assert weights.keys() == best.keys() and all(torch.equal(weights[key], best[key]) for key in best)
+    with safe_open(file, "pt") as opened:
+        about = json.loads(opened.metadata()["hpc_mlp"])
+    # By hand, from the file alone: normalise, two hidden layers, softmax.
+    images = torch.from_numpy(random_images(5))
+    mean, std = (torch.tensor(about[key]).view(3, 1, 1) for key in ("mean", "std"))
+    x = ((images / 255 - mean) / std).flatten(1)
+    layers = sorted({int(key.partition(".")[0]) for key in weights})
+    for layer in layers:
+        x = x @ weights[f"{layer}.weight"].T + weights[f"{layer}.bias"]
+        x = x.relu() if layer != layers[-1] else x.softmax(1)
+    assert about["classes"] == CLASSES
+    assert x.numpy() == pytest.approx(expected(run, images.numpy()), abs=1e-5)
+
+
+@pytest.mark.parametrize("form", ["onnx", "pt2", "safetensors"])
+def test_the_card_tells_use_data_recipe_metrics_limits(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = call("export", trained.run("batchnorm-s0"), "--format", form)
+    assert result.exit_code == 0 and (tmp_path / f"batchnorm-s0.{form}").is_file()
+    card = (tmp_path / "batchnorm-s0.md").read_text()
+    assert [line for line in card.splitlines() if line.startswith("## ")] == [
+        "## Use", "## Data", "## Recipe", "## Metrics", "## Limits",
+    ]  # fmt: skip
+    test = json.loads((trained.run("batchnorm-s0") / "result.json").read_text())["test"]
+    digest = json.loads((trained.shards / "manifest.json").read_text())["digest"]
+    for text in (
+        f"accuracy {100 * test['accuracy']:.1f} %", "72 train, 18 val, 36 test", "all.zip", digest,
+        "| `model.hidden` | `[16, 8]` |", "| `train.epochs` | `1` |", "china, digit, flower", "10×12",
+    ):  # fmt: skip
+        assert text in card
+    for row in test["per_class"]:
+        assert f"| {row['class']} | {row['support']} | {100 * row['precision']:.1f} |" in card
+    assert str(trained.root) not in card  # no paths of this machine
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
+    names: dict[str, Any] = {}
+    exec(code, names)  # the example must run as it stands
+    if form == "safetensors":
+        assert names["about"]["classes"] == CLASSES and "0.weight" in names["weights"]
+    else:
+        assert names["classes"] == CLASSES and names["probabilities"].shape == (1, 3)
+
+
+@given(n=st.integers(1, 100_000), share=st.floats(0, 1))
+def test_wilson_is_the_interval_of_statsmodels(n: int, share: float) -> None:
+    from statsmodels.stats.proportion import proportion_confint
+
+    hits = round(n * share)
+    assert wilson(hits / n, n, 1.959963984540054) == pytest.approx(
+        proportion_confint(hits, n, method="wilson"), abs=1e-9
+    )
+
+
+def test_nothing_is_replaced_unasked(trained: Trained, tmp_path: Path) -> None:
+    file = tmp_path / "m.safetensors"
+    (tmp_path / "m.md").write_text("my notes")
+    command = ("export", trained.run("cnn-s0"), "--format", "safetensors", "--out", file)
+    result = call(*command)
+    assert result.exit_code == 2 and "m.md exists" in result.stderr and not file.exists()
+    assert call(*command, "--overwrite").exit_code == 0
+    assert "# cnn-s0" in (tmp_path / "m.md").read_text()
+    result = call("export", trained.run("cnn-s0"), "--out", tmp_path / "x.md")
+    assert result.exit_code == 2 and "another suffix" in result.stderr
+
+
+def test_two_formats_have_two_cards(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for form in ("safetensors", "pt2"):
+        assert call("export", trained.run("batchnorm-s0"), "--format", form).exit_code == 0
+    assert '"batchnorm-s0.safetensors"' in (tmp_path / "batchnorm-s0.md").read_text()
+    assert '"batchnorm-s0.pt2"' in (tmp_path / "batchnorm-s0.pt2.md").read_text()
+    for form in ("safetensors", "pt2"):
+        again = call("export", trained.run("batchnorm-s0"), "--format", form)
+        assert again.exit_code == 2 and "exists" in again.stderr
+    assert (
+        call("export", trained.run("batchnorm-s0"), "--format", "safetensors", "--overwrite").exit_code == 0
+    )
+    assert '"batchnorm-s0.safetensors"' in (tmp_path / "batchnorm-s0.md").read_text()
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+HOSTILE = "<img src=x onerror=alert(1)>[a](javascript:b)|`c`*d*\x1b]52;c;x\x07\u202e\n# e"
+
+
+def test_names_in_a_card_are_names(trained: Trained, tmp_path: Path) -> None:
+    """A received run: whatever its files say is neither HTML nor Markdown nor anything that acts on a terminal."""
+    folder = shutil.copytree(trained.run("batchnorm-s0"), tmp_path / "run")
+    config, result = (json.loads((folder / name).read_text()) for name in ("config.json", "result.json"))
+    config["dataset"] |= {"classes": [HOSTILE, "<script>", "a"], "source": HOSTILE, "encoding": "png"}
+    config |= {"variant": HOSTILE, "versions": {HOSTILE: HOSTILE}, "device": HOSTILE}
+    for row in result["test"]["per_class"]:
+        row["class"] = HOSTILE
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "result.json").write_text(json.dumps(result))
+    assert (
+        call("export", folder, "--format", "safetensors", "--out", tmp_path / "m.safetensors").exit_code == 0
+    )
+    card = (tmp_path / "m.md").read_text()
+    assert "\n# e" not in card
+    # What stands between backticks is shown as it is.
+    card = re.sub(r"(?<![`\\])(`+)(?!`).*?(?<!`)\1(?!`)", "", card)
+    assert not re.search(r"<(img|script)|(?<!\\)\[a\]|[\x00-\x09\x0b-\x1f\u202e]", card), card
+    rows = [line for line in card.splitlines() if line.startswith("| ") and "onerror" in line]
+    assert len(rows) == 3 and all(len(re.findall(r"(?<!\\)\|", row)) == 6 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "why"),
+    [
+        ("result.json", {"test": {"accuracy": 1}}, "result.json (test.num_images"),
+        ("result.json", {"best_val_loss": "low"}, "result.json (best_val_loss"),
+        ("config.json", {"dataset": {}}, "config.json (dataset.digest"),
+        ("config.json", {"dataset": {"digest": "d", "classes": ["a"], "image_size": [10**30, 1], "channels": 3}},
+         "config.json (dataset.image_size.0"),
+        ("config.json", {"config": {"model": {"hidden": [10**30]}}}, "config.json (config: an integer is too large"),
+        ("config.json", {"config": {"model": {"hidden": [10**15]}}}, "does not fit the model in config.json"),
+        ("config.json", {"config": {"model": {"kind": "nothing"}}}, "model.kind 'nothing'"),
+        ("config.json", {"config": {"modle": {}}}, "Did you mean 'model'?"),
+    ],
+)  # fmt: skip
+def test_files_that_do_not_hold_what_they_should_are_one_message(
+    trained: Trained, tmp_path: Path, file: str, change: dict[str, Any], why: str
+) -> None:
+    folder = shutil.copytree(trained.run("batchnorm-s0"), tmp_path / "run")
+    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | change))
+    result = call("export", folder, "--format", "safetensors", "--out", tmp_path / "m.safetensors")
+    assert isinstance(result.exception, SystemExit) and result.exit_code in (1, 2)
+    assert why in result.stderr and result.stderr.count("\n") < 3, result.stderr
+
+
+def test_a_card_of_an_older_run_says_what_it_knows(trained: Trained, tmp_path: Path) -> None:
+    folder = shutil.copytree(trained.run("batchnorm-s0"), tmp_path / "run")
+    config, result = (json.loads((folder / name).read_text()) for name in ("config.json", "result.json"))
+    for key in ("num_parameters", "versions", "device", "plugins", "pretrained_sha256"):
+        config.pop(key)
+    for key in ("stopped", "best_val_accuracy", "num_parameters"):
+        result.pop(key)
+    result["best_val_loss"] = None
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "result.json").write_text(json.dumps(result))
+    assert (
+        call("export", folder, "--format", "safetensors", "--out", tmp_path / "m.safetensors").exit_code == 0
+    )
+    card = (tmp_path / "m.md").read_text()
+    assert "an unknown number of parameters" in card and "an unknown device" in card and "not finite" in card
+
+
+def test_without_the_extra_packages_the_message_says_what_to_install(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    result = call("export", trained.run("cnn-s0"), "--out", tmp_path / "m.onnx")
+    assert result.exit_code == 2 and "pip install 'hpc-mlp[export]'" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_cannot_be_traced_is_failed_work(trained: Trained, tmp_path: Path) -> None:
+    (tmp_path / "odd.py").write_text(
+        "import torch\nfrom torch import nn\nfrom hpc_mlp.models.registry import register\n"
+        "class Odd(nn.Linear):\n"
+        "    def forward(self, x):\n"
+        "        y = super().forward(x.flatten(1))\n"
+        "        return y if float(y.detach().sum()) > 0 else y * 1.0\n"
+        f"@register('odd')\ndef odd(config, shape, k):\n    return Odd({3 * SIZE[0] * SIZE[1]}, k)\n"
+    )
+    (tmp_path / "odd.toml").write_text('plugins = ["odd.py"]\n[model]\nkind = "odd"\n')
+    (run,) = train(trained.root, str(tmp_path / "odd.toml"))
+    for form in ("onnx", "pt2"):
+        result = call("export", run.path, "--format", form, "--out", tmp_path / f"odd.{form}")
+        assert result.exit_code == 1 and result.stderr.count("\n") == 1, result.stderr
+        assert "cannot be exported" in result.stderr and not (tmp_path / f"odd.{form}").exists()
+    assert (
+        call("export", run.path, "--format", "safetensors", "--out", tmp_path / "odd.safetensors").exit_code
+        == 0
+    )

@@ -1,0 +1,87 @@
+"""What the training process does with memory: what it has freed, and what its imports hold."""
+
+from __future__ import annotations
+
+import gc
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.process import environment
+
+from hpc_mlp.machine.command_line import importing
+
+LOOP = """
+import ctypes, resource
+{first}
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.memset.argtypes, libc.free.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t], [ctypes.c_void_p]
+for step in range(40):
+    if step == 20:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    pieces = [libc.malloc(24_000_000) for _ in range(3)]
+    for piece in pieces:
+        libc.memset(piece, 1, 24_000_000)
+    for piece in pieces:
+        libc.free(piece)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+KEEP = "from hpc_mlp.machine.pinned_memory import keep_freed_memory; keep_freed_memory()"
+
+
+def page_faults(first: str) -> int:
+    """Of 20 steps that each ask for the same 72 MB: more than twice the largest piece, which glibc keeps by default."""
+    done = subprocess.run([sys.executable, "-c", LOOP.format(first=first)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc is what is set up here")
+def test_steps_take_the_memory_that_the_last_one_freed() -> None:
+    assert page_faults("") > 20 * 72_000_000 / 4096 / 2  # else there is nothing to be won
+    assert page_faults(KEEP) < 1000
+
+
+def test_what_imports_make_is_never_searched_for_garbage() -> None:
+    before = gc.get_freeze_count()
+    with pytest.raises(ImportError), importing():
+        assert not gc.isenabled()
+        modules = [[[]] for _ in range(1000)]
+        raise ImportError
+    try:
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > before + len(modules)
+    finally:
+        gc.unfreeze()
+
+
+# "hg" in smaps: of this part of the memory, pages of 2 MB are asked for.
+SHOW = "; print(' hg' in open('/proc/self/smaps').read(), flush=True)"
+HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(
+    not HUGE.exists() or "[madvise]" not in HUGE.read_text() or platform.libc_ver() < ("glibc", "2.35"),
+    reason="glibc's malloc from 2.35 on, and a kernel that gives huge pages to who asks",
+)
+def test_training_asks_for_huge_pages(tmp_path: Path) -> None:
+    """In the processes that a command starts by glibc, in its own by torch; not against the user's word."""
+    (tmp_path / "rank.py").write_text(f"memory = bytearray(64 << 20){SHOW}")
+    ranks = "from hpc_mlp.launch.spawn import run_processes; run_processes('rank', [], 2, threads=1)"
+    alone = (
+        "from hpc_mlp.machine.command_line import importing\nwith importing(): import torch\n"
+        f"memory = torch.zeros(16 << 20){SHOW}"
+    )
+    own = environment() | {"PYTHONPATH": f"{tmp_path}:{environment()['PYTHONPATH']}"}
+    for script, more, seen in [
+        (ranks, {}, ["True", "True"]),
+        (ranks, {"GLIBC_TUNABLES": ""}, ["False", "False"]),
+        (alone, {}, ["True"]),
+    ]:
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=own | more, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.split() == seen

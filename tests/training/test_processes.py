@@ -1,0 +1,180 @@
+"""Several processes: the same results as one, whether runs are dealt out or batches are split."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support.process import Cli, command, environment, metrics, num_correct, result, run_process, timeless
+
+SMALL = ("--cpu", "--set", "model.hidden=[32,16]", "--set", "train.epochs=2")
+FOUR = ("baseline", "dropout", "batchnorm", "dropout_batchnorm")
+
+
+@pytest.fixture(scope="module")
+def alone(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The four variants in one process, in batches of 33: no number of processes divides all of them."""
+    runs = tmp_path_factory.mktemp("alone")
+    done = run_process(command("train", digits, "--runs", runs, *SMALL, "--set", "train.batch_size=33"))
+    assert done.returncode == 0, done.stderr
+    return runs
+
+
+def check_close(runs: Path, alone: Path, variants: tuple[str, ...] = FOUR, rel: float = 1e-4) -> None:
+    for variant in variants:
+        one, other = runs / f"{variant}-s0", alone / f"{variant}-s0"
+        assert len(metrics(one)) == len(metrics(other))
+        for mine, theirs in zip(metrics(one), metrics(other), strict=True):
+            assert mine["train_loss"] == pytest.approx(theirs["train_loss"], rel=rel), variant
+            assert mine["val_loss"] == pytest.approx(theirs["val_loss"], rel=rel), variant
+        assert result(one)["test"]["num_images"] == result(other)["test"]["num_images"] == 179
+        assert abs(num_correct(one) - num_correct(other)) <= 1
+
+
+@pytest.mark.slow
+def test_accelerate_launch_gives_the_table_of_one_process(digits: Path, alone: Path, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launch += ["--main_process_port", str(port), "-m", "hpc_mlp.train"]
+    done = run_process([*launch, str(digits), "--runs", str(tmp_path / "runs"), *SMALL[1:],
+                        "--set", "train.batch_size=33"])  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    check_close(tmp_path / "runs", alone)
+    assert done.stdout.count("seeds  parameters") == 1  # one table
+    # two banks of two: the runs were dealt out
+    assert [result(tmp_path / "runs" / f"{v}-s0")["bank_size"] for v in FOUR] == [2] * 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
+def test_split_batches_give_the_losses_of_one_process(
+    digits: Path, alone: Path, tmp_path: Path, processes: int
+) -> None:
+    done = run_process(command("train", digits, "--runs", tmp_path, *SMALL, "--set", "train.batch_size=33",
+                               "--parallel", "data", "--processes", processes))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    check_close(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_more_processes_than_runs(digits: Path, alone: Path, tmp_path: Path) -> None:
+    done = run_process(command("train", digits, "--runs", tmp_path, *SMALL, "--set", "train.batch_size=33",
+                               "--variants", "batchnorm,dropout", "--processes", 3))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    check_close(tmp_path, alone, ("batchnorm", "dropout"))
+    assert [result(tmp_path / f"{v}-s0")["bank_size"] for v in ("batchnorm", "dropout")] == [2, 2]
+
+
+@pytest.mark.slow
+def test_split_batches_with_everything_on(digits: Path, tmp_path: Path, cli: Cli) -> None:
+    """Clipping, smoothing, class weights, averages, a model beside the stack, and a last batch of one image."""
+    settings = (*SMALL, "--set", "optim.clip_norm=0.5", "--set", "train.label_smoothing=0.1",
+                "--set", "train.class_weights=balanced", "--set", "train.ema=0.9",
+                "--set", f"train.batch_size={rest_one(digits)}",
+                "--variants", "batchnorm,dropout_l2,cnn", "--set", "model.channels=[4,8]")  # fmt: skip
+    assert cli("train", digits, "--runs", tmp_path / "one", *settings).exit_code == 0
+    done = run_process(command("train", digits, "--runs", tmp_path / "two", *settings, "--parallel", "data",
+                               "--processes", 2))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    check_close(tmp_path / "two", tmp_path / "one", ("batchnorm", "dropout_l2", "cnn"))
+
+
+def rest_one(shards: Path) -> int:
+    from hpc_mlp.data.manifest import Manifest
+
+    images = Manifest.load(shards).split("train").num_images
+    return next(size for size in range(40, images) if images % size == 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first, second", [(2, 1), (1, 2)])
+def test_stopped_and_resumed_with_split_batches(
+    digits: Path, alone: Path, tmp_path: Path, first: int, second: int
+) -> None:
+    """SIGTERM leaves a checkpoint on all processes' behalf; any number of them goes on from there."""
+    settings = (
+        *SMALL,
+        "--set",
+        "train.batch_size=33",
+        "--parallel",
+        "data",
+        "--variants",
+        "batchnorm,dropout",
+    )
+    arguments = ["train", digits, "--runs", tmp_path, *settings, "--set", "train.checkpoint_every=5 steps"]
+    process = subprocess.Popen(command(*arguments, "--processes", first), env=environment(),
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    deadline = time.monotonic() + 90
+    while not (tmp_path / "dropout-s0" / "last.ckpt").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    # fast machines may have finished before the signal arrived
+    assert process.returncode in (143, 0), errors
+    done = run_process(command(*arguments, "--processes", second))
+    assert done.returncode == 0, done.stderr
+    check_close(tmp_path, alone, ("batchnorm", "dropout"))
+
+
+@pytest.mark.slow
+def test_killed_with_split_batches_the_bits_are_the_same(digits: Path, tmp_path: Path) -> None:
+    """The same number of processes: metrics to the last digit, weights to the last bit."""
+    settings = (*SMALL, "--set", "train.batch_size=33", "--parallel", "data", "--variants", "batchnorm,dropout",
+                "--processes", 2, "--set", "train.checkpoint_every=5 steps")  # fmt: skip
+    done = run_process(command("train", digits, "--runs", tmp_path / "whole", *settings))
+    assert done.returncode == 0, done.stderr
+    process = subprocess.Popen(command("train", digits, "--runs", tmp_path / "cut", *settings),
+                               env=environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+                               start_new_session=True)  # fmt: skip
+    deadline = time.monotonic() + 90
+    while not (tmp_path / "cut" / "dropout-s0" / "last.ckpt").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.001)
+    kill_family(process.pid)
+    process.communicate()
+    done = run_process(command("train", digits, "--runs", tmp_path / "cut", *settings))
+    assert done.returncode == 0, done.stderr
+    for variant in ("batchnorm", "dropout"):
+        cut, whole = tmp_path / "cut" / f"{variant}-s0", tmp_path / "whole" / f"{variant}-s0"
+        assert timeless(cut) == timeless(whole)
+        assert (cut / "best.safetensors").read_bytes() == (whole / "best.safetensors").read_bytes()
+
+
+def kill_family(pid: int) -> None:
+    import psutil
+
+    parent = psutil.Process(pid)
+    for process in [*parent.children(recursive=True), parent]:
+        os.kill(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_max_seconds_means_the_same_to_all_processes(digits: Path, tmp_path: Path) -> None:
+    done = run_process(command("train", digits, "--runs", tmp_path, *SMALL[:3], "--variants", "baseline",
+                               "--set", "train.epochs=500", "--set", "train.max_seconds=0.5", "--parallel", "data",
+                               "--set", "train.early_stopping=false", "--processes", 2))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    outcome = result(tmp_path / "baseline-s0")
+    assert outcome["stopped"] == "max_seconds" and outcome["epochs_run"] == len(
+        metrics(tmp_path / "baseline-s0")
+    )
+
+
+@pytest.mark.slow
+def test_wrong_input_is_said_once(tmp_path: Path) -> None:
+    done = run_process(
+        command("train", tmp_path / "nowhere", "--runs", tmp_path / "runs", "--cpu", "--processes", 2)
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("hpc-mlp:") == 1 and "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []

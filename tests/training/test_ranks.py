@@ -1,0 +1,273 @@
+"""Each rank, each phase, each signal: whoever dies, everything ends soon, says who it was, and leaves nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+from support.interrupted import wait_for
+from support.process import command, environment
+
+from hpc_mlp.runs.lease import LEASE, is_held
+
+PHASES = ("import", "rendezvous", "loading", "step", "validation", "end")
+DEATHS = ("SIGKILL", "SIGSTOP", "exit 1")  # SIGSTOP: and then SIGKILL
+RANKS = ((0, 2), (1, 3), (1, 2))  # the first, one between, the last, of so many
+SECONDS = 35  # the promise
+
+
+@dataclass
+class Started:
+    """The launcher, while process `rank` waits in its phase."""
+
+    launcher: subprocess.Popen[str]
+    folder: Path
+    rank: int
+
+    @property
+    def waiting(self) -> int:
+        return int((self.folder / "reached").read_text())
+
+    def dies(self, death: str, launcher: bool = False) -> None:
+        pid = self.launcher.pid if launcher else self.waiting
+        if death == "exit 1":
+            (self.folder / ("exit-launcher" if launcher else "exit")).touch()
+            return
+        if death == "SIGSTOP":
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(0.3)
+            assert launcher or self.launcher.poll() is None
+        os.kill(pid, signal.SIGKILL)
+
+    def ends(self, seconds: float = SECONDS) -> str:
+        """→ what it said on standard error."""
+        return self.launcher.communicate(timeout=seconds)[1]
+
+    def processes(self) -> list[int]:
+        """Those alive that were started with this folder."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                mine = f"PHASE_FOLDER={self.folder}\0".encode() in (path / "environ").read_bytes()
+                if mine and (path / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
+                    found.append(int(path.name))
+        return found
+
+    def check_nothing_is_left(self, killed_launcher: bool = False) -> None:
+        deadline = time.monotonic() + 5
+        while (left := self.left(killed_launcher)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not left
+
+    def left(self, killed_launcher: bool) -> list[object]:
+        runs = [path for path in (self.folder / "runs").glob("*") if path.is_dir()]
+        # What torch keeps there for its next start, whoever starts it, is not left over.
+        temporary = (path for path in (self.folder / "tmp").iterdir() if "torchinductor" not in path.name)
+        found = [*self.processes(), *temporary, *filter(is_held, runs)]
+        if not killed_launcher:  # then the next one that trains there tidies up
+            found += [
+                path for run in runs for path in run.iterdir() if path.name[0] == "." or path.name == LEASE
+            ]
+        return found
+
+
+@contextmanager
+def started(digits: Path, folder: Path, phase: str, rank: tuple[int, int], *words: str) -> Iterator[Started]:
+    (folder / "tmp").mkdir(parents=True)
+    number, count = rank
+    arguments = command("train", digits, "--runs", folder / "runs", "--cpu", "--variants", "baseline", "--seeds",
+                        f"0-{count - 1}", "--set", "train.epochs=2", "--set", "model.hidden=[16]", "--set",
+                        "train.checkpoint_every=3 steps", "--processes", count, *words)  # fmt: skip
+    with waiting(arguments, folder, phase, number) as process:
+        yield process
+
+
+@contextmanager
+def waiting(arguments: list[str], folder: Path, phase: str, rank: int) -> Iterator[Started]:
+    env = environment()
+    hooks = Path(__file__).parents[1] / "support" / "phases"
+    env |= {"PYTHONPATH": f"{hooks}{os.pathsep}{env['PYTHONPATH']}", "TMPDIR": str(folder / "tmp"),
+            "PHASE": phase, "PHASE_RANK": str(rank), "PHASE_FOLDER": str(folder)}  # fmt: skip
+    launcher = subprocess.Popen(arguments, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = Started(launcher, folder, rank)
+    try:
+        wait_for(folder / "reached", launcher)
+        yield process
+    finally:
+        for pid in process.processes():
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        launcher.communicate()
+
+
+def a_rank_dies(digits: Path, folder: Path, phase: str, rank: tuple[int, int], death: str) -> None:
+    # Where each batch is split, the others wait in a step; where runs are dealt out, at the end.
+    split = phase in ("step", "validation") and (RANKS.index(rank) + DEATHS.index(death)) % 2 == 0
+    with started(digits, folder, phase, rank, *["--parallel", "data"] * split) as process:
+        process.dies(death)
+        errors = process.ends()
+        how = "ended with exit code 1" if death == "exit 1" else "was killed by SIGKILL"
+        assert f"hpc-mlp: process {rank[0]} of {rank[1]} {how}" in errors
+        assert process.launcher.returncode == 1
+        process.check_nothing_is_left()
+
+
+def the_launcher_dies(digits: Path, folder: Path, phase: str, death: str) -> None:
+    with started(digits, folder, phase, RANKS[-1]) as process:
+        process.dies(death, launcher=True)
+        assert process.launcher.wait(5) == (1 if death == "exit 1" else -signal.SIGKILL)
+        (folder / "go").touch()  # one that is being imported looks for its parent when it has been
+        process.check_nothing_is_left(killed_launcher=True)
+
+
+def is_told_to_stop(digits: Path, folder: Path, phase: str, *numbers: signal.Signals) -> None:
+    with started(digits, folder, phase, RANKS[-1]) as process:
+        for number in numbers:
+            process.launcher.send_signal(number)
+            time.sleep(0.2)
+        errors = process.ends(30)
+        assert process.launcher.returncode == 128 + numbers[0]
+        assert phase == "import" or "Traceback" not in errors  # Python itself is being started
+        process.check_nothing_is_left()
+
+
+@pytest.mark.parametrize(
+    ("phase", "rank", "death"),
+    [("rendezvous", (1, 2), "SIGKILL"), ("step", (1, 2), "exit 1"), ("end", (0, 2), "SIGSTOP")],
+)
+def test_a_rank_dies(digits: Path, tmp_path: Path, phase: str, rank: tuple[int, int], death: str) -> None:
+    a_rank_dies(digits, tmp_path, phase, rank, death)
+
+
+def test_told_to_stop_in_the_rendezvous(digits: Path, tmp_path: Path) -> None:
+    is_told_to_stop(digits, tmp_path, "rendezvous", signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_a_stopped_rank_is_waited_for(digits: Path, tmp_path: Path) -> None:
+    with started(digits, tmp_path, "end", RANKS[-1]) as process:
+        os.kill(process.waiting, signal.SIGSTOP)
+        time.sleep(4)  # longer than anything else is patient
+        assert process.launcher.poll() is None
+        os.kill(process.waiting, signal.SIGCONT)
+        (tmp_path / "go").touch()
+        process.ends()
+        assert process.launcher.returncode == 0
+        process.check_nothing_is_left()
+
+
+@pytest.mark.slow
+def test_a_stopped_rank_is_killed_once_all_are_to_stop(digits: Path, tmp_path: Path) -> None:
+    with started(digits, tmp_path, "step", RANKS[-1]) as process:
+        os.kill(process.waiting, signal.SIGSTOP)
+        process.launcher.send_signal(signal.SIGTERM)
+        process.ends(30)
+        assert process.launcher.returncode == 143
+        process.check_nothing_is_left()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["rendezvous", "step", "end"])
+def test_a_rank_of_torchrun_dies(digits: Path, tmp_path: Path, phase: str) -> None:
+    (tmp_path / "tmp").mkdir()
+    arguments = command("--nproc-per-node", 2, "--standalone", "-m", "hpc_mlp.train", digits, "--runs",
+                        tmp_path / "runs", "--cpu", "--variants", "baseline", "--seeds", "0-1",
+                        "--set", "train.epochs=2", module="torch.distributed.run")  # fmt: skip
+    with waiting(arguments, tmp_path, phase, 1) as process:
+        process.dies("SIGKILL")
+        process.ends()
+        assert process.launcher.returncode == 1 and not process.processes()
+
+
+@pytest.mark.slow
+def test_dealt_out_by_torchrun_the_worst_code_counts(digits: Path, tmp_path: Path) -> None:
+    """What one process cannot write is the code of all, once the others have trained theirs to the end."""
+    arguments = command("--nproc-per-node", 2, "--standalone", "-m", "hpc_mlp.train", digits, "--runs", tmp_path,
+                        "--variants", "baseline", "--seeds", "0-1", "--set", "train.epochs=1",
+                        module="torch.distributed.run")  # fmt: skip
+    codes = []
+    for blocked in (True, False):
+        (tmp_path / "baseline-s1").mkdir(exist_ok=True)
+        blocker = tmp_path / "baseline-s1" / "metrics.jsonl"
+        if blocked:
+            blocker.mkdir()  # nothing can be written there
+        else:
+            blocker.rmdir()
+        done = subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=120)
+        codes.append(done.returncode)
+        assert (tmp_path / "baseline-s0" / "result.json").exists(), done.stderr
+    assert codes == [1, 0]
+
+
+@pytest.mark.slow
+def test_a_rank_of_accelerate_launch_dies(digits: Path, tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    arguments = command("--cpu", "--num_processes", 2, "-m", "hpc_mlp.train", digits, "--runs", tmp_path / "runs",
+                        "--variants", "baseline", "--seeds", "0-1", "--set", "train.epochs=2",
+                        module="accelerate.commands.launch")  # fmt: skip
+    with waiting(arguments, tmp_path, "step", 1) as process:
+        process.dies("SIGKILL")
+        assert "process 1 of 2 was killed by SIGKILL" in process.ends()
+        assert process.launcher.returncode == 1 and not process.processes()
+
+
+@pytest.mark.slow
+def test_a_rank_of_a_local_job_dies(digits: Path, tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    arguments = command("submit", digits, "--runs", tmp_path / "runs", "--variants", "baseline,dropout", "--per-job",
+                        "all", "--cluster", "local", "--cpu", "--set", "launch.tasks_per_node=2", "--wait",
+                        "--set", "train.epochs=2")  # fmt: skip
+    with waiting(arguments, tmp_path, "step", 1) as process:
+        process.dies("SIGKILL")
+        errors = process.ends()
+        assert process.launcher.returncode == 1 and "exit code 1" in errors
+        logs = [path.read_text() for path in (tmp_path / "runs").glob(".launch/*/logs/0.log")]
+        assert "process 1 of 2 was killed by SIGKILL" in logs[0]
+        assert not process.processes()
+
+
+@pytest.mark.slow
+def test_every_rank_in_every_phase(digits: Path, tmp_path: Path) -> None:
+    cells = [(phase, rank, death) for phase in PHASES for rank in RANKS for death in DEATHS]
+    two_at_a_time([partial(a_rank_dies, digits, tmp_path / str(i), *cell) for i, cell in enumerate(cells)])
+
+
+@pytest.mark.slow
+def test_the_launcher_in_every_phase(digits: Path, tmp_path: Path) -> None:
+    two_at_a_time(
+        [
+            partial(the_launcher_dies, digits, tmp_path / f"{phase}{death}", phase, death)
+            for phase in PHASES
+            for death in DEATHS
+        ]
+    )
+
+
+@pytest.mark.slow
+def test_told_to_stop_in_every_phase(digits: Path, tmp_path: Path) -> None:
+    signals = ([signal.SIGTERM], [signal.SIGINT], [signal.SIGINT, signal.SIGINT])
+    two_at_a_time(
+        [
+            partial(is_told_to_stop, digits, tmp_path / f"{phase}{i}", phase, *numbers)
+            for phase in PHASES
+            for i, numbers in enumerate(signals)
+        ]
+    )
+
+
+def two_at_a_time(cells: list[partial[None]]) -> None:
+    """While one waits, the other imports."""
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(cell) for cell in cells]
+    problems = {cell.args[2:]: error for cell, future in zip(cells, futures, strict=True)
+                if (error := future.exception())}  # fmt: skip
+    assert not problems
