@@ -30,9 +30,9 @@ by_option = click.option(
     "would take for a formula begin with '.",
 )
 @by_option
-@click.option("--sort", metavar="COLUMN", help="Sort the rows: metrics best first, else smallest first.")
+@click.option("--sort", metavar="COLUMN", help="Sort: metrics best first, the rest smallest first.")
 @detect_option
-@click.option("--columns", metavar="A,B,…", help="Show these columns only, named as in --format json.")
+@click.option("--columns", metavar="A,B,…", help="Show these columns only: names of --format json.")
 def table(
     runs: Path, form: str, by: str | None, sort: str | None, detect: float, columns: str | None
 ) -> None:
@@ -84,8 +84,8 @@ def table(
 def report(runs: Path, shards: Path | None, out: Path | None, by: str | None, detect: float) -> None:
     """Write one HTML page with plots of all runs, and the plots as PNG and SVG in RUNS/figures.
 
-    The page is one file without scripts or network access: mail it, or open it from disk. Failed and
-    unfinished runs are shown as far as they went.
+    The page is one file without scripts or network access: mail it, or open it from disk. Failed
+    and unfinished runs are shown as far as they went.
 
     \b
     hpc-mlp report runs
@@ -94,8 +94,8 @@ def report(runs: Path, shards: Path | None, out: Path | None, by: str | None, de
     from hpc_mlp.files.wrong_path import want_runs
 
     want_runs(runs, "report")
-    # We only write files. A notebook's kernel names a backend that another environment may lack, and
-    # matplotlib would stop at its import.
+    # We only write files. A notebook's kernel names a backend that another environment may lack,
+    # and matplotlib would stop at its import.
     os.environ["MPLBACKEND"] = "agg"
     from hpc_mlp.reporting.page import write_report
     from hpc_mlp.reporting.summary import summarise

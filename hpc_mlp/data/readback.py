@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from hpc_mlp.data.cache import are_counted
 from hpc_mlp.data.decode import Pixels
 from hpc_mlp.data.manifest import NAME, Manifest
-from hpc_mlp.data.shards import open_shard
+from hpc_mlp.data.shards import OpenShard, open_shard
 from hpc_mlp.errors import UserError, printable
 
 _CELL, _GAP, _LABEL = 72, 4, 150  # pixels
@@ -48,22 +49,29 @@ def contact_sheet(folder: Path, manifest: Manifest, file: Path) -> str:
     """A PNG with a row of training images for each class."""
     classes = manifest.classes[:_MAX_CLASSES]
     found: list[list[Image.Image]] = [[] for _ in classes]
-    wanted = [min(_PER_CLASS, count) for count in manifest.split("train").class_counts[:_MAX_CLASSES]]
-    for shard in manifest.split("train").shards:
+    for shard, row, label in first_of_each(folder, manifest, len(classes), _PER_CLASS):
+        found[label].append(_fitted(shard.image(row, manifest)))
+    save_png(_draw(found, classes), file)
+    all_of = len(manifest.classes)
+    more = f" ({len(classes)} of {all_of} classes)" if len(classes) < all_of else ""
+    return f"contact sheet{more}: {file}"
+
+
+def first_of_each(
+    folder: Path, manifest: Manifest, num_classes: int, each: int, most_shards: int | None = None
+) -> Iterator[tuple[OpenShard, int, int]]:
+    """(shard, row, label) of the first `each` training images of every one of the first `num_classes`
+    classes, in shard order; no shard is opened after the last of them. UserError where one is gone."""
+    split = manifest.split("train")
+    left = [min(each, count) for count in split.class_counts[:num_classes]]
+    for shard in split.shards[:most_shards]:
+        if not any(left):
+            break
         with closing(open_shard(folder, shard, len(manifest.classes), verify=False)) as opened:
             for row, label in enumerate(opened.index.labels.tolist()):
-                if label < len(found) and len(found[label]) < wanted[label]:
-                    found[label].append(_fitted(opened.image(row, manifest)))
-        if all(len(images) >= number for images, number in zip(found, wanted, strict=True)):
-            break
-    sheet = _draw(found, classes)
-    save_png(sheet, file)
-    more = (
-        f" ({len(classes)} of {len(manifest.classes)} classes)"
-        if len(classes) < len(manifest.classes)
-        else ""
-    )
-    return f"contact sheet{more}: {file}"
+                if label < num_classes and left[label]:
+                    left[label] -= 1
+                    yield opened, row, label
 
 
 def save_png(image: Image.Image, file: Path) -> None:

@@ -1,8 +1,9 @@
 """The page's sections on test results: confusion, classes, probabilities, weights; mostly of one
-run, which was chosen on validation data. Plain data for `page.html.j2`; None where there is
-none."""
+run, which was chosen on validation data. Plain data for `page.html.j2`."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import numpy as np
 
@@ -37,31 +38,22 @@ def sections(context: Context) -> dict[str, Json]:
 
 
 def confusions(context: Context) -> Json:
-    run, names, folder = context.run, context.dataset.classes, context.folder
+    run, names = context.run, context.dataset.classes
+    draw = partial(confusion.confusion_panel, classes=names, folder=context.folder)
     if run is None or run.test is None:
         return {"panels": []}
     counts = np.asarray(run.test.confusion_matrix)
-    shares = confusion.confusion_panel(
-        counts,
-        names,
-        folder,
-        "confusion_normalised",
-        f"{run.name}: % of the true class",
-        shares=True,
-    )
-    images = confusion.confusion_panel(
-        counts, names, folder, "confusion_counts", f"{run.name}: images", small=shares.wide
-    )
+    title = f"{run.name}: % of the true class"
+    shares = draw(counts, name="confusion_normalised", title=title, shares=True)
+    title = f"{run.name}: images"
+    images = draw(counts, name="confusion_counts", title=title, small=shares.wide)
     others = []
     for group in drawable(context.groups, MOST_MATRICES):
         other = group.chosen
         if other is not None and other.test is not None and other.name != run.name:
             matrix, name = np.asarray(other.test.confusion_matrix), f"confusion_{group.slug}"
-            others.append(
-                confusion.confusion_panel(
-                    matrix, names, folder, name, f"{other.name}: %", shares=True, small=True
-                )
-            )
+            title = f"{other.name}: %"
+            others.append(draw(matrix, name=name, title=title, shares=True, small=True))
     pairs = confusion.confused_pairs(counts, MOST_PAIRS)
     rows = [(names[t], names[p], f"{n:,}", f"{100 * share:.1f} %") for t, p, n, share in pairs]
     return {"panels": [shares, images], "pairs": rows, "others": others}

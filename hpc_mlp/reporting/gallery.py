@@ -14,6 +14,7 @@ from PIL import Image
 
 from hpc_mlp.data.decode import Pixels, decode_whole
 from hpc_mlp.data.manifest import Manifest
+from hpc_mlp.data.readback import first_of_each
 from hpc_mlp.data.shards import OpenShard, open_shard
 from hpc_mlp.errors import RejectError, UserError
 from hpc_mlp.reporting import figures
@@ -24,15 +25,15 @@ from hpc_mlp.reporting.predictions import RunPredictions
 MEDIA = {b"\x89PNG": "image/png", b"\xff\xd8": "image/jpeg"}
 # Pixels of a side; larger images (shards may hold the original files) go into the page reduced.
 LARGEST = 160
+# Shards that are looked through for samples of every class: one may be all of one class.
+MOST_SHARDS = 4
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a shard. `index` counts the split's samples in shard order; `pixels`: uint8
-    [H, W, 3], at most `LARGEST` high and wide; `file`: the image file where it has these very
-    pixels, else empty."""
+    """One image of a shard. `pixels`: uint8 [H, W, 3], at most `LARGEST` high and wide; `file`: the
+    image file where it has these very pixels, else empty."""
 
-    index: int
     label: int
     pixels: Pixels
     file: bytes
@@ -58,32 +59,33 @@ def read_samples(
         here = [index for index in indices if start <= index < start + shard.num_images]
         if here:
             with closing(open_shard(folder, shard, len(manifest.classes), verify=False)) as opened:
-                found |= {index: _sample(opened, manifest, index, index - start) for index in here}
+                found |= {index: _sample(opened, manifest, index - start) for index in here}
         start += shard.num_images
     return found
 
 
-def _sample(shard: OpenShard, manifest: Manifest, index: int, row: int) -> Sample:
+def _sample(shard: OpenShard, manifest: Manifest, row: int) -> Sample:
     """The `row`-th of the shard. Decoded as for training: a decoder that starts a program gets
     nothing to see."""
     file, label = shard.encoded(row), int(shard.index.labels[row])
     if manifest.encoding == "original":
         try:
-            return Sample(index, label, decode_whole(file, LARGEST, manifest.max_pixels), b"")
+            return Sample(label, decode_whole(file, LARGEST, manifest.max_pixels), b"")
         except RejectError as error:
             raise UserError(f"image {row} of {shard.name} cannot be decoded ({error}).") from None
     pixels = shard.image(row, manifest)
     image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).convert("RGB")
     fits = max(image.size) <= LARGEST
     image.thumbnail((LARGEST, LARGEST))
-    return Sample(index, label, np.asarray(image), file if fits else b"")
+    return Sample(label, np.asarray(image), file if fits else b"")
 
 
 @dataclass(frozen=True)
 class Mistake:
     """A test image taken for another class with this probability, and how many of the runs erred on
-    it."""
+    it. `index` counts the test images in shard order."""
 
+    index: int
     sample: Sample
     predicted: int
     probability: float
@@ -117,26 +119,17 @@ def confident_mistakes(
             raise UserError(f"the test images in {folder} are not in the order of the predictions.")
         erring = sum(bool(wrong[index]) for wrong in each_wrong)
         label, probability = int(labels[index]), float(confidence[index])
-        mistakes.append(Mistake(sample, label, probability, erring, len(others)))
+        mistakes.append(Mistake(index, sample, label, probability, erring, len(others)))
     return mistakes
 
 
 def class_samples(folder: Path, manifest: Manifest, each: int, most: int) -> list[Sample]:
     """Up to `each` training images of a class, `most` in all, by class, out of the first shards."""
-    split = manifest.split("train")
     num_classes = min(len(manifest.classes), most)
     each = max(1, min(each, most // max(1, num_classes)))
-    found: dict[int, list[Sample]] = {label: [] for label in range(num_classes)}
-    start = 0
-    for shard in split.shards[:4]:
-        if all(len(samples) == each for samples in found.values()):
-            break
-        with closing(open_shard(folder, shard, len(manifest.classes), verify=False)) as opened:
-            for row, label in enumerate(opened.index.labels.tolist()):
-                if len(found.get(label, range(each))) < each:
-                    found[label].append(_sample(opened, manifest, start + row, row))
-        start += shard.num_images
-    return [sample for samples in found.values() for sample in samples]
+    picked = first_of_each(folder, manifest, num_classes, each, MOST_SHARDS)
+    samples = [_sample(shard, manifest, row) for shard, row, _ in picked]
+    return sorted(samples, key=lambda sample: sample.label)
 
 
 def image_grid(

@@ -47,7 +47,8 @@ def read_predictions(run: Run) -> RunPredictions | None:
         _check(found, run)
     except FileNotFoundError:
         return None
-    except Exception as error:  # zipfile, numpy and zlib each have errors of their own
+    # zipfile, numpy and zlib each have errors of their own.
+    except Exception as error:
         raise damaged(
             path, str(error) or type(error).__name__, "Delete the run folder and train again."
         ) from None

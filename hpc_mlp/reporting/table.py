@@ -51,10 +51,10 @@ def print_summary(summary: Summary, console: Console, columns: Sequence[str] | N
     console.print(table, *(("", against) if against else ()))
     console.width = width
     for style, lines in (("", summary.sentences), ("dim", asides)):
-        for i, line in enumerate(lines):  # piped, a line is a line: somebody greps it
-            console.print(
-                *([""] if i == 0 else []), Text(safe(line), style), sep="\n", soft_wrap=not terminal
-            )
+        # Piped, a line is a line: somebody greps it.
+        for i, line in enumerate(lines):
+            above = [""] if i == 0 else []
+            console.print(*above, Text(safe(line), style), sep="\n", soft_wrap=not terminal)
 
 
 def fit(
@@ -69,10 +69,8 @@ def fit(
     for count, fold in attempts:
         dropped = expendable[:count]
         kept = [name for name in names if name not in dropped]
-        if (
-            not console.is_terminal
-            or _width(rich_table(summary, kept, fold, False), console) <= console.width
-        ):
+        table = rich_table(summary, kept, fold, False)
+        if not console.is_terminal or _width(table, console) <= console.width:
             break
     return kept, fold, dropped
 
@@ -132,9 +130,7 @@ def as_markdown(summary: Summary, columns: Sequence[str] | None = None) -> str:
     lines = _markdown_head([column.title for column in shown], [column.left for column in shown])
     for row in summary.rows:
         cells = [markdown(column.cell(row)) for column in shown]
-        lines.append(
-            _markdown_line([f"**{cell}**" if row.best and cell else cell for cell in cells])
-        )
+        lines.append(_markdown_line(f"**{cell}**" if row.best and cell else cell for cell in cells))
     titles, *against = ([] if compares(columns) else comparison_cells(summary)) or [[]]
     if titles:
         lines += ["", *_markdown_head(titles, [True])]
@@ -145,10 +141,8 @@ def as_markdown(summary: Summary, columns: Sequence[str] | None = None) -> str:
 
 def _markdown_head(titles: Sequence[str], left: Sequence[bool]) -> list[str]:
     sides = [*left, *[False] * (len(titles) - len(left))]
-    return [
-        _markdown_line(map(markdown, titles)),
-        "|" + "|".join(":---" if side else "---:" for side in sides) + "|",
-    ]
+    rule = "|" + "|".join(":---" if side else "---:" for side in sides) + "|"
+    return [_markdown_line(map(markdown, titles)), rule]
 
 
 def _markdown_line(cells: Iterable[str]) -> str:

@@ -26,7 +26,8 @@ def first_layer(run: Run) -> Array | None:
         return None
     try:
         with safe_open(path, framework="numpy") as file:
-            weight = file.get_tensor("0.weight") if "0.weight" in file.keys() else None  # noqa: SIM118
+            names = list(file.keys())
+            weight = file.get_tensor("0.weight") if "0.weight" in names else None
     except (SafetensorError, OSError) as error:
         raise damaged(path, str(error), "Delete the run folder and train again.") from None
     shape = (run.config.dataset.channels, *run.config.dataset.image_size)

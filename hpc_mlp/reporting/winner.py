@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_mlp.errors import RunError
-from hpc_mlp.reporting.groups import Group, diverged, val_loss_order
+from hpc_mlp.reporting.groups import Group, best_loss, diverged, val_loss_order
 from hpc_mlp.reporting.pooled import moments
 from hpc_mlp.reporting.predictions import read_predictions
 from hpc_mlp.runs.folder import Run
@@ -49,7 +49,7 @@ def _wins(rows: Sequence[Group]) -> tuple[list[float], str]:
     rng = np.random.default_rng(0)
     by_seed = [_by_seed(row) for row in rows]
     losses = [
-        np.array([np.mean([_loss(run) for run in runs]) for runs in seeds.values()])
+        np.array([np.mean([best_loss(run) for run in runs]) for runs in seeds.values()])
         for seeds in by_seed
     ]
     common = all(seeds.keys() == by_seed[0].keys() for seeds in by_seed)
@@ -63,33 +63,26 @@ def _wins(rows: Sequence[Group]) -> tuple[list[float], str]:
             drawn[v] += (loss[picks].mean(1) - loss.mean()) * math.sqrt(loss.size / (loss.size - 1))
     if images is not None:
         values, vectors = np.linalg.eigh(images)
-        drawn += (vectors * np.sqrt(np.maximum(values, 0.0))) @ rng.standard_normal(
-            (len(rows), DRAWS)
-        )
+        plain = rng.standard_normal((len(rows), DRAWS))
+        drawn += (vectors * np.sqrt(np.maximum(values, 0.0))) @ plain
     # Of equal ones the first, as in the table.
     counts = np.bincount(drawn.argmin(0), minlength=len(rows))
-    what = ["seeds"] * any(loss.size > 1 for loss in losses) + ["validation images"] * (
-        images is not None
-    )
+    what = ["seeds"] if any(loss.size > 1 for loss in losses) else []
+    what += ["validation images"] if images is not None else []
     return [float(count) / DRAWS for count in counts], " and ".join(what)
 
 
 def _by_seed(row: Group) -> dict[int, list[Run]]:
     found: dict[int, list[Run]] = {}
-    for run in row.runs:
-        if run.test:
-            found.setdefault(run.seed, []).append(run)
+    for run in row.tested:
+        found.setdefault(run.seed, []).append(run)
     return found
-
-
-def _loss(run: Run) -> float:
-    loss = run.result.best_val_loss if run.result else None
-    return math.inf if loss is None else loss
 
 
 def _image_covariance(rows: Sequence[dict[int, list[Run]]], common: bool) -> Floats | None:
     """Of the rows' mean validation losses [V, V]; None where the runs' predictions do not tell."""
-    num_images = _num_validation(rows[0])
+    first = next(iter(rows[0].values()))[0]
+    num_images = first.config.dataset.num_images.get("val", 0)
     losses: list[Floats] = []
     labels: NDArray[np.int64] | None = None
     for seeds in rows:
@@ -109,18 +102,13 @@ def _image_covariance(rows: Sequence[dict[int, list[Run]]], common: bool) -> Flo
     return np.cov(np.stack([loss.mean(0) for loss in losses])) / num_images
 
 
-def _num_validation(seeds: dict[int, list[Run]]) -> int:
-    run = next(iter(seeds.values()))[0]
-    return run.config.dataset.num_images.get("val", 0)
-
-
 def _test_losses(run: Run) -> tuple[Floats, NDArray[np.int64]] | None:
     """Cross entropy of every test image, and the labels."""
     try:
         found = read_predictions(run)
     except RunError:
         return None
-    if found is None or found.labels.max() >= found.probabilities.shape[1]:
+    if found is None:
         return None
     right = found.probabilities[np.arange(found.labels.size), found.labels].astype(np.float64)
     return -np.log(np.maximum(right, 1e-12)), found.labels
