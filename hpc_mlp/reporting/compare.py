@@ -4,7 +4,7 @@ reason."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Literal
@@ -131,7 +131,7 @@ def _compare_dataset(rows: Sequence[Group], detect: float) -> Compared:
     for row in rows:
         if row is not reference:
             answers[row.name], _ = _by_seed(row, labels, notes)
-    found = _all(reference.name, answers, all_pairs, detect, notes)
+    found = _Rows(answers, reference.name, all_pairs, detect, notes).compare()
     if all_pairs and found:
         count = max(c.family for c in found)
         pairs = f": p and intervals are corrected for all {count} pairs" if count > 1 else ""
@@ -148,120 +148,113 @@ def _compare_dataset(rows: Sequence[Group], detect: float) -> Compared:
     return Compared(found, list(dict.fromkeys(notes)))
 
 
-def _all(
-    reference: str, answers: Mapping[str, BySeed], all_pairs: bool, detect: float, notes: list[str]
-) -> list[Comparison]:
-    """Of each row the comparison with `reference`, tested together where they share the same seeds
-    with it."""
-    by_seeds: dict[tuple[int, ...], list[str]] = {}
-    for name in answers:
-        if name != reference and (seeds := _shared(name, reference, answers, notes)):
-            by_seeds.setdefault(seeds, []).append(name)
-    families = sum(len(seeds) > 1 for seeds in by_seeds)
-    found: dict[str, Comparison] = {}
-    for seeds, names in by_seeds.items():
-        if len(seeds) > 1:
-            tested = _pooled(reference, names, seeds, answers, families, all_pairs, detect)
-        else:
-            tested = _single(reference, names, seeds[0], answers, all_pairs)
-        found |= {c.name: c for c in tested}
-    return [found[name] for name in answers if name in found]
+@dataclass(frozen=True)
+class _Rows:
+    """What the rows of one dataset got right, by name. The others are held against `reference`;
+    `all_pairs`: it was itself chosen on the runs. `notes` grows."""
 
+    answers: dict[str, BySeed]
+    reference: str
+    all_pairs: bool
+    detect: float
+    notes: list[str]
 
-def _shared(
-    name: str, other: str, answers: Mapping[str, BySeed], notes: list[str]
-) -> tuple[int, ...]:
-    """Seeds on which two rows can be compared; none, and a note why, where there are none."""
-    own, base = answers[name], answers[other]
-    seeds = tuple(sorted(own.keys() & base.keys()))
-    if not seeds:
-        why = " have no seed in common" if own and base else ""
-        notes.append(f"{name} and {other}{why + ':' if why else ' are'} not compared.")
-    elif len(seeds) == 1 and len(own[seeds[0]]) + len(base[seeds[0]]) > 2:
-        notes.append(f"{name} and {other} share one seed, with several runs: not compared.")
-        return ()
-    return seeds
+    def compare(self) -> list[Comparison]:
+        """Of each row the comparison with the reference, tested together where they share the same
+        seeds with it."""
+        by_seeds: dict[tuple[int, ...], list[str]] = {}
+        for name in self.answers:
+            if name != self.reference and (seeds := self._shared(name)):
+                by_seeds.setdefault(seeds, []).append(name)
+        families = sum(len(seeds) > 1 for seeds in by_seeds)
+        found: dict[str, Comparison] = {}
+        for seeds, names in by_seeds.items():
+            several = len(seeds) > 1
+            tested = self._pooled(names, seeds, families) if several else self._single(names, seeds)
+            found |= {c.name: c for c in tested}
+        return [found[name] for name in self.answers if name in found]
 
+    def _shared(self, name: str) -> tuple[int, ...]:
+        """Seeds on which a row can be compared; none, and a note why, where there are none."""
+        own, base, both = self.answers[name], self.answers[self.reference], (name, self.reference)
+        seeds = tuple(sorted(own.keys() & base.keys()))
+        if not seeds:
+            why = " have no seed in common:" if own and base else " are"
+            self.notes.append(f"{' and '.join(both)}{why} not compared.")
+        elif len(seeds) == 1 and len(own[seeds[0]]) + len(base[seeds[0]]) > 2:
+            why = "share one seed, with several runs: not compared."
+            self.notes.append(f"{' and '.join(both)} {why}")
+            return ()
+        return seeds
 
-def _pooled(
-    reference: str,
-    names: Sequence[str],
-    seeds: tuple[int, ...],
-    answers: Mapping[str, BySeed],
-    families: int,
-    all_pairs: bool,
-    detect: float,
-) -> list[Comparison]:
-    """`names` with `reference`; the seeds' variance is pooled over every row that has these
-    seeds."""
-    first = [reference, *names]
-    more = [name for name, own in answers.items() if name not in first and own.keys() >= set(seeds)]
-    members = first + more
-    correct = np.stack(
-        [[np.mean(answers[name][seed], 0, np.float64) for seed in seeds] for name in members]
-    )
-    found = pooled.moments(correct)
-    pairs = [(v, 0) for v in range(1, len(names) + 1)]
-    if all_pairs:
-        pairs += [pair for pair in combinations(range(len(members)), 2) if pair[::-1] not in pairs]
-    tested = pooled.differences(found, pairs, families)
-    size = pooled.detectable(found, pairs, len(seeds), families)
-    needed = pooled.seeds_needed(found, pairs, range(len(names)), detect, families)
-    return [
-        Comparison(
-            name=name,
-            against=reference,
-            seeds=list(seeds),
-            num_images=correct.shape[2],
-            difference=float(tested.difference[c]),
-            low=float(tested.low[c]),
-            high=float(tested.high[c]),
-            p=float(tested.p[c]),
-            p_adjusted=float(tested.p_adjusted[c]),
-            test="pooled",
-            family=len(pairs) * families,
-            all_pairs=all_pairs,
-            detectable=float(size[c]),
-            seeds_needed=needed[c],
+    def _pooled(
+        self, names: Sequence[str], seeds: tuple[int, ...], families: int
+    ) -> list[Comparison]:
+        """The seeds' variance is pooled over every row that has these seeds."""
+        rows = [self.reference, *names]
+        rows += [
+            name for name, own in self.answers.items() if name not in rows and {*seeds} <= {*own}
+        ]
+        correct = np.stack(
+            [[np.mean(self.answers[name][seed], 0, np.float64) for seed in seeds] for name in rows]
         )
-        for c, name in enumerate(names)
-    ]
-
-
-def _single(
-    reference: str, names: Sequence[str], seed: int, answers: Mapping[str, BySeed], all_pairs: bool
-) -> list[Comparison]:
-    """One run each: about these trained models alone."""
-    family = math.comb(len(names) + 1, 2) if all_pairs else len(names)
-    base = answers[reference][seed][0]
-    counts = []
-    for name in names:
-        own = answers[name][seed][0]
-        counts.append((int((own & ~base).sum()), int((base & ~own).sum())))
-    p_values = [mcnemar(*count) for count in counts]
-    corrected = [min(1.0, family * p) for p in p_values] if all_pairs else holm(p_values)
-    found = []
-    for name, (gained, lost), p, p_adjusted in zip(names, counts, p_values, corrected, strict=True):
-        difference = (gained - lost) / base.size
-        ends = paired_interval(gained, lost, base.size, 1 - ALPHA / family)
-        low, high = pooled.agree(*map(np.asarray, (*ends, difference, p_adjusted < ALPHA)))
-        found.append(
+        found = pooled.moments(correct)
+        pairs = [(v, 0) for v in range(1, len(names) + 1)]
+        if self.all_pairs:
+            every = combinations(range(len(rows)), 2)
+            pairs += [pair for pair in every if pair[::-1] not in pairs]
+        tested = pooled.differences(found, pairs, families)
+        size = pooled.detectable(found, pairs, len(seeds), families)
+        needed = pooled.seeds_needed(found, pairs, range(len(names)), self.detect, families)
+        return [
             Comparison(
                 name=name,
-                against=reference,
-                seeds=[seed],
-                num_images=base.size,
-                difference=difference,
-                low=float(low),
-                high=float(high),
-                p=p,
-                p_adjusted=p_adjusted,
-                test="mcnemar",
-                family=family,
-                all_pairs=all_pairs,
+                against=self.reference,
+                seeds=list(seeds),
+                num_images=found.num_images,
+                difference=float(tested.difference[c]),
+                low=float(tested.low[c]),
+                high=float(tested.high[c]),
+                p=float(tested.p[c]),
+                p_adjusted=float(tested.p_adjusted[c]),
+                test="pooled",
+                family=len(pairs) * families,
+                all_pairs=self.all_pairs,
+                detectable=float(size[c]),
+                seeds_needed=needed[c],
             )
-        )
-    return found
+            for c, name in enumerate(names)
+        ]
+
+    def _single(self, names: Sequence[str], seeds: tuple[int, ...]) -> list[Comparison]:
+        """One run each: about these trained models alone."""
+        family = math.comb(len(names) + 1, 2) if self.all_pairs else len(names)
+        base, *others = (self.answers[name][seeds[0]][0] for name in (self.reference, *names))
+        counts = [(int((own & ~base).sum()), int((base & ~own).sum())) for own in others]
+        ps = [mcnemar(*count) for count in counts]
+        corrected = [min(1.0, family * p) for p in ps] if self.all_pairs else holm(ps)
+        found = []
+        for name, (gained, lost), p, p_adjusted in zip(names, counts, ps, corrected, strict=True):
+            difference = (gained - lost) / base.size
+            ends = paired_interval(gained, lost, base.size, 1 - ALPHA / family)
+            low, high = pooled.agree(*map(np.asarray, (*ends, difference, p_adjusted < ALPHA)))
+            found.append(
+                Comparison(
+                    name=name,
+                    against=self.reference,
+                    seeds=list(seeds),
+                    num_images=base.size,
+                    difference=difference,
+                    low=float(low),
+                    high=float(high),
+                    p=p,
+                    p_adjusted=p_adjusted,
+                    test="mcnemar",
+                    family=family,
+                    all_pairs=self.all_pairs,
+                )
+            )
+        return found
 
 
 def _by_seed(row: Group, labels: Labels | None, notes: list[str]) -> tuple[BySeed, Labels | None]:

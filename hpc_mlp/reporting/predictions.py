@@ -49,9 +49,8 @@ def read_predictions(run: Run) -> RunPredictions | None:
         return None
     # zipfile, numpy and zlib each have errors of their own.
     except Exception as error:
-        raise damaged(
-            path, str(error) or type(error).__name__, "Delete the run folder and train again."
-        ) from None
+        why = str(error) or type(error).__name__
+        raise damaged(path, why, "Delete the run folder and train again.") from None
     if not np.isfinite(found.probabilities).all():
         raise RunError(f"{path} holds probabilities that are not numbers: the run diverged.")
     return found

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from hpc_mlp.errors import UserError, unknown_name
 from hpc_mlp.reporting.cautions import majority
-from hpc_mlp.reporting.groups import STATISTICS, Group, Value
+from hpc_mlp.reporting.groups import STATISTICS, Group
 from hpc_mlp.reporting.summary import Summary
 from hpc_mlp.runs.folder import Json
 from hpc_mlp.terminal.text import csv_cell, json_text
@@ -69,9 +68,10 @@ def _record(row: Group, summary: Summary) -> Json:
     record: Json = {"variant": row.variant, **{key: row.by[key] for key in summary.by}}
     record |= {"seeds": row.seeds, "n": row.n, "parameters": row.parameters}
     for name in STATISTICS:
-        value = row.values[name] or Value(math.nan)
-        record |= {name: _finite(value.mean), f"{name}_sd": _finite(value.sd)}
-    record["best_epoch"] = _whole(record["best_epoch"])
+        value = row.values[name]
+        record |= {name: value and value.mean, f"{name}_sd": value and value.sd}
+    if record["best_epoch"] is not None and record["best_epoch"] == int(record["best_epoch"]):
+        record["best_epoch"] = int(record["best_epoch"])
     record |= {"test_images": row.test_images, "dataset": row.dataset}
     known = majority(row)
     record |= {"majority_share": known[1] if known else None}
@@ -82,14 +82,6 @@ def _record(row: Group, summary: Summary) -> Json:
         "detect": summary.detect if c else None,
         "seeds_needed": c.seeds_needed if c else None,
     }
-
-
-def _finite(x: float | None) -> float | None:
-    return x if x is not None and math.isfinite(x) else None
-
-
-def _whole(x: float | None) -> float | int | None:
-    return int(x) if x is not None and x == int(x) else x
 
 
 def chosen(summary: Summary, columns: Sequence[str] | None) -> list[Json]:
