@@ -23,11 +23,10 @@ from hpc_mlp.conversion.stats import pixel_stats
 from hpc_mlp.conversion.worker import ShardPlan, Worker
 from hpc_mlp.data.decode import ImageSpec
 from hpc_mlp.data.encode import tar_member_size
+from hpc_mlp.data.limits import SPLITS
 from hpc_mlp.data.rejects import RejectLog
 from hpc_mlp.errors import UserError
 from hpc_mlp.terminal.text import json_text
-
-SPLITS = ("train", "val", "test")
 
 
 class Assembly:

@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from hpc_mlp.conversion.archive import Names
 from hpc_mlp.conversion.near import nearest_in_earlier_split
+from hpc_mlp.data.limits import SPLITS
 from hpc_mlp.terminal.text import json_text
 
 NAME = "duplicates.jsonl"
-SPLITS = ("train", "val", "test")
 _LISTED = 1000  # so many images of a group are named
 _PREFER = np.array(
     [2, 1, 0, 3]

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from hpc_mlp.conversion import folders, tables
 from hpc_mlp.conversion.archive import SeveralSources, Source
-from hpc_mlp.conversion.reading import SPLIT_NAMES, SPLITS, Reading, natural_key
+from hpc_mlp.conversion.reading import Reading, natural_key
+from hpc_mlp.data.limits import SPLITS
 from hpc_mlp.errors import UserError, printable
 
 IMAGE_SUFFIXES = frozenset(
@@ -272,6 +273,3 @@ def check_safe(name: str, source: Source) -> None:
             f"{printable(source.label)} holds {printable(name)!r}, a name that leads out of the archive. "
             f"It is not to be trusted: get it from elsewhere, or pack the images again."
         )
-
-
-assert set(SPLIT_NAMES.values()) == set(range(len(SPLITS)))

@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from hpc_mlp.conversion.archive import Source
 from hpc_mlp.conversion.folders import split_of_folders
-from hpc_mlp.conversion.reading import SPLIT_NAMES, SPLITS, Reading
+from hpc_mlp.conversion.reading import SPLIT_NAMES, Reading
 from hpc_mlp.conversion.rows import Lookup, Row, cell, flag, head, read_rows
+from hpc_mlp.data.limits import SPLITS
 from hpc_mlp.errors import UserError, printable
 
 

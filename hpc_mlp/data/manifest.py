@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from hpc_mlp.data.limits import MAX_IMAGES, MAX_PIXELS, MAX_SIDE
+from hpc_mlp.data.limits import MAX_IMAGES, MAX_PIXELS, MAX_SIDE, SPLITS
 from hpc_mlp.errors import DamagedError, UserError, printable
 from hpc_mlp.files import checked, wrong_path
 
 FORMAT = 1
 NAME = wrong_path.MANIFEST
-SPLITS = ("train", "val", "test")
 # Of a tar: a header and at least one block each for an image and its class.
 _SAMPLE_BYTES = 4 * 512
 
@@ -147,11 +145,6 @@ class Manifest(_Record):
         if name not in self.splits:
             raise UserError(f"the dataset has no {name} split; it has {', '.join(self.splits)}.")
         return self.splits[name]
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def resident_bytes(manifest: Manifest) -> int:

@@ -14,7 +14,8 @@ import pytest
 from support.page import digits, write_run, write_shards
 from support.process import Cli
 
-from hpc_mlp.data.manifest import Manifest, file_sha256
+from hpc_mlp.conversion.archive import hash_file
+from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.errors import UserError
 from hpc_mlp.reporting.gallery import class_samples, read_samples
 
@@ -74,7 +75,7 @@ def with_images(shards: Path, image: bytes, encoding: str) -> Manifest:
         for shard in split["shards"]:
             path = shards / shard["name"]
             _replace_images(path, image)
-            shard |= {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+            shard |= {"bytes": path.stat().st_size, "sha256": hash_file(path)}
     (shards / "manifest.json").write_text(json.dumps(manifest))
     return Manifest.load(shards)
 
