@@ -32,7 +32,7 @@ UPDATE_SHARE = (0.92, 0.85, 0.75)  # of the bandwidth, for the fused update
 UPDATE_LEAST = 29.0  # µs: 65,536 elements by one block, 32 dependent rounds
 # Bytes a parameter: gradient, weight and two moments read, weight and two moments written.
 FLOOR_BYTES = 28
-FEED = 3  # launches that gather and normalise a batch, before the step
+FEED = 2  # launches that gather and normalise a batch, before the step
 
 
 @dataclass(frozen=True)

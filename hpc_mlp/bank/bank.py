@@ -20,7 +20,7 @@ from hpc_mlp.bank.parts import BatchParts
 from hpc_mlp.bank.stack import FeedRun, StackedMLP
 from hpc_mlp.config.plan import RunSpec
 from hpc_mlp.config.sections import AugmentConfig, OptimConfig, ScheduleConfig
-from hpc_mlp.machine.device import send
+from hpc_mlp.machine.device import sendable
 from hpc_mlp.machine.processes import Processes
 from hpc_mlp.machine.randomness import dropout_draws
 from hpc_mlp.models.registry import BUILT_IN, ImageShape, build_module, count_parameters
@@ -141,7 +141,7 @@ class Bank(nn.Module):
 
     def prepare(self, place: StepPlace, device: torch.device) -> list[dict[int, Tensor]]:
         """Set up the step at `place`. → for every block: hidden layer → dropout draws int16 [S, b, H] of this
-        process's part of the batch"""
+        process's part of the batch, in the host's memory"""
         cache: dict[tuple[int, int], Tensor] = {}
         for dropout in self.dropouts:
             dropout.prepare(place)
@@ -157,7 +157,7 @@ class Bank(nn.Module):
                     for feed in self.feeds
                 ]
                 together = rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
-                cache[layer, width] = send(together, device)
+                cache[layer, width] = sendable(together, device)
             return cache[layer, width]
 
         return [

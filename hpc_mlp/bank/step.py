@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -35,16 +34,24 @@ class StepBatch:
 
 @dataclass
 class _Inputs:
-    """What a step reads. A graph replays with the same tensors, filled anew."""
+    """What a step reads: a batch by feed, and draws that lie in the host's memory at first. A graph replays with the
+    same tensors, filled anew."""
 
     images: Tensor
-    targets: Targets
+    labels: Tensor
+    partners: Tensor | None
+    share: Tensor | None
     draws: Draws
 
     def tensors(self) -> list[Tensor]:
-        targets = [self.targets.labels, self.targets.partners, self.targets.share]
         draws = [layer for block in self.draws for layer in block.values()]
-        return [self.images, *(t for t in targets if t is not None), *draws]
+        return [t for t in (self.images, self.labels, self.partners, self.share, *draws) if t is not None]
+
+    def each(self, make: Callable[[Tensor], Tensor]) -> _Inputs:
+        """With what `make` makes of each tensor."""
+        partners, share = (None if t is None else make(t) for t in (self.partners, self.share))
+        draws = [{layer: make(draw) for layer, draw in block.items()} for block in self.draws]
+        return _Inputs(make(self.images), make(self.labels), partners, share, draws)
 
 
 def set_precision(precision: str) -> None:
@@ -72,23 +79,17 @@ class TrainStep:
     def __call__(self, batch: StepBatch, rates: Sequence[float]) -> None:
         if not self.bank.training:
             self.bank.train()
-        inputs = _Inputs(
-            batch.images,
-            Targets(
-                batch.labels.index_select(0, self.feeds),
-                self._by_member(batch.partners),
-                self._by_member(batch.share),
-            ),
-            self.bank.prepare(batch.place, self.device),
-        )
+        draws = self.bank.prepare(batch.place, self.device)
+        inputs = _Inputs(batch.images, batch.labels, batch.partners, batch.share, draws)
         size = batch.place.batch_size
-        if self.graph is None:
-            self.compute(inputs, rates, size)
-            return
-        # As tensors for the short last batch, too: kernels round a rate on the device and one of the host differently.
-        held = self.graph.held_rates(rates, self.device)
-        if not batch.full or not self.graph.replay(self, inputs, held, size):
-            self.compute(inputs, held, size)
+        held: Sequence[Rate] = rates
+        if self.graph is not None:
+            # As tensors for the short last batch, too: kernels round a rate on the device and one of the host
+            # differently.
+            held = self.graph.held_rates(rates, self.device)
+            if batch.full and self.graph.replay(self, inputs, held, size):
+                return
+        self.compute(inputs.each(lambda t: t.to(self.device, non_blocking=True)), held, size)
 
     def _by_member(self, values: Tensor | None) -> Tensor | None:
         """[S, b] → [V, b]"""
@@ -97,7 +98,12 @@ class TrainStep:
     def compute(self, inputs: _Inputs, rates: Sequence[Rate], batch_size: int) -> None:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.bank(inputs.images, inputs.draws)
-        losses = self.loss(logits, inputs.targets, batch_size)
+        targets = Targets(
+            inputs.labels.index_select(0, self.feeds),
+            self._by_member(inputs.partners),
+            self._by_member(inputs.share),
+        )
+        losses = self.loss(logits, targets, batch_size)
         self.optimizer.step(losses.sum(), rates)
         self.loss_sum.add_(losses.detach(), alpha=batch_size)
 
@@ -113,21 +119,25 @@ class _Graph:
         self.graph: torch.cuda.CUDAGraph | None = None
         self.inputs: _Inputs | None = None
         self.rates: list[Tensor] = []
+        self.known: list[float] = []  # what they hold
         self.refused = False
 
     def held_rates(self, rates: Sequence[float], device: torch.device) -> list[Tensor]:
         """The rates on the device, always in the same tensors."""
         self.rates = self.rates or [torch.zeros((), device=device) for _ in rates]
-        for tensor, rate in zip(self.rates, rates, strict=True):
-            tensor.fill_(rate)
+        self.known = self.known or [0.0 for _ in rates]
+        for tensor, known, rate in zip(self.rates, self.known, rates, strict=True):
+            if rate != known:
+                tensor.fill_(rate)
+        self.known = list(rates)
         return self.rates
 
-    def replay(self, step: TrainStep, inputs: _Inputs, rates: list[Tensor], batch_size: int) -> bool:
+    def replay(self, step: TrainStep, inputs: _Inputs, rates: Sequence[Rate], batch_size: int) -> bool:
         """False where the step cannot be captured: it is computed eagerly from then on, which is said once."""
         if self.refused:
             return False
         if self.inputs is None:
-            self.inputs = copy.deepcopy(inputs)
+            self.inputs = inputs.each(lambda t: torch.empty_like(t, device=step.device))
         for mine, given in zip(self.inputs.tensors(), inputs.tensors(), strict=True):
             mine.copy_(given, non_blocking=True)
         if self.graph is None:
@@ -146,7 +156,7 @@ class _Graph:
         return True
 
     def _captured(
-        self, step: TrainStep, inputs: _Inputs, rates: list[Tensor], batch_size: int
+        self, step: TrainStep, inputs: _Inputs, rates: Sequence[Rate], batch_size: int
     ) -> torch.cuda.CUDAGraph:
         """Warm up on a side stream, as graphs demand, then put everything back and capture."""
         moments = [tensor for kind in step.optimizer.moments.values() for tensor in kind.values()]

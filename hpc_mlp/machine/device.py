@@ -17,8 +17,11 @@ def branch(of: Tensor | torch.device) -> str:
 
 
 def send(host: Tensor, device: torch.device) -> Tensor:
-    """`host` on `device`, without waiting for what a GPU is doing: from pageable memory CUDA would first let it finish
-    whatever it was given before, as soon as there are more than 64 KB to send."""
-    if device.type != "cuda":
-        return host.to(device)
-    return host.pin_memory().to(device, non_blocking=True)
+    """`host` on `device`, without waiting for what a GPU is doing."""
+    return sendable(host, device).to(device, non_blocking=device.type == "cuda")
+
+
+def sendable(host: Tensor, device: torch.device) -> Tensor:
+    """`host` as it can be copied to `device`, still in the host's memory: from pageable memory CUDA would first let
+    a GPU finish whatever it was given before, as soon as there are more than 64 KB to send."""
+    return host.pin_memory() if device.type == "cuda" else host

@@ -114,6 +114,13 @@ def _mix(images: Tensor, others: Tensor, shares: Tensor) -> Tensor:
     return torch.lerp(others, images, shares[:, :, None, None, None])
 
 
+def _by_step(table: Tensor, batch_size: int) -> list[Tensor]:
+    """[S, N] → [S, b] for each step: those of full batches lie together in memory."""
+    cut = table.shape[1] - table.shape[1] % batch_size
+    steps = table[:, :cut].view(len(table), -1, batch_size).transpose(0, 1).contiguous()
+    return [*steps, table[:, cut:]]
+
+
 class ResidentFeeder:
     """Feeds banks from data that lie decoded on the device."""
 
@@ -135,19 +142,22 @@ class ResidentFeeder:
         train = self.splits["train"]
         orders = torch.stack([torch.from_numpy(epoch_order(feed.seed, epoch, len(train))) for feed in feeds])
         orders = orders.to(self.device)  # [S, N]
+        truths = _by_step(train.labels[orders], batch_size)
+        rows_of = _by_step(orders, batch_size)
         for step in range(start_step, num_steps(len(train), batch_size)):
-            rows = orders[:, step * batch_size : (step + 1) * batch_size]
+            rows, truth = rows_of[step], truths[step]
             start, stop = processes.part(rows.shape[1])
             place = StepPlace(epoch, step, start, stop, rows.shape[1])
-            images, labels = self._gather(train, feeds, rows[:, start:stop], place, slice(start, stop))
+            images = self._gather(train, feeds, rows[:, start:stop], place, slice(start, stop))
             partners = share = None
             if any(feed.mixup for feed in feeds):  # partner of image i: the i-th from the end
                 mirrored = torch.arange(place.batch_size - 1 - start, place.batch_size - 1 - stop, -1)
-                theirs = rows.flip(1)[:, start:stop]
-                others, partners = self._gather(train, feeds, theirs, place, mirrored)
+                others = self._gather(train, feeds, rows.flip(1)[:, start:stop], place, mirrored)
+                partners = truth.flip(1)[:, start:stop]
                 share = torch.stack([_mixup_shares(feed, place, self.device) for feed in feeds])
                 images = _mix(images, others, share)
-            yield StepBatch(place, images, labels, partners, share, full=rows.shape[1] == batch_size)
+            full = place.batch_size == batch_size
+            yield StepBatch(place, images, truth[:, start:stop], partners, share, full=full)
 
     def _gather(
         self,
@@ -156,18 +166,17 @@ class ResidentFeeder:
         rows: Tensor,
         place: StepPlace,
         positions: slice | Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Images [S, b, C, H, W] and labels [S, b] of `rows` [S, b], at `positions` of each feed's global batch."""
-        images, labels = train.gather(rows.flatten())
-        labels = labels.view(rows.shape)
-        if not any(is_active(feed.augment) for feed in feeds):
-            return self.pixels.normalise(images).view(*rows.shape, *images.shape[1:]), labels
+    ) -> Tensor:
+        """Images [S, b, C, H, W] of `rows` [S, b], at `positions` of each feed's global batch."""
+        images = train.images.index_select(0, rows.flatten())
         parts = images.view(*rows.shape, *images.shape[1:])
+        if not any(is_active(feed.augment) for feed in feeds):
+            return self.pixels.normalise(parts)
         pixels = [
             self.pixels.of(feed, part, place.epoch, place.step, positions)
             for feed, part in zip(feeds, parts, strict=True)
         ]
-        return torch.stack(pixels), labels
+        return torch.stack(pixels)
 
     def in_order(self, split: str, processes: Processes) -> Iterator[tuple[Tensor, Tensor]]:
         data = self.splits[split]
