@@ -8,9 +8,8 @@ run = hpc_mlp.load_run(runs[0].path)
 for prediction in hpc_mlp.predict(run, "cat.jpg"):
     print(prediction.name, prediction.top(3))
 
-All functions raise `hpc_mlp.errors.UserError` where the input is wrong and `RunError` where the work
-failed. `import hpc_mlp` alone imports nothing else.
-"""
+All functions raise `hpc_mlp.errors.UserError` where the input is wrong and `RunError` where the
+work failed. `import hpc_mlp` alone imports nothing else."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The functions `hpc_mlp.convert` and `hpc_mlp.train`: what the two commands do. torch is imported when
-`train` is called."""
+"""The functions `hpc_mlp.convert` and `hpc_mlp.train`: what the two commands do. torch is imported
+when `train` is called."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ def convert(
     progress: Progress | None = None,
     **options: Unpack[ConvertOptions],
 ) -> Manifest:
-    """Convert class-labelled images (a ZIP, a tar, a folder, or several) into the new shards folder `out`.
+    """Convert class-labelled images (a ZIP, a tar, a folder, or several) into the new shards folder
+    `out`.
 
-    `size`: pixels of each side, or (height, width). The `options` are those of `hpc-mlp convert`; `val` and
-    `test` are fractions. Returns the manifest: classes, splits, mean and std by channel (of pixels in 0..1).
-    """
+    `size`: pixels of each side, or (height, width). The `options` are those of `hpc-mlp convert`;
+    `val` and `test` are fractions. Returns the manifest: classes, splits, mean and std by channel
+    (of pixels in 0..1)."""
     from hpc_mlp.conversion.convert import ConvertOptions, Settings
     from hpc_mlp.conversion.convert import convert as run
     from hpc_mlp.data.manifest import Manifest
@@ -57,14 +58,14 @@ def train(
 ) -> list[Run]:
     """Train variants × seeds on the shards folder (or URL) `shards`, all at once, in this process.
 
-    The arguments are those of `hpc-mlp train`: `variants` names or files, `seeds` such as "0-4" or range(5),
-    `settings` as for --set, such as ["train.epochs=20", "optim.lr=1e-2,1e-3"] (several values make a sweep).
-    What is complete in `runs` is not trained again; what was interrupted goes on where it was.
+    The arguments are those of `hpc-mlp train`: `variants` names or files, `seeds` such as "0-4" or
+    range(5), `settings` as for --set, such as ["train.epochs=20", "optim.lr=1e-2,1e-3"] (several
+    values make a sweep). What is complete in `runs` is not trained again; what was interrupted goes
+    on where it was.
 
-    Returns the runs, in order, as read back from their folders: `run.path`, `run.state`, `run.metrics`
-    (epochs) and `run.test` (metrics; fractions). RunError names the runs that failed; KeyboardInterrupt
-    after Ctrl-C.
-    """
+    Returns the runs, in order, as read back from their folders: `run.path`, `run.state`,
+    `run.metrics` (epochs) and `run.test` (metrics; fractions). RunError names the runs that failed;
+    KeyboardInterrupt after Ctrl-C."""
     from hpc_mlp.config.plan import make_specs
     from hpc_mlp.data.remote import shards_place
     from hpc_mlp.errors import RunError

@@ -1,4 +1,5 @@
-"""The door for `accelerate launch -m hpc_mlp.train OUT`. Imported, it is the function `hpc_mlp.train`."""
+"""The door for `accelerate launch -m hpc_mlp.train OUT`. Imported, it is the function
+`hpc_mlp.train`."""
 
 import sys
 

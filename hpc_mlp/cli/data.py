@@ -53,9 +53,9 @@ def convert(paths: tuple[Path, ...], size: str, **options: Unpack[ConvertOptions
     """Convert class-labelled images into shards.
 
     ZIP is a ZIP, a .tar, a .tar.gz or a folder, or several of them, with one folder for each class
-    (cats/1.jpg), with splits above or below it (train/cats/1.jpg, cats/train/1.jpg), or with a labels.csv
-    (columns file name, class and, if there is one, split). What was recognised is said, and what was not used.
-    OUT is the new folder.
+    (cats/1.jpg), with splits above or below it (train/cats/1.jpg, cats/train/1.jpg), or with a
+    labels.csv (columns file name, class and, if there is one, split). What was recognised is said,
+    and what was not used. OUT is the new folder.
 
     \b
     hpc-mlp convert photos.zip shards --size 64
@@ -83,8 +83,8 @@ def convert(paths: tuple[Path, ...], size: str, **options: Unpack[ConvertOptions
 
 
 def _import_numpy() -> None:
-    """Without the thread that its OpenBLAS starts on every core, for products of matrices, of which a
-    conversion has none: a sixth of the command's start-up on 2 cores."""
+    """Without the thread that its OpenBLAS starts on every core, for products of matrices, of which
+    a conversion has none: a sixth of the command's start-up on 2 cores."""
     name = "OPENBLAS_NUM_THREADS"
     if "numpy" not in sys.modules and name not in os.environ:
         os.environ[name] = "1"
@@ -186,7 +186,8 @@ class ConversionProgress:
 )
 @click.option("--verify", "check", is_flag=True, help="Check every shard's bytes and counts.")
 def inspect(out: Path, contact_sheet: Path | None, augments: tuple[str, ...], check: bool) -> None:
-    """Show what the shards folder OUT holds: splits, classes, statistics, rejects, duplicates, leaks.
+    """Show what the shards folder OUT holds: splits, classes, statistics, rejects, duplicates,
+    leaks.
 
     \b
     hpc-mlp inspect shards --verify --contact-sheet images.png

@@ -15,7 +15,8 @@ from hpc_mlp.terminal.output import say
 @click.argument("folder", default="demo", type=PATH)
 @click.option("--overwrite", is_flag=True, help="Start anew.")
 def demo(folder: Path, overwrite: bool) -> None:
-    """Digits → ZIP → shards → the four variants, three seeds each → table, in FOLDER (default: demo).
+    """Digits → ZIP → shards → the four variants, three seeds each → table, in FOLDER (default:
+    demo).
 
     \b
     hpc-mlp demo

@@ -86,8 +86,8 @@ def submit(
 ) -> None:
     """Train variants × seeds in jobs: on Slurm, or in a queue on this machine.
 
-    Returns at once; `status`, `cancel` and `table` work from any shell later. Runs that are done or on their
-    way are left out, so the same command sends only what is missing.
+    Returns at once; `status`, `cancel` and `table` work from any shell later. Runs that are done or
+    on their way are left out, so the same command sends only what is missing.
 
     \b
     hpc-mlp submit shards --variants all --seeds 0-4 --cluster slurm --cluster-config gpu

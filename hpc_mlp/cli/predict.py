@@ -64,8 +64,8 @@ def predict(
 ) -> None:
     """Predict the classes of images with the run in the folder RUN.
 
-    Images are decoded and resized exactly as `convert` does. Those that cannot be read are named, and do not
-    stop the rest; the exit code is then 1.
+    Images are decoded and resized exactly as `convert` does. Those that cannot be read are named,
+    and do not stop the rest; the exit code is then 1.
 
     \b
     hpc-mlp predict runs/batchnorm-s0 cat.jpg dog.png
@@ -101,7 +101,8 @@ def evaluate(
 ) -> None:
     """Measure the run in the folder RUN on another dataset with the same classes.
 
-    Classes are matched by name. SHARDS is a folder written by `convert`, with the image size of the run.
+    Classes are matched by name. SHARDS is a folder written by `convert`, with the image size of the
+    run.
 
     \b
     hpc-mlp evaluate runs/batchnorm-s0 other-shards
@@ -144,11 +145,12 @@ def evaluate(
 @click.option("--overwrite", is_flag=True, help="Replace FILE.")
 @trust_option
 def export(run: Path, form: str, out: Path | None, dtype: str, overwrite: bool, trust_plugins: bool) -> None:
-    """Write the model of the run in the folder RUN as one file, and a model card (Markdown) beside it.
+    """Write the model of the run in the folder RUN as one file, and a model card (Markdown) beside
+    it.
 
     onnx and pt2 take images [N, C, H, W] of the run's size, with values in 0..255, and give class
-    probabilities [N, K]: the normalisation is inside, resizing is not. safetensors holds the weights alone.
-    The class names are in the file's metadata.
+    probabilities [N, K]: the normalisation is inside, resizing is not. safetensors holds the
+    weights alone. The class names are in the file's metadata.
 
     \b
     hpc-mlp export runs/batchnorm-s0

@@ -1,4 +1,5 @@
-"""Predictions and metrics on the screen and as JSON and CSV. Predictions are written as they come."""
+"""Predictions and metrics on the screen and as JSON and CSV. Predictions are written as they
+come."""
 
 from __future__ import annotations
 
@@ -21,13 +22,14 @@ from hpc_mlp.terminal.text import csv_cell, json_text
 if TYPE_CHECKING:
     from hpc_mlp.inference.predict import Prediction, Predictions
 
-ROWS = 500  # of one table on the screen; more images make more tables
-_PATIENCE = 1.0  # seconds without a bar
+# Of one table on the screen; more images make more tables, so that memory does not grow.
+ROWS = 500
+_SECONDS_WITHOUT_BAR = 1.0
 
 
 class Counted(Iterator["Prediction"]):
-    """The predictions, with a bar on standard error where that is a terminal and it takes its time. Not where
-    lines of results go to the same terminal as they come."""
+    """The predictions, with a bar on standard error where that is a terminal and it takes its time.
+    Not where lines of results go to the same terminal as they come."""
 
     def __init__(self, predictions: Predictions, form: str) -> None:
         self._predictions, self._total = predictions, len(predictions)
@@ -42,11 +44,9 @@ class Counted(Iterator["Prediction"]):
             self.hide()
             raise
         self._count += 1
-        if self._shown and self._bar is None and time.monotonic() - self._began > _PATIENCE:
-            self._bar = Progress(
-                TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                console=Console(stderr=True), transient=True,
-            )  # fmt: skip
+        if self._shown and self._bar is None and time.monotonic() - self._began > _SECONDS_WITHOUT_BAR:
+            columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
             self._bar.add_task("", total=self._total)
             self._bar.start()
         if self._bar is not None:
@@ -61,12 +61,13 @@ class Counted(Iterator["Prediction"]):
 
 
 def write_rich(classes: Sequence[str], predictions: Counted, top_k: int | None) -> int:
-    """→ number of images that could not be read; so for the other writers."""
+    """Returns the number of images that could not be read, as the other writers do."""
     k = min(top_k or 3, len(classes))
     failed = 0
     console = Console()
     if not console.is_terminal:
-        console.width = 10_000  # into a file or a pipe: whole paths on one line
+        # In a file or a pipe a path is to stay on one line.
+        console.width = 10_000
     while block := list(islice(predictions, ROWS)):
         predictions.hide()
         table = Table()
@@ -107,8 +108,8 @@ def write_json(classes: Sequence[str], predictions: Counted, top_k: int | None) 
 
 
 def write_csv(classes: Sequence[str], predictions: Counted, top_k: int | None) -> int:
-    """image, class, probability, error; then a column for each class, or with `top_k` pairs of columns for the
-    second class and so on."""
+    """image, class, probability, error; then a column for each class, or with `top_k` pairs of
+    columns for the second class and so on."""
     k = min(top_k or len(classes), len(classes))
     ranks = [name for rank in range(2, k + 1) for name in (f"class_{rank}", f"probability_{rank}")]
     columns = ranks if top_k else [f"p({printable(name)})" for name in classes]
@@ -118,9 +119,8 @@ def write_csv(classes: Sequence[str], predictions: Counted, top_k: int | None) -
     for prediction in predictions:
         if prediction.probabilities is None:
             failed += 1
-            writer.writerow(
-                [csv_cell(prediction.name), "", "", csv_cell(prediction.problem), *[""] * len(columns)]
-            )
+            empty = [""] * len(columns)
+            writer.writerow([csv_cell(prediction.name), "", "", csv_cell(prediction.problem), *empty])
             continue
         (best, p), *others = prediction.top(k)
         rest: list[str] = [cell for name, q in others for cell in (csv_cell(name), _number(q))]
@@ -143,11 +143,9 @@ WRITERS: dict[str, Callable[[Sequence[str], Counted, int | None], int]] = {
 
 def print_metrics(metrics: Json, title: str) -> None:
     console = Console()
-    console.print(
-        f"{title}: accuracy {100 * metrics['accuracy']:.2f} %, loss {metrics['loss']:.4f}, "
-        f"{metrics['num_images']:,} images",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+    accuracy, loss = 100 * metrics["accuracy"], metrics["loss"]
+    text = f"{title}: accuracy {accuracy:.2f} %, loss {loss:.4f}, {metrics['num_images']:,} images"
+    console.print(text, highlight=False, soft_wrap=True)
     table = Table("class")
     for name in ("images", "precision", "recall", "F1"):
         table.add_column(name, justify="right")

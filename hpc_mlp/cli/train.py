@@ -1,4 +1,5 @@
-"""Training from the command line: `hpc-mlp train OUT` and `accelerate launch -m hpc_mlp.train OUT`."""
+"""Training from the command line: `hpc-mlp train OUT` and `accelerate launch -m hpc_mlp.train
+OUT`."""
 
 from __future__ import annotations
 
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     "--parallel",
     type=click.Choice(["auto", "members", "data"]),
     default="auto",
-    help="With several processes: deal out the runs, or split every batch. auto: split where there are fewer runs than "
-    "processes, but MLPs never on GPUs.",
+    help="With several processes: deal out the runs, or split every batch. auto: split where there "
+    "are fewer runs than processes, but MLPs never on GPUs.",
 )
 @click.option(
     "--processes",
@@ -50,8 +51,9 @@ def train(
 
     What is complete is not trained again; what was interrupted goes on where it was.
 
-    On CPUs, MLPs of equal widths are dealt out over the cores (OMP_NUM_THREADS of them, if it is set), where there is
-    enough to do and each process can hold the images. Their results are the same for any number.
+    On CPUs, MLPs of equal widths are dealt out over the cores (OMP_NUM_THREADS of them, if it is
+    set), where there is enough to do and each process can hold the images. Their results are the
+    same for any number.
 
     \b
     hpc-mlp train shards
@@ -60,12 +62,11 @@ def train(
     accelerate launch --num_processes 2 -m hpc_mlp.train shards --variants all
     hpc-mlp train shards --log-format json > log.jsonl
 
-    With --log-format json every line is an object: time, event, and for the event "run" (an epoch or a run has
-    ended) what `status --format json` tells of it: name, variant, seed, state, detail, epoch, epochs, loss,
-    val_loss, val_accuracy, learning_rate, best_epoch, best_val_loss, test_accuracy, images_per_second,
-    seconds_left, node, and of a job time_left, requeues, job, log, submission; for the event "note": text.
-    What is unknown is null. No table follows.
-    """
+    With --log-format json every line is an object: time, event, and for the event "run" (an epoch
+    or a run has ended) what `status --format json` tells of it: name, variant, seed, state, detail,
+    epoch, epochs, loss, val_loss, val_accuracy, learning_rate, best_epoch, best_val_loss,
+    test_accuracy, images_per_second, seconds_left, node, and of a job time_left, requeues, job,
+    log, submission; for the event "note": text. What is unknown is null. No table follows."""
     from hpc_mlp.data.remote import is_url, shards_place
     from hpc_mlp.files.wrong_path import want_shards
     from hpc_mlp.launch.cores import share_cores
@@ -123,8 +124,8 @@ def train(
 
 
 def _wanted(wanted: int | None, cpu: bool, parallel: Parallel, unfinished: Sequence[RunSpec]) -> int | None:
-    """The number of processes that the command line, Accelerate or the GPUs of this machine want; 1 is this one. None:
-    as the runs want it."""
+    """The number of processes that the command line, Accelerate or the GPUs of this machine want; 1
+    is this one. None: as the runs want it."""
     from hpc_mlp.config.plan import splits_batches
     from hpc_mlp.machine import gpus
     from hpc_mlp.terminal.text import count
@@ -141,7 +142,8 @@ def _wanted(wanted: int | None, cpu: bool, parallel: Parallel, unfinished: Seque
         return wanted
     if os.environ.get("ACCELERATE_USE_CPU") == "True":
         return _asked_of_accelerate()
-    if "ACCELERATE_MIXED_PRECISION" in os.environ:  # set by `accelerate launch`, which has decided
+    # Set by `accelerate launch`, which has decided.
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:
         return 1
     num_gpus = 0 if cpu else gpus.count()
     if not splits_batches(parallel, unfinished, num_gpus, gpu=True):
@@ -152,8 +154,8 @@ def _wanted(wanted: int | None, cpu: bool, parallel: Parallel, unfinished: Seque
 
 
 def _on_cores(specs: Sequence[RunSpec], unfinished: int, out: str) -> tuple[int, int | None]:
-    """The number of processes, and the threads of each where they matter: those of a first start, whatever is complete
-    by now, as torch promises the same bits for the same number only."""
+    """The number of processes, and the threads of each where they matter: those of a first start,
+    whatever is complete by now, as torch promises the same bits for the same number only."""
     from hpc_mlp.data.remote import load_manifest, shards_place
     from hpc_mlp.launch.cores import processes_for, thread_budget
     from hpc_mlp.machine.memory import free_machine_memory
@@ -167,8 +169,8 @@ def _on_cores(specs: Sequence[RunSpec], unfinished: int, out: str) -> tuple[int,
 
 
 def _asked_of_accelerate() -> int:
-    """`accelerate launch --cpu --num_processes N` starts a single process (1.15.0: N is only passed on to mpirun), so
-    that N has to be read from its command line."""
+    """`accelerate launch --cpu --num_processes N` starts a single process (1.15.0: N is only passed
+    on to mpirun), so that N has to be read from its command line."""
     import psutil
 
     parent = psutil.Process().parent()

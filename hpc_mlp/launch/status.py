@@ -18,8 +18,8 @@ from hpc_mlp.runs.lease import is_held, read_owner
 
 @dataclass(frozen=True)
 class _SubmittedPack:
-    """A pack together with what its cluster says. `info` None: the cluster cannot be asked from here.
-    `problem`: with its records."""
+    """A pack together with what its cluster says. `info` None: the cluster cannot be asked from
+    here. `problem`: with its records."""
 
     submission: Submission
     pack: PackRecord
@@ -30,8 +30,8 @@ class _SubmittedPack:
 
 
 def read_status(runs: Path) -> list[RunStatus]:
-    """Every run that was submitted to `runs` or has a folder there, the submitted ones first, in order; and a row for
-    every submission whose record is damaged."""
+    """Every run that was submitted to `runs` or has a folder there, the submitted ones first, in
+    order; and a row for every submission whose record is damaged."""
     statuses: dict[str, RunStatus] = {}
     submissions, problems = read_submissions(runs)
     for submission in _newest(submissions, runs):
@@ -56,7 +56,8 @@ def require_status(runs: Path) -> list[RunStatus]:
 
 
 def _newest(submissions: list[Submission], runs: Path) -> list[list[_SubmittedPack]]:
-    """The submissions with the jobs' states, oldest first. Only packs that may still matter are asked for."""
+    """The submissions with the jobs' states, oldest first. Only packs that may still matter are
+    asked for."""
     wanted = [item for item in submissions if any(not _is_complete(runs, pack) for pack in item.packs)]
     known = {
         name: scheduler.query(item for item in wanted if item.cluster == name)
@@ -66,7 +67,8 @@ def _newest(submissions: list[Submission], runs: Path) -> list[list[_SubmittedPa
     for submission in submissions:
         here = known[submission.cluster] if submission in wanted else {}
         starts = submission.starts()
-        listed.append([_job(submission, pack, here, starts.get(pack.index, [])) for pack in submission.packs])
+        packs = submission.packs
+        listed.append([_job(submission, pack, here, starts.get(pack.index, [])) for pack in packs])
     return listed
 
 
@@ -116,11 +118,13 @@ def _with_job(path: Path, planned: PlannedRun, job: _SubmittedPack) -> RunStatus
         return _unasked(base, path, job)
     failed = base.state == "failed" and _is_of_this_submission(path, job.submission)
     if info.state == "queued":
-        return replace(base, state="queued", detail=info.reason or info.detail, node="", time_left="")
+        detail = info.reason or info.detail
+        return replace(base, state="queued", detail=detail, node="", time_left="")
     if info.state == "running":
         if failed:
             return replace(base, node=job.node)
-        return replace(base, state="running", detail="", node=info.node or job.node, time_left=info.time_left)
+        node = info.node or job.node
+        return replace(base, state="running", detail="", node=node, time_left=info.time_left)
     if failed:
         return replace(base, node=job.node)
     return _over(base, path, info, job)
@@ -164,7 +168,8 @@ def _unasked(base: RunStatus, path: Path, job: _SubmittedPack) -> RunStatus:
 
 
 def _is_of_this_submission(path: Path, submission: Submission) -> bool:
-    """A failed.json from before this submission says nothing about it. Both times are the file system's."""
+    """A failed.json from before this submission says nothing about it. Both times are the file
+    system's."""
     try:
         written = (path / FAILED).stat().st_mtime
         return written >= (submission.folder / PLAN).stat().st_mtime

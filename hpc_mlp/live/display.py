@@ -83,11 +83,10 @@ def text_line(run: RunStatus) -> str:
 class LiveTable(Display):
     """`snapshot()`, drawn anew in place by rich's Live, in a thread of its own.
 
-    Live goes up by as many lines as it wrote. But a terminal that becomes narrower wraps them into more
-    lines, and one that becomes lower moves the upper ones into its history, from where they come back
-    when it becomes higher: with tmux 3.3, up to 9 old lines stayed on the screen. So a new size begins
-    on a clean screen.
-    """
+    Live goes up by as many lines as it wrote. But a terminal that becomes narrower wraps them into
+    more lines, and one that becomes lower moves the upper ones into its history, from where they
+    come back when it becomes higher: with tmux 3.3, up to 9 old lines stayed on the screen. So a
+    new size begins on a clean screen."""
 
     def __init__(self, console: Console, snapshot: Callable[[], Sequence[RunStatus]]) -> None:
         self._console, self._snapshot, self._size = console, snapshot, console.size
@@ -119,7 +118,8 @@ class LiveTable(Display):
         width, height = self._size
         if width < before.width or height != before.height:
             self._console.clear()
-        # The last column stays free: a line as wide as the terminal would be wrapped by the smallest change.
+        # The last column stays free: a line as wide as the terminal would be wrapped by the
+        # smallest change.
         return Constrain(render(self._snapshot(), width - 1, height), width - 1)
 
 
@@ -134,7 +134,8 @@ class _SafeLive(Live):
 def open_display(
     console: Console, snapshot: Callable[[], Sequence[RunStatus]], log_format: LogFormat
 ) -> Iterator[Display]:
-    """On a terminal a live table of what `snapshot` gives, else a `Log`; JSON goes to standard output."""
+    """On a terminal a live table of what `snapshot` gives, else a `Log`; JSON goes to standard
+    output."""
     if log_format == "json":
         yield Log(say, as_json=True)
     elif log_format == "auto" and console.is_terminal and not console.is_dumb_terminal:

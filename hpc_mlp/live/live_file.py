@@ -1,5 +1,5 @@
-"""live.json in a run folder: where in its epoch a run is, for those who watch from elsewhere; and what
-a run's folder as a whole tells. live.json may be lost at any time."""
+"""live.json in a run folder: where in its epoch a run is, for those who watch from elsewhere; and
+what a run's folder as a whole tells. live.json may be lost at any time."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def with_live(status: RunStatus, folder: Path) -> RunStatus:
 
 
 def folder_status(folder: Path) -> RunStatus | None:
-    """What the run folder alone says; None where it is no run's. `stopped` where it has neither result
-    nor failure and nobody trains it."""
+    """What the run folder alone says; None where it is no run's. `stopped` where it has neither
+    result nor failure and nobody trains it."""
     # Held or not is asked first: what its owner wrote before it let go is then read.
     held = is_held(folder)
     run = read_run(folder)

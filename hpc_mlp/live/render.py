@@ -65,7 +65,8 @@ class _Line:
 
 @dataclass(frozen=True)
 class _Column:
-    """`cell` is given a line and the width of the table; the column is there from `from_width` on."""
+    """`cell` is given a line and the width of the table; the column is there from `from_width`
+    on."""
 
     title: str
     cell: Callable[[_Line, int], RenderableType]
@@ -176,7 +177,8 @@ def _trend(line: _Line, width: int) -> RenderableType:
 
 
 def _bar(line: _Line, width: int) -> RenderableType:
-    """Of what is under way the bar, of what is not its state: with the test accuracy where there is one."""
+    """Of what is under way the bar, of what is not its state: with the test accuracy where there is
+    one."""
     runs = line.runs
     states = {run.state for run in runs}
     if "running" in states or (len(states) > 1 and states & ACTIVE):
@@ -191,7 +193,8 @@ def _bar(line: _Line, width: int) -> RenderableType:
 
 
 def sparkline(values: Sequence[float | None], width: int) -> str:
-    """The last `width` values, from the lowest to the highest of them; a gap where there is none."""
+    """The last `width` values, from the lowest to the highest of them; a gap where there is
+    none."""
     values = values[-width:]
     known = [value for value in values if value is not None]
     if not known:

@@ -1,4 +1,5 @@
-"""What is shown of runs under way: the status of each, from its metrics.jsonl, whoever trains it."""
+"""What is shown of runs under way: the status of each, from its metrics.jsonl, whoever trains
+it."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ State = Literal["queued", "running", _Ended]
 ACTIVE: frozenset[State] = frozenset({"queued", "running"})
 COMPLETE: frozenset[State] = frozenset({"done", "diverged"})
 BAD: frozenset[State] = frozenset({"failed", "lost", "damaged"})
-# The time left is reckoned from the last epochs alone, as the speed changes with the machine's load.
+# The time left is reckoned from the last epochs alone, as the speed changes with the machine's
+# load.
 _RECENT = 3
 
 Amount = Annotated[FiniteFloat, Field(ge=0)]
@@ -27,9 +29,9 @@ Bytes = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 @dataclass(frozen=True)
 class RunProgress:
-    """How far a run has come: `epoch` of the planned `epochs` are finished, and of the next the share
-    `part`, 0..1. Losses and accuracy are those of the last whole epoch; None where there are none, or
-    not finite. `val_losses`: one for each epoch."""
+    """How far a run has come: `epoch` of the planned `epochs` are finished, and of the next the
+    share `part`, 0..1. Losses and accuracy are those of the last whole epoch; None where there are
+    none, or not finite. `val_losses`: one for each epoch."""
 
     epochs: int | None = None
     epoch: int = 0
@@ -94,8 +96,8 @@ def mean(values: Iterable[float | None]) -> float | None:
 
 @dataclass(frozen=True)
 class Usage:
-    """Of the device that trains: bytes of memory taken (and there), use in percent, share of the time
-    that training waits for data (None: the data are resident)."""
+    """Of the device that trains: bytes of memory taken (and there), use in percent, share of the
+    time that training waits for data (None: the data are resident)."""
 
     device: str
     memory: Bytes | None = None
@@ -118,9 +120,10 @@ def _bytes(count: int) -> str:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """One run. `detail`: why it waits, how it ended or what went wrong; `usage`: of the process that
-    trains it. From `time_left` on it is about the run's job, where it has one: time until the job's
-    limit, as Slurm writes it; how often it was requeued; its id; its log; its submission's id."""
+    """One run. `detail`: why it waits, how it ended or what went wrong; `usage`: of the process
+    that trains it. From `time_left` on it is about the run's job, where it has one: time until the
+    job's limit, as Slurm writes it; how often it was requeued; its id; its log; its submission's
+    id."""
 
     name: str
     variant: str

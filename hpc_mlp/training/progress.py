@@ -1,5 +1,5 @@
-"""What training tells those who watch: here (`hpc_mlp.live`), and from elsewhere by live.json in the run
-folders."""
+"""What training tells those who watch: here (`hpc_mlp.live`), and from elsewhere by live.json in
+the run folders."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class ProgressListener:
 
 
 class RunMonitor(ProgressListener):
-    """Knows the status of each of `specs`: of `own`, which this process trains, as training tells it;
-    of the others by their folders below `runs`."""
+    """Knows the status of each of `specs`: of `own`, which this process trains, as training tells
+    it; of the others by their folders below `runs`."""
 
     def __init__(
         self, specs: Sequence[RunSpec], own: Sequence[RunSpec], runs: Path, device: torch.device
@@ -72,7 +72,8 @@ class RunMonitor(ProgressListener):
         self.host = socket.gethostname()
         # Epoch, step and number of steps of the bank.
         self.position = (0, 0, 1)
-        # Images/s of each run of the bank, and since when how many images were counted for the next.
+        # Images/s of each run of the bank, and since when how many images were counted for the
+        # next.
         self.rate: float | None = None
         self.counted = (time.perf_counter(), 0)
         self.waited: Callable[[], float] = lambda: 0.0
@@ -144,7 +145,7 @@ class RunMonitor(ProgressListener):
 
     def snapshot(self) -> list[RunStatus]:
         """May be called by another thread."""
-        return [self._now(status) for status in list(self.statuses.values())]
+        return [self._now(status) for status in self.statuses.copy().values()]
 
     def _now(self, status: RunStatus) -> RunStatus:
         """With what is known of the epoch under way."""
@@ -160,7 +161,8 @@ class RunMonitor(ProgressListener):
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Looks at the device and at other processes' runs, and writes live.json, in a thread of its own."""
+        """Looks at the device and at other processes' runs, and writes live.json, in a thread of
+        its own."""
         thread = threading.Thread(target=self._background, name="watch", daemon=True)
         thread.start()
         try:
@@ -249,7 +251,8 @@ class CudaMeter:
         if self.has_nvml:
             try:
                 return float(torch.cuda.utilization(self.device))
-            except Exception:  # no pynvml, or one that does not fit the driver
+            # There is no pynvml, or one that does not fit the driver.
+            except Exception:
                 self.has_nvml = False
         now = time.monotonic()
         if self.smi is None or now - self.smi[0] >= _SMI_SECONDS:
@@ -275,8 +278,8 @@ def watch(
     runs: Path,
     device: torch.device,
 ) -> Iterator[ProgressListener]:
-    """A listener for a process that trains `own`; shown on `console`, where there is one, with all of
-    `specs`."""
+    """A listener for a process that trains `own`; shown on `console`, where there is one, with all
+    of `specs`."""
     monitor = RunMonitor(specs if console else own, own, runs, device)
     shown = open_display(console, monitor.snapshot, log_format) if console else nullcontext(Display())
     with shown as monitor.display, monitor.watching():
