@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from matrix import FAULTS, worst_difference
 from support.banks import BankUnderTest, specs_of
+from support.fragile import variant
+from support.matrix import FAULTS, worst_difference
 from support.process import result, timeless
 from support.taped import gpu_branch
-from test_isolation import variant
 from torch import Tensor
 from torch.autograd.graph import Node
 

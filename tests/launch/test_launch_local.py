@@ -228,7 +228,7 @@ def test_a_killed_job_is_failed_and_a_killed_queue_leaves_the_rest_lost(tmp_path
 def test_the_queue_is_detached_from_its_shell(tmp_path: Path) -> None:
     """A shell of its own submits, is killed with its whole process group, and the runs are trained all the same."""
     code = f"""
-import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
 from pathlib import Path
 import test_launch_local as here
 here.start(Path({str(tmp_path)!r}), "baseline", "0-3", "train.epochs=2", "model.options.seconds=0.02")

@@ -12,8 +12,8 @@ import pytest
 import torch
 from device import noted
 from emulator import emulated
-from matrix import FAULTS, REAL_COMPUTE, SETTINGS, worst_difference
 from support.banks import specs_of
+from support.matrix import FAULTS, REAL_COMPUTE, SETTINGS, worst_difference
 from support.process import timeless
 
 from hpc_mlp.bank import step as step_module

@@ -23,7 +23,7 @@ RANK = """
 import sys
 from pathlib import Path
 from emulator import emulated
-from test_bank import specs_of
+from support.banks import specs_of
 from hpc_mlp.training import session
 
 shards, runs, parallel = sys.argv[1:]

@@ -6,51 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from support.fragile import variant
 from support.process import Cli, command, run_process, timeless
-
-# A linear model that raises in the phase `where`, once it has taken so many steps: its state remembers them.
-PLUGIN = """
-import torch
-from torch import nn
-from hpc_mlp.models.registry import register
-
-class Breaks(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, module):
-        ctx.module = module
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, dy):
-        ctx.module.reach("backward")
-        return dy, None
-
-class Fragile(nn.Module):
-    def __init__(self, features, classes, where, at):
-        super().__init__()
-        self.linear = nn.Linear(features, classes)
-        self.where, self.at = where, at
-        self.register_buffer("steps", torch.zeros(()))
-
-    def reach(self, place):
-        if place == self.where and self.steps >= self.at:
-            raise ValueError(f"it breaks in {place}")
-
-    def forward(self, images):
-        self.reach("training" if self.training else "evaluation")
-        if self.training:
-            self.steps += 1
-        y = self.linear(images.flatten(1))
-        if self.where == "shape":
-            y = y[:, :-1]
-        return Breaks.apply(y, self) if self.training else y
-
-@register("fragile")
-def fragile(config, shape, classes):
-    if config.options["where"] == "construction":
-        raise KeyError("it breaks in construction")
-    return Fragile(shape[0] * shape[1] * shape[2], classes, config.options["where"], config.options["at"])
-"""
 
 # (phase, steps before); the digits have 45 steps an epoch.
 CASES = {
@@ -65,13 +22,6 @@ CASES = {
 }
 SMALL = ("--set", "train.epochs=2", "--set", "model.hidden=[16]", "--set", "train.checkpoint_every=20 steps")
 HEALTHY = "baseline,dropout_batchnorm"
-
-
-def variant(folder: Path, where: str, at: int) -> Path:
-    (folder / "fragile.py").write_text(PLUGIN)
-    options = f'options = {{ where = "{where}", at = {at} }}'
-    (folder / "bad.toml").write_text(f'plugins = ["fragile.py"]\n[model]\nkind = "fragile"\n{options}\n')
-    return folder / "bad.toml"
 
 
 def same_as_alone(digits: Path, cli: Cli, folder: Path, runs: Path) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 from unittest import mock
 
 import torch
-from support.banks import specs_of
-from support.process import metrics, result
 
 from hpc_mlp.bank import step as step_module
 from hpc_mlp.training.session import train_specs
+from support.banks import specs_of
+from support.process import metrics, result
 
 RESIDUAL = ("model.kind=residual_mlp", "model.blocks=2", "model.hidden=[24,24]")
 ADAMW = (
