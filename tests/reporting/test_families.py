@@ -15,6 +15,7 @@ from support.runs import labels, predict, write_run
 from hpc_mlp.reporting import compare as compare_module
 from hpc_mlp.reporting import pooled
 from hpc_mlp.reporting.compare import Compared, Comparison, compare
+from hpc_mlp.reporting.sentences import interval
 from hpc_mlp.reporting.single import mcnemar, paired_interval
 from hpc_mlp.reporting.summary import summarise
 from hpc_mlp.runs.folder import list_runs
@@ -248,3 +249,9 @@ def test_predictions_belong_to_a_result_up_to_ties(tmp_path: Path, other: int, i
     found = compared(tmp_path)
     assert bool(found.against) == is_compared
     assert is_compared or "does not belong to its result.json" in found.notes[0]
+
+
+def test_an_interval_that_ends_at_nothing_has_no_minus_zero() -> None:
+    """A loss is told in the direction in which it was seen: its ends change sign."""
+    lost = Comparison("a", "b", [0, 1], 500, -0.035, -0.071, 0.0, 0.01, 0.049, "pooled")
+    assert interval(lost) == "95 % 0.0 … 7.1"

@@ -34,6 +34,7 @@ from support.page import (
 )
 
 from hpc_mlp.cli import main
+from hpc_mlp.errors import printable
 from hpc_mlp.reporting import figures, fonts
 
 SECTIONS = ["summary", "training", "confusion", "classes", "probabilities", "mistakes", "weights", "dataset",
@@ -269,6 +270,24 @@ def test_missing_and_damaged_files_are_named(runs: Path) -> None:
     assert re.search(r"baseline-s\d/best\.safetensors is damaged", page.text)
     assert re.search(r"No first-layer weights that see pixels: batchnorm-s\d", page.text)
     assert (runs / "figures" / "roc_variants.png").is_file()
+
+
+def test_the_run_that_is_shown_may_lack_predictions(one: Path) -> None:
+    """It has test results; that no run has any would be wrong."""
+    (one / "baseline-s0" / "predictions.npz").write_bytes(b"PK\x03\x04 not really")
+    page = page_of(one)
+    mistakes = page.text.partition(" Mistakes ")[2].partition(" Weights ")[0]
+    assert mistakes.endswith(
+        "The predictions of baseline-s0, which this page shows, are gone or cannot be read."
+    )
+
+
+def test_names_that_act_take_the_room_that_they_are_shown_in() -> None:
+    """Cut off by what is drawn (`\\u202e`), or labels run over their neighbours."""
+    for name in ("\u202e" * 30, "a\x1b[31m" * 9, "plain"):
+        shown = figures.short(name, 14)
+        assert len(shown) <= 14 and shown == printable(shown)
+        assert shown == name or shown.endswith("…")
 
 
 def test_class_names_are_text_not_html(tmp_path: Path) -> None:
