@@ -4,7 +4,7 @@ variant."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,8 +38,9 @@ STYLES: dict[State, str] = {
     "done": "green",
 }
 _BARS = "▁▂▃▄▅▆▇█"
-# Columns from which there is room for the rate of every run.
+# Widths of the terminal from which on there is room for a longer bar, and for a column.
 _WIDE = 100
+_FROM_WIDTH = {"best": 50, "train": 60, "acc %": 70, "val loss": 78, "img/s": _WIDE}
 # Summary, titles, footer, and the line on which the shell's prompt will stand.
 _OTHER_LINES = 4
 
@@ -61,17 +62,6 @@ class _Line:
 
     def mean(self, name: str) -> float | None:
         return mean(getattr(p, name) for p in self.progress)
-
-
-@dataclass(frozen=True)
-class _Column:
-    """`cell` is given a line and the width of the table; the column is there from `from_width`
-    on."""
-
-    title: str
-    cell: Callable[[_Line, int], RenderableType]
-    justify: Literal["left", "right"] = "left"
-    from_width: int = 0
 
 
 def render(runs: Sequence[RunStatus], width: int, height: int) -> RenderableType:
@@ -118,21 +108,38 @@ def _urgency(line: _Line) -> int:
 
 def _table(lines: Sequence[_Line], width: int) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0), width=width)
-    columns = [column for column in _COLUMNS if column.from_width <= width]
-    for column in columns:
+    rows = [_cells(line, width) for line in lines]
+    for title in rows[0]:
         # The names get the room that the numbers leave.
-        ratio = 1 if column.cell is _title else None
-        table.add_column(column.title, justify=column.justify, no_wrap=True, overflow="ellipsis", ratio=ratio)
-    for line in lines:
-        table.add_row(*(column.cell(line, width) for column in columns))
+        ratio = 1 if title == "run" else None
+        justify: Literal["left", "right"] = "left" if title in ("run", "", "val loss") else "right"
+        table.add_column(title, justify=justify, no_wrap=True, overflow="ellipsis", ratio=ratio)
+    for row in rows:
+        table.add_row(*row.values())
     return table
 
 
-def _title(line: _Line, width: int) -> RenderableType:
-    return Text(line.title, "bold" if len(line.runs) > 1 else "")
+def _cells(line: _Line, width: int) -> dict[str, RenderableType]:
+    """By column's title: those for which there is room."""
+    accuracy = line.mean("val_accuracy")
+    rate = mean(run.progress.images_per_second for run in line.running)
+    left = _seconds_left(line.runs)
+    cells: dict[str, RenderableType] = {
+        "run": Text(line.title, "bold" if len(line.runs) > 1 else ""),
+        "epoch": _epoch(line),
+        "": _bar(line, 16 if width >= _WIDE else 9),
+        "train": _loss(line.mean("train_loss")),
+        "val": _loss(line.mean("val_loss")),
+        "val loss": _trend(line, 12 if width >= _WIDE else 8),
+        "best": _best(line),
+        "acc %": "–" if accuracy is None else f"{100 * accuracy:.1f}",
+        "img/s": "" if rate is None else f"{rate:,.0f}",
+        "left": duration(left) if left else "",
+    }
+    return {title: cell for title, cell in cells.items() if width >= _FROM_WIDTH.get(title, 0)}
 
 
-def _epoch(line: _Line, width: int) -> RenderableType:
+def _epoch(line: _Line) -> str:
     epochs = [p.epoch for p in line.progress]
     low, high = min(epochs), max(epochs)
     planned = max((p.epochs or 0 for p in line.progress), default=0) or "?"
@@ -141,20 +148,10 @@ def _epoch(line: _Line, width: int) -> RenderableType:
     return f"{low}/{planned}" if low == high else f"{low}-{high}/{planned}"
 
 
-def _best(line: _Line, width: int) -> RenderableType:
+def _best(line: _Line) -> str:
     best = line.mean("best_val_loss")
     at = f" @{line.progress[0].best_epoch}" if len(line.runs) == 1 and best is not None else ""
     return _loss(best) + at
-
-
-def _accuracy(line: _Line, width: int) -> RenderableType:
-    accuracy = line.mean("val_accuracy")
-    return "–" if accuracy is None else f"{100 * accuracy:.1f}"
-
-
-def _rate(line: _Line, width: int) -> RenderableType:
-    rate = mean(run.progress.images_per_second for run in line.running)
-    return "" if rate is None else f"{rate:,.0f}"
 
 
 def _seconds_left(runs: Sequence[RunStatus]) -> float:
@@ -163,17 +160,12 @@ def _seconds_left(runs: Sequence[RunStatus]) -> float:
     return max(lefts, default=0.0)
 
 
-def _left(line: _Line, width: int) -> RenderableType:
-    left = _seconds_left(line.runs)
-    return duration(left) if left else ""
-
-
 def _trend(line: _Line, width: int) -> RenderableType:
     """Validation loss by epoch, the mean over the runs that got so far."""
     several = [p.val_losses for p in line.progress]
     longest = max(map(len, several), default=0)
     means = [mean(losses[i] for losses in several if i < len(losses)) for i in range(longest)]
-    return Text(sparkline(means, 12 if width >= _WIDE else 8), "cyan")
+    return Text(sparkline(means, width), "cyan")
 
 
 def _bar(line: _Line, width: int) -> RenderableType:
@@ -183,7 +175,7 @@ def _bar(line: _Line, width: int) -> RenderableType:
     states = {run.state for run in runs}
     if "running" in states or (len(states) > 1 and states & ACTIVE):
         done = sum(1.0 if run.state in COMPLETE else run.progress.share for run in runs)
-        return ProgressBar(total=len(runs), completed=done, width=16 if width >= _WIDE else 9)
+        return ProgressBar(total=len(runs), completed=done, width=width)
     tested = mean(run.test_accuracy for run in runs)
     if states == {"done"} and tested is not None:
         return Text(f"test {100 * tested:.1f}", STYLES["done"])
@@ -235,17 +227,3 @@ def _usage(usages: Sequence[Usage]) -> str:
 
 def _loss(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}" if abs(value) < 100 else f"{value:.3g}"
-
-
-_COLUMNS = (
-    _Column("run", _title),
-    _Column("epoch", _epoch, "right"),
-    _Column("", _bar),
-    _Column("train", lambda line, width: _loss(line.mean("train_loss")), "right", 60),
-    _Column("val", lambda line, width: _loss(line.mean("val_loss")), "right"),
-    _Column("val loss", _trend, from_width=78),
-    _Column("best", _best, "right", 50),
-    _Column("acc %", _accuracy, "right", 70),
-    _Column("img/s", _rate, "right", _WIDE),
-    _Column("left", _left, "right"),
-)
