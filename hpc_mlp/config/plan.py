@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import re
 from collections.abc import Iterable, Sequence
@@ -25,6 +24,7 @@ from hpc_mlp.config.loading import (
 from hpc_mlp.config.plugins import Plugin, read_plugin
 from hpc_mlp.config.sections import AugmentConfig, Config
 from hpc_mlp.errors import UserError, unknown_name
+from hpc_mlp.files.checked import file_sha256
 
 ALL = ("baseline", "dropout", "batchnorm", "dropout_batchnorm")
 
@@ -246,8 +246,7 @@ def pretrained_sha256(config: Config) -> str | None:
     if not isinstance(name, str):
         return None
     try:
-        with open(name, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(Path(name))
     except OSError:
         return None
 

@@ -19,6 +19,7 @@ from typing import Protocol
 import numpy as np
 
 from hpc_mlp.errors import RejectError, UserError, printable
+from hpc_mlp.files.checked import file_sha256
 
 MAX_ENTRY_BYTES = 1 << 30  # an entry larger than this is not an image that we would decode
 
@@ -225,7 +226,7 @@ class FileWithEntries:
         raise NotImplementedError
 
     def sha256(self) -> str:
-        return hash_file(self.path)
+        return file_sha256(self.path)
 
 
 def check_size(size: int, limit: int) -> None:
@@ -257,8 +258,3 @@ def repeated_names(names: Names) -> list[int]:
     candidates = sorted({int(order[i + step]) for i in same.tolist() for step in (0, 1)})
     first: dict[str, int] = {}
     return [index for index in candidates if first.setdefault(names[index], index) != index]
-
-
-def hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,7 +12,6 @@ from hpc_mlp.data.limits import MAX_IMAGES, MAX_PIXELS, MAX_SIDE, SPLITS
 from hpc_mlp.errors import DamagedError, UserError, printable
 from hpc_mlp.files import checked, wrong_path
 
-FORMAT = 1
 NAME = wrong_path.MANIFEST
 # Of a tar: a header and at least one block each for an image and its class.
 _SAMPLE_BYTES = 4 * 512

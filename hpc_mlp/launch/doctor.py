@@ -65,20 +65,20 @@ def table(findings: list[Finding]) -> Table:
 def _python() -> Iterator[Finding]:
     version = ".".join(map(str, sys.version_info[:3]))
     yield Finding("Python", "ok", f"{version}, {sys.executable}")
-    missing = []
-    for package in _PACKAGES:
-        try:
-            metadata.version(package)
-        except metadata.PackageNotFoundError:
-            missing.append(package)
+    versions = {name: _version(name) for name in _PACKAGES}
+    missing = [name for name, version in versions.items() if version is None]
     if missing:
-        yield Finding(
-            "packages", "error", f"missing: {', '.join(missing)}", f"pip install {' '.join(missing)}"
-        )
+        found = f"missing: {', '.join(missing)}"
+        yield Finding("packages", "error", found, f"pip install {' '.join(missing)}")
     else:
-        yield Finding(
-            "packages", "ok", ", ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES[:5])
-        )
+        yield Finding("packages", "ok", ", ".join(f"{name} {versions[name]}" for name in _PACKAGES[:5]))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 _ASK_TORCH = """
@@ -102,14 +102,11 @@ def _torch() -> Iterator[Finding]:
         yield Finding("torch", "error", "cannot be imported", 'Look at: python -c "import torch"')
         return
     yield Finding("torch", "ok", f"{told['version']}, CUDA {told['cuda'] or 'not built in'}")
-    visible = gpus.visible()
     if told["gpus"]:
         yield Finding("devices", "ok", ", ".join(told["gpus"]))
-    elif visible:
-        yield Finding(
-            "devices", "error", f"{len(visible)} GPU(s) here, but torch sees none",
-            "Install a torch built for this driver's CUDA (nvidia-smi shows the version).",
-        )  # fmt: skip
+    elif visible := gpus.visible():
+        advice = "Install a torch built for this driver's CUDA (nvidia-smi shows the version)."
+        yield Finding("devices", "error", f"{len(visible)} GPU(s) here, but torch sees none", advice)
     else:
         yield Finding("devices", "ok", f"CPU only, {num_cpus()} cores (usual on a login node)")
     if told["gpus"] and not told["nccl"]:
@@ -139,9 +136,8 @@ def _folder(runs: Path) -> Iterator[Finding]:
             lease.check()
         yield Finding("run folder", "ok", "can be written, leased and given back")
     except (OSError, HpcMlpError) as error:
-        yield Finding(
-            "run folder", "error", f"{place}: {error}", "Choose a --runs folder that you may write."
-        )
+        advice = "Choose a --runs folder that you may write."
+        yield Finding("run folder", "error", f"{place}: {error}", advice)
     finally:
         shutil.rmtree(probe, ignore_errors=True)
 
@@ -156,26 +152,19 @@ def existing(path: Path) -> Path:
 def _shared(runs: Path) -> Finding:
     kind = _file_system(existing(runs))
     if kind.startswith(_SHARED):
-        return Finding("shared folder", "ok", f"{kind}")
-    return Finding(
-        "shared folder", "warning", f"{existing(runs)} is on {kind}, not a known network file system",
-        "All nodes must see --runs and the shards at the same path; --test-job proves it.",
-    )  # fmt: skip
+        return Finding("shared folder", "ok", kind)
+    found = f"{existing(runs)} is on {kind}, not a known network file system"
+    advice = "All nodes must see --runs and the shards at the same path; --test-job proves it."
+    return Finding("shared folder", "warning", found, advice)
 
 
 def _file_system(path: Path) -> str:
-    best, kind = "", "an unknown file system"
-    try:
-        mounts = Path("/proc/mounts").read_text().splitlines()
-    except OSError:
-        return kind
-    for mount in mounts:
-        _, point, name, *_ = mount.split()
-        point = point.replace("\\040", " ")
-        inside = path == Path(point) or Path(point) in path.parents
-        if inside and len(point) >= len(best):
-            best, kind = point, name
-    return kind
+    import psutil
+
+    mounts = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}
+    return next(
+        (mounts[place] for place in (path, *path.parents) if place in mounts), "an unknown file system"
+    )
 
 
 # -- Slurm
@@ -193,9 +182,8 @@ def _slurm(launch: LaunchConfig) -> Iterator[Finding]:
         yield Finding("Slurm commands", "ok", (slurm.call("sbatch", "--version") or "found").strip())
     config = slurm.config()
     if config is None:
-        yield Finding(
-            "slurmctld", "error", "does not answer", "See `scontrol ping`; ask the cluster's staff."
-        )
+        advice = "See `scontrol ping`; ask the cluster's staff."
+        yield Finding("slurmctld", "error", "does not answer", advice)
         return
     yield Finding("slurmctld", "ok", f"cluster {config.get('ClusterName', '?')} answers")
     yield _accounting(config)
@@ -212,11 +200,11 @@ def _accounting(config: dict[str, str]) -> Finding:
     kind = config.get("AccountingStorageType", "")
     if kind.endswith("/slurmdbd") and slurm.call("sacct", "--noheader", "--allocations") is not None:
         return Finding("accounting", "ok", "sacct answers")
-    return Finding(
-        "accounting", "warning", kind or "none",
+    advice = (
         f"Slurm forgets ended jobs after {config.get('MinJobAge', 'some minutes')}; a job that then "
-        "left nothing behind is shown as lost. Results are not affected.",
-    )  # fmt: skip
+        "left nothing behind is shown as lost. Results are not affected."
+    )
+    return Finding("accounting", "warning", kind or "none", advice)
 
 
 def _preemption(config: dict[str, str]) -> Iterator[Finding]:
@@ -226,46 +214,43 @@ def _preemption(config: dict[str, str]) -> Iterator[Finding]:
     if "preempt_send_user_signal" in config.get("SlurmctldParameters", ""):
         yield Finding("preempt_send_user_signal", "ok", "set: preempted jobs write a checkpoint first")
     else:
-        yield Finding(
-            "preempt_send_user_signal", "warning", "not set",
+        advice = (
             "Preempted jobs are told when GraceTime is over: KillWait is left for their checkpoint. Ask for "
-            "SlurmctldParameters=preempt_send_user_signal.",
-        )  # fmt: skip
-    short = []
-    for fields in _partitions():
-        mode = fields.get("PreemptMode", "OFF")
-        if mode != "OFF" and fields.get("GraceTime", "0") == "0":
-            short.append(fields["PartitionName"])
+            "SlurmctldParameters=preempt_send_user_signal."
+        )
+        yield Finding("preempt_send_user_signal", "warning", "not set", advice)
+    short = [
+        name
+        for name, fields in _partitions().items()
+        if fields.get("PreemptMode", "OFF") != "OFF" and fields.get("GraceTime", "0") == "0"
+    ]
     if short:
-        yield Finding(
-            "GraceTime", "warning", f"0 in {', '.join(short)}",
+        advice = (
             "Jobs there are killed without notice and go on from the last periodic checkpoint: set "
-            "train.checkpoint_every to what you can lose, or ask for GraceTime=60.",
-        )  # fmt: skip
+            "train.checkpoint_every to what you can lose, or ask for GraceTime=60."
+        )
+        yield Finding("GraceTime", "warning", f"0 in {', '.join(short)}", advice)
     else:
         yield Finding("GraceTime", "ok", "above 0 wherever jobs may be preempted")
 
 
-def _partitions() -> list[dict[str, str]]:
+def _partitions() -> dict[str, dict[str, str]]:
     text = slurm.call("scontrol", "show", "partition", "--oneliner") or ""
-    return [
-        dict(field.split("=", 1) for field in line.split() if "=" in field)
-        for line in text.splitlines()
-        if line.startswith("PartitionName=")
-    ]
+    lines = (line.split() for line in text.splitlines() if line.startswith("PartitionName="))
+    fields = [dict(field.split("=", 1) for field in line if "=" in field) for line in lines]
+    return {each["PartitionName"]: each for each in fields}
 
 
 def _partition(launch: LaunchConfig) -> Iterator[Finding]:
-    partitions = {fields["PartitionName"]: fields for fields in _partitions()}
+    partitions = _partitions()
     if not partitions:
         return
     default = [name for name, fields in partitions.items() if fields.get("Default") == "YES"]
     wanted = launch.partition or (default[0] if default else None)
     known = ", ".join(partitions)
     if wanted is None:
-        yield Finding(
-            "partition", "error", "no default partition", f"--set launch.partition=… one of: {known}"
-        )
+        advice = f"--set launch.partition=… one of: {known}"
+        yield Finding("partition", "error", "no default partition", advice)
         return
     for name in wanted.split(","):
         fields = partitions.get(name)
@@ -274,10 +259,9 @@ def _partition(launch: LaunchConfig) -> Iterator[Finding]:
         elif fields.get("State", "UP") != "UP":
             yield Finding("partition", "error", f"{name} is {fields['State']}", f"Choose another of {known}.")
         elif (limit := _minutes(fields.get("MaxTime", "UNLIMITED"))) and limit < launch.time_minutes:
-            yield Finding(
-                "partition", "error", f"{name} allows {limit} minutes, not {launch.time_minutes}",
-                f"--set launch.time_minutes={limit}; longer runs are requeued and go on.",
-            )  # fmt: skip
+            found = f"{name} allows {limit} minutes, not {launch.time_minutes}"
+            advice = f"--set launch.time_minutes={limit}; longer runs are requeued and go on."
+            yield Finding("partition", "error", found, advice)
         else:
             yield Finding("partition", "ok", f"{name}, jobs up to {fields.get('MaxTime', '?')}")
 

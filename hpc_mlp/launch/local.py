@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -66,7 +67,6 @@ def submit(submission: Submission) -> Submission:
 class Job:
     """One command of a queue. `wanted` is asked before its start and while it runs: False ends it."""
 
-    name: str
     command: list[str]
     log: Path
     wanted: Callable[[], bool] = lambda: True
@@ -82,7 +82,6 @@ class Queue:
 
     slots: list[Slot]
     locks: Path = field(default_factory=lock_folder)
-    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     stopping: bool = False
 
     def run(self, jobs: Iterable[Job]) -> None:
@@ -110,17 +109,15 @@ class Queue:
         if not running or running[0].process is None:
             time.sleep(_POLL)
             return
-        try:
+        with suppress(subprocess.TimeoutExpired):
             running[0].process.wait(timeout=_POLL if len(running) == 1 else _POLL / 4)
-        except subprocess.TimeoutExpired:
-            return
 
     def _start(self, job: Job) -> bool:
         for slot in self.slots:
             locks = slot.take(self.locks)
             if locks is None:
                 continue
-            env = {**HUGE_PAGES, **self.environment, "OMP_NUM_THREADS": str(slot.threads)}
+            env = {**HUGE_PAGES, **os.environ, "OMP_NUM_THREADS": str(slot.threads)}
             if slot.devices:
                 env["CUDA_VISIBLE_DEVICES"] = ",".join(slot.devices)
             job.locks = locks
@@ -156,10 +153,8 @@ class Queue:
 
 
 def _signal_group(pid: int, number: int) -> None:
-    try:
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)
-    except (ProcessLookupError, PermissionError):
-        return
 
 
 def work_off(folder: Path) -> None:
@@ -181,7 +176,6 @@ def work_off(folder: Path) -> None:
 def _job(submission: Submission, index: int) -> Job:
     cancelled = submission.folder / "cancelled" / str(index)
     return Job(
-        name=submission.packs[index].name,
         command=[sys.executable, "-u", "-m", "hpc_mlp.launch.job", str(submission.folder), str(index)],
         log=log_path(submission, index),
         wanted=lambda: not cancelled.exists(),

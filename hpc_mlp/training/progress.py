@@ -4,7 +4,6 @@ the run folders."""
 from __future__ import annotations
 
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from hpc_mlp.live.display import Display, LogFormat, open_display
 from hpc_mlp.live.live_file import folder_status, write_live
 from hpc_mlp.live.rows import COMPLETE, RunStatus, State, Usage, progress_of
 from hpc_mlp.live.usage import CpuMeter
+from hpc_mlp.machine import gpus
 from hpc_mlp.runs.folder import FAILED, LIVE
 from hpc_mlp.terminal.console import Console
 from hpc_mlp.training.members import Member
@@ -256,17 +256,8 @@ class CudaMeter:
                 self.has_nvml = False
         now = time.monotonic()
         if self.smi is None or now - self.smi[0] >= _SMI_SECONDS:
-            self.smi = now, self._ask_smi()
+            self.smi = now, gpus.percent_used(self.uuid)
         return self.smi[1]
-
-    def _ask_smi(self) -> float | None:
-        query = ["--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
-        command = ["nvidia-smi", f"--id={self.uuid}", *query]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
-            return float(done.stdout)
-        except (OSError, ValueError, subprocess.SubprocessError):
-            return None
 
 
 @contextmanager

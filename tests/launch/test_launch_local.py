@@ -68,7 +68,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
 
 
 def shell_job(folder: Path, number: int, script: str) -> Job:
-    return Job(f"job {number}", ["sh", "-c", script], folder / "log")
+    return Job(["sh", "-c", script], folder / "log")
 
 
 def test_five_hundred_jobs_on_two_slots_never_run_more_than_two_at_a_time(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ from hpc_mlp.launch.local import Job, Queue
 from hpc_mlp.launch.slots import Slot
 folder = Path(sys.argv[1])
 script = f"touch {folder}/running/$$; ls {folder}/running | wc -l >> {folder}/seen; sleep 0.05; rm {folder}/running/$$"
-Queue([Slot("cpu-0"), Slot("cpu-1")]).run([Job("j", ["sh", "-c", script], folder / "log") for _ in range(12)])
+Queue([Slot("cpu-0"), Slot("cpu-1")]).run([Job(["sh", "-c", script], folder / "log") for _ in range(12)])
 """
     (tmp_path / "running").mkdir()
     queues = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(2)]
@@ -105,7 +105,7 @@ Queue([Slot("cpu-0"), Slot("cpu-1")]).run([Job("j", ["sh", "-c", script], folder
 
 def test_a_command_that_cannot_start_does_not_stop_the_rest(tmp_path: Path) -> None:
     codes: list[int] = []
-    jobs = [Job("no", ["/no/such/program"], tmp_path / "log"), shell_job(tmp_path, 1, "exit 0")]
+    jobs = [Job(["/no/such/program"], tmp_path / "log"), shell_job(tmp_path, 1, "exit 0")]
     for job in jobs:
         job.ended = codes.append
     Queue([Slot("cpu-0")]).run(jobs)

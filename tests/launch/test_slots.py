@@ -42,7 +42,7 @@ def test_without_a_choice_of_the_shell_devices_are_named_by_uuid(
     written = tmp_path / "devices"
     for slot in make_slots(LaunchConfig(), None, False):
         command = ["sh", "-c", f"echo $CUDA_VISIBLE_DEVICES >> {written}"]
-        Queue([slot], tmp_path / "locks").run([Job("job", command, tmp_path / "log")])
+        Queue([slot], tmp_path / "locks").run([Job(command, tmp_path / "log")])
         assert slot.locks == (f"gpu-{slot.devices[0]}",)
     assert written.read_text().split() == ["GPU-slow", "GPU-fast"]
 

@@ -14,9 +14,9 @@ import pytest
 from support.page import digits, write_run, write_shards
 from support.process import Cli
 
-from hpc_mlp.conversion.archive import hash_file
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.errors import UserError
+from hpc_mlp.files.checked import file_sha256
 from hpc_mlp.reporting.gallery import class_samples, read_samples
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
@@ -75,7 +75,7 @@ def with_images(shards: Path, image: bytes, encoding: str) -> Manifest:
         for shard in split["shards"]:
             path = shards / shard["name"]
             _replace_images(path, image)
-            shard |= {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+            shard |= {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
     (shards / "manifest.json").write_text(json.dumps(manifest))
     return Manifest.load(shards)
 

@@ -21,8 +21,8 @@ from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, precisio
 from sklearn.neural_network import MLPClassifier
 
 from hpc_mlp.config.sections import Config
-from hpc_mlp.conversion.archive import hash_file
 from hpc_mlp.data.manifest import Manifest, Shard, Split
+from hpc_mlp.files.checked import file_sha256
 from hpc_mlp.runs.folder import PREDICTIONS, RunFolder
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -78,7 +78,7 @@ def write_shards(folder: Path, images: Images, per_shard: int = 300) -> Manifest
                     key += 1
             count = len(pixels[start : start + per_shard])
             shards.append(
-                Shard(name=path.name, num_images=count, bytes=path.stat().st_size, sha256=hash_file(path))
+                Shard(name=path.name, num_images=count, bytes=path.stat().st_size, sha256=file_sha256(path))
             )
         counts = np.bincount(labels, minlength=len(images.classes)).tolist()
         splits[split] = Split(num_images=len(pixels), class_counts=tuple(counts), shards=tuple(shards))

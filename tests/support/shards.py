@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hpc_mlp.conversion.archive import hash_file
 from hpc_mlp.data.manifest import Manifest
+from hpc_mlp.files.checked import file_sha256
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]  # images [N, H, W, C], labels [N]
 
@@ -62,7 +62,7 @@ def write_shards(
                         tar.addfile(info, io.BytesIO(content))
                     key += 1
             shards.append({"name": path.name, "num_images": len(part), "bytes": path.stat().st_size,
-                           "sha256": hash_file(path)})  # fmt: skip
+                           "sha256": file_sha256(path)})  # fmt: skip
         counts = np.bincount(labels, minlength=classes).tolist()
         records[name] = {"num_images": len(images), "class_counts": counts, "shards": shards}
     train = splits["train"][0]
