@@ -184,7 +184,12 @@ class ConversionProgress:
     metavar="KEY=VALUE",
     help="Draw training images as they are and augmented, e.g. augment.rotation=15. [needs --contact-sheet]",
 )
-@click.option("--verify", "check", is_flag=True, help="Check every shard's bytes and counts.")
+@click.option(
+    "--verify",
+    "check",
+    is_flag=True,
+    help="Check every shard: its bytes, its counts, and that webdataset reads the same.",
+)
 def inspect(out: Path, contact_sheet: Path | None, augments: tuple[str, ...], check: bool) -> None:
     """Show what the shards folder OUT holds: splits, classes, statistics, rejects, duplicates,
     leaks.

@@ -20,7 +20,8 @@ _MAX_CLASSES, _PER_CLASS = 60, 12
 
 
 def verify(folder: Path, manifest: Manifest) -> str:
-    """Check every shard's bytes, keys and classes against the manifest. UserError at the first difference."""
+    """Check every shard's bytes, keys and classes against the manifest, and read it by webdataset's own
+    pipeline as well. UserError at the first difference."""
     keys: set[str] = set()
     shards = 0
     for name, split in manifest.splits.items():
@@ -29,6 +30,7 @@ def verify(folder: Path, manifest: Manifest) -> str:
             with closing(open_shard(folder, shard, len(manifest.classes), verify=True)) as opened:
                 keys.update(opened.keys())
                 labels.append(opened.index.labels)
+                _check_with_webdataset(folder / shard.name, opened)
                 opened.check_unchanged()
             shards += 1
         if not are_counted(np.concatenate(labels), manifest, name):
@@ -36,7 +38,29 @@ def verify(folder: Path, manifest: Manifest) -> str:
     total = sum(split.num_images for split in manifest.splits.values())
     if len(keys) != total:
         raise _differs(folder, f"{len(keys)} different keys for {total} images")
-    return f"verified: {shards} shards, {total:,} images, every byte as it was written"
+    return f"verified: {shards} shards, {total:,} images, every byte as it was written; webdataset reads the same"
+
+
+def _check_with_webdataset(path: Path, opened: OpenShard) -> None:
+    """UserError where webdataset reads other samples out of a shard than we do: keys, classes, image files."""
+    # Late: it imports torch.
+    import webdataset
+
+    # In a list, since braces in a lone path would be a pattern.
+    shards = webdataset.SimpleShardList([str(path.absolute())])
+    theirs = iter(webdataset.DataPipeline(shards, webdataset.tarfile_to_samples()))
+    try:
+        for row, (key, label) in enumerate(zip(opened.keys(), opened.index.labels.tolist(), strict=True)):
+            sample = next(theirs)
+            if (sample["__key__"], int(sample["cls"])) != (key, label) or opened.encoded(
+                row
+            ) not in sample.values():
+                raise ValueError(f"sample {row} is another")
+        if next(theirs, None) is not None:
+            raise ValueError("there are more samples")
+    except Exception as error:  # on what is no tar it raises anything
+        reason = str(error) or type(error).__name__
+        raise _differs(path, f"webdataset does not read the same ({reason})") from None
 
 
 def _differs(path: Path, what: str) -> UserError:

@@ -12,6 +12,7 @@ from PIL import Image
 from support.archives import converted, encoded, make_zip, refused, two_classes
 
 from hpc_mlp.cli import main
+from hpc_mlp.conversion.archive import hash_file
 
 
 def test_inspect_shows_splits_classes_statistics_and_rejects(tmp_path: Path) -> None:
@@ -75,6 +76,20 @@ def test_verify_notices_every_change_of_a_shard(tmp_path: Path) -> None:
         refused(inspect(out, "--verify"), name, "missing")
         (out / name).write_bytes(whole)
     assert inspect(out, "--verify").exit_code == 0
+
+
+def test_verify_notices_what_webdataset_alone_does_not_read(tmp_path: Path) -> None:
+    """A header with a wrong checksum, which our own reader passes over; the folder's name is a pattern."""
+    out = tmp_path / "{a,b}"
+    manifest = converted(make_zip(tmp_path / "a.zip", two_classes(20)), out, "--size", 8)
+    assert "webdataset reads the same" in inspect(out, "--verify").output
+    shard = manifest.splits["train"].shards[0]
+    content = bytearray((out / shard.name).read_bytes())
+    content[content.index(b".png", 512) + 144] ^= 1
+    (out / shard.name).write_bytes(content)
+    path = out / "manifest.json"
+    path.write_text(path.read_text().replace(shard.sha256, hash_file(out / shard.name)))
+    refused(inspect(out, "--verify"), shard.name, "webdataset does not read the same")
 
 
 def test_verify_notices_a_manifest_that_counts_wrongly(tmp_path: Path) -> None:
