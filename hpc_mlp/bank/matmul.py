@@ -172,10 +172,13 @@ def weight_gradient(dy: Tensor, x: Tensor, out: Tensor, size: int) -> Tensor:
 def _anyhow(dy: Tensor, x: Tensor, out: Tensor) -> Tensor:
     """On a GPU, or in mixed precision."""
     a, view = (_side_by_side(dy).t(), out.view(-1, x.shape[1])) if x.dim() == 2 else (dy.transpose(1, 2), out)
+    product = torch.bmm if a.dim() == 3 else torch.mm
     if a.dtype == out.dtype:
-        (torch.bmm if a.dim() == 3 else torch.mm)(a, x, out=view)
+        product(a, x, out=view)
+    elif a.is_cuda:  # summed in float32, and never rounded to bfloat16
+        product(a, x, out.dtype, out=view)
     else:
-        view.copy_(torch.matmul(a, x))
+        view.copy_(product(a, x))
     return out
 
 

@@ -42,7 +42,7 @@ class Rehearsed:
         optimizer = BankOptimizer(self.bank)
         self.rates = [recipe.optim.lr for recipe in optimizer.recipes]
         loss = BankLoss([spec.config.train for spec in specs], [1] * 10, CUDA)
-        self.step = TrainStep(self.bank, optimizer, loss, "fp32", graph=True)
+        self.step = TrainStep(self.bank, optimizer, loss, specs[0].config.train.precision, graph=True)
 
     def batch(self, t: int, size: int = 32) -> StepBatch:
         feeds = len(self.bank.feeds)
@@ -70,6 +70,7 @@ def no_collector() -> Iterator[None]:
         ("all", 8, (), 120),
         ("baseline", 1, (), 46),
         ("all", 8, ("optim.clip_norm=1",), 155),
+        ("all", 8, ("train.precision=bf16",), 136),
     ],
 )
 @pytest.mark.parametrize("short_batch_first", [False, True])

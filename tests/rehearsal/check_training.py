@@ -17,6 +17,7 @@ from support.matrix import FAULTS, REAL_COMPUTE, SETTINGS, worst_difference
 from support.process import timeless
 
 from hpc_mlp.bank import step as step_module
+from hpc_mlp.bank.matmul import weight_gradient
 from hpc_mlp.errors import HpcMlpWarning
 from hpc_mlp.training.session import train_specs
 
@@ -38,6 +39,17 @@ def test_products_have_the_precision_that_was_asked_for(
     products = {line.split()[1] for line in notes if line.startswith("PRODUCT")}
     assert products and products <= {kind, "fp32"} and kind in products
     assert torch.backends.cudnn.allow_tf32 == (precision == "tf32")
+
+
+@pytest.mark.parametrize("shape", [(32, 11), (3, 32, 11)], ids=str)
+def test_a_gradient_in_mixed_precision_is_not_rounded(shape: tuple[int, ...]) -> None:
+    """For members that share their input, and for those that do not."""
+    x, dy = torch.randn(shape).bfloat16(), torch.randn(3, 32, 5).bfloat16()
+    with emulated():
+        out = torch.empty(3, 5, 11, device="cuda")
+        found = weight_gradient(dy.cuda(), x.cuda(), out, 55).cpu()
+    assert torch.allclose(found, dy.float().mT @ x.float(), atol=1e-5)
+    assert not torch.equal(found, found.bfloat16().float())
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -65,7 +65,7 @@ def tensors(tree: Any) -> list[Tensor]:
 
 
 def compute(operator: Any, arguments: Any, options: Any) -> Any:
-    """On the CPU; cuDNN's batch norm by torch's own."""
+    """On the CPU; cuDNN's batch norm by torch's own, products of another dtype in that one."""
     if operator is aten.cudnn_batch_norm.default:
         x, weight, bias, mean, var, training, momentum, eps = arguments
         y, saved_mean, saved_std = torch.native_batch_norm(
@@ -78,6 +78,8 @@ def compute(operator: Any, arguments: Any, options: Any) -> Any:
         return aten.native_batch_norm_backward(
             dy, x, weight, mean, var, saved_mean, saved_std, True, eps, wanted
         )
+    if operator in (aten.mm.dtype_out, aten.bmm.dtype_out):  # CUDA's alone
+        return options["out"].copy_(arguments[0].to(arguments[2]) @ arguments[1].to(arguments[2]))
     return operator(*arguments, **options)
 
 
