@@ -136,8 +136,9 @@ def test_links_and_make_targets_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"], ids=str)
 def test_lines_of_prose_are_no_longer_than_100(page: Path) -> None:
-    """Tables, code and links cannot be wrapped."""
+    """Tables, code and what links lead to cannot be wrapped."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+    text = re.sub(r"\]\([^)]*\)", "]()", text)
     for line in text.splitlines():
         assert len(line) <= 100 or line.startswith(("|", "    ")), line
 
