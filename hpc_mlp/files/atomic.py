@@ -18,8 +18,9 @@ _POLL_SECONDS = 0.05
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write a file under. It takes the place of `path` once the block has ended without an
-    error, with the permissions that an ordinary new file would have, and is removed otherwise."""
+    """A name beside `path` to write a file under. It takes the place of `path` once the block has
+    ended without an error, with the permissions that an ordinary new file would have, and is
+    removed otherwise."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         yield temporary
@@ -47,8 +48,9 @@ def umask() -> int:
 
 
 def lock(file: IO[bytes] | IO[str] | int, patience: float = 0.0) -> bool:
-    """Lock an open file (flock) until it is closed, here and by the children that it was passed on to. False where
-    another has held it for `patience` seconds, or its file system knows no locks."""
+    """Lock an open file (flock) until it is closed, here and by the children that it was passed on
+    to. False where another has held it for `patience` seconds, or its file system knows no
+    locks."""
     deadline = time.monotonic() + patience
     while True:
         try:

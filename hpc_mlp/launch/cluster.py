@@ -1,4 +1,5 @@
-"""Where jobs run: a scheduler is a module with the functions of `Scheduler`, and a line in SCHEDULERS."""
+"""Where jobs run: a scheduler is a module with the functions of `Scheduler`, and a line in
+SCHEDULERS."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ class Scheduler(Protocol):
         """UserError where there can be no such jobs here."""
 
     def submit(self, submission: Submission) -> Submission:
-        """Hand over every pack. Returns the record with their job ids, which is saved by then. RunError, and nothing of
-        it is left, where they are refused."""
+        """Hand over every pack. Returns the record with their job ids, which is saved by then.
+        RunError, and nothing of it is left, where they are refused."""
 
     def query(self, submissions: Iterable[Submission]) -> dict[str, JobInfo] | None:
         """Every job of these that is known, by its id; None where none can be asked for."""

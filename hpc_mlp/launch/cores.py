@@ -1,10 +1,11 @@
-"""On how many processes the cores of this machine train a list of runs, and how they share them with others. No torch.
+"""On how many processes the cores of this machine train a list of runs, and how they share them
+with others. No torch.
 
-A training step of an MLP gains less from a second thread than two runs gain from a core each. Seconds of an epoch of
-four runs on 2 Zen 5 cores, one process with two threads against two with one: Fashion-MNIST 784-512-256-10, batch 32,
-5.8 and 4.6; photographs 12288-512-256-10, batch 32, 2.8 and 2.3; 784-2048-1024-10, batch 256, 16.5 and 14.7.
-Where others use the cores too, the gain is larger by far: threads of one step wait for each other, processes do not.
-"""
+A training step of an MLP gains less from a second thread than two runs gain from a core each.
+Seconds of an epoch of four runs on 2 Zen 5 cores, one process with two threads against two with
+one: Fashion-MNIST 784-512-256-10, batch 32, 5.8 and 4.6; photographs 12288-512-256-10, batch 32,
+2.8 and 2.3; 784-2048-1024-10, batch 256, 16.5 and 14.7. Where others use the cores too, the gain is
+larger by far: threads of one step wait for each other, processes do not."""
 
 from __future__ import annotations
 
@@ -25,22 +26,24 @@ WORTH_FLOPS = 5e11  # some 4 s of training: with less, starting processes takes 
 PROCESS_BYTES = 1 << 30  # of a process without its images: torch, weights, optimizer state, activations
 CROWDED = 0.25  # the part of the threads without an idle core from which on they had better not spin
 SPINS = 1000  # of libgomp's waiting loop, instead of its 300,000
-# Have glibc's malloc (2.35 and later) ask for pages of 2 MB where the kernel gives them on request, as most do. Weights
-# and the optimizer's state are tens of MB and read in every step: photographs 12288-512-256-10, a bank of two, on one
-# Xeon core: 36.9 → 34.1 ms of processor time a step; Fashion-MNIST 10.0 → 9.0 (medians of 22 and 9).
+# Have glibc's malloc (2.35 and later) ask for pages of 2 MB where the kernel gives them on request,
+# as most do. Weights and the optimizer's state are tens of MB and read in every step: photographs
+# 12288-512-256-10, a bank of two, on one Xeon core: 36.9 → 34.1 ms of processor time a step;
+# Fashion-MNIST 10.0 → 9.0 (medians of 22 and 9).
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 def share_cores() -> None:
-    """Where others keep the cores busy, let threads that wait for each other go to sleep soon: call it before torch is
-    imported. By default they spin for milliseconds, which takes the core from the very thread that they wait for.
+    """Where others keep the cores busy, let threads that wait for each other go to sleep soon: call
+    it before torch is imported. By default they spin for milliseconds, which takes the core from
+    the very thread that they wait for.
 
-    Seconds of an epoch of one run, Fashion-MNIST 784-512-256-10, on 2 Zen 5 cores, medians of 3: 2.0, and 8.3 (at worst
-    19) beside two busy processes; with this 2.7, and 5.4.
+    Seconds of an epoch of one run, Fashion-MNIST 784-512-256-10, on 2 Zen 5 cores, medians of 3:
+    2.0, and 8.3 (at worst 19) beside two busy processes; with this 2.7, and 5.4.
 
-    One of several processes started together leaves it alone: it would take the others' start for a crowd. Where torch
-    is there already (a notebook that imported it first) nothing can be set any more, and a warning says what to do.
-    """
+    One of several processes started together leaves it alone: it would take the others' start for a
+    crowd. Where torch is there already (a notebook that imported it first) nothing can be set any
+    more, and a warning says what to do."""
     if is_launched() or "GOMP_SPINCOUNT" in os.environ or "OMP_WAIT_POLICY" in os.environ:
         return
     threads = min(thread_budget(), num_cpus())
@@ -72,11 +75,11 @@ def thread_budget() -> int:
 
 
 def processes_for(specs: Sequence[RunSpec], manifest: Manifest, *, threads: int, free: int) -> int:
-    """How many processes to deal `specs` out to, with `threads` threads and `free` bytes of memory for all of them.
+    """How many processes to deal `specs` out to, with `threads` threads and `free` bytes of memory
+    for all of them.
 
-    One, unless the runs are MLPs of equal layers, so that every process has the same to do; there is enough to do; and
-    each of them can hold the images.
-    """
+    One, unless the runs are MLPs of equal layers, so that every process has the same to do; there
+    is enough to do; and each of them can hold the images."""
     models = [spec.config.model for spec in specs]
     if len({(model.kind, model.hidden) for model in models}) != 1 or models[0].kind != "mlp":
         return 1
@@ -101,7 +104,8 @@ def _flops(spec: RunSpec, manifest: Manifest) -> float:
 
 
 def _holding(spec: RunSpec, manifest: Manifest, free: int) -> int:
-    """How many processes can hold all images: where they are streamed, each more would decode all of them again."""
+    """How many processes can hold all images: where they are streamed, each more would decode all
+    of them again."""
     if spec.config.data.mode == "streaming":
         return 1
     return int(free * spec.config.data.memory_fraction) // max(1, resident_bytes(manifest))

@@ -1,4 +1,5 @@
-"""The surroundings of a job: the package and interpreter of the submitting shell, nothing else of it."""
+"""The surroundings of a job: the package and interpreter of the submitting shell, nothing else of
+it."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ _FOREIGN_NAMES = (*ranks.NAMES, CLAIM)
 
 
 def python_path() -> str:
-    """PYTHONPATH for a job: absolute, since a job may start in another folder; this package's place first,
-    unless it is installed."""
+    """PYTHONPATH for a job: absolute, since a job may start in another folder; this package's place
+    first, unless it is installed."""
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     package = str(Path(__file__).resolve().parents[2])
     if package not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
@@ -25,7 +26,8 @@ def python_path() -> str:
 
 
 def local_environment() -> dict[str, str]:
-    """This shell's environment without the traces of a Slurm job or a launcher in whose shell it may be."""
+    """This shell's environment without the traces of a Slurm job or a launcher in whose shell it
+    may be."""
     env = {
         name: value
         for name, value in os.environ.items()

@@ -1,4 +1,5 @@
-"""What runs inside a job: set up the processes, train the pack's runs, give the job back when told to."""
+"""What runs inside a job: set up the processes, train the pack's runs, give the job back when told
+to."""
 
 from __future__ import annotations
 
@@ -30,9 +31,9 @@ _WAIT_FOR_KILL_SECONDS = 600
 
 
 class PackJob:
-    """The callable that submitit pickles: it names the pack and carries nothing else. State is looked up in
-    the run folders at every start, because `scontrol requeue` and node failure start the very first pickle
-    again."""
+    """The callable that submitit pickles: it names the pack and carries nothing else. State is
+    looked up in the run folders at every start, because `scontrol requeue` and node failure start
+    the very first pickle again."""
 
     def __init__(self, folder: str, pack: int) -> None:
         self.folder = folder
@@ -44,8 +45,9 @@ class PackJob:
         if code > STOPPED:
             _leave(self._submission(), self.pack, signals, hand_back)
         if code and self._is_superseded():
-            # Slurm has given this start up (its node was cut off) and the requeued job trains. Of several tasks,
-            # an exit with an error would make srun end the step by its number, which is the successor's as well.
+            # Slurm has given this start up (its node was cut off) and the requeued job trains. Of
+            # several tasks, an exit with an error would make srun end the step by its number, which
+            # is the successor's as well.
             time.sleep(_WAIT_FOR_KILL_SECONDS)
             return
         if code:
@@ -56,7 +58,8 @@ class PackJob:
         from submitit import JobEnvironment
         from submitit.helpers import DelayedSubmission
 
-        # left by a start that was killed while it wrote this file: submitit would refuse to write it again
+        # left by a start that was killed while it wrote this file: submitit would refuse to write
+        # it again
         paths = JobEnvironment().paths
         for path in (paths.submitted_pickle, paths.result_pickle):
             path.with_suffix(".pkl.save_tmp").unlink(missing_ok=True)
@@ -121,9 +124,10 @@ def _this_start() -> dict[str, Any]:
 
 
 class _StopSignals:
-    """Turns stop signals into one request to training, which writes a checkpoint after the step it is in and
-    returns. A handler that wrote the checkpoint itself would catch the model in the middle of an update.
-    USR2 keeps this handler afterwards: it may come later than the TERM that ended the training."""
+    """Turns stop signals into one request to training, which writes a checkpoint after the step it
+    is in and returns. A handler that wrote the checkpoint itself would catch the model in the
+    middle of an update. USR2 keeps this handler afterwards: it may come later than the TERM that
+    ended the training."""
 
     def __init__(self) -> None:
         self.received: set[int] = set()
@@ -147,9 +151,9 @@ class _StopSignals:
 
 
 def _leave(submission: Submission, pack: int, received: set[int], hand_back: Any) -> None:
-    """After the checkpoint. USR2 (preemption with a user signal, time limit) means: requeue me. TERM alone
-    means `scancel`, or a preemption that Slurm requeues by itself: then ending early would count as
-    finished."""
+    """After the checkpoint. USR2 (preemption with a user signal, time limit) means: requeue me.
+    TERM alone means `scancel`, or a preemption that Slurm requeues by itself: then ending early
+    would count as finished."""
     deadline = time.monotonic() + _WAIT_FOR_KILL_SECONDS
     while time.monotonic() < deadline and not submission.is_cancelled(pack):
         if signal.SIGUSR2 in received and os.environ.get("SLURM_PROCID", "0") == "0" and callable(hand_back):
@@ -162,7 +166,8 @@ def _leave(submission: Submission, pack: int, received: set[int], hand_back: Any
 
 
 def _join_processes(folder: Path) -> None:
-    """Set what Accelerate reads (RANK, WORLD_SIZE, …) from Slurm's environment, before torch is imported."""
+    """Set what Accelerate reads (RANK, WORLD_SIZE, …) from Slurm's environment, before torch is
+    imported."""
     world = int(os.environ.get("SLURM_NTASKS", "1"))
     if world == 1:
         return
@@ -177,8 +182,8 @@ def _join_processes(folder: Path) -> None:
 
 
 def _agree_on_port(folder: Path, job_id: str, rank: int) -> int:
-    """A port that is free on the first node: rank 0 looks for one, near a number made from the job id, and
-    tells the others through the shared folder."""
+    """A port that is free on the first node: rank 0 looks for one, near a number made from the job
+    id, and tells the others through the shared folder."""
     restart = os.environ.get("SLURM_RESTART_COUNT", "0")
     note = folder / "started" / f"port-{job_id}-{restart}"
     if rank == 0:

@@ -1,4 +1,5 @@
-"""The queue of this machine: one pack per device (or CPU slot), never more at once, detached from the shell.
+"""The queue of this machine: one pack per device (or CPU slot), never more at once, detached from
+the shell.
 
 `python -m hpc_mlp.launch.local FOLDER` works off one submission. A running pack holds the
 locks of its slot itself, so that the slot stays taken even if the queue is killed.
@@ -31,7 +32,8 @@ from hpc_mlp.terminal.output import say
 
 NAME = "the local queue"
 _POLL = 0.1
-# For the checkpoint after SIGTERM, before SIGKILL: a little more than its own processes get from it.
+# For the checkpoint after SIGTERM, before SIGKILL: a little more than its own processes get from
+# it.
 _GRACE_SECONDS = GRACE_SECONDS + 3.0
 
 
@@ -65,7 +67,8 @@ def submit(submission: Submission) -> Submission:
 
 @dataclass
 class Job:
-    """One command of a queue. `wanted` is asked before its start and while it runs: False ends it."""
+    """One command of a queue. `wanted` is asked before its start and while it runs: False ends
+    it."""
 
     command: list[str]
     log: Path
@@ -78,7 +81,8 @@ class Job:
 
 @dataclass
 class Queue:
-    """Work off jobs in order, each in a slot of its own. A job that fails does not touch the others."""
+    """Work off jobs in order, each in a slot of its own. A job that fails does not touch the
+    others."""
 
     slots: list[Slot]
     locks: Path = field(default_factory=lock_folder)
@@ -184,7 +188,8 @@ def _job(submission: Submission, index: int) -> Job:
 
 
 def _write_end(submission: Submission, index: int, code: int) -> None:
-    """A full disk must not take the queue from those that wait: what has ended is seen from its process, too."""
+    """A full disk must not take the queue from those that wait: what has ended is seen from its
+    process, too."""
     try:
         submission.write_end(index, code)
     except OSError as error:

@@ -1,5 +1,5 @@
-"""A pack is the runs that one job trains, all in one bank: made, written down (`records` has the files), and as its
-cluster sees it."""
+"""A pack is the runs that one job trains, all in one bank: made, written down (`records` has the
+files), and as its cluster sees it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class Pack:
 
 
 def parse_per_job(text: str | None) -> int | None:
-    """`None` → 0 (one job per variant), `"all"` → None (one job for everything), `"4"` → 4 members a job."""
+    """`None` → 0 (one job per variant), `"all"` → None (one job for everything), `"4"` → 4 members
+    a job."""
     if text is None:
         return 0
     if text == "all":

@@ -96,7 +96,8 @@ class Submission(Record):
 
     @property
     def job_name(self) -> str:
-        """Slurm's name of its jobs: a job id that a wiped Slurm gave out again is not taken for ours."""
+        """Slurm's name of its jobs: a job id that a wiped Slurm gave out again is not taken for
+        ours."""
         return f"hpc-mlp-{self.id}"
 
     def claim(self, pack: int) -> str:
@@ -239,7 +240,8 @@ def read_submission(folder: Path) -> Submission | None:
 
 
 def read_submissions(runs: Path) -> tuple[list[Submission], dict[Path, str]]:
-    """Every submission below `runs`, oldest first; and what is wrong with those that are damaged, by folder."""
+    """Every submission below `runs`, oldest first; and what is wrong with those that are damaged,
+    by folder."""
     found: list[Submission] = []
     problems: dict[Path, str] = {}
     for folder in sorted(path for path in (runs / FOLDER).glob("*") if path.is_dir()):
@@ -266,8 +268,8 @@ def planned_names(folder: Path) -> set[str] | None:
 
 
 def write_index(runs: Path) -> None:
-    """Make RUNS/submission.json from the folders. Two shells may do so at once: whoever writes last looks
-    again, so that neither submission is missing in the end."""
+    """Make RUNS/submission.json from the folders. Two shells may do so at once: whoever writes last
+    looks again, so that neither submission is missing in the end."""
     written: list[str] = []
     while (submissions := list_submissions(runs)) and [item.id for item in submissions] != written:
         lines = [_line(submission) for submission in submissions]

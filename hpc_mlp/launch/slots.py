@@ -1,8 +1,7 @@
 """The places of this machine where a pack may run: its GPUs, or shares of its cores.
 
-Each GPU, and each share of the cores, is a lock file of this user on this machine, so that two submissions share
-the devices instead of doubling up on them.
-"""
+Each GPU, and each share of the cores, is a lock file of this user on this machine, so that two
+submissions share the devices instead of doubling up on them."""
 
 from __future__ import annotations
 
@@ -23,8 +22,8 @@ from hpc_mlp.terminal.text import count
 
 @dataclass(frozen=True)
 class Slot:
-    """A place where one pack may run: some GPUs (as CUDA_VISIBLE_DEVICES names them), or a share of the cores.
-    `locks` are the names of its lock files, by default its own."""
+    """A place where one pack may run: some GPUs (as CUDA_VISIBLE_DEVICES names them), or a share of
+    the cores. `locks` are the names of its lock files, by default its own."""
 
     name: str
     devices: tuple[str, ...] = ()
@@ -32,7 +31,8 @@ class Slot:
     locks: tuple[str, ...] = ()
 
     def take(self, folder: Path) -> list[IO[bytes]] | None:
-        """Its open lock files in `folder`, locked until they are closed; None if one of them is taken."""
+        """Its open lock files in `folder`, locked until they are closed; None if one of them is
+        taken."""
         taken: list[IO[bytes]] = []
         for name in self.locks or (self.name,):
             taken.append((folder / name).open("ab"))
@@ -62,8 +62,8 @@ def check_tasks(launch: LaunchConfig) -> None:
 
 
 def make_slots(launch: LaunchConfig, number: int | None, cpu: bool) -> list[Slot]:
-    """One slot per GPU (or group of `gpus_per_job`); without GPUs `number` slots, default 1, that share the
-    cores. `number` on a machine with GPUs bounds the slots that are used."""
+    """One slot per GPU (or group of `gpus_per_job`); without GPUs `number` slots, default 1, that
+    share the cores. `number` on a machine with GPUs bounds the slots that are used."""
     devices = [] if cpu else gpus.visible()
     per_slot = max(1, launch.gpus_per_job)
     groups = [tuple(devices[i : i + per_slot]) for i in range(0, len(devices) - per_slot + 1, per_slot)]

@@ -22,7 +22,8 @@ from hpc_mlp.launch.slots import check_tasks
 from hpc_mlp.machine import ranks
 
 NAME = "Slurm"
-# What squeue and sacct call a job that waits; every other state of a job that is not over counts as running.
+# What squeue and sacct call a job that waits; every other state of a job that is not over counts as
+# running.
 _WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 _OVER = {
     "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE",
@@ -55,8 +56,8 @@ def parameters(launch: LaunchConfig) -> dict[str, Any]:
     """The resources in submitit's names."""
     extra = {key.replace("_", "-"): value for key, value in launch.sbatch.items() if value is not False}
     tasks = launch.tasks_per_node or max(1, launch.gpus_per_job)
-    # srun does not take over --cpus-per-task from sbatch since Slurm 22.05. One of several tasks that fails ends
-    # the job, since the others would wait for it for ever.
+    # srun does not take over --cpus-per-task from sbatch since Slurm 22.05. One of several tasks
+    # that fails ends the job, since the others would wait for it for ever.
     alone = launch.nodes * tasks == 1
     srun_args = [f"--cpus-per-task={launch.cpus_per_task}", *([] if alone else ["--kill-on-bad-exit=1"])]
     receiver = "" if _uses_srun(launch) else "B:"  # the script itself, which has become Python
@@ -85,23 +86,25 @@ def parameters(launch: LaunchConfig) -> dict[str, Any]:
 
 
 def _uses_srun(launch: LaunchConfig) -> bool:
-    """One task needs no srun, and is safer without: a step that srun started is known by its number alone, and
-    when a cut-off node comes back and reports the end of its copy, Slurm 22.05 ends the requeued job's step. A
-    batch script's end counts only from the node where the job is now. With a `launch.python` of the user's (conda run,
-    a container) srun stays: it signals all processes of the step, and a wrapper may keep a signal to itself."""
+    """One task needs no srun, and is safer without: a step that srun started is known by its number
+    alone, and when a cut-off node comes back and reports the end of its copy, Slurm 22.05 ends the
+    requeued job's step. A batch script's end counts only from the node where the job is now. With a
+    `launch.python` of the user's (conda run, a container) srun stays: it signals all processes of
+    the step, and a wrapper may keep a signal to itself."""
     tasks = launch.tasks_per_node or max(1, launch.gpus_per_job)
     return launch.nodes * tasks > 1 or bool(launch.srun_args) or launch.python is not None
 
 
 def _python(launch: LaunchConfig) -> str:
-    """`exec`: without srun the script becomes Python, and Slurm's signals to the script reach it."""
+    """`exec`: without srun the script becomes Python, and Slurm's signals to the script reach
+    it."""
     python = launch.python or shlex.quote(sys.executable)
     return python if _uses_srun(launch) else f"exec {python}"
 
 
 def setup_lines(launch: LaunchConfig) -> list[str]:
-    """Lines of the job's script before the training: the user's, then this package's place, so that the job
-    runs the same code whatever its working directory."""
+    """Lines of the job's script before the training: the user's, then this package's place, so that
+    the job runs the same code whatever its working directory."""
     # Until Python can take it: a job preempted this early must not end with an error.
     lines = ["trap '' USR2"]
     # A login node's may be 1.
@@ -133,13 +136,14 @@ def check(launch: LaunchConfig, slots: int | None, cpu: bool) -> None:
 
 
 def submit(submission: Submission) -> Submission:
-    """Every pack becomes an element of a job array. RunError with sbatch's own words where it refuses."""
+    """Every pack becomes an element of a job array. RunError with sbatch's own words where it
+    refuses."""
     try:
         submission = submission.with_jobs(_submit(submission, submission.resources))
         submission.save()
     except BaseException:
-        # By name: sbatch may also fail, or be interrupted, after the jobs have got into the queue. And nobody could
-        # follow those whose record cannot be written.
+        # By name: sbatch may also fail, or be interrupted, after the jobs have got into the queue.
+        # And nobody could follow those whose record cannot be written.
         withdraw(submission)
         raise
     return submission
@@ -245,7 +249,8 @@ def _read_squeue(text: str, names: dict[str, str]) -> dict[str, JobInfo]:
 
 
 def _read_sacct(text: str, names: dict[str, str]) -> dict[str, JobInfo]:
-    """sacct lags behind by seconds: what squeue no longer knows is over, whatever state sacct still shows."""
+    """sacct lags behind by seconds: what squeue no longer knows is over, whatever state sacct still
+    shows."""
     known: dict[str, JobInfo] = {}
     for line in text.splitlines():
         ids, word, node, name = (*line.strip().split("|", 3), *[""] * 4)[:4]
@@ -286,7 +291,8 @@ def cancel(submission: Submission, packs: Iterable[int]) -> None:
 
 
 def _present(job_ids: Iterable[str], job_name: str) -> list[str]:
-    """Those of these jobs that Slurm still has under this name; RunError where it cannot be asked."""
+    """Those of these jobs that Slurm still has under this name; RunError where it cannot be
+    asked."""
     wanted = set(job_ids)
     if not _masters(wanted):
         return []

@@ -1,8 +1,8 @@
-"""Several processes of the same command on this machine, with the environment that Accelerate reads.
+"""Several processes of the same command on this machine, with the environment that Accelerate
+reads.
 
-Smaller than `accelerate launch`, which starts but one process on CPUs, and with the exit codes and messages of the
-processes themselves.
-"""
+Smaller than `accelerate launch`, which starts but one process on CPUs, and with the exit codes and
+messages of the processes themselves."""
 
 from __future__ import annotations
 
@@ -32,10 +32,12 @@ _THREADS = "OMP_NUM_THREADS"
 _PARENT = "HPC_MLP_PARENT"
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 _POLL_SECONDS = 0.05
-# Between a failure and the end of the others, who may fail of the same cause and say so: after a signal; after an
-# exit; where the input is wrong, which only the first process tells, and may find out seconds later.
+# Between a failure and the end of the others, who may fail of the same cause and say so: after a
+# signal; after an exit; where the input is wrong, which only the first process tells, and may find
+# out seconds later.
 _SETTLE_SECONDS, _SETTLE_EXIT_SECONDS, _SETTLE_INPUT_SECONDS = 0.5, 2.0, 10.0
-# Between a signal, or a second Ctrl-C, and SIGKILL: a checkpoint takes its time, and within 30 s everything ends.
+# Between a signal, or a second Ctrl-C, and SIGKILL: a checkpoint takes its time, and within 30 s
+# everything ends.
 GRACE_SECONDS, _HURRIED_SECONDS = 22.0, 3.0
 
 
@@ -47,15 +49,15 @@ def run_processes(
     threads: int | None = None,
     new_sessions: bool = True,
 ) -> int:
-    """Run `python -m module arguments` `count` times as ranks 0 … count − 1; → their common exit code.
+    """Run `python -m module arguments` `count` times as ranks 0 … count − 1; → their common exit
+    code.
 
     `threads` of each; without, OMP_NUM_THREADS, or else its share of the cores.
 
-    Signals are passed on. `new_sessions`: not in our process group, so that a Ctrl-C reaches them once, through
-    us; the local queue ends its packs by process group.
-    Once a process fails, it is named, the others get SIGTERM, and SIGKILL if they do not leave. So it is after a
-    signal to us: whatever hangs, everything ends.
-    """
+    Signals are passed on. `new_sessions`: not in our process group, so that a Ctrl-C reaches them
+    once, through us; the local queue ends its packs by process group. Once a process fails, it is
+    named, the others get SIGTERM, and SIGKILL if they do not leave. So it is after a signal to us:
+    whatever hangs, everything ends."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -83,8 +85,9 @@ def run_processes(
 
 
 def end_with_parent() -> None:
-    """In a process of `run_processes`: be killed when the process that started it dies, by whatever signal, so that
-    nobody trains on unseen. On Linux; elsewhere only signals that can be passed on end it."""
+    """In a process of `run_processes`: be killed when the process that started it dies, by whatever
+    signal, so that nobody trains on unseen. On Linux; elsewhere only signals that can be passed on
+    end it."""
     parent = os.environ.pop(_PARENT, None)
     if parent is None:
         return
@@ -104,8 +107,9 @@ def how_it_ended(code: int) -> str:
 
 
 def tidy(folders: Iterable[Path]) -> None:
-    """Remove what processes of this machine that were killed have left in their run folders: leases, and files that
-    were just being written. Without, the next one that trains there does it."""
+    """Remove what processes of this machine that were killed have left in their run folders:
+    leases, and files that were just being written. Without, the next one that trains there does
+    it."""
     for folder in folders:
         owner = read_owner(folder)
         if owner is not None and is_dead(owner):
@@ -115,8 +119,8 @@ def tidy(folders: Iterable[Path]) -> None:
 
 @dataclass
 class _Ranks:
-    """The processes, by rank. `asked`: the signal that asked for their end; `failed`: ranks, in order; `deadline`: of
-    SIGKILL."""
+    """The processes, by rank. `asked`: the signal that asked for their end; `failed`: ranks, in
+    order; `deadline`: of SIGKILL."""
 
     count: int
     children: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -181,7 +185,8 @@ class _Ranks:
         return code if code > 0 else 1
 
     def _cause(self) -> int | None:
-        """The process that the others fail of: one that a signal killed, or else the first that we saw fail."""
+        """The process that the others fail of: one that a signal killed, or else the first that we
+        saw fail."""
         for rank, child in enumerate(self.children):
             if child.returncode and rank not in self.failed:
                 self.failed.append(rank)

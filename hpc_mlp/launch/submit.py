@@ -49,8 +49,8 @@ def shipped_clusters() -> dict[str, Path]:
 def load_launch(
     cluster_config: str | None, config_files: Sequence[Path], sets: dict[str, list[Any]]
 ) -> LaunchConfig:
-    """Defaults, then the cluster's profile (shipped by name, or a file), then [launch] of `--config`, then
-    `--set launch.…`."""
+    """Defaults, then the cluster's profile (shipped by name, or a file), then [launch] of
+    `--config`, then `--set launch.…`."""
     files = list(config_files)
     if cluster_config:
         files.insert(0, _cluster_file(cluster_config))
@@ -97,8 +97,8 @@ def make_plan(
 
 
 def _check_damaged(runs: Path, names: set[str]) -> None:
-    """RunError where a submission whose record is damaged may have sent one of these runs: what became of it cannot be
-    told, and it would be sent a second time."""
+    """RunError where a submission whose record is damaged may have sent one of these runs: what
+    became of it cannot be told, and it would be sent a second time."""
     for folder, problem in read_submissions(runs)[1].items():
         planned = planned_names(folder)
         if planned is None or planned & names:
@@ -118,8 +118,8 @@ def submit(
     overwrite: bool = False,
     **options: Unpack[TaskOptions],
 ) -> tuple[Submission | None, Plan]:
-    """Send what is not done and not on its way. None where nothing is left to do. Two shells that submit to
-    one folder take turns, so that no run is sent twice. `digest` names the dataset."""
+    """Send what is not done and not on its way. None where nothing is left to do. Two shells that
+    submit to one folder take turns, so that no run is sent twice. `digest` names the dataset."""
     scheduler = SCHEDULERS[cluster]
     scheduler.check(launch, slots, options.get("cpu", False))
     with _taking_turns(runs):
@@ -155,8 +155,8 @@ def _taking_turns(runs: Path) -> Iterator[None]:
 
 
 def cancel(runs: Path, variants: Sequence[str] | None = None) -> list[str]:
-    """End the jobs of this runs folder, all or those of some variants. Returns their job ids. UserError where
-    a job also trains other variants: it can only be ended as a whole."""
+    """End the jobs of this runs folder, all or those of some variants. Returns their job ids.
+    UserError where a job also trains other variants: it can only be ended as a whole."""
     everything = read_status(runs)
     statuses = [status for status in everything if status.state in ACTIVE and status.submission]
     known = {status.variant for status in everything}

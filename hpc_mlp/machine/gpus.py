@@ -11,8 +11,9 @@ _LISTED = re.compile(r"\s*(?:GPU (?P<index>\d+)|MIG .*): .*\(UUID: (?P<uuid>[^)]
 
 
 def visible() -> list[str]:
-    """The GPUs that this shell may use, as CUDA_VISIBLE_DEVICES names them: what that says, else the UUIDs of what
-    nvidia-smi lists. Not its indices: they follow the PCI bus, CUDA's by default the GPUs' speed."""
+    """The GPUs that this shell may use, as CUDA_VISIBLE_DEVICES names them: what that says, else
+    the UUIDs of what nvidia-smi lists. Not its indices: they follow the PCI bus, CUDA's by default
+    the GPUs' speed."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is None:
         return list(_installed())
@@ -26,8 +27,9 @@ def visible() -> list[str]:
 
 
 def uuids(devices: list[str]) -> dict[str, str]:
-    """Device → the name that all shells have in common: an index means another GPU in another container or Slurm job,
-    and a UUID may be given shortened. The name itself where nvidia-smi does not know better."""
+    """Device → the name that all shells have in common: an index means another GPU in another
+    container or Slurm job, and a UUID may be given shortened. The name itself where nvidia-smi does
+    not know better."""
     installed = _installed()
     by_index = {index: uuid for uuid, index in installed.items()}
     known = {}
@@ -57,7 +59,8 @@ def percent_used(uuid: str) -> float | None:
 
 
 def _installed() -> dict[str, str]:
-    """UUID → index of what nvidia-smi lists. A GPU that is cut into MIG devices is listed as these, without indices."""
+    """UUID → index of what nvidia-smi lists. A GPU that is cut into MIG devices is listed as these,
+    without indices."""
     found: dict[str, str] = {}
     # The GPU whose MIG devices may follow.
     whole = ""

@@ -1,8 +1,7 @@
 """Names a process beyond doubt, so that another one can later tell whether it still lives.
 
-A record has host, boot, pid and started: a process number alone may belong to another process by now, to another
-machine, or to another container of the same host name.
-"""
+A record has host, boot, pid and started: a process number alone may belong to another process by
+now, to another machine, or to another container of the same host name."""
 
 from __future__ import annotations
 
@@ -21,7 +20,8 @@ from hpc_mlp.files.checked import Record
 
 
 class Process(Record):
-    """One process of one machine. What was not recorded is not known: such a process is neither dead nor alive."""
+    """One process of one machine. What was not recorded is not known: such a process is neither
+    dead nor alive."""
 
     host: str = ""
     boot: str = ""
@@ -45,7 +45,8 @@ def _boot() -> str:
 
 
 def _process_start(pid: int) -> str | None:
-    """When process `pid` started, in the kernel's ticks; None if there is no such (living) process."""
+    """When process `pid` started, in the kernel's ticks; None if there is no such (living)
+    process."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -81,8 +82,9 @@ def _known_here(process: Process) -> bool:
 
 
 def send_signal(process: Process, number: int, words: Sequence[str]) -> bool:
-    """Signal the process if it is proven to be the recorded one, with all of `words` in its command line; → whether it
-    was. A record may be damaged, or be somebody else's work: it alone proves nothing."""
+    """Signal the process if it is proven to be the recorded one, with all of `words` in its command
+    line; → whether it was. A record may be damaged, or be somebody else's work: it alone proves
+    nothing."""
     if not process.started or not is_alive(process):
         return False
     try:
@@ -103,8 +105,8 @@ def send_signal(process: Process, number: int, words: Sequence[str]) -> bool:
 
 
 def age(path: Path) -> float:
-    """Seconds since `path` was written, by the file system's clock: the machine that wrote it, and this one, may
-    have others. FileNotFoundError where it is gone."""
+    """Seconds since `path` was written, by the file system's clock: the machine that wrote it, and
+    this one, may have others. FileNotFoundError where it is gone."""
     written = path.stat().st_mtime
     try:
         with tempfile.TemporaryFile(dir=path.parent) as probe:

@@ -18,7 +18,8 @@ from hpc_mlp.errors import RunError
 from hpc_mlp.machine import ranks
 from hpc_mlp.machine.liveness import Process, is_dead, this_process
 
-# Between two looks for the others, at most: each takes 0.1 ms, and the last to come is seen so much later.
+# Between two looks for the others, at most: each takes 0.1 ms, and the last to come is seen so much
+# later.
 _LOOK_SECONDS = 0.05
 _PATIENCE_SECONDS = 2.0  # a process that is being killed closes its connections before it is gone
 _meetings = itertools.count()
@@ -28,7 +29,8 @@ _all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that train one bank. Rank 0 writes the bank's files. One process needs no group."""
+    """The processes that train one bank. Rank 0 writes the bank's files. One process needs no
+    group."""
 
     rank: int = 0
     world_size: int = 1
@@ -93,11 +95,12 @@ class Processes:
         self.meet(0, check)
 
     def meet(self, word: int, check: Callable[[], None] = lambda: None) -> list[int]:
-        """Until all processes are here, may it take hours; → what each of them brings. `check` is asked meanwhile.
+        """Until all processes are here, may it take hours; → what each of them brings. `check` is
+        asked meanwhile.
 
-        A collective of torch's would not do: it sees no signal while it waits, and gives up after its timeout. Here a
-        stopped process is waited for. RunError where one of this machine has died.
-        """
+        A collective of torch's would not do: it sees no signal while it waits, and gives up after
+        its timeout. Here a stopped process is waited for. RunError where one of this machine has
+        died."""
         if self.alone:
             return [word]
         meeting = f"meeting-{next(_meetings)}"
@@ -147,13 +150,15 @@ class Processes:
 
 
 def backend(cpu: bool) -> str | None:
-    """What carries messages between processes that a launcher has started: NCCL those that lie on GPUs, gloo those of
-    the host, so that no GPU waits for a word of the others. None: as Accelerate chooses."""
+    """What carries messages between processes that a launcher has started: NCCL those that lie on
+    GPUs, gloo those of the host, so that no GPU waits for a word of the others. None: as Accelerate
+    chooses."""
     on_gpus = ranks.is_launched() and not cpu and torch.cuda.is_available()
     return "cpu:gloo,cuda:nccl" if on_gpus else None
 
 
 def processes_sharing(device: torch.device) -> int:
-    """How many of the processes started together hold their data in the memory of this one's device."""
+    """How many of the processes started together hold their data in the memory of this one's
+    device."""
     # On GPUs each has its own.
     return ranks.local_world_size() if device.type == "cpu" else 1

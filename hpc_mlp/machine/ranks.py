@@ -1,5 +1,5 @@
-"""Which of the processes started together this one is, as whoever has started them says: Accelerate, torchrun, a Slurm
-job, or `launch.spawn`."""
+"""Which of the processes started together this one is, as whoever has started them says:
+Accelerate, torchrun, a Slurm job, or `launch.spawn`."""
 
 from __future__ import annotations
 
@@ -27,5 +27,6 @@ def local_world_size() -> int:
 
 
 def variables(*values: object) -> dict[str, str]:
-    """The environment of one of the processes: `values` of NAMES, address and port of the first process last."""
+    """The environment of one of the processes: `values` of NAMES, address and port of the first
+    process last."""
     return dict(zip(NAMES, map(str, values), strict=True))

@@ -54,9 +54,8 @@ class Lease:
     """`with Lease(folder) as lease:` … `lease.check()` before every write.
 
     Entering waits up to `wait` seconds for a living owner and raises RunError if it does not go.
-    `check` raises LeaseLostError once another process has taken over; `lost` is the same, as last seen by the
-    heartbeat thread, and costs nothing.
-    """
+    `check` raises LeaseLostError once another process has taken over; `lost` is the same, as last
+    seen by the heartbeat thread, and costs nothing."""
 
     def __init__(
         self,
@@ -155,7 +154,8 @@ class Lease:
         self._start()
 
     def _supersedes(self, owner: Owner) -> bool:
-        """A requeued job outranks its own earlier start, alive or not: Slurm has given that one up."""
+        """A requeued job outranks its own earlier start, alive or not: Slurm has given that one
+        up."""
         same = bool(self._owner["claim"]) and owner.claim == self._owner["claim"]
         return same and owner.restart < self._owner["restart"]
 
@@ -206,8 +206,9 @@ class Lease:
 def hold_all(
     leases: Sequence[Lease], *, check: Callable[[], None] = lambda: None
 ) -> Iterator[Sequence[Lease]]:
-    """Enter several leases together: the watch over silent owners takes its time once and not once for each.
-    All or none: RunError, and what `check` raises (asked while waiting), gives back those already held."""
+    """Enter several leases together: the watch over silent owners takes its time once and not once
+    for each. All or none: RunError, and what `check` raises (asked while waiting), gives back those
+    already held."""
     waiting = [(lease, lease._attempts()) for lease in leases]
     with ExitStack() as held:
         while waiting:
@@ -225,8 +226,8 @@ def hold_all(
 
 
 def read_owner(folder: Path) -> Owner | None:
-    """Who holds the lease of `folder`; None if nobody. Of a damaged file nothing is known: somebody may hold it, until
-    it is old."""
+    """Who holds the lease of `folder`; None if nobody. Of a damaged file nothing is known: somebody
+    may hold it, until it is old."""
     content = _read(Path(folder) / LEASE)
     return None if content is None else _parse(content)
 
@@ -238,8 +239,8 @@ def describe(owner: Owner) -> str:
 
 
 def is_held(folder: Path, stale_after: float = 60.0) -> bool:
-    """Whether a living process seems to hold the lease of `folder`. On the owner's machine this is certain;
-    from elsewhere it goes by the age of the last heartbeat."""
+    """Whether a living process seems to hold the lease of `folder`. On the owner's machine this is
+    certain; from elsewhere it goes by the age of the last heartbeat."""
     owner = read_owner(folder)
     if owner is None:
         return False
@@ -256,7 +257,8 @@ def _give_name(source: Path, target: Path) -> bool:
     try:
         os.link(source, target)
     except FileExistsError:
-        # over NFS the answer to a link that worked may be lost, and the repeated request finds the name taken
+        # over NFS the answer to a link that worked may be lost, and the repeated request finds the
+        # name taken
         with contextlib.suppress(OSError):
             return os.path.samefile(source, target)
         return False
