@@ -27,7 +27,7 @@ COMMANDS = {
         "hpc_mlp.cli.predict",
         "Write a trained model as ONNX, pt2 or safetensors, with a model card.",
     ),
-    "doctor": ("hpc_mlp.cli.launch", "Check this machine and cluster; say what to do."),
+    "doctor": ("hpc_mlp.cli.doctor", "Check this machine and cluster; say what to do."),
     "demo": ("hpc_mlp.cli.demo", "Digits → ZIP → shards → four variants → table, in a minute."),
 }
 

@@ -1,4 +1,4 @@
-"""The verbs around jobs: submit, status, cancel, doctor."""
+"""The commands around jobs: submit, status, cancel."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from hpc_mlp.cli.options import (
     log_format_option,
     names,
     run_options,
-    runs_option,
 )
 from hpc_mlp.terminal.output import say
 from hpc_mlp.terminal.text import count, json_text
@@ -286,33 +285,3 @@ def cancel(runs: Path, variants: str | None) -> None:
         say("Nothing to cancel.")
     if problems := read_submissions(runs)[1]:
         fail("\n".join(problems.values()), 1)
-
-
-@click.command(cls=Command)
-@runs_option
-@click.option("--cluster", default="auto", metavar="slurm|local|auto", help="What to check.")
-@cluster_config_option
-@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Set a launch.… key, for --test-job.")
-@click.option("--test-job", "send_test_job", is_flag=True, help="Send a tiny job through and report.")
-def doctor(
-    runs: Path, cluster: str, cluster_config: str | None, sets: tuple[str, ...], send_test_job: bool
-) -> None:
-    """Check this machine and cluster: what is there, what is missing, what to do about it.
-
-    \b
-    hpc-mlp doctor --cluster slurm --test-job
-    """
-    from hpc_mlp.config.plan import parse_set
-    from hpc_mlp.launch import doctor as health
-    from hpc_mlp.launch import probe
-    from hpc_mlp.launch import submit as jobs
-    from hpc_mlp.launch.cluster import choose_cluster
-    from hpc_mlp.terminal.console import Console
-
-    where = choose_cluster(cluster)
-    launch = jobs.load_launch(cluster_config, [], parse_set(sets))
-    findings = health.examine(runs, where, launch)
-    if send_test_job:
-        findings.append(probe.send(runs, where, launch))
-    Console(width=None if sys.stdout.isatty() else 160).print(health.table(findings))
-    sys.exit(1 if any(finding.level == "error" for finding in findings) else 0)
