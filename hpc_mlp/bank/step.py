@@ -164,13 +164,16 @@ class _Graph:
         before = [tensor.clone() for tensor in state]
         side = _side_stream(step.device)
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(2):
-                step.compute(inputs, rates, batch_size)
-        torch.cuda.current_stream().wait_stream(side)
-        for tensor, value in zip(state, before, strict=True):
-            tensor.copy_(value)
-        del before
+        try:
+            with torch.cuda.stream(side):
+                for _ in range(2):
+                    step.compute(inputs, rates, batch_size)
+        # Also where one fails, as memory may run out: the step is then computed from here.
+        finally:
+            torch.cuda.current_stream().wait_stream(side)
+            for tensor, value in zip(state, before, strict=True):
+                tensor.copy_(value)
+            del before
         graph = torch.cuda.CUDAGraph()
         # Not "global": a thread that reads ahead may pin memory meanwhile, which would break the capture off.
         with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import weakref
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,13 +13,15 @@ import pytest
 import torch
 from support.banks import BankUnderTest, specs_of
 from support.fragile import variant
-from support.matrix import FAULTS, worst_difference
+from support.matrix import FAULTS, REAL_COMPUTE, worst_difference
 from support.process import result, timeless
 from support.taped import gpu_branch
 from torch import Tensor
 from torch.autograd.graph import Node
 
+from hpc_mlp.bank.step import TrainStep
 from hpc_mlp.data.remote import load_manifest
+from hpc_mlp.errors import HpcMlpWarning
 from hpc_mlp.training import session, trainer
 from hpc_mlp.training.trial import member_bytes
 
@@ -45,6 +48,37 @@ def test_a_captured_step_is_a_function_of_its_buffers(
     counts = dict[str, int]()
     assert worst_difference(name, digits, tmp_path, gpu_branch(counts), SHORT, cpu=True) < 3e-6
     assert counts == {"captures": banks, "replays": 7 * max(2, banks)}
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_a_capture_that_fails_leaves_no_trace(failing: int, digits: Path, tmp_path: Path) -> None:
+    """In one of the two steps before it, or itself: the run goes on without, as if there had been none."""
+    calls = itertools.count()
+
+    def compute(self: Any, *arguments: Any) -> None:
+        REAL_COMPUTE(self, *arguments)
+        if next(calls) == failing:
+            raise RuntimeError("planted")
+
+    counts = dict[str, int]()
+    with pytest.warns(HpcMlpWarning, match="not captured .planted"):
+        device = gpu_branch(counts, (TrainStep, "compute", compute))
+        assert worst_difference("adamw, cosine", digits, tmp_path, device, SHORT, cpu=True) < 3e-6
+    assert counts["replays"] == 0
+
+
+def test_where_memory_runs_out_a_bank_goes_on_in_halves(digits: Path, tmp_path: Path) -> None:
+    """Should more be asked for than was estimated."""
+
+    def compute(self: Any, *arguments: Any) -> None:
+        if len(self.bank) > 1:
+            raise torch.OutOfMemoryError("planted")
+        REAL_COMPUTE(self, *arguments)
+
+    specs = specs_of("all", [0], SMALL, SHORT, "train.epochs=1")
+    with gpu_branch(None, (TrainStep, "compute", compute)), pytest.warns(HpcMlpWarning, match="planted"):
+        assert session.train_specs(digits, specs, tmp_path, cpu=True) == 0
+    assert {result(tmp_path / spec.name)["bank_size"] for spec in specs} == {1}
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -74,8 +74,10 @@ def _bare(value: Any) -> Any:
 
 
 @contextmanager
-def gpu_branch(counts: dict[str, int] | None = None) -> Iterator[dict[str, int]]:
-    """→ how many "captures" and "replays" there have been, in `counts` if given"""
+def gpu_branch(
+    counts: dict[str, int] | None = None, fault: tuple[Any, str, Any] | None = None
+) -> Iterator[dict[str, int]]:
+    """→ how many "captures" and "replays" there have been, in `counts` if given; with a `fault` planted."""
     counts = {} if counts is None else counts
     counts |= {"captures": 0, "replays": 0}
     streams = {name: mock.MagicMock() for name in ("Stream", "current_stream")}
@@ -86,5 +88,6 @@ def gpu_branch(counts: dict[str, int] | None = None) -> Iterator[dict[str, int]]
         CUDAGraph=lambda: Tape(counts),
         graph=lambda tape, **_: tape,
     )
-    with mock.patch.dict(device.BRANCHES, cpu="cuda"), cuda:
+    planted = mock.patch.object(*fault) if fault else nullcontext()
+    with mock.patch.dict(device.BRANCHES, cpu="cuda"), cuda, planted:
         yield counts
