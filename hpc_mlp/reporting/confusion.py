@@ -113,7 +113,9 @@ def per_class_panels(per_class: Sequence[ClassMetrics], folder: Path, run: str) 
     drawn = []
     for part, suffix, some in _parts(rows):
         title = f"Precision, recall, F1: {short(run, 24)}{part}"
-        axes = _rows_axes(title, "share", [f"{row.name} ({row.support:,})" for row in some])
+        axes = _rows_axes(
+            title, "share", [f"{short(row.name, 15)} ({row.support:,})" for row in some]
+        )
         for y, row in enumerate(some):
             axes.hlines(y, row.precision, row.recall, color=figures.MUTED, linewidth=1)
         for label, marker, color in zip(
@@ -166,7 +168,9 @@ def _parts(rows: Sequence[T]) -> Iterator[tuple[str, str, Sequence[T]]]:
 def _rows_axes(title: str, x: str, names: Sequence[str]) -> Axes:
     """A panel with one named row for each class."""
     size, font = (0.155, 7) if len(names) > MANY_ROWS else (0.28, 8.5)
-    axes = figures.new_axes(title, x, "", height=1.2 + size * len(names))
+    axes = figures.new_axes("", x, "", height=1.2 + size * len(names))
+    # Over the names: beside them, where they are long, it would be cut off.
+    axes.figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
     axes.set_yticks(range(len(names)), [short(name, 22) for name in names], fontsize=font)
     axes.set_ylim(len(names) - 0.4, -0.6)
     return axes

@@ -47,8 +47,11 @@ def test_a_sure_winner_wins_and_a_close_one_does_not(tmp_path: Path) -> None:
     )
     assert "flatters the recipe" in text
     assert "How often ★ wins:" in CliRunner().invoke(main, ["table", str(tmp_path)]).output
-    [row] = [row for row in json.loads(CliRunner().invoke(main, ["table", str(tmp_path), "--format", "json"]).output)
-             if row["best"]]  # fmt: skip
+    [row] = [
+        row
+        for row in json.loads(CliRunner().invoke(main, ["table", str(tmp_path), "--format", "json"]).output)
+        if row["best"]
+    ]
     assert row["wins"] == found[row["variant"]]
 
 
@@ -155,8 +158,9 @@ def test_without_a_baseline_all_pairs_are_corrected_for_and_that_is_said(tmp_pat
             write_run(tmp_path, variant, seed, val_loss=loss)
     found = summary(tmp_path)
     assert [(c.name, c.against, c.family, c.all_pairs) for c in found.comparisons] == [
-        ("batchnorm", "dropout", 3, True), ("dropout_l2", "dropout", 3, True)
-    ]  # fmt: skip
+        ("batchnorm", "dropout", 3, True),
+        ("dropout_l2", "dropout", 3, True),
+    ]
     text = "\n".join(found.sentences)
     assert (
         "No row is the baseline: the reference is dropout, the best by validation loss: p and intervals"
@@ -173,8 +177,10 @@ def test_variants_with_fewer_seeds_are_a_family_of_their_own(tmp_path: Path) -> 
             write_run(tmp_path, variant, seed, truth=labels(800), correct=rng.random(800) < 0.9)
     found = {c.name: c for c in summary(tmp_path).comparisons}
     assert [(c.test, c.seeds, c.family) for c in found.values()] == [
-        ("pooled", [0, 1, 2, 3], 2), ("pooled", [0, 1], 2), ("mcnemar", [0], 1)
-    ]  # fmt: skip
+        ("pooled", [0, 1, 2, 3], 2),
+        ("pooled", [0, 1], 2),
+        ("mcnemar", [0], 1),
+    ]
     assert found["dropout_l2"].detectable is None and not found["dropout_l2"].shown
     text = said(tmp_path)
     assert "With 4 seeds a difference of" in text and "With 2 seeds a difference of" in text

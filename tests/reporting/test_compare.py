@@ -100,8 +100,12 @@ def test_only_common_seeds_are_paired(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
-    root = train(tmp_path, {"baseline": 0.0, "dropout": 0.0, "batchnorm": 0.0, "dropout_batchnorm": 0.0,
-                            "dropout_l2": 0.0}, seeds=1, num_images=500)  # fmt: skip
+    root = train(
+        tmp_path,
+        {"baseline": 0.0, "dropout": 0.0, "batchnorm": 0.0, "dropout_batchnorm": 0.0, "dropout_l2": 0.0},
+        seeds=1,
+        num_images=500,
+    )
     truth = labels(500)
     (root / "dropout-s0/predictions.npz").unlink()
     (root / "batchnorm-s0/predictions.npz").write_bytes(b"PK\x03\x04 cut")
@@ -148,8 +152,9 @@ def sweep(root: Path, variants: tuple[str, ...]) -> Path:
 def test_of_a_sweep_the_setting_best_on_validation_is_compared(tmp_path: Path) -> None:
     found = summary(sweep(tmp_path, ("baseline", "dropout", "batchnorm")))
     assert [(c.name, c.against) for c in found.comparisons] == [
-        ("dropout lr=0.01", "baseline lr=0.01"), ("batchnorm lr=0.01", "baseline lr=0.01")
-    ]  # fmt: skip
+        ("dropout lr=0.01", "baseline lr=0.01"),
+        ("batchnorm lr=0.01", "baseline lr=0.01"),
+    ]
     assert any(
         "of each variant, the setting with the lowest validation loss" in line for line in found.sentences
     )
@@ -160,8 +165,9 @@ def test_of_a_sweep_the_setting_best_on_validation_is_compared(tmp_path: Path) -
 def test_the_settings_of_one_variant_are_compared_with_the_best(tmp_path: Path) -> None:
     found = summary(sweep(tmp_path, ("dropout",)))
     assert [(c.name, c.against) for c in found.comparisons] == [
-        ("dropout lr=0.001", "dropout lr=0.01"), ("dropout lr=0.1", "dropout lr=0.01")
-    ]  # fmt: skip
+        ("dropout lr=0.001", "dropout lr=0.01"),
+        ("dropout lr=0.1", "dropout lr=0.01"),
+    ]
 
 
 def test_other_recipes_are_named(tmp_path: Path) -> None:

@@ -172,8 +172,9 @@ def test_the_best_settings_of_a_single_variant_are_compared(
             write_run(tmp_path, "dropout", seed, swept={"optim.lr": number}, val_loss=0.5 - number / 100)
     found = compared(tmp_path)
     assert [(c.name, c.against) for c in found.against] == [
-        ("dropout lr=2", "dropout lr=4"), ("dropout lr=3", "dropout lr=4")
-    ]  # fmt: skip
+        ("dropout lr=2", "dropout lr=4"),
+        ("dropout lr=3", "dropout lr=4"),
+    ]
     assert "Compared on the test images: the 3 settings with the lowest validation loss." in found.notes
 
 

@@ -113,8 +113,10 @@ def by_hand(found: Moments, pairs: list[tuple[int, int]], draws: int) -> dict[st
 
     def parts(a: NDArray[np.float64], trust: float) -> tuple[list[float], float, list[float]]:
         grand = a.mean()
-        rest = [[(a[v, s] - a[v].mean() - a[:, s].mean() + grand) ** 2 for s in range(num_seeds)]
-                for v in range(num_variants)]  # fmt: skip
+        rest = [
+            [(a[v, s] - a[v].mean() - a[:, s].mean() + grand) ** 2 for s in range(num_seeds)]
+            for v in range(num_variants)
+        ]
         ms = sum(map(sum, rest)) / ((num_variants - 1) * (num_seeds - 1))
         seeds = []
         for i, j in pairs:
@@ -139,10 +141,17 @@ def by_hand(found: Moments, pairs: list[tuple[int, int]], draws: int) -> dict[st
     for d in range(draws):
         a = np.array([runs[d, v] * math.sqrt(spread[v]) for v in range(num_variants)])
         _, _, drawn = parts(a, trust if num_seeds > 2 else 0.0)
-        noise.append([
-            abs((a[i].mean() - a[j].mean()) / math.sqrt(drawn[c]) * math.sqrt(seeds[c]) + moved[d, i] - moved[d, j])
-            / errors[c] for c, (i, j) in enumerate(pairs)
-        ])  # fmt: skip
+        noise.append(
+            [
+                abs(
+                    (a[i].mean() - a[j].mean()) / math.sqrt(drawn[c]) * math.sqrt(seeds[c])
+                    + moved[d, i]
+                    - moved[d, j]
+                )
+                / errors[c]
+                for c, (i, j) in enumerate(pairs)
+            ]
+        )
     t = [abs(x) / e for x, e in zip(estimates, errors, strict=True)]
     left, adjusted, highest = list(range(len(pairs))), [0.0] * len(pairs), 0.0
     while left:

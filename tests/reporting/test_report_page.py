@@ -37,8 +37,18 @@ from hpc_mlp.cli import main
 from hpc_mlp.errors import printable
 from hpc_mlp.reporting import figures, fonts
 
-SECTIONS = ["summary", "training", "confusion", "classes", "probabilities", "mistakes", "weights", "dataset",
-            "throughput", "reproduce"]  # fmt: skip
+SECTIONS = [
+    "summary",
+    "training",
+    "confusion",
+    "classes",
+    "probabilities",
+    "mistakes",
+    "weights",
+    "dataset",
+    "throughput",
+    "reproduce",
+]
 
 
 class Page(HTMLParser):
@@ -129,10 +139,25 @@ def test_page_has_every_section_and_needs_nothing_else(whole: Page, trained: Pat
 def test_every_figure_is_a_png_and_an_svg(whole: Page, trained: Path) -> None:
     folder = trained / "runs" / "figures"
     names = {path.stem for path in folder.iterdir()}
-    expected = {"val_loss", "val_accuracy", "loss_baseline", "confusion_normalised", "confusion_counts",
-                "per_class", "roc_classes", "roc_variants", "pr_classes", "pr_variants", "calibration",
-                "confidence", "mistakes", "weights_dropout", "class_balance", "samples",
-                "throughput"}  # fmt: skip
+    expected = {
+        "val_loss",
+        "val_accuracy",
+        "loss_baseline",
+        "confusion_normalised",
+        "confusion_counts",
+        "per_class",
+        "roc_classes",
+        "roc_variants",
+        "pr_classes",
+        "pr_variants",
+        "calibration",
+        "confidence",
+        "mistakes",
+        "weights_dropout",
+        "class_balance",
+        "samples",
+        "throughput",
+    }
     assert expected <= names
     for name in names:
         with Image.open(folder / f"{name}.png") as image:
@@ -291,8 +316,18 @@ def test_names_that_act_take_the_room_that_they_are_shown_in() -> None:
 
 
 def test_class_names_are_text_not_html(tmp_path: Path) -> None:
-    names = ("<b>bold", "a & b", '"quoted"', "$x_1$", "日本", "a very long class name of many words", "%s",
-             "{}", "line\nbreak", "'")  # fmt: skip
+    names = (
+        "<b>bold",
+        "a & b",
+        '"quoted"',
+        "$x_1$",
+        "日本",
+        "a very long class name of many words",
+        "%s",
+        "{}",
+        "line\nbreak",
+        "'",
+    )
     images = Images(names, digits().splits)
     write_shards(tmp_path / "shards", images)
     write_run(tmp_path / "runs", tmp_path / "shards", "baseline", 0, images, epochs=2)
@@ -473,6 +508,8 @@ def test_a_notebooks_backend_does_not_matter(one: Path, tmp_path: Path) -> None:
     """Its kernel's environment names one that this environment need not have; matplotlib is not imported yet."""
     process = subprocess.run(
         [sys.executable, "-m", "hpc_mlp", "report", str(one), "--out", str(tmp_path / "page.html")],
-        env={**os.environ, "MPLBACKEND": "module://not_there.backend_inline"}, capture_output=True, text=True,
-    )  # fmt: skip
+        env={**os.environ, "MPLBACKEND": "module://not_there.backend_inline"},
+        capture_output=True,
+        text=True,
+    )
     assert process.returncode == 0, process.stderr

@@ -21,8 +21,17 @@ from hpc_mlp.cli import main
 
 pytestmark = pytest.mark.browser
 
-FLAGS = ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
-         "disable-component-update", "disable-sync", "hide-scrollbars")  # fmt: skip
+FLAGS = (
+    "headless",
+    "no-sandbox",
+    "disable-gpu",
+    "disable-quic",
+    "no-first-run",
+    "disable-background-networking",
+    "disable-component-update",
+    "disable-sync",
+    "hide-scrollbars",
+)
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,22 @@ from support.runs import labels, write_run
 from hpc_mlp.cli import main
 from hpc_mlp.reporting.table import print_table
 
-KEYS = {"variant", "seeds", "n", "parameters", "best_epoch", "val_loss", "test_accuracy", "precision",
-        "recall", "f1", "images_per_second", "seconds", "status", "best"}  # fmt: skip
+KEYS = {
+    "variant",
+    "seeds",
+    "n",
+    "parameters",
+    "best_epoch",
+    "val_loss",
+    "test_accuracy",
+    "precision",
+    "recall",
+    "f1",
+    "images_per_second",
+    "seconds",
+    "status",
+    "best",
+}
 FOUR = ("baseline", "dropout", "batchnorm", "dropout_batchnorm")
 
 
@@ -170,8 +184,11 @@ def test_sweeps_group_by_what_varies(tmp_path: Path) -> None:
             write_run(tmp_path, "dropout", seed + 5, swept={"optim.lr": lr, "model.dropout": 0.2})
     grouped = rows(tmp_path)
     assert [(row["optim.lr"], row["model.dropout"], row["seeds"]) for row in grouped] == [
-        (0.001, 0.2, [5, 6]), (0.001, 0.5, [0, 1]), (0.01, 0.2, [5, 6]), (0.01, 0.5, [0, 1])
-    ]  # fmt: skip
+        (0.001, 0.2, [5, 6]),
+        (0.001, 0.5, [0, 1]),
+        (0.01, 0.2, [5, 6]),
+        (0.01, 0.5, [0, 1]),
+    ]
     by_lr = rows(tmp_path, "--by", "optim.lr")
     assert [(row["optim.lr"], row["n"]) for row in by_lr] == [(0.001, 4), (0.01, 4)]
     assert len(rows(tmp_path, "--by", "seed")) == 4
@@ -210,12 +227,22 @@ def test_starts_at_once_without_torch(runs: Path) -> None:
 def test_rows_of_two_datasets_stay_apart(tmp_path: Path) -> None:
     for digest in ("a" * 64, "b" * 64):
         for seed, variant in enumerate(FOUR[:2]):
-            write_run(tmp_path, variant, seed + 10 * (digest[0] == "b"), digest=digest,
-                      val_loss=0.3 + seed, truth=labels(300), correct=np.arange(300) % 7 > 0)  # fmt: skip
+            write_run(
+                tmp_path,
+                variant,
+                seed + 10 * (digest[0] == "b"),
+                digest=digest,
+                val_loss=0.3 + seed,
+                truth=labels(300),
+                correct=np.arange(300) % 7 > 0,
+            )
     found = rows(tmp_path)
     assert [(row["dataset"][0], row["variant"], row["best"]) for row in found] == [
-        ("a", "baseline", True), ("b", "baseline", True), ("a", "dropout", False), ("b", "dropout", False)
-    ]  # fmt: skip
+        ("a", "baseline", True),
+        ("b", "baseline", True),
+        ("a", "dropout", False),
+        ("b", "dropout", False),
+    ]
 
 
 def test_comparison_columns_can_be_chosen_and_sorted(runs: Path) -> None:
