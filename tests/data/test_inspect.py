@@ -12,7 +12,7 @@ from PIL import Image
 from support.archives import converted, encoded, make_zip, refused, two_classes
 
 from hpc_mlp.cli import main
-from hpc_mlp.conversion.archive import hash_file
+from hpc_mlp.files.checked import file_sha256
 
 
 def test_inspect_shows_splits_classes_statistics_and_rejects(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_verify_notices_what_webdataset_alone_does_not_read(tmp_path: Path) -> N
     content[content.index(b".png", 512) + 144] ^= 1
     (out / shard.name).write_bytes(content)
     path = out / "manifest.json"
-    path.write_text(path.read_text().replace(shard.sha256, hash_file(out / shard.name)))
+    path.write_text(path.read_text().replace(shard.sha256, file_sha256(out / shard.name)))
     refused(inspect(out, "--verify"), shard.name, "webdataset does not read the same")
 
 
