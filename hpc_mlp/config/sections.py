@@ -170,6 +170,11 @@ class LaunchConfig(Section):
     srun_args: tuple[str, ...] = ()
     sbatch: dict[str, str | int | float | bool] = Field(default_factory=dict)  # any other sbatch option
 
+    @property
+    def tasks(self) -> int:
+        """Processes of a job on each node."""
+        return self.tasks_per_node or max(1, self.gpus_per_job)
+
     @field_validator("setup", "srun_args", mode="before")
     @classmethod
     def _list_is_tuple(cls, value: Any) -> Any:

@@ -214,7 +214,7 @@ def main(folder: Path, pack: int) -> int:
     """A pack of the local queue: on several GPUs, one process each."""
     end_with_parent()
     submission = PackJob(str(folder), pack)._submission()
-    world = submission.launch.get("tasks_per_node") or submission.launch.get("gpus_per_job") or 1
+    world = submission.resources.tasks
     if world > 1 and not ranks.is_launched():
         code = run_processes("hpc_mlp.launch.job", [str(folder), str(pack)], world, new_sessions=False)
         tidy(folder.parent.parent / run.name for run in submission.packs[pack].runs)

@@ -35,10 +35,9 @@ def plan_table(packs: list[Pack], job_ids: dict[int, str] | None = None) -> Tabl
 
 def resources(launch: LaunchConfig) -> str:
     """The resources of one job in a line."""
-    tasks = launch.tasks_per_node or max(1, launch.gpus_per_job)
     names = ("partition", "account", "qos", "constraint")
     parts = [
-        f"{launch.nodes} node(s) × {tasks} task(s)",
+        f"{launch.nodes} node(s) × {launch.tasks} task(s)",
         f"{launch.gpus_per_job} GPU(s) per node",
         f"{launch.cpus_per_task} cores per task",
         f"{launch.memory_gb:g} GB per node" if launch.memory_gb else "",

@@ -53,7 +53,7 @@ def lock_folder() -> Path:
 
 def check_tasks(launch: LaunchConfig) -> None:
     """UserError where a job's processes would have to share a GPU."""
-    num_gpus, tasks = max(1, launch.gpus_per_job), launch.tasks_per_node or 1
+    num_gpus, tasks = max(1, launch.gpus_per_job), launch.tasks
     if tasks > num_gpus:
         raise UserError(
             f"launch.tasks_per_node = {tasks}, but a job has {count(num_gpus, 'GPU')}, and each of its processes needs "

@@ -55,16 +55,15 @@ def call(*command: str) -> str | None:
 def parameters(launch: LaunchConfig) -> dict[str, Any]:
     """The resources in submitit's names."""
     extra = {key.replace("_", "-"): value for key, value in launch.sbatch.items() if value is not False}
-    tasks = launch.tasks_per_node or max(1, launch.gpus_per_job)
     # srun does not take over --cpus-per-task from sbatch since Slurm 22.05. One of several tasks
     # that fails ends the job, since the others would wait for it for ever.
-    alone = launch.nodes * tasks == 1
+    alone = launch.nodes * launch.tasks == 1
     srun_args = [f"--cpus-per-task={launch.cpus_per_task}", *([] if alone else ["--kill-on-bad-exit=1"])]
     receiver = "" if _uses_srun(launch) else "B:"  # the script itself, which has become Python
     return {
         "time": launch.time_minutes,
         "nodes": launch.nodes,
-        "ntasks_per_node": tasks,
+        "ntasks_per_node": launch.tasks,
         "gpus_per_node": launch.gpus_per_job or None,
         "cpus_per_task": launch.cpus_per_task,
         "mem": launch.memory_gb,
@@ -91,8 +90,7 @@ def _uses_srun(launch: LaunchConfig) -> bool:
     requeued job's step. A batch script's end counts only from the node where the job is now. With a
     `launch.python` of the user's (conda run, a container) srun stays: it signals all processes of
     the step, and a wrapper may keep a signal to itself."""
-    tasks = launch.tasks_per_node or max(1, launch.gpus_per_job)
-    return launch.nodes * tasks > 1 or bool(launch.srun_args) or launch.python is not None
+    return launch.nodes * launch.tasks > 1 or bool(launch.srun_args) or launch.python is not None
 
 
 def _python(launch: LaunchConfig) -> str:
