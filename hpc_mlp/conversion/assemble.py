@@ -19,7 +19,7 @@ from hpc_mlp.conversion import duplicates, split
 from hpc_mlp.conversion.archive import Source
 from hpc_mlp.conversion.layout import Layout
 from hpc_mlp.conversion.pool import Background, Pool
-from hpc_mlp.conversion.stats import pixel_stats
+from hpc_mlp.conversion.stats import mean_and_std
 from hpc_mlp.conversion.worker import ShardPlan, Worker
 from hpc_mlp.data.decode import ImageSpec
 from hpc_mlp.data.encode import tar_member_size
@@ -117,11 +117,10 @@ class Assembly:
         from hpc_mlp.data.manifest import NAME, Manifest
 
         train = self.splits == split.TRAIN
-        stats = pixel_stats(
+        mean, std = mean_and_std(
             self.records["sum"][train].sum(axis=0).tolist(),
             self.records["square"][train].sum(axis=0).tolist(),
-            int(train.sum()),
-            spec.height * spec.width,
+            int(train.sum()) * spec.height * spec.width,
         )
         content = {
             "format": 1,
@@ -129,8 +128,8 @@ class Assembly:
             "image_size": (spec.height, spec.width),
             "channels": spec.channels,
             "encoding": encoding,
-            "mean": stats.mean,
-            "std": stats.std,
+            "mean": mean,
+            "std": std,
             "splits": self.described,
         }
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -13,26 +13,18 @@ import numpy.typing as npt
 GRID = 8  # a fingerprint is the gray image in GRID × GRID cells
 
 
-@dataclass(frozen=True)
-class PixelStats:
-    """Per channel, in [0, 1]; `std` is the population's."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    num_images: int
-
-
-def pixel_stats(sums: Sequence[int], squares: Sequence[int], num_images: int, num_pixels: int) -> PixelStats:
-    """From the sums of the values (0–255) and of their squares over `num_images` images, each of
-    `num_pixels` pixels: computed in whole numbers, rounded once."""
-    count = num_images * num_pixels
-    mean = tuple(float(Fraction(int(s), 255 * count)) for s in sums)
+def mean_and_std(
+    sums: Sequence[int], squares: Sequence[int], num_values: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation (the population's) of each channel, in [0, 1], from the sums of its
+    `num_values` values (0–255) and of their squares: computed in whole numbers, rounded once."""
+    mean = tuple(float(Fraction(int(s), 255 * num_values)) for s in sums)
     scale = 1 << 64  # the root is taken of a whole number, so that equal values have a std of exactly 0
     std = tuple(
-        float(Fraction(isqrt((count * int(q) - int(s) ** 2) * scale * scale), 255 * count * scale))
+        float(Fraction(isqrt((num_values * int(q) - int(s) ** 2) * scale * scale), 255 * num_values * scale))
         for s, q in zip(sums, squares, strict=True)
     )
-    return PixelStats(mean, std, num_images)
+    return mean, std
 
 
 @dataclass(frozen=True)
