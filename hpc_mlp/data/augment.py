@@ -8,6 +8,7 @@ over processes nor on what was drawn before.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,21 +47,21 @@ def augment(
     images: Tensor,
     config: AugmentConfig,
     *,
-    seed: int,
+    seeds: Sequence[int],
     epoch: int,
     step: int,
     positions: slice | Tensor,
 ) -> Tensor:
-    """uint8, or float32 in [0, 1], [B, C, H, W] → float32 [B, C, H, W] in [0, 1].
+    """uint8, or float32 in [0, 1], [S·B, C, H, W] → float32 [S·B, C, H, W] in [0, 1]: B images for each of the seeds.
 
-    `positions` (a slice without step, or int64 [B]) are the images' places in the global batch.
+    `positions` (a slice without step, or int64 [B]) are the images' places in the global batch of each.
     """
     pixels = images / 255 if images.dtype == torch.uint8 else images
     if not is_active(config) or not len(images):
         return pixels
     height, width = images.shape[-2:]
-    table = parameters(config, draw(seed, epoch, step, positions), height, width)
-    amounts = _Amounts(table, pixels.device)
+    tables = [parameters(config, draw(seed, epoch, step, positions), height, width) for seed in seeds]
+    amounts = _Amounts(np.concatenate(tables), pixels.device)
     pixels = move(pixels, config, amounts)
     pixels = recolour(pixels, config, amounts)
     return erase(pixels, amounts.box) if config.erasing > 0 else pixels
@@ -221,7 +222,9 @@ def augmented_rows(
     original = next(iter(batches)).images
     columns = [original]
     for step in range(copies - 1):
-        pixels = augment(original, config, seed=seed, epoch=0, step=step, positions=slice(0, len(original)))
+        pixels = augment(
+            original, config, seeds=[seed], epoch=0, step=step, positions=slice(0, len(original))
+        )
         columns.append((pixels * 255).round().to(torch.uint8))
     return torch.stack(columns, dim=1)
 

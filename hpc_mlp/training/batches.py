@@ -24,7 +24,7 @@ from hpc_mlp.data.resident import ResidentSplit, choose_mode, load_resident, nor
 from hpc_mlp.data.streaming import StreamingSplit
 from hpc_mlp.errors import UserError
 from hpc_mlp.machine import stop
-from hpc_mlp.machine.device import send
+from hpc_mlp.machine.device import branch, send
 from hpc_mlp.machine.processes import Processes
 from hpc_mlp.machine.randomness import epoch_order, mixup_shares
 
@@ -93,12 +93,20 @@ class _Pixels:
         self.scale = (1 / torch.where(std > 1e-7, std, 1.0)).float().to(device).view(-1, 1, 1)
         self.offset = torch.tensor(manifest.mean, device=device).view(-1, 1, 1)
 
-    def of(self, feed: Feed, images: Tensor, epoch: int, step: int, positions: slice | Tensor) -> Tensor:
-        """uint8 [b, C, H, W] at these positions of the global batch → float32, augmented and normalised"""
-        if not is_active(feed.augment):
+    def of(
+        self, feeds: Sequence[Feed], images: Tensor, epoch: int, step: int, positions: slice | Tensor
+    ) -> Tensor:
+        """uint8 [S, b, C, H, W] at these positions of each feed's global batch → float32, augmented and normalised"""
+        if not any(is_active(feed.augment) for feed in feeds):
             return self.normalise(images)
-        pixels = augment(images, feed.augment, seed=feed.seed, epoch=epoch, step=step, positions=positions)
-        return pixels.sub_(self.offset).mul_(self.scale)
+        # All feeds at once are few launches on a GPU; a CPU's cache holds the images of one.
+        together = branch(self.device) == "cuda" and len({feed.augment for feed in feeds}) == 1
+        if len(feeds) > 1 and not together:
+            parts = zip(feeds, images.unsqueeze(1), strict=True)
+            return torch.cat([self.of([feed], part, epoch, step, positions) for feed, part in parts])
+        seeds, given = [feed.seed for feed in feeds], images.flatten(0, 1)
+        pixels = augment(given, feeds[0].augment, seeds=seeds, epoch=epoch, step=step, positions=positions)
+        return pixels.sub_(self.offset).mul_(self.scale).view(images.shape)
 
 
 def _mixup_shares(feed: Feed, place: StepPlace, device: torch.device) -> Tensor:
@@ -169,14 +177,8 @@ class ResidentFeeder:
     ) -> Tensor:
         """Images [S, b, C, H, W] of `rows` [S, b], at `positions` of each feed's global batch."""
         images = train.images.index_select(0, rows.flatten())
-        parts = images.view(*rows.shape, *images.shape[1:])
-        if not any(is_active(feed.augment) for feed in feeds):
-            return self.pixels.normalise(parts)
-        pixels = [
-            self.pixels.of(feed, part, place.epoch, place.step, positions)
-            for feed, part in zip(feeds, parts, strict=True)
-        ]
-        return torch.stack(pixels)
+        images = images.view(*rows.shape, *images.shape[1:])
+        return self.pixels.of(feeds, images, place.epoch, place.step, positions)
 
     def in_order(self, split: str, processes: Processes) -> Iterator[tuple[Tensor, Tensor]]:
         data = self.splits[split]
@@ -247,11 +249,9 @@ class StreamingFeeder:
             total = min(batch_size, self.num_images - step * batch_size)
             place = StepPlace(epoch, step, first, first + size, total)
             mine = [parts[seeds.index(feed.seed)] for feed in feeds]
-            pixels = [
-                self.pixels.of(feed, part.images, epoch, step, slice(first, first + size))
-                for feed, part in zip(feeds, mine, strict=True)
-            ]
-            images, labels = torch.stack(pixels), torch.stack([part.labels for part in mine])
+            given = torch.stack([part.images for part in mine])
+            images = self.pixels.of(feeds, given, epoch, step, slice(first, first + size))
+            labels = torch.stack([part.labels for part in mine])
             partners = share = None
             if mixed:
                 partners = labels.flip(1)

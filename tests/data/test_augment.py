@@ -31,7 +31,7 @@ def photos(count: int = 6, height: int = 48, width: int = 64, channels: int = 3)
 
 def run(images: Tensor, step: int = 0, first: int = 0, **config: float) -> Tensor:
     positions = slice(first, first + len(images))
-    return augment(images, AugmentConfig(**config), seed=7, epoch=2, step=step, positions=positions)
+    return augment(images, AugmentConfig(**config), seeds=[7], epoch=2, step=step, positions=positions)
 
 
 def drawn(count: int) -> dict[str, np.ndarray]:
@@ -183,7 +183,7 @@ def test_any_split_of_a_batch_gives_the_same_images(
     config = AugmentConfig(**EVERYTHING)
 
     def go(which: Tensor, positions: slice | Tensor) -> Tensor:
-        return augment(which, config, seed=seed, epoch=1, step=step, positions=positions)
+        return augment(which, config, seeds=[seed], epoch=1, step=step, positions=positions)
 
     whole = go(images, slice(0, size))
     assert whole.dtype == torch.float32 and whole.min() >= 0 and whole.max() <= 1

@@ -69,7 +69,7 @@ def test_mixup_blends_each_image_with_its_mirror_image_in_the_batch(shards: Shar
         assert plain.share is None and plain.partners is None
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(
     world=st.integers(1, 6), size=st.integers(1, 40), mixup=st.sampled_from([0.0, 0.4]), moved=st.booleans(),
     start=st.integers(0, 3),
