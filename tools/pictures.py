@@ -101,7 +101,7 @@ def prepare(folder: Path) -> None:
     """The archive of `hpc-mlp demo`, and the command `hpc-mlp` that is this tree's."""
     (folder / ".bin").mkdir(exist_ok=True)
     program = folder / ".bin" / "hpc-mlp"
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m hpc_mlp "$@"\n')
+    program.write_text(f"#!{sys.executable}\nfrom hpc_mlp.cli import main\n\nmain()\n")
     program.chmod(0o755)
     if not (folder / ARCHIVE).exists():
         sys.path.insert(0, str(ROOT))
