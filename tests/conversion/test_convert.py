@@ -348,6 +348,6 @@ def test_progress_tells_speed_and_rejects_so_far(tmp_path: Path) -> None:
 def test_progress_in_a_log_is_a_line_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = make_zip(tmp_path / "a.zip", two_classes(40))
     assert not convert(archive, tmp_path / "soon").stderr  # less than half a minute
-    monkeypatch.setattr("hpc_mlp.cli.data._EVERY", 0.0)
+    monkeypatch.setattr("hpc_mlp.cli.data._LINE_SECONDS", 0.0)
     lines = convert(archive, tmp_path / "long").stderr.splitlines()
     assert len(lines) == 2 and re.fullmatch(r"80 images: [\d,]+ img/s, [\d.,]+ MB/s", lines[-1])
