@@ -20,7 +20,6 @@ from typing import IO
 
 from hpc_mlp.config.sections import LaunchConfig
 from hpc_mlp.errors import RunError, UserError
-from hpc_mlp.launch.cores import HUGE_PAGES
 from hpc_mlp.launch.environment import local_environment
 from hpc_mlp.launch.packs import JobInfo, Start
 from hpc_mlp.launch.records import Submission, read_submission
@@ -121,7 +120,7 @@ class Queue:
             locks = slot.take(self.locks)
             if locks is None:
                 continue
-            env = {**HUGE_PAGES, **os.environ, "OMP_NUM_THREADS": str(slot.threads)}
+            env = {**os.environ, "OMP_NUM_THREADS": str(slot.threads)}
             if slot.devices:
                 env["CUDA_VISIBLE_DEVICES"] = ",".join(slot.devices)
             job.locks = locks
