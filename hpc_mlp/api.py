@@ -67,7 +67,7 @@ def train(
     `run.metrics` (epochs) and `run.test` (metrics; fractions). RunError names the runs that failed;
     KeyboardInterrupt after Ctrl-C."""
     from hpc_mlp.config.plan import make_specs
-    from hpc_mlp.data.remote import shards_place
+    from hpc_mlp.data.remote import dataset_location
     from hpc_mlp.errors import RunError
     from hpc_mlp.launch.cores import share_cores
     from hpc_mlp.runs.folder import read_run
@@ -77,7 +77,7 @@ def train(
     from hpc_mlp.training.session import train_specs
 
     specs = make_specs(_words(variants), _words(seeds), _paths(config_files), settings)
-    place, folder = shards_place(shards), Path(runs)
+    place, folder = dataset_location(shards), Path(runs)
     code = train_specs(place, specs, folder, cpu=cpu, parallel=parallel, overwrite=overwrite)
     if code == 130:
         raise KeyboardInterrupt

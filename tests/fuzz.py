@@ -329,12 +329,12 @@ def launch_kind(material: Material, rng: random.Random, folder: Path) -> list[Re
     """Records that name this very process, which is none of hpc-mlp's jobs: whoever signals it is wrong."""
     from hpc_mlp.config.plan import make_specs
     from hpc_mlp.launch import records
-    from hpc_mlp.launch.packs import Pack
+    from hpc_mlp.launch.packs import JobPlan
 
     runs = folder / "runs"
     runs.mkdir()
     specs = make_specs("baseline", "0-1", [], [])
-    packs = [Pack(i, spec.name, [spec]) for i, spec in enumerate(specs)]
+    packs = [JobPlan(i, spec.name, [spec]) for i, spec in enumerate(specs)]
     submission = records.new_submission(runs, rng.choice(("local", "local", "slurm")), material.shards, packs)
     submission = submission.with_jobs({0: "1_0", 1: "1_1"})
     submission.save()

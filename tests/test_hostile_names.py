@@ -154,7 +154,7 @@ def test_report(trained: Folder, cli: Cli) -> None:
     said(cli, "report", trained.runs)
     page = shown((trained.runs / "report.html").read_text())
     tags = _Tags()
-    tags.feed(page)
+    tags.stream(page)
     assert "script" not in tags.found and r"\x9b31m" in page
     for figure in (trained.runs / "figures").glob("*.svg"):
         shown(figure.read_text())

@@ -247,6 +247,16 @@ def test_files_are_of_a_size_that_reads_well() -> None:
         assert len(path.read_text().splitlines()) <= 400, f"{os.fspath(path)}: cut it in two"
 
 
+def test_a_class_name_exists_once() -> None:
+    names = [
+        node.name.lstrip("_")
+        for path in modules().values()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert {name for name in names if names.count(name) > 1} == set()
+
+
 def test_a_test_file_imports_no_other() -> None:
     """What tests share is in tests/support."""
     for path in (REPOSITORY / "tests").rglob("*.py"):

@@ -49,10 +49,10 @@ def main(shards: Path, variants: str, seeds: int, rank: int, count: int) -> None
 
     from hpc_mlp.bank.bank import bank_order
     from hpc_mlp.machine.processes import Processes
-    from hpc_mlp.training.session import dealt
+    from hpc_mlp.training.session import runs_of_rank
 
     setting = Setting(shards, torch.device("cpu"))
-    specs = dealt(setting.specs(variants, range(seeds)), Processes(rank, count))
+    specs = runs_of_rank(setting.specs(variants, range(seeds)), Processes(rank, count))
     way = setting.ours(bank_order(specs))
     print("ready", flush=True)
     for line in sys.stdin:

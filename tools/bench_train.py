@@ -35,7 +35,7 @@ from hpc_mlp.machine.memory import free_machine_memory
 from hpc_mlp.machine.pinned_memory import keep_freed_memory
 from hpc_mlp.machine.processes import Processes
 from hpc_mlp.models.registry import BUILT_IN, build_module
-from hpc_mlp.training.batches import ResidentFeeder, num_steps
+from hpc_mlp.training.batches import ResidentBatchLoader, num_steps
 
 BATCH = 32
 Way = Callable[[int], None]  # trains so many steps
@@ -49,10 +49,10 @@ class Setting:
         self.shards = shards
         self.manifest = Manifest.load(shards)
         self.device = device
-        self.feeder = ResidentFeeder(shards, self.manifest, device)
+        self.loader = ResidentBatchLoader(shards, self.manifest, device)
         self.shape = (self.manifest.channels, *self.manifest.image_size)
         self.classes = len(self.manifest.classes)
-        self.steps = num_steps(self.feeder.num_images, BATCH)
+        self.steps = num_steps(self.loader.num_images, BATCH)
 
     def specs(self, variants: str, seeds: Sequence[int]) -> list[RunSpec]:
         return bank_order(plan_runs(parse_variants(variants), seeds))
@@ -67,19 +67,19 @@ class Setting:
     def ours(self, specs: list[RunSpec], graph: bool = True) -> Way:
         """Our training step, as `hpc-mlp train` runs it."""
         bank = Bank(specs, self.shape, self.classes).to(self.device)
-        bank.set_reference(self.feeder.reference())
+        bank.set_reference(self.loader.reference())
         loss = BankLoss(
             [s.config.train for s in specs], self.manifest.split("train").class_counts, self.device
         )
         step = TrainStep(
             bank, BankOptimizer(bank), loss, "fp32", graph=graph and specs[0].config.model.kind in BUILT_IN
         )
-        rates = [recipe.optim.lr for recipe in step.optimizer.recipes]
+        rates = [param_group.optim.lr for param_group in step.optimizer.param_groups]
 
         def run(steps: int) -> None:
             done = 0
             while done < steps:
-                for batch in self.feeder.epoch(bank.feeds, 0, 0, BATCH, Processes()):
+                for batch in self.loader.epoch(bank.streams, 0, 0, BATCH, Processes()):
                     step(batch, rates)
                     done += 1
                     if done == steps:
@@ -99,7 +99,7 @@ class Setting:
         """A bare loop over resident data with torch's Adam: the floor of what a careful person writes."""
         model = self.module(variant)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused)
-        train, normalise = self.feeder.splits["train"], self.feeder.pixels.normalise
+        train, normalise = self.loader.splits["train"], self.loader.pixels.normalise
 
         def run(steps: int) -> None:
             model.train()
@@ -119,7 +119,7 @@ class Setting:
         parameters, buffers = torch.func.stack_module_state(modules)
         base = copy.deepcopy(modules[0]).to("meta")
         optimizer = torch.optim.Adam(parameters.values(), lr=1e-3, fused=True)
-        train, normalise = self.feeder.splits["train"], self.feeder.pixels.normalise
+        train, normalise = self.loader.splits["train"], self.loader.pixels.normalise
 
         def loss(own: dict[str, Tensor], state: dict[str, Tensor], images: Tensor, labels: Tensor) -> Tensor:
             return F.cross_entropy(torch.func.functional_call(base, (own, state), (images,)), labels)
@@ -141,17 +141,17 @@ class Setting:
         """Layer widths and what the images are: "784-512-256-10 (28×28, grayscale)"."""
         channels, height, width = self.shape
         kind = "grayscale" if channels == 1 else "RGB"
-        images = self.feeder.splits["train"].images[:1000]
+        images = self.loader.splits["train"].images[:1000]
         if channels == 3 and bool((images == images[:, :1]).all()):
             kind = "grayscale stored as RGB: three times the inputs; convert with --grayscale"
         return f"{channels * height * width}-512-256-{self.classes} ({height}×{width}, {kind})"
 
-    def loader(self) -> Any:
+    def notebook_loader(self) -> Any:
         """The notebook's Dataset: PNG files decoded at every access, in a DataLoader."""
         from PIL import Image
 
         folder = tempfile.TemporaryDirectory()
-        train = self.feeder.splits["train"]
+        train = self.loader.splits["train"]
         for i, (image, label) in enumerate(zip(train.images.cpu(), train.labels.tolist(), strict=True)):
             path = Path(folder.name) / str(label) / f"{i}.png"
             path.parent.mkdir(exist_ok=True)
@@ -252,7 +252,7 @@ def make_ways(
 def bench_train(arguments: argparse.Namespace) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() and not arguments.cpu else "cpu")
     setting = Setting(arguments.shards, device)
-    folder, loader = (None, None) if arguments.no_notebook else setting.loader()
+    folder, loader = (None, None) if arguments.no_notebook else setting.notebook_loader()
     ways = make_ways(setting, arguments, loader)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(arguments.repeats + 1):  # the first one warms up
@@ -277,7 +277,7 @@ def bench_train(arguments: argparse.Namespace) -> dict[str, Any]:
         "rows": rows,
         "ratios": ratios(seconds),
         "alone": alone,
-        "floor": floor(setting.module("baseline"), setting.steps, setting.feeder.num_images, device),
+        "floor": floor(setting.module("baseline"), setting.steps, setting.loader.num_images, device),
         "steps": setting.steps,
         "predicted": predicted(arguments.prediction, arguments.shards.name, rows, setting.steps),
     }

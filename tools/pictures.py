@@ -71,7 +71,7 @@ def on_terminal(command: str, folder: Path) -> tuple[str, list[Text], int]:
         if not select.select([descriptor], [], [], 0.1)[0]:
             screens.append(coloured(screen))
         try:
-            stream.feed(os.read(descriptor, 1 << 16))
+            stream.stream(os.read(descriptor, 1 << 16))
         except OSError:
             # The terminal's other end was closed: the command has ended.
             break

@@ -22,7 +22,7 @@ class WeightAverage:
         self.tensors = {name: tensor.clone() for name, tensor in current.items()} if any(self.decays) else {}
         self.pairs: list[tuple[float, Tensor, Tensor]] = []  # (decay, average, weights)
         for name, average in self.tensors.items():
-            for run in bank.runs(name, lambda spec: spec.config.train.ema):
+            for run in bank.member_slices(name, lambda spec: spec.config.train.ema):
                 if run.key:
                     rows = run.rows if run.rows is not None else slice(None)
                     self.pairs.append((run.key, average[rows], current[name][rows]))

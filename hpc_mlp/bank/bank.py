@@ -1,7 +1,7 @@
 """The bank: several runs trained together in one process. MLPs of equal widths are stacked; other models stand
 beside them and share their batches.
 
-Legend: V members, S feeds, B images of a batch, K classes.
+Legend: V members, S streams, B images of a batch, K classes.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Generic, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from hpc_mlp.bank.dropout import StatelessDropout, StepPlace, make_stateless
+from hpc_mlp.bank.dropout import BatchPosition, StatelessDropout, make_stateless
 from hpc_mlp.bank.norm import BankNorm, replace_norms
 from hpc_mlp.bank.parts import BatchParts
-from hpc_mlp.bank.stack import FeedRun, StackedMLP
+from hpc_mlp.bank.stack import StackedMLP, StreamSlice
 from hpc_mlp.config.plan import RunSpec
 from hpc_mlp.config.sections import AugmentConfig, OptimConfig, ScheduleConfig
 from hpc_mlp.machine.device import sendable
@@ -29,8 +29,8 @@ K = TypeVar("K")
 
 
 @dataclass(frozen=True)
-class Feed:
-    """A stream of training images: members with equal feeds see the same pixels in every step."""
+class BatchStream:
+    """A stream of training images: members with equal streams see the same pixels in every step."""
 
     seed: int
     augment: AugmentConfig
@@ -38,8 +38,8 @@ class Feed:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How a member's weights are updated: members with equal recipes are updated together."""
+class ParamGroup:
+    """How a member's weights are updated: members with equal groups are updated together."""
 
     optim: OptimConfig
     schedule: ScheduleConfig
@@ -47,13 +47,13 @@ class Recipe:
     epochs: int  # schedules end with the run
 
 
-def feed_of(spec: RunSpec) -> Feed:
-    return Feed(spec.seed, spec.config.augment, spec.config.train.mixup)
+def stream_of(spec: RunSpec) -> BatchStream:
+    return BatchStream(spec.seed, spec.config.augment, spec.config.train.mixup)
 
 
-def recipe_of(spec: RunSpec) -> Recipe:
+def param_group_of(spec: RunSpec) -> ParamGroup:
     train = spec.config.train
-    return Recipe(spec.config.optim, spec.config.schedule, train.ema, train.epochs)
+    return ParamGroup(spec.config.optim, spec.config.schedule, train.ema, train.epochs)
 
 
 def stack_key(spec: RunSpec) -> tuple[object, ...]:
@@ -69,16 +69,16 @@ def is_capturable(spec: RunSpec) -> bool:
 
 
 def bank_order(specs: Sequence[RunSpec]) -> list[RunSpec]:
-    """The order in which a bank holds its members: side by side those that stack, share a recipe, are batch-normalised,
-    share a feed."""
-    stacks, recipes, feeds = (
-        list(dict.fromkeys(key(spec) for spec in specs)) for key in (stack_key, recipe_of, feed_of)
+    """The order in which a bank holds its members: side by side those that stack, share a parameter group, are batch-normalised,
+    share a stream."""
+    stacks, param_groups, streams = (
+        list(dict.fromkeys(key(spec) for spec in specs)) for key in (stack_key, param_group_of, stream_of)
     )
 
     def place(spec: RunSpec) -> tuple[int, int, bool, int]:
         model = spec.config.model
         return (
-            stacks.index(stack_key(spec)), recipes.index(recipe_of(spec)), model.batchnorm, feeds.index(feed_of(spec))
+            stacks.index(stack_key(spec)), param_groups.index(param_group_of(spec)), model.batchnorm, streams.index(stream_of(spec))
         )  # fmt: skip
 
     return sorted(specs, key=place)
@@ -99,8 +99,8 @@ class Bank(nn.Module):
     ) -> None:
         super().__init__()
         self.specs = list(specs)
-        self.feeds = list(dict.fromkeys(feed_of(spec) for spec in specs))
-        self.member_feeds = [self.feeds.index(feed_of(spec)) for spec in specs]
+        self.streams = list(dict.fromkeys(stream_of(spec) for spec in specs))
+        self.stream_index = [self.streams.index(stream_of(spec)) for spec in specs]
         self.parts: BatchParts | None = None
         self.blocks = nn.ModuleList()
         self.sizes: list[int] = []  # members of each block
@@ -122,39 +122,41 @@ class Bank(nn.Module):
                 self.blocks.append(modules[0])
             self.sizes.append(len(modules))
         firsts = [0, *itertools.accumulate(self.sizes)]
-        self.feed_runs = [
-            self._feed_runs(first, size) for first, size in zip(firsts, self.sizes, strict=False)
+        self.stream_slices = [
+            self._stream_slices(first, size) for first, size in zip(firsts, self.sizes, strict=False)
         ]
 
     def __len__(self) -> int:
         return len(self.specs)
 
-    def _feed_runs(self, first: int, size: int) -> list[FeedRun]:
-        """Runs of neighbouring members of one block that read the same feed."""
-        runs: list[FeedRun] = []
-        for i, feed in enumerate(self.member_feeds[first : first + size]):
-            if runs and runs[-1].feed == feed:
-                runs[-1] = FeedRun(feed, runs[-1].start, i + 1)
+    def _stream_slices(self, first: int, size: int) -> list[StreamSlice]:
+        """Runs of neighbouring members of one block that read the same stream."""
+        slices: list[StreamSlice] = []
+        for i, stream in enumerate(self.stream_index[first : first + size]):
+            if slices and slices[-1].stream == stream:
+                slices[-1] = StreamSlice(stream, slices[-1].start, i + 1)
             else:
-                runs.append(FeedRun(feed, i, i + 1))
-        return runs
+                slices.append(StreamSlice(stream, i, i + 1))
+        return slices
 
-    def prepare(self, place: StepPlace, device: torch.device) -> list[dict[int, Tensor]]:
-        """Set up the step at `place`. → for every block: hidden layer → dropout draws int16 [S, b, H] of this
+    def prepare(self, position: BatchPosition, device: torch.device) -> list[dict[int, Tensor]]:
+        """Set up the step at `position`. → for every block: hidden layer → dropout draws int16 [S, b, H] of this
         process's part of the batch, in the host's memory"""
         cache: dict[tuple[int, int], Tensor] = {}
         for dropout in self.dropouts:
-            dropout.prepare(place)
+            dropout.prepare(position)
         if self.parts is not None:
-            self.parts.total = place.batch_size
+            self.parts.total = position.batch_size
 
         def draws(layer: int, width: int) -> Tensor:
             if (layer, width) not in cache:
                 rows = [
                     torch.from_numpy(
-                        dropout_draws(feed.seed, place.epoch, place.step, layer, place.batch_size, width)
-                    )[place.start : place.stop]
-                    for feed in self.feeds
+                        dropout_draws(
+                            stream.seed, position.epoch, position.step, layer, position.batch_size, width
+                        )
+                    )[position.start : position.stop]
+                    for stream in self.streams
                 ]
                 together = rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
                 cache[layer, width] = sendable(together, device)
@@ -168,17 +170,17 @@ class Bank(nn.Module):
         ]
 
     def forward(self, images: Tensor, draws: list[dict[int, Tensor]] | None = None) -> Tensor:
-        """Training: images float32 [S, B, C, H, W], one batch a feed, with `draws`. Evaluation: [1, B, C, H, W] for
+        """Training: images float32 [S, B, C, H, W], one batch a stream, with `draws`. Evaluation: [1, B, C, H, W] for
         all. → logits float32 [V, B, K]"""
         logits: list[Tensor] = []
         first = 0
         for i, (block, size) in enumerate(zip(self.blocks, self.sizes, strict=True)):
             if isinstance(block, StackedMLP):
-                runs = [FeedRun(0, 0, size)] if draws is None else self.feed_runs[i]
+                runs = [StreamSlice(0, 0, size)] if draws is None else self.stream_slices[i]
                 logits.append(block(images, runs, draws[i] if draws is not None else None))
             else:
-                feed = 0 if draws is None else self.member_feeds[first]
-                logits.append(block(images[feed]).unsqueeze(0))
+                stream = 0 if draws is None else self.stream_index[first]
+                logits.append(block(images[stream]).unsqueeze(0))
             first += size
         return (logits[0] if len(logits) == 1 else torch.cat(logits)).float()
 
@@ -202,41 +204,43 @@ class Bank(nn.Module):
         """Whether this parameter's gradient is that of the whole batch already."""
         return isinstance(self.blocks[int(parameter.split(".")[1])], StackedMLP)
 
-    def rows(self) -> list[Row]:
-        """Where every member's tensors stand: one `Row` for each tensor of each member's plain state dict."""
-        table: list[Row] = []
+    def tensor_slots(self) -> list[TensorSlot]:
+        """Where every member's tensors stand: one `TensorSlot` for each tensor of each member's plain state dict."""
+        table: list[TensorSlot] = []
         first = 0
         for i, (block, size) in enumerate(zip(self.blocks, self.sizes, strict=True)):
             if isinstance(block, StackedMLP):
-                for name, places in block.places().items():
-                    table += [Row(first + v, key, f"blocks.{i}.{name}", index) for index, v, key in places]
+                for name, slots in block.slots().items():
+                    table += [
+                        TensorSlot(first + v, key, f"blocks.{i}.{name}", index) for index, v, key in slots
+                    ]
             else:
-                table += [Row(first, name, f"blocks.{i}.{name}", None) for name in block.state_dict()]
+                table += [TensorSlot(first, name, f"blocks.{i}.{name}", None) for name in block.state_dict()]
             first += size
         return table
 
-    def runs(self, tensor: str, key: Callable[[RunSpec], K]) -> list[Run[K]]:
+    def member_slices(self, tensor: str, key: Callable[[RunSpec], K]) -> list[MemberSlice[K]]:
         """Neighbouring rows of one of the bank's tensors whose members have equal keys."""
-        runs: list[Run[K]] = []
-        for row in self.rows():
+        slices: list[MemberSlice[K]] = []
+        for row in self.tensor_slots():
             if row.tensor != tensor:
                 continue
             k = key(self.specs[row.member])
             if row.index is None:
-                return [Run(k, None)]
-            last = runs[-1] if runs else None
+                return [MemberSlice(k, None)]
+            last = slices[-1] if slices else None
             if last is not None and last.key == k and last.rows is not None:
-                runs[-1] = Run(k, slice(last.rows.start, row.index + 1))
+                slices[-1] = MemberSlice(k, slice(last.rows.start, row.index + 1))
             else:
-                runs.append(Run(k, slice(row.index, row.index + 1)))
-        return runs
+                slices.append(MemberSlice(k, slice(row.index, row.index + 1)))
+        return slices
 
     def member_states(self, tensors: Mapping[str, Tensor] | None = None) -> list[dict[str, Tensor]]:
         """Each member's state dict under the names of its plain module, as views of the bank's tensors (or of others
         of the same names and shapes: an average, an optimizer's state)."""
         tensors = tensors if tensors is not None else self.state_dict()
         states: list[dict[str, Tensor]] = [{} for _ in self.specs]
-        for row in self.rows():
+        for row in self.tensor_slots():
             if row.tensor in tensors:
                 tensor = tensors[row.tensor]
                 states[row.member][row.key] = tensor if row.index is None else tensor[row.index]
@@ -244,7 +248,7 @@ class Bank(nn.Module):
 
 
 @dataclass(frozen=True)
-class Row:
+class TensorSlot:
     """Member `member`'s tensor `key` is `bank.state_dict()[tensor][index]` (all of it where index is None)."""
 
     member: int
@@ -254,7 +258,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Run(Generic[K]):
+class MemberSlice(Generic[K]):
     """Rows of a stacked tensor (None: all of a tensor that is not stacked) whose members share `key`."""
 
     key: K

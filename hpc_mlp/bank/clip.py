@@ -16,7 +16,7 @@ _PIECE = 8192  # floats that torch sums up by one thread, for a norm
 
 
 @dataclass(frozen=True)
-class _Block:
+class _NormGroup:
     """The parameters of v members that are stacked, or of one that is not."""
 
     common: list[str]  # of all members
@@ -33,8 +33,8 @@ class Clipping:
     """
 
     def __init__(self, bank: Bank, parameters: Collection[str], device: torch.device) -> None:
-        self.blocks: list[_Block] = []
-        rows = [row for row in bank.rows() if row.tensor in parameters]
+        self.blocks: list[_NormGroup] = []
+        rows = [row for row in bank.tensor_slots() if row.tensor in parameters]
         for _, group in itertools.groupby(rows, key=lambda row: row.tensor.split(".")[1]):
             block = list(group)
             members = sorted({row.member for row in block})
@@ -47,7 +47,7 @@ class Clipping:
             common = [name for name, found in places.items() if len(found) == len(members)]
             normed = [name for name in places if name not in common]
             self.blocks.append(
-                _Block(
+                _NormGroup(
                     common,
                     normed,
                     torch.tensor(places[normed[0]] if normed else [], dtype=torch.int64, device=device),

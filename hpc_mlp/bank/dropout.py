@@ -12,7 +12,7 @@ from hpc_mlp.machine.randomness import dropout_draws
 
 
 @dataclass(frozen=True)
-class StepPlace:
+class BatchPosition:
     """Where a training step stands: this process holds images `start:stop` of the global batch of `batch_size`."""
 
     epoch: int
@@ -33,35 +33,35 @@ class StatelessDropout(nn.Dropout):
         super().__init__(rate)
         self.seed = seed
         self.layer = layer
-        self.place: StepPlace | None = None
+        self.position: BatchPosition | None = None
         self.draws: dict[int, Tensor] = {}  # images of this process → int16 [b, …]
-        self.filled: StepPlace | None = None
+        self.filled: BatchPosition | None = None
 
-    def prepare(self, place: StepPlace) -> None:
-        """The next `forward` is of the training step at `place`."""
-        self.place = place
-        draws = self.draws.get(place.stop - place.start)
+    def prepare(self, position: BatchPosition) -> None:
+        """The next `forward` is of the training step at `position`."""
+        self.position = position
+        draws = self.draws.get(position.stop - position.start)
         if draws is not None:
-            self._fill(draws, place)
+            self._fill(draws, position)
 
     def forward(self, input: Tensor) -> Tensor:
         """[b, …] → [b, …]"""
-        if not self.training or self.place is None:
+        if not self.training or self.position is None:
             return input
-        if self.filled != self.place:
+        if self.filled != self.position:
             draws = torch.empty(input.shape, dtype=torch.int16, device=input.device)
             self.draws[len(input)] = draws
-            self._fill(draws, self.place)
+            self._fill(draws, self.position)
         dropped = min(65535, round(65536 * self.p))
         keep = self.draws[len(input)] >= dropped - 32768
         return input * (keep * (65536 / (65536 - dropped))).to(input.dtype)
 
-    def _fill(self, draws: Tensor, place: StepPlace) -> None:
+    def _fill(self, draws: Tensor, position: BatchPosition) -> None:
         width = draws[0].numel() if len(draws) else 0
-        made = dropout_draws(self.seed, place.epoch, place.step, self.layer, place.batch_size, width)
-        own = torch.from_numpy(made[place.start : place.stop]).view_as(draws)
+        made = dropout_draws(self.seed, position.epoch, position.step, self.layer, position.batch_size, width)
+        own = torch.from_numpy(made[position.start : position.stop]).view_as(draws)
         draws.copy_(send(own, draws.device), non_blocking=True)
-        self.filled = place
+        self.filled = position
 
 
 def make_stateless(module: nn.Module, seed: int) -> list[StatelessDropout]:

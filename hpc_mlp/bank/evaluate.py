@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hpc_mlp.bank.metrics import Metrics, Tally
+from hpc_mlp.bank.metrics import Metrics, MetricSums
 
 # Images of a batch where nothing is trained.
 EVAL_BATCH = 512
@@ -21,14 +21,14 @@ def evaluate(
 ) -> tuple[Metrics, NDArray[np.float32], NDArray[np.int64]]:
     """→ metrics, probabilities [N, K] and labels [N], in the order of `batches` (normalised images, labels)."""
     module.eval()
-    tally: Tally | None = None
+    sums: MetricSums | None = None
     probabilities, labels = [], []
     for images, truth in batches:
         logits = module(images).float()
-        tally = tally or Tally(1, logits.shape[1], device)
-        tally.add(logits.unsqueeze(0), truth)
+        sums = sums or MetricSums(1, logits.shape[1], device)
+        sums.add(logits.unsqueeze(0), truth)
         probabilities.append(logits.softmax(1).cpu())
         labels.append(truth.cpu())
-    assert tally is not None, "an empty split"
-    metrics = Metrics(tally.losses()[0], tally.confusions()[0])
+    assert sums is not None, "an empty split"
+    metrics = Metrics(sums.losses()[0], sums.confusions()[0])
     return metrics, torch.cat(probabilities).numpy(), torch.cat(labels).numpy()

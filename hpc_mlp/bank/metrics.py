@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-class Tally:
+class MetricSums:
     """Loss sums [V] float64 and confusion counts [V, K, K] int64 (true row, predicted column) on the device."""
 
     def __init__(self, num_members: int, num_classes: int, device: torch.device) -> None:

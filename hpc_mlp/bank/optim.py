@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from hpc_mlp.bank.bank import Bank, Recipe, Run, feed_of, recipe_of
+from hpc_mlp.bank.bank import Bank, MemberSlice, ParamGroup, param_group_of, stream_of
 from hpc_mlp.bank.clip import Clipping
 from hpc_mlp.bank.stack import StackedLinear, StackedMLP
 from hpc_mlp.config.plan import RunSpec
@@ -32,7 +32,7 @@ Rate = float | Tensor
 class _Update:
     """Slices of tensors that one kernel call updates: parallel lists."""
 
-    recipe: int  # position in `BankOptimizer.recipes`
+    param_group: int  # position in `BankOptimizer.param_groups`
     optim: OptimConfig
     decay: float
     parameters: list[Tensor] = field(default_factory=list)
@@ -57,7 +57,7 @@ class _Update:
 
 
 @dataclass
-class _Block:
+class _WeightBlock:
     """A part of a stacked weight, small enough that its gradient stays in the cache until it is used."""
 
     layer: StackedLinear
@@ -77,9 +77,12 @@ def _laid_out_as(parameter: Tensor, gradient: Tensor | None) -> Tensor:
     return torch.empty_like(parameter).copy_(gradient)
 
 
-def _together(layer: StackedLinear, spec: RunSpec) -> tuple[Recipe, object]:
+def _together(layer: StackedLinear, spec: RunSpec) -> tuple[ParamGroup, object]:
     """Members of equal keys share a block: one update, of gradients whose factors stand together."""
-    return recipe_of(spec), (feed_of(spec), spec.config.model.batchnorm) if layer.reads_images else None
+    return param_group_of(spec), (
+        stream_of(spec),
+        spec.config.model.batchnorm,
+    ) if layer.reads_images else None
 
 
 class BankOptimizer:
@@ -100,7 +103,7 @@ class BankOptimizer:
         self.bank = bank
         self.reduce = reduce
         self.parameters = dict(bank.named_parameters())
-        self.recipes = list(dict.fromkeys(recipe_of(spec) for spec in bank.specs))
+        self.param_groups = list(dict.fromkeys(param_group_of(spec) for spec in bank.specs))
         device = next(iter(self.parameters.values())).device
         self.count = torch.full((), float(count), device=device)  # one for all: members start together
         self.moments = {
@@ -127,7 +130,7 @@ class BankOptimizer:
         self.blocks = list(self._make_blocks()) if blockwise else []
         for name in self.parameters:
             if not (blockwise and name in self.factored):
-                for run in bank.runs(name, recipe_of):
+                for run in bank.member_slices(name, param_group_of):
                     self._add(name, run)
 
     def member_states(self) -> list[dict[str, Tensor]]:
@@ -140,7 +143,7 @@ class BankOptimizer:
 
     @torch.no_grad()
     def step(self, loss: Tensor, rates: Sequence[Rate]) -> None:
-        """Backward of the summed loss of all members, then one update of every member; `rates` are of `recipes`."""
+        """Backward of the summed loss of all members, then one update of every member; `rates` are of `param_groups`."""
         small = self.small
         with torch.enable_grad():
             found = torch.autograd.grad(loss, [self.parameters[n] for n in small], allow_unused=True)
@@ -157,11 +160,11 @@ class BankOptimizer:
         self.count += 1
         for update in self.updates.values():
             rows = [gradients[n] if rows is None else gradients[n][rows] for n, rows in update.gradients]
-            update.apply(rows, [self.count] * len(rows), rates[update.recipe])
+            update.apply(rows, [self.count] * len(rows), rates[update.param_group])
         self.blocks.reverse()  # there and back: what was updated last is still in the cache
         for block in self.blocks:
             gradient = block.layer.weight_gradient(block.start, block.stop, block.rows, block.scratch)
-            block.update.apply([gradient], [self.count], rates[block.update.recipe])
+            block.update.apply([gradient], [self.count], rates[block.update.param_group])
 
     def _decay(self, name: str, optim: OptimConfig) -> float:
         block = self.bank.blocks[int(name.split(".")[1])]
@@ -169,16 +172,18 @@ class BankOptimizer:
         vector = self.parameters[name].dim() <= (2 if stacked else 1)
         return 0.0 if vector and not optim.decay_bias_and_norm else optim.weight_decay
 
-    def _new_update(self, name: str, recipe: Recipe) -> _Update:
-        return _Update(self.recipes.index(recipe), recipe.optim, self._decay(name, recipe.optim))
+    def _new_update(self, name: str, param_group: ParamGroup) -> _Update:
+        return _Update(
+            self.param_groups.index(param_group), param_group.optim, self._decay(name, param_group.optim)
+        )
 
     def _views(self, name: str, rows: slice | None) -> list[Tensor]:
         tensors = [self.parameters[name].detach(), self.moments["first"][name], self.moments["second"][name]]
         return tensors if rows is None else [tensor[rows] for tensor in tensors]
 
-    def _add(self, name: str, run: Run[Recipe]) -> None:
+    def _add(self, name: str, run: MemberSlice[ParamGroup]) -> None:
         update = self._new_update(name, run.key)
-        update = self.updates.setdefault((update.recipe, update.decay), update)
+        update = self.updates.setdefault((update.param_group, update.decay), update)
         whole = self.parameters[name]
         parts = [None if run.rows is None or run.rows == slice(0, len(whole)) else run.rows]
         if run.rows is not None and whole[0].numel() % VECTOR:
@@ -191,7 +196,7 @@ class BankOptimizer:
             update.second.append(second)
             update.gradients.append((name, rows))
 
-    def _make_blocks(self) -> Iterator[_Block]:
+    def _make_blocks(self) -> Iterator[_WeightBlock]:
         scratch = torch.empty(0)
         for name, layer in self.factored.items():
             height, width = layer.weight.shape[1:]
@@ -200,7 +205,7 @@ class BankOptimizer:
             scratch = (
                 scratch if scratch.numel() >= members * rows * width else torch.empty(members * rows * width)
             )
-            for run in self.bank.runs(name, partial(_together, layer)):
+            for run in self.bank.member_slices(name, partial(_together, layer)):
                 assert run.rows is not None
                 for start in range(run.rows.start, run.rows.stop, members):
                     stop = min(start + members, run.rows.stop)
@@ -211,4 +216,4 @@ class BankOptimizer:
                         update.parameters, update.first, update.second = ([view] for view in views)
                         shape = (stop - start, bottom - top, width)
                         gradient = scratch[: shape[0] * shape[1] * shape[2]].view(shape)
-                        yield _Block(layer, start, stop, slice(top, bottom), update, gradient)
+                        yield _WeightBlock(layer, start, stop, slice(top, bottom), update, gradient)

@@ -1,6 +1,6 @@
 """MLPs of equal widths as one stacked module: weights [V, out, in], one batched product for all members.
 
-Legend: V members, S feeds (distinct streams of images), B images of a batch, D inputs, H width, K classes.
+Legend: V members, S streams (distinct streams of images), B images of a batch, D inputs, H width, K classes.
 Activations are [V, B, H] whatever their strides; the first layer leaves them batch-first in memory, which is
 what batch normalisation wants.
 """
@@ -17,17 +17,17 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hpc_mlp.bank import matmul
-from hpc_mlp.bank.hidden import ACTIVATIONS, Mask, hidden
+from hpc_mlp.bank.fused_hidden import ACTIVATIONS, Mask, hidden
 from hpc_mlp.bank.norm import StackedBatchNorm
 from hpc_mlp.bank.parts import BatchParts
 from hpc_mlp.machine.device import branch
 
 
 @dataclass(frozen=True)
-class FeedRun:
-    """Members `start:stop` read images of feed `feed`."""
+class StreamSlice:
+    """Members `start:stop` read images of stream `stream`."""
 
-    feed: int
+    stream: int
     start: int
     stop: int
 
@@ -47,15 +47,15 @@ class StackedLinear(nn.Module):
         # The same holds for pixels that never change, which are biases too. As dy sums to zero over a batch, dyᵀ x is
         # dyᵀ (x − reference) for any image; for a pixel that never changes, that is zero to the bit.
         self.reference: Tensor | None = None  # [D]
-        self.reads_images = False  # then `factors` are apart by feed and by `normed`
+        self.reads_images = False  # then `factors` are apart by stream and by `normed`
         self.normed = [False] * len(weights)
         self.parts: BatchParts | None = None  # with several processes: the factors are gathered
         self.factors: list[
-            tuple[FeedRun, Tensor, Tensor]
+            tuple[StreamSlice, Tensor, Tensor]
         ] = []  # (members, x [B, D] or [v, B, D], dy [v, B, H])
 
-    def forward(self, x: Tensor, runs: Sequence[FeedRun] | None = None) -> Tensor:
-        """x [V, B, D], or feeds [S, B, D] with `runs` that say who reads what → [V, B, H]"""
+    def forward(self, x: Tensor, runs: Sequence[StreamSlice] | None = None) -> Tensor:
+        """x [V, B, D], or streams [S, B, D] with `runs` that say who reads what → [V, B, H]"""
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight, bias = x.to(dtype), self.weight.to(dtype), self.bias.to(dtype)
@@ -111,7 +111,7 @@ class _MemberLinear(torch.autograd.Function):
         # Without its history: `factors` live until the next step and would keep this step's autograd graph alive, whose
         # AccumulateGrad nodes belong to the stream of this step and break the capture of a CUDA graph on another one.
         x, dy = ctx.layer.gathered(x.detach(), dy)
-        ctx.layer.factors = [(FeedRun(0, 0, x.shape[0]), x, dy)]
+        ctx.layer.factors = [(StreamSlice(0, 0, x.shape[0]), x, dy)]
         return dx, None, ctx.layer.bias_gradient(dy), None, None
 
 
@@ -120,14 +120,14 @@ class _FeedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, layer: StackedLinear, runs: Sequence[FeedRun]
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, layer: StackedLinear, runs: Sequence[StreamSlice]
     ) -> Tensor:
         ctx.save_for_backward(x)
         ctx.layer, ctx.runs = layer, runs
         outputs = []
         for run in runs:
             members = slice(run.start, run.stop)
-            outputs.append(matmul.shared_input(x[run.feed], weight[members], bias[members]))
+            outputs.append(matmul.shared_input(x[run.stream], weight[members], bias[members]))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     @staticmethod
@@ -142,8 +142,8 @@ class _FeedLinear(torch.autograd.Function):
             for normed, group in itertools.groupby(range(run.start, run.stop), key=lambda v: layer.normed[v]):
                 members = list(group)
                 start, stop = members[0], members[-1] + 1
-                part = FeedRun(run.feed, start, stop)
-                layer.factors.append((part, (shifted if normed else x)[run.feed], dy[start:stop]))
+                part = StreamSlice(run.stream, start, stop)
+                layer.factors.append((part, (shifted if normed else x)[run.stream], dy[start:stop]))
         return None, None, layer.bias_gradient(dy), None, None
 
 
@@ -197,10 +197,10 @@ class StackedMLP(nn.Module):
                 self.dropout_layers.append(i)
 
     def forward(
-        self, images: Tensor, runs: Sequence[FeedRun], draws: dict[int, Tensor] | None = None
+        self, images: Tensor, runs: Sequence[StreamSlice], draws: dict[int, Tensor] | None = None
     ) -> Tensor:
         """images float32 [S, B, …] → logits [V, B, K]. `draws`: for every layer of `dropout_layers` the
-        `randomness.dropout_draws` of each feed, int16 [S, B, H]; None for evaluation."""
+        `randomness.dropout_draws` of each stream, int16 [S, B, H]; None for evaluation."""
         h = self.linears[0](images.flatten(2), runs)
         for i in range(len(self.widths)):
             norm = cast(StackedBatchNorm, self.norms[i]) if self.norms else None
@@ -208,24 +208,24 @@ class StackedMLP(nn.Module):
             h = self.linears[i + 1](hidden(h, norm, self.activation, masks))
         return cast(Tensor, h)
 
-    def masks(self, layer: int, draws: Tensor, runs: Sequence[FeedRun]) -> list[Mask]:
+    def masks(self, layer: int, draws: Tensor, runs: Sequence[StreamSlice]) -> list[Mask]:
         """`draws` int16 [S, B, H] of a hidden layer → what its members' outputs are multiplied with"""
         # Few large kernels.
         if branch(draws) == "cuda":
             if draws.shape[0] > 1:
-                draws = torch.cat([draws[r.feed].expand(r.stop - r.start, -1, -1) for r in runs])
+                draws = torch.cat([draws[r.stream].expand(r.stop - r.start, -1, -1) for r in runs])
             keep: Tensor = draws >= self.get_buffer(f"threshold{layer}")
             return [Mask(0, len(keep), keep * self.get_buffer(f"scale{layer}"))]
         masks: list[Mask] = []
-        made: dict[tuple[int, int], Tensor] = {}  # members of equal feed and rate drop the same units
+        made: dict[tuple[int, int], Tensor] = {}  # members of equal stream and rate drop the same units
         for run in runs:
             for v in range(run.start, run.stop):
                 dropped = self.dropped[layer][v]
                 if not dropped:
                     continue
-                key = (run.feed, dropped)
+                key = (run.stream, dropped)
                 if key not in made:
-                    made[key] = (draws[run.feed] >= dropped - 32768) * (65536 / (65536 - dropped))
+                    made[key] = (draws[run.stream] >= dropped - 32768) * (65536 / (65536 - dropped))
                 masks.append(Mask(v, v + 1, made[key]))
         return masks
 
@@ -241,7 +241,7 @@ class StackedMLP(nn.Module):
             assert isinstance(module, StackedLinear | StackedBatchNorm)
             module.parts = parts
 
-    def places(self) -> dict[str, list[tuple[int, int, str]]]:
+    def slots(self) -> dict[str, list[tuple[int, int, str]]]:
         """Stacked tensor's name → (row, member, name in that member's own state dict) for every row."""
         table: dict[str, list[tuple[int, int, str]]] = {}
         for i in range(len(self.linears)):

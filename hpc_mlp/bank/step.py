@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hpc_mlp.bank.bank import Bank
-from hpc_mlp.bank.dropout import StepPlace
+from hpc_mlp.bank.dropout import BatchPosition
 from hpc_mlp.bank.loss import BankLoss, Targets
 from hpc_mlp.bank.optim import BankOptimizer, Rate
 from hpc_mlp.errors import HpcMlpWarning
@@ -24,7 +24,7 @@ Draws = list[dict[int, Tensor]]
 class StepBatch:
     """This process's part of a global batch: images float32 [S, b, C, H, W], labels int64 [S, b]."""
 
-    place: StepPlace
+    position: BatchPosition
     images: Tensor
     labels: Tensor
     partners: Tensor | None = None  # mixup: labels of the images mixed in
@@ -34,7 +34,7 @@ class StepBatch:
 
 @dataclass
 class _Inputs:
-    """What a step reads: a batch by feed, and draws that lie in the host's memory at first. A graph replays with the
+    """What a step reads: a batch by stream, and draws that lie in the host's memory at first. A graph replays with the
     same tensors, filled anew."""
 
     images: Tensor
@@ -64,7 +64,7 @@ def set_precision(precision: str) -> None:
 
 
 class TrainStep:
-    """Callable: takes a `StepBatch` and the rates of the optimizer's recipes, updates the bank, adds to `loss_sum`."""
+    """Callable: takes a `StepBatch` and the rates of the optimizer's `param_groups`, updates the bank, adds to `loss_sum`."""
 
     def __init__(
         self, bank: Bank, optimizer: BankOptimizer, loss: BankLoss, precision: str, *, graph: bool
@@ -73,15 +73,15 @@ class TrainStep:
         self.device = optimizer.count.device
         self.bf16 = precision == "bf16"
         self.loss_sum = torch.zeros(len(bank), device=self.device)
-        self.feeds = torch.tensor(bank.member_feeds, device=self.device)
+        self.streams = torch.tensor(bank.stream_index, device=self.device)
         self.graph = _Graph() if graph and branch(self.device) == "cuda" else None
 
     def __call__(self, batch: StepBatch, rates: Sequence[float]) -> None:
         if not self.bank.training:
             self.bank.train()
-        draws = self.bank.prepare(batch.place, self.device)
+        draws = self.bank.prepare(batch.position, self.device)
         inputs = _Inputs(batch.images, batch.labels, batch.partners, batch.share, draws)
-        size = batch.place.batch_size
+        size = batch.position.batch_size
         held: Sequence[Rate] = rates
         if self.graph is not None:
             # As tensors for the short last batch, too: kernels round a rate on the device and one of the host
@@ -93,13 +93,13 @@ class TrainStep:
 
     def _by_member(self, values: Tensor | None) -> Tensor | None:
         """[S, b] → [V, b]"""
-        return None if values is None else values.index_select(0, self.feeds)
+        return None if values is None else values.index_select(0, self.streams)
 
     def compute(self, inputs: _Inputs, rates: Sequence[Rate], batch_size: int) -> None:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.bank(inputs.images, inputs.draws)
         targets = Targets(
-            inputs.labels.index_select(0, self.feeds),
+            inputs.labels.index_select(0, self.streams),
             self._by_member(inputs.partners),
             self._by_member(inputs.share),
         )

@@ -95,13 +95,13 @@ def submit(
     --log-format is for --wait: as with `train`, and with json no table follows.
     """
     from hpc_mlp.config.plan import parse_set
-    from hpc_mlp.data.remote import load_manifest, shards_place
+    from hpc_mlp.data.remote import dataset_location, load_manifest
     from hpc_mlp.launch import packs, show
     from hpc_mlp.launch import submit as jobs
     from hpc_mlp.launch.cluster import choose_cluster
     from hpc_mlp.terminal.console import Console
 
-    shards = shards_place(out)
+    shards = dataset_location(out)
     digest = load_manifest(shards, "submit").digest
     values = parse_set(planned.sets)
     for key, value in (("launch.gpus_per_job", gpus_per_job), ("launch.nodes", nodes)):

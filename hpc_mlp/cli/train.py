@@ -67,7 +67,7 @@ def train(
     epoch, epochs, loss, val_loss, val_accuracy, learning_rate, best_epoch, best_val_loss,
     test_accuracy, images_per_second, seconds_left, node, and of a job time_left, requeues, job,
     log, submission; for the event "note": text. What is unknown is null. No table follows."""
-    from hpc_mlp.data.remote import is_url, shards_place
+    from hpc_mlp.data.remote import dataset_location, is_url
     from hpc_mlp.files.wrong_path import want_shards
     from hpc_mlp.launch.cores import share_cores
     from hpc_mlp.launch.spawn import end_with_parent, run_processes, tidy
@@ -108,7 +108,7 @@ def train(
 
     with stop.enforced():
         code = train_specs(
-            shards_place(out),
+            dataset_location(out),
             specs,
             runs,
             cpu=cpu,
@@ -156,14 +156,14 @@ def _wanted(wanted: int | None, cpu: bool, parallel: Parallel, unfinished: Seque
 def _on_cores(specs: Sequence[RunSpec], unfinished: int, out: str) -> tuple[int, int | None]:
     """The number of processes, and the threads of each where they matter: those of a first start,
     whatever is complete by now, as torch promises the same bits for the same number only."""
-    from hpc_mlp.data.remote import load_manifest, shards_place
+    from hpc_mlp.data.remote import dataset_location, load_manifest
     from hpc_mlp.launch.cores import processes_for, thread_budget
     from hpc_mlp.machine.memory import free_machine_memory
 
     threads = thread_budget()
     if threads == 1 or len(specs) < 2:
         return 1, None
-    manifest = load_manifest(shards_place(out))
+    manifest = load_manifest(dataset_location(out))
     count = processes_for(specs, manifest, threads=threads, free=free_machine_memory())
     return max(1, min(count, unfinished)), threads // count
 

@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from hpc_mlp.conversion.archive import Source, open_source
 from hpc_mlp.conversion.assemble import Assembly
+from hpc_mlp.conversion.atomic_folder import check_target, new_folder
 from hpc_mlp.conversion.layout import Layout, find_layout, no_images
-from hpc_mlp.conversion.partial import check_target, new_folder
 from hpc_mlp.conversion.pool import Background, Pool
 from hpc_mlp.conversion.worker import Worker, record_type
 from hpc_mlp.data.decode import ImageSpec

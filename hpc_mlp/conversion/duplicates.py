@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hpc_mlp.conversion.archive import Names
-from hpc_mlp.conversion.near import nearest_in_earlier_split
+from hpc_mlp.conversion.near_duplicates import nearest_in_earlier_split
 from hpc_mlp.data.limits import SPLITS
 from hpc_mlp.terminal.text import json_text
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hpc_mlp.config.sections import AugmentConfig
 from hpc_mlp.data.manifest import Manifest
-from hpc_mlp.data.remote import Place
+from hpc_mlp.data.remote import DatasetLocation
 from hpc_mlp.data.streaming import StreamingSplit
 from hpc_mlp.machine.device import send
 from hpc_mlp.machine.randomness import augmentation_draws
@@ -214,10 +214,15 @@ def _gray(pixels: Tensor) -> Tensor:
 
 
 def augmented_rows(
-    place: Place, manifest: Manifest, config: AugmentConfig, seed: int, images: int = 8, copies: int = 8
+    location: DatasetLocation,
+    manifest: Manifest,
+    config: AugmentConfig,
+    seed: int,
+    images: int = 8,
+    copies: int = 8,
 ) -> Tensor:
     """uint8 [images, copies, C, H, W]: the first training images, each as it is and then augmented."""
-    split = StreamingSplit(place, manifest, "train", workers=0, device=torch.device("cpu"))
+    split = StreamingSplit(location, manifest, "train", workers=0, device=torch.device("cpu"))
     batches = split.in_order(images)
     original = next(iter(batches)).images
     columns = [original]
@@ -229,13 +234,13 @@ def augmented_rows(
     return torch.stack(columns, dim=1)
 
 
-def draw_augmented(place: Place, manifest: Manifest, config: AugmentConfig, file: Path) -> None:
+def draw_augmented(location: DatasetLocation, manifest: Manifest, config: AugmentConfig, file: Path) -> None:
     """A PNG of eight training images, each in a row: as it is, then seven times augmented."""
     from PIL import Image
 
     from hpc_mlp.data.readback import save_png
 
-    rows = augmented_rows(place, manifest, config, seed=0)  # [R, N, C, H, W]
+    rows = augmented_rows(location, manifest, config, seed=0)  # [R, N, C, H, W]
     sheet = F.pad(rows, (1, 1, 1, 1), value=255).permute(0, 3, 1, 4, 2).numpy()  # [R, H, N, W, C]
     height, width = sheet.shape[0] * sheet.shape[1], sheet.shape[2] * sheet.shape[3]
     pixels = sheet.reshape(height, width, manifest.channels)

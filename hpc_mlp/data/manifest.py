@@ -22,12 +22,12 @@ Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 Text = Annotated[str, Field(max_length=4096)]
 
 
-class _Record(checked.Record):
+class _ManifestRecord(checked.Record):
     # Unknown keys of a newer minor version are kept, so that old code can read new folders.
     model_config = ConfigDict(extra="allow")
 
 
-class Shard(_Record):
+class Shard(_ManifestRecord):
     # A plain file name: it is joined to a folder or a URL, and `pipe:` hands it to a shell.
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=255)
     num_images: Count
@@ -35,13 +35,13 @@ class Shard(_Record):
     sha256: Text
 
 
-class Split(_Record):
+class Split(_ManifestRecord):
     num_images: Count
     class_counts: tuple[Count, ...]
     shards: tuple[Shard, ...]
 
 
-class Manifest(_Record):
+class Manifest(_ManifestRecord):
     """`mean` and `std` are per channel, of all pixels of the training split, in [0, 1].
 
     Class names are any texts, none of them empty or there twice: show them through `texts.printable`."""

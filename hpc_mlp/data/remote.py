@@ -28,7 +28,7 @@ from hpc_mlp.data.manifest import NAME, Manifest, Shard
 from hpc_mlp.errors import RunError, UserError, printable
 from hpc_mlp.files.checked import MAX_BYTES
 
-Place = Path | str  # a local shards folder, or a URL
+DatasetLocation = Path | str  # a local shards folder, or a URL
 
 STALL_SECONDS = 20.0
 _TRIES = 3
@@ -44,21 +44,21 @@ _CURL = (
 )  # fmt: skip
 
 
-def is_url(place: Place) -> bool:
-    return isinstance(place, str) and ("://" in place or place.startswith("pipe:"))
+def is_url(location: DatasetLocation) -> bool:
+    return isinstance(location, str) and ("://" in location or location.startswith("pipe:"))
 
 
-def shards_place(place: Path | str) -> Place:
+def dataset_location(location: Path | str) -> DatasetLocation:
     """What a user wrote: a URL stays, all else is a folder."""
-    return place if is_url(place) else Path(place)
+    return location if is_url(location) else Path(location)
 
 
-def load_manifest(place: Place, command: str = "train") -> Manifest:
+def load_manifest(location: DatasetLocation, command: str = "train") -> Manifest:
     """The manifest of a local folder or a URL. UserError where there is none or it cannot be used; `command` as in
     `Manifest.load`."""
-    if not is_url(place):
-        return Manifest.load(Path(place), command)
-    url, file = file_url(str(place), NAME), io.BytesIO()
+    if not is_url(location):
+        return Manifest.load(Path(location), command)
+    url, file = file_url(str(location), NAME), io.BytesIO()
     try:
         _fetch(url, file, MAX_BYTES)
     except RunError as error:
@@ -66,19 +66,19 @@ def load_manifest(place: Place, command: str = "train") -> Manifest:
     return Manifest.parse(file.getvalue(), url)
 
 
-def file_url(place: str, name: str) -> str:
+def file_url(url: str, name: str) -> str:
     """The URL of a file of the folder."""
-    return place.replace("{}", name) if "{}" in place else f"{place.rstrip('/')}/{name}"
+    return url.replace("{}", name) if "{}" in url else f"{url.rstrip('/')}/{name}"
 
 
-def download(place: str, shard: Shard, stop: threading.Event | None = None) -> IO[bytes]:
+def download(url: str, shard: Shard, stop: threading.Event | None = None) -> IO[bytes]:
     """An unnamed temporary file with as many bytes as the shard has; whether they are the shard's is not known yet.
 
     UserError where more come, RunError where they cannot be had after several tries, or once `stop` is set.
     """
     file = tempfile.TemporaryFile()  # noqa: SIM115  (the caller closes it)
     try:
-        _fetch(file_url(place, shard.name), file, shard.bytes, shard.bytes, stop)
+        _fetch(file_url(url, shard.name), file, shard.bytes, shard.bytes, stop)
     except BaseException:
         file.close()
         raise

@@ -16,7 +16,7 @@ from hpc_mlp.config.sections import DataConfig
 from hpc_mlp.data.cache import Arrays, are_counted, cached
 from hpc_mlp.data.decode import Pixels
 from hpc_mlp.data.manifest import NAME, Manifest, resident_bytes
-from hpc_mlp.data.remote import Place, is_url
+from hpc_mlp.data.remote import DatasetLocation, is_url
 from hpc_mlp.data.shards import OpenShard, blocks, check_sizes, open_shard
 from hpc_mlp.errors import UserError, printable
 from hpc_mlp.machine.device import branch
@@ -44,7 +44,7 @@ class ResidentSplit:
 
 
 def load_resident(
-    place: Place,
+    location: DatasetLocation,
     manifest: Manifest,
     split: str,
     device: torch.device,
@@ -60,17 +60,17 @@ def load_resident(
     """
 
     def decode() -> Arrays:
-        return _decode_split(place, manifest, split, verify)
+        return _decode_split(location, manifest, split, verify)
 
-    use_cache = cache and verify and not is_url(place)
-    arrays = cached(Path(place), manifest, split, decode) if use_cache else decode()
+    use_cache = cache and verify and not is_url(location)
+    arrays = cached(Path(location), manifest, split, decode) if use_cache else decode()
     images, labels = (torch.from_numpy(array) for array in arrays)
     return ResidentSplit(images.to(device), labels.to(device))
 
 
-def _decode_split(place: Place, manifest: Manifest, split: str, verify: bool) -> Arrays:
+def _decode_split(location: DatasetLocation, manifest: Manifest, split: str, verify: bool) -> Arrays:
     record = manifest.split(split)
-    check_sizes(place, record.shards)
+    check_sizes(location, record.shards)
     # Every row is written below, or an error ends it: the shards' counts add up to the split's (`Manifest`), and a
     # shard has as many images as it says (`index_shard`).
     images = np.empty((record.num_images, manifest.channels, *manifest.image_size), dtype=np.uint8)
@@ -79,7 +79,7 @@ def _decode_split(place: Place, manifest: Manifest, split: str, verify: bool) ->
     with ThreadPoolExecutor(max_workers=num_cpus()) as pool:
         for shard in record.shards:
             rows = slice(first, first + shard.num_images)
-            opened = open_shard(place, shard, len(manifest.classes), verify=verify)
+            opened = open_shard(location, shard, len(manifest.classes), verify=verify)
             try:
                 labels[rows] = opened.index.labels
                 _decode_all(pool, opened, manifest, images[rows])

@@ -24,7 +24,7 @@ from hpc_mlp.data.decode import ImageSpec, Pixels, decode_image
 from hpc_mlp.data.encode import ENCODINGS
 from hpc_mlp.data.manifest import NAME, Manifest, Shard
 from hpc_mlp.data.png import decode_plain
-from hpc_mlp.data.remote import Place, download, file_url, is_url
+from hpc_mlp.data.remote import DatasetLocation, download, file_url, is_url
 from hpc_mlp.errors import RunError, UserError, printable, unknown_name
 from hpc_mlp.files import checked
 
@@ -101,7 +101,7 @@ class OpenShard:
 
 
 def open_shard(
-    place: Place,
+    location: DatasetLocation,
     shard: Shard,
     num_classes: int,
     *,
@@ -115,16 +115,18 @@ def open_shard(
     the same is neither verified nor indexed again. `stop` ends a download early (RunError). Closing gives everything
     back. UserError where the shard is missing or not the manifest's, RunError where it was, and is no longer.
     """
-    if is_url(place):
-        name = file_url(str(place), shard.name)
-        file = download(str(place), shard, stop)
+    if is_url(location):
+        name = file_url(str(location), shard.name)
+        file = download(str(location), shard, stop)
     else:
-        name = str(Path(place) / shard.name)
-        file = _open(Path(place), shard)
+        name = str(Path(location) / shard.name)
+        file = _open(Path(location), shard)
     try:
         stamp = _stamp(file)
         if known is None or known.stamp != stamp:
-            if stamp[0] != shard.bytes or ((verify or is_url(place)) and _sha256(file, name) != shard.sha256):
+            if stamp[0] != shard.bytes or (
+                (verify or is_url(location)) and _sha256(file, name) != shard.sha256
+            ):
                 raise _changed(name) if known else _damaged(name)
             if _stamp(file) != stamp:
                 raise _changed(name)
@@ -145,12 +147,12 @@ def _mapped(file: IO[bytes], name: str) -> mmap.mmap:
         raise _unusable(name, str(error)) from None
 
 
-def check_sizes(place: Place, shards: Iterable[Shard]) -> None:
+def check_sizes(location: DatasetLocation, shards: Iterable[Shard]) -> None:
     """UserError where a shard of a local folder is missing or has another size: before hours of work, not after."""
-    if is_url(place):
+    if is_url(location):
         return
     for shard in shards:
-        path = Path(place) / shard.name
+        path = Path(location) / shard.name
         try:
             size = path.stat().st_size
         except OSError:

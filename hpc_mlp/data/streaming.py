@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hpc_mlp.data.manifest import Manifest
-from hpc_mlp.data.remote import Place
+from hpc_mlp.data.remote import DatasetLocation
 from hpc_mlp.data.shards import Known, OpenShard, blocks, check_sizes, open_shard
 from hpc_mlp.errors import UserError
 from hpc_mlp.machine.memory import free_machine_memory
@@ -92,7 +92,7 @@ class StreamingSplit:
 
     def __init__(
         self,
-        place: Place,
+        location: DatasetLocation,
         manifest: Manifest,
         split: str,
         *,
@@ -107,10 +107,10 @@ class StreamingSplit:
         self.starts = np.concatenate(
             ([0], np.cumsum([shard.num_images for shard in self.shards], dtype=np.int64))
         )
-        self._place, self._device, self._shuffle_buffer = place, device, shuffle_buffer
+        self._place, self._device, self._shuffle_buffer = location, device, shuffle_buffer
         # Of shards that were open before: 24 bytes an image.
         self._known: dict[int, Known] = {}
-        check_sizes(place, self.shards)
+        check_sizes(location, self.shards)
         if len(self) * _ORDER_BYTES > free_machine_memory():
             raise UserError(f"the order of {len(self):,} images does not fit into memory.")
 

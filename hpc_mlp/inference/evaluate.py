@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hpc_mlp.bank import evaluate as training_evaluate
 from hpc_mlp.bank.evaluate import EVAL_BATCH
 from hpc_mlp.data.manifest import Manifest
-from hpc_mlp.data.remote import Place, load_manifest, shards_place
+from hpc_mlp.data.remote import DatasetLocation, dataset_location, load_manifest
 from hpc_mlp.data.streaming import StreamingSplit
 from hpc_mlp.errors import UserError
 from hpc_mlp.inference.model import Classifier, TrainedRun, load_run
@@ -44,14 +44,14 @@ def evaluate(
     Pixels are normalised as in training of the run. `trust_plugins`: as of `load_run`.
     UserError where the classes or the image size differ.
     """
-    place = shards_place(shards)
+    location = dataset_location(shards)
     if not isinstance(run, TrainedRun):
         run = load_run(run, ensemble=ensemble, trust_plugins=trust_plugins)
-    manifest = load_manifest(place)
-    to_ours = torch.from_numpy(_match(run, manifest, place)).to(run.device)
-    data = StreamingSplit(place, manifest, split, workers=num_cpus(), device=run.device)
+    manifest = load_manifest(location)
+    to_ours = torch.from_numpy(_match(run, manifest, location)).to(run.device)
+    data = StreamingSplit(location, manifest, split, workers=num_cpus(), device=run.device)
     if not len(data):
-        raise UserError(f"{place} has no {split} images.")
+        raise UserError(f"{location} has no {split} images.")
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for batch in data.in_order(EVAL_BATCH):
@@ -61,7 +61,9 @@ def evaluate(
     return metrics.as_json(run.classes)
 
 
-def _match(run: TrainedRun, manifest: Manifest, place: Place) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _match(
+    run: TrainedRun, manifest: Manifest, location: DatasetLocation
+) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """int64 [K]: the dataset's class index → the run's."""
     ours = {name: i for i, name in enumerate(run.classes)}
     missing = [name for name in ours if name not in manifest.classes]
@@ -69,12 +71,12 @@ def _match(run: TrainedRun, manifest: Manifest, place: Place) -> np.ndarray[tupl
     if missing or unknown:
         parts = [f"it lacks {_some(missing)}"] if missing else []
         parts += [f"{run.name} does not know its {_some(unknown)}"] if unknown else []
-        raise UserError(f"{place} has other classes than {run.name}: {'; '.join(parts)}.")
+        raise UserError(f"{location} has other classes than {run.name}: {'; '.join(parts)}.")
     size, other = [run.image.height, run.image.width], list(manifest.image_size)
     if size != other or manifest.channels != run.image.channels:
         gray = " --grayscale" if run.image.channels == 1 else ""
         raise UserError(
-            f"{place} has images of {other[0]}×{other[1]} with {manifest.channels} channels; {run.name} takes "
+            f"{location} has images of {other[0]}×{other[1]} with {manifest.channels} channels; {run.name} takes "
             f"{size[0]}×{size[1]} with {run.image.channels}. "
             f"Convert the images again: hpc-mlp convert ZIP OUT --size {size[0]}x{size[1]}{gray}"
         )

@@ -31,7 +31,7 @@ class Decoded:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _Entries:
     """Entries of one source. `rejects` are images that the listing alone rules out: (name, reason)."""
 
     source: Source
@@ -58,7 +58,7 @@ class Images:
         the listing rules out come last."""
         size = max(1, min(batch_size, MAX_BATCH_BYTES // (spec.height * spec.width * spec.channels)))
 
-        def decode(entry: tuple[_Part, int]) -> Decoded:
+        def decode(entry: tuple[_Entries, int]) -> Decoded:
             part, index = entry
             name = part.prefix + part.source.names[index]
             try:
@@ -84,15 +84,15 @@ class Images:
             if part.rejects:
                 yield [Decoded(part.prefix + name, None, reason) for name, reason in part.rejects]
 
-    def _entries(self) -> Iterator[tuple[_Part, int]]:
+    def _entries(self) -> Iterator[tuple[_Entries, int]]:
         for part in self._parts:
             for index in part.entries:
                 yield part, int(index)
 
 
-def _open(path: Path, scratch: Path) -> _Part:
+def _open(path: Path, scratch: Path) -> _Entries:
     if path.is_file() and not _is_archive(path):
-        return _Part(FileSource([path]), "", [0], [])
+        return _Entries(FileSource([path]), "", [0], [])
     if not path.exists():
         raise UserError(f"{path} does not exist. Give image files, folders, ZIPs or tars.")
     source = open_source([path], scratch)
@@ -100,7 +100,7 @@ def _open(path: Path, scratch: Path) -> _Part:
     entries, rejects = found.images, found.rejects
     if not len(entries) and not rejects:
         raise UserError(f"{path} holds no images.")
-    return _Part(source, f"{path}/", entries, rejects)
+    return _Entries(source, f"{path}/", entries, rejects)
 
 
 def _is_archive(path: Path) -> bool:

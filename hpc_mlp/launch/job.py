@@ -30,7 +30,7 @@ _RENDEZVOUS_SECONDS = 600
 _WAIT_FOR_KILL_SECONDS = 600
 
 
-class PackJob:
+class TrainingJob:
     """The callable that submitit pickles: it names the pack and carries nothing else. State is
     looked up in the run folders at every start, because `scontrol requeue` and node failure start
     the very first pickle again."""
@@ -63,7 +63,7 @@ class PackJob:
         paths = JobEnvironment().paths
         for path in (paths.submitted_pickle, paths.result_pickle):
             path.with_suffix(".pkl.save_tmp").unlink(missing_ok=True)
-        return DelayedSubmission(PackJob(self.folder, self.pack))
+        return DelayedSubmission(TrainingJob(self.folder, self.pack))
 
     def _is_superseded(self) -> bool:
         restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
@@ -79,7 +79,7 @@ class PackJob:
 def run_pack(folder: Path, pack: int) -> tuple[int, set[int]]:
     """Train the runs of one pack in this process (one of several, where the job has several tasks).
     Returns the exit code and the signals that came, which may become more later."""
-    submission = PackJob(str(folder), pack)._submission()
+    submission = TrainingJob(str(folder), pack)._submission()
     if submission.cluster == "slurm":
         _join_processes(folder)
     restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
@@ -94,7 +94,7 @@ def run_pack(folder: Path, pack: int) -> tuple[int, set[int]]:
             return STOPPED + max(signals.received), signals.received
         signals.training = True
         code = train_specs(
-            submission.place,
+            submission.location,
             submission.specs(pack),
             folder.parent.parent,
             cpu=submission.cpu,
@@ -213,7 +213,7 @@ def _is_free(port: int) -> bool:
 def main(folder: Path, pack: int) -> int:
     """A pack of the local queue: on several GPUs, one process each."""
     end_with_parent()
-    submission = PackJob(str(folder), pack)._submission()
+    submission = TrainingJob(str(folder), pack)._submission()
     world = submission.resources.tasks
     if world > 1 and not ranks.is_launched():
         code = run_processes("hpc_mlp.launch.job", [str(folder), str(pack)], world, new_sessions=False)

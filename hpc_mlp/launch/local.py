@@ -65,7 +65,7 @@ def submit(submission: Submission) -> Submission:
 
 
 @dataclass
-class Job:
+class QueuedCommand:
     """One command of a queue. `wanted` is asked before its start and while it runs: False ends
     it."""
 
@@ -87,8 +87,8 @@ class Queue:
     locks: Path = field(default_factory=lock_folder)
     stopping: bool = False
 
-    def run(self, jobs: Iterable[Job]) -> None:
-        waiting, running = list(jobs)[::-1], list[Job]()
+    def run(self, jobs: Iterable[QueuedCommand]) -> None:
+        waiting, running = list(jobs)[::-1], list[QueuedCommand]()
         self.locks.mkdir(parents=True, exist_ok=True, mode=0o700)
         while waiting or running:
             for job in list(running):
@@ -107,7 +107,7 @@ class Queue:
             if running or waiting:
                 self._rest(running)
 
-    def _rest(self, running: list[Job]) -> None:
+    def _rest(self, running: list[QueuedCommand]) -> None:
         """Until a job ends or the next poll."""
         if not running or running[0].process is None:
             time.sleep(_POLL)
@@ -115,7 +115,7 @@ class Queue:
         with suppress(subprocess.TimeoutExpired):
             running[0].process.wait(timeout=_POLL if len(running) == 1 else _POLL / 4)
 
-    def _start(self, job: Job) -> bool:
+    def _start(self, job: QueuedCommand) -> bool:
         for slot in self.slots:
             locks = slot.take(self.locks)
             if locks is None:
@@ -135,7 +135,7 @@ class Queue:
             return True
         return False
 
-    def _is_over(self, job: Job) -> bool:
+    def _is_over(self, job: QueuedCommand) -> bool:
         if job.process is None:
             release(job.locks)
             job.ended(127)
@@ -176,9 +176,9 @@ def work_off(folder: Path) -> None:
         queue.run(_job(submission, pack.index) for pack in submission.packs)
 
 
-def _job(submission: Submission, index: int) -> Job:
+def _job(submission: Submission, index: int) -> QueuedCommand:
     cancelled = submission.folder / "cancelled" / str(index)
-    return Job(
+    return QueuedCommand(
         command=[sys.executable, "-u", "-m", "hpc_mlp.launch.job", str(submission.folder), str(index)],
         log=log_path(submission, index),
         wanted=lambda: not cancelled.exists(),

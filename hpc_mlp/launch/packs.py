@@ -20,7 +20,7 @@ from hpc_mlp.terminal.text import spans
 
 
 @dataclass(frozen=True)
-class Pack:
+class JobPlan:
     """The runs of one job."""
 
     index: int
@@ -40,7 +40,7 @@ def parse_per_job(text: str | None) -> int | None:
     raise UserError(f"--per-job {text!r}: give a number of runs from 1 up, or 'all'.")
 
 
-def make_packs(specs: Sequence[RunSpec], per_job: int | None = 0) -> list[Pack]:
+def plan_jobs(specs: Sequence[RunSpec], per_job: int | None = 0) -> list[JobPlan]:
     """`per_job` as `parse_per_job` gives it. The order of the runs is kept."""
     if per_job == 0:
         by_variant: dict[str, list[RunSpec]] = {}
@@ -50,7 +50,7 @@ def make_packs(specs: Sequence[RunSpec], per_job: int | None = 0) -> list[Pack]:
     else:
         size = per_job or max(1, len(specs))
         groups = [list(specs[start : start + size]) for start in range(0, len(specs), size)]
-    return [Pack(index, _name(group), tuple(group)) for index, group in enumerate(groups)]
+    return [JobPlan(index, _name(group), tuple(group)) for index, group in enumerate(groups)]
 
 
 def _name(specs: Sequence[RunSpec]) -> str:
@@ -103,7 +103,7 @@ class PlanRecord(Record):
     packs: list[list[FullRun]]
 
 
-class PackRecord(Record):
+class JobRecord(Record):
     index: int
     name: str
     runs: list[PlannedRun] = Field(min_length=1)

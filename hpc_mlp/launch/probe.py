@@ -16,7 +16,7 @@ from hpc_mlp.config.sections import Config, LaunchConfig
 from hpc_mlp.errors import HpcMlpError
 from hpc_mlp.launch.cluster import SCHEDULERS
 from hpc_mlp.launch.doctor import Finding, existing
-from hpc_mlp.launch.packs import UNKNOWN, Pack
+from hpc_mlp.launch.packs import UNKNOWN, JobPlan
 from hpc_mlp.launch.records import Cluster, Submission, new_submission
 from hpc_mlp.runs.folder import read_json, write_json
 
@@ -39,7 +39,7 @@ def answer(shards: Path, specs: Any, runs: Path, **_: Any) -> int:
 def send(runs: Path, cluster: Cluster, launch: LaunchConfig) -> Finding:
     """A job of the kind that `submit` sends, on the same way; waits for it up to five minutes."""
     folder = existing(runs) / f".hpc-mlp-doctor-{uuid.uuid4().hex[:8]}"
-    pack = Pack(0, "doctor", (RunSpec("doctor", "doctor", 0, Config()),))
+    pack = JobPlan(0, "doctor", (RunSpec("doctor", "doctor", 0, Config()),))
     small = launch.model_copy(update={"time_minutes": min(launch.time_minutes, 10)})
     begun = time.monotonic()
     try:

@@ -33,11 +33,11 @@ from pydantic import Field, model_validator
 from hpc_mlp.config.plan import Parallel, RunSpec
 from hpc_mlp.config.plugins import read_plugin, stored_plugin
 from hpc_mlp.config.sections import LaunchConfig
-from hpc_mlp.data.remote import Place, is_url, shards_place
+from hpc_mlp.data.remote import DatasetLocation, dataset_location, is_url
 from hpc_mlp.errors import HpcMlpError, RunError
 from hpc_mlp.files.atomic import write_bytes
 from hpc_mlp.files.checked import Record, damaged, read
-from hpc_mlp.launch.packs import End, Pack, PackRecord, PlannedRun, PlanRecord, Start
+from hpc_mlp.launch.packs import End, JobPlan, JobRecord, PlannedRun, PlanRecord, Start
 from hpc_mlp.runs.folder import write_json, write_plugins
 
 FOLDER, PLAN = ".launch", "plan.json"
@@ -64,7 +64,7 @@ class Submission(Record):
     user: str
     command: str
     shards: str
-    packs: list[PackRecord]
+    packs: list[JobRecord]
     launch: dict[str, Any] = Field(default_factory=dict)
     slots: int | None = None
     cpu: bool = False
@@ -81,9 +81,9 @@ class Submission(Record):
         return self
 
     @property
-    def place(self) -> Place:
+    def location(self) -> DatasetLocation:
         """The shards folder, or its URL."""
-        return shards_place(self.shards)
+        return dataset_location(self.shards)
 
     @property
     def resources(self) -> LaunchConfig:
@@ -164,8 +164,8 @@ class Submission(Record):
 def new_submission(
     runs: Path,
     cluster: Cluster,
-    shards: Place,
-    packs: Sequence[Pack],
+    shards: DatasetLocation,
+    packs: Sequence[JobPlan],
     *,
     launch: LaunchConfig | None = None,
     slots: int | None = None,
@@ -217,12 +217,12 @@ def _run(spec: RunSpec) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _pack(pack: Pack) -> PackRecord:
+def _pack(pack: JobPlan) -> JobRecord:
     runs = [
         PlannedRun(name=spec.name, variant=spec.variant, seed=spec.seed, epochs=spec.config.train.epochs)
         for spec in pack.specs
     ]
-    return PackRecord(index=pack.index, name=pack.name, runs=runs)
+    return JobRecord(index=pack.index, name=pack.name, runs=runs)
 
 
 def read_submission(folder: Path) -> Submission | None:

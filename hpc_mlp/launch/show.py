@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpc_mlp.config.sections import LaunchConfig
-from hpc_mlp.launch.packs import Pack
+from hpc_mlp.launch.packs import JobPlan
 from hpc_mlp.live.render import STYLES
 from hpc_mlp.live.rows import RunStatus, summary
 from hpc_mlp.terminal.text import count, duration, spans
@@ -14,7 +14,7 @@ from hpc_mlp.terminal.text import count, duration, spans
 _MAX_ROWS = 60
 
 
-def plan_table(packs: list[Pack], job_ids: dict[int, str] | None = None) -> Table:
+def plan_table(packs: list[JobPlan], job_ids: dict[int, str] | None = None) -> Table:
     """One row a job: its runs, and its id once it has one."""
     total = sum(len(pack.specs) for pack in packs)
     table = Table(title=f"{count(total, 'run')} in {count(len(packs), 'job')}", title_justify="left")

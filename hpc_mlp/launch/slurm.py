@@ -152,7 +152,7 @@ def _submit(submission: Submission, launch: LaunchConfig) -> dict[int, str]:
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    from hpc_mlp.launch.job import PackJob
+    from hpc_mlp.launch.job import TrainingJob
 
     packs, limit = submission.packs, max_array_size()
     chunks = [packs[start : start + limit] for start in range(0, len(packs), limit)]
@@ -166,7 +166,7 @@ def _submit(submission: Submission, launch: LaunchConfig) -> dict[int, str]:
         try:
             # submitit prints what sbatch says and raises it as well.
             with contextlib.redirect_stderr(io.StringIO()), executor.batch():
-                jobs = [executor.submit(PackJob(str(submission.folder), pack.index)) for pack in chunk]
+                jobs = [executor.submit(TrainingJob(str(submission.folder), pack.index)) for pack in chunk]
         except (FailedJobError, FailedSubmissionError, OSError) as error:
             raise RunError(_refused(error)) from None
         job_ids |= {pack.index: job.job_id for pack, job in zip(chunk, jobs, strict=True)}

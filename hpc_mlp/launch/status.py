@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hpc_mlp.errors import UserError
 from hpc_mlp.launch.cluster import SCHEDULERS
-from hpc_mlp.launch.packs import UNKNOWN, JobInfo, PackRecord, PlannedRun, Start
+from hpc_mlp.launch.packs import UNKNOWN, JobInfo, JobRecord, PlannedRun, Start
 from hpc_mlp.launch.records import FOLDER, PLAN, Submission, read_submissions
 from hpc_mlp.live.live_file import folder_status
 from hpc_mlp.live.rows import COMPLETE, RunStatus
@@ -22,7 +22,7 @@ class _SubmittedPack:
     here. `problem`: with its records."""
 
     submission: Submission
-    pack: PackRecord
+    pack: JobRecord
     info: JobInfo | None
     requeues: int
     node: str
@@ -72,13 +72,13 @@ def _newest(submissions: list[Submission], runs: Path) -> list[list[_SubmittedPa
     return listed
 
 
-def _is_complete(runs: Path, pack: PackRecord) -> bool:
+def _is_complete(runs: Path, pack: JobRecord) -> bool:
     return all((runs / run.name / "result.json").exists() for run in pack.runs)
 
 
 def _job(
     submission: Submission,
-    pack: PackRecord,
+    pack: JobRecord,
     known: dict[str, JobInfo] | None,
     starts: list[Start],
 ) -> _SubmittedPack:

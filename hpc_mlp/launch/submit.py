@@ -12,10 +12,10 @@ from typing import Any, Unpack
 from hpc_mlp.config.loading import Tree, build_config, configs_dir, read_layers, set_key
 from hpc_mlp.config.plan import RunSpec
 from hpc_mlp.config.sections import LaunchConfig
-from hpc_mlp.data.remote import Place
+from hpc_mlp.data.remote import DatasetLocation
 from hpc_mlp.errors import HpcMlpError, RunError, UserError, unknown_name
 from hpc_mlp.launch.cluster import SCHEDULERS
-from hpc_mlp.launch.packs import Pack, make_packs
+from hpc_mlp.launch.packs import JobPlan, plan_jobs
 from hpc_mlp.launch.records import (
     FOLDER,
     Cluster,
@@ -38,7 +38,7 @@ from hpc_mlp.runs.lease import Lease
 class Plan:
     """What `submit` would do: packs to send, and the runs left out, with their state."""
 
-    packs: list[Pack]
+    packs: list[JobPlan]
     left_out: list[RunStatus]
 
 
@@ -93,7 +93,7 @@ def make_plan(
             wanted.append(spec)
     if overwrite and (busy := [status.name for status in left_out]):
         raise UserError(f"--overwrite: {', '.join(busy[:5])} still runs or waits. Cancel it first.")
-    return Plan(make_packs(wanted, per_job), left_out)
+    return Plan(plan_jobs(wanted, per_job), left_out)
 
 
 def _check_damaged(runs: Path, names: set[str]) -> None:
@@ -107,7 +107,7 @@ def _check_damaged(runs: Path, names: set[str]) -> None:
 
 def submit(
     specs: Sequence[RunSpec],
-    shards: Place,
+    shards: DatasetLocation,
     digest: str,
     runs: Path,
     cluster: Cluster,

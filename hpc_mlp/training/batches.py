@@ -12,14 +12,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hpc_mlp.bank.bank import Feed
-from hpc_mlp.bank.dropout import StepPlace
+from hpc_mlp.bank.bank import BatchStream
+from hpc_mlp.bank.dropout import BatchPosition
 from hpc_mlp.bank.evaluate import EVAL_BATCH
 from hpc_mlp.bank.step import StepBatch
 from hpc_mlp.config.sections import DataConfig
 from hpc_mlp.data.augment import augment, is_active
 from hpc_mlp.data.manifest import Manifest
-from hpc_mlp.data.remote import Place
+from hpc_mlp.data.remote import DatasetLocation
 from hpc_mlp.data.resident import ResidentSplit, choose_mode, load_resident, normaliser
 from hpc_mlp.data.streaming import StreamingSplit
 from hpc_mlp.errors import UserError
@@ -33,7 +33,7 @@ from hpc_mlp.machine.randomness import epoch_order, mixup_shares
 STOP_PATIENCE = 10.0
 
 
-class Feeder(Protocol):
+class BatchLoader(Protocol):
     """Feeds banks. `wait_seconds`: how long training has waited for data so far."""
 
     manifest: Manifest
@@ -47,7 +47,12 @@ class Feeder(Protocol):
     def wait_seconds(self) -> float: ...
 
     def epoch(
-        self, feeds: Sequence[Feed], epoch: int, start_step: int, batch_size: int, processes: Processes
+        self,
+        streams: Sequence[BatchStream],
+        epoch: int,
+        start_step: int,
+        batch_size: int,
+        processes: Processes,
     ) -> Iterator[StepBatch]:
         """Steps `start_step`, … of an epoch (both from 0)."""
 
@@ -58,14 +63,14 @@ class Feeder(Protocol):
         """The first training image, normalised: float32 [C, H, W]"""
 
 
-def make_feeder(
-    place: Place,
+def make_loader(
+    location: DatasetLocation,
     manifest: Manifest,
     config: DataConfig,
     device: torch.device,
     processes: Processes | None = None,
     sharing: int = 1,
-) -> Feeder:
+) -> BatchLoader:
     """Resident data where they fit the budget, else streaming (`data.mode`).
 
     `processes` that split batches all take the same way, since the order of the images depends on it. `sharing`
@@ -73,9 +78,9 @@ def make_feeder(
     """
     mode = choose_mode(manifest, config, device, processes=sharing)
     if not (processes or Processes()).any(mode == "streaming"):
-        return ResidentFeeder(place, manifest, device)
+        return ResidentBatchLoader(location, manifest, device)
     alone = processes is None or processes.alone
-    return StreamingFeeder(place, manifest, config, device, patience=0.0 if alone else STOP_PATIENCE)
+    return StreamingBatchLoader(location, manifest, config, device, patience=0.0 if alone else STOP_PATIENCE)
 
 
 def num_steps(num_images: int, batch_size: int) -> int:
@@ -94,27 +99,27 @@ class _Pixels:
         self.offset = torch.tensor(manifest.mean, device=device).view(-1, 1, 1)
 
     def of(
-        self, feeds: Sequence[Feed], images: Tensor, epoch: int, step: int, positions: slice | Tensor
+        self, streams: Sequence[BatchStream], images: Tensor, epoch: int, step: int, positions: slice | Tensor
     ) -> Tensor:
-        """uint8 [S, b, C, H, W] at these positions of each feed's global batch → float32, augmented and normalised"""
-        if not any(is_active(feed.augment) for feed in feeds):
+        """uint8 [S, b, C, H, W] at these positions of each stream's global batch → float32, augmented and normalised"""
+        if not any(is_active(stream.augment) for stream in streams):
             return self.normalise(images)
-        # All feeds at once are few launches on a GPU; a CPU's cache holds the images of one.
-        together = branch(self.device) == "cuda" and len({feed.augment for feed in feeds}) == 1
-        if len(feeds) > 1 and not together:
-            parts = zip(feeds, images.unsqueeze(1), strict=True)
-            return torch.cat([self.of([feed], part, epoch, step, positions) for feed, part in parts])
-        seeds, given = [feed.seed for feed in feeds], images.flatten(0, 1)
-        pixels = augment(given, feeds[0].augment, seeds=seeds, epoch=epoch, step=step, positions=positions)
+        # All streams at once are few launches on a GPU; a CPU's cache holds the images of one.
+        together = branch(self.device) == "cuda" and len({stream.augment for stream in streams}) == 1
+        if len(streams) > 1 and not together:
+            parts = zip(streams, images.unsqueeze(1), strict=True)
+            return torch.cat([self.of([stream], part, epoch, step, positions) for stream, part in parts])
+        seeds, given = [stream.seed for stream in streams], images.flatten(0, 1)
+        pixels = augment(given, streams[0].augment, seeds=seeds, epoch=epoch, step=step, positions=positions)
         return pixels.sub_(self.offset).mul_(self.scale).view(images.shape)
 
 
-def _mixup_shares(feed: Feed, place: StepPlace, device: torch.device) -> Tensor:
+def _mixup_shares(stream: BatchStream, position: BatchPosition, device: torch.device) -> Tensor:
     """λ of mixup for this process's part, [b]; 1 without mixup."""
-    if not feed.mixup:
-        return torch.ones(place.stop - place.start, device=device)
-    shares = mixup_shares(feed.seed, place.epoch, place.step, place.batch_size, feed.mixup)
-    return send(torch.from_numpy(shares[place.start : place.stop]), device)
+    if not stream.mixup:
+        return torch.ones(position.stop - position.start, device=device)
+    shares = mixup_shares(stream.seed, position.epoch, position.step, position.batch_size, stream.mixup)
+    return send(torch.from_numpy(shares[position.start : position.stop]), device)
 
 
 def _mix(images: Tensor, others: Tensor, shares: Tensor) -> Tensor:
@@ -129,56 +134,63 @@ def _by_step(table: Tensor, batch_size: int) -> list[Tensor]:
     return [*steps, table[:, cut:]]
 
 
-class ResidentFeeder:
+class ResidentBatchLoader:
     """Feeds banks from data that lie decoded on the device."""
 
     mode = "resident"
     wait_seconds = 0.0
 
-    def __init__(self, place: Place, manifest: Manifest, device: torch.device) -> None:
-        self.place, self.manifest, self.device = place, manifest, device
+    def __init__(self, location: DatasetLocation, manifest: Manifest, device: torch.device) -> None:
+        self.location, self.manifest, self.device = location, manifest, device
         self.pixels = _Pixels(manifest, device)
-        self.splits = {name: load_resident(place, manifest, name, device) for name in manifest.splits}
+        self.splits = {name: load_resident(location, manifest, name, device) for name in manifest.splits}
 
     @property
     def num_images(self) -> int:
         return len(self.splits["train"])
 
     def epoch(
-        self, feeds: Sequence[Feed], epoch: int, start_step: int, batch_size: int, processes: Processes
+        self,
+        streams: Sequence[BatchStream],
+        epoch: int,
+        start_step: int,
+        batch_size: int,
+        processes: Processes,
     ) -> Iterator[StepBatch]:
         train = self.splits["train"]
-        orders = torch.stack([torch.from_numpy(epoch_order(feed.seed, epoch, len(train))) for feed in feeds])
+        orders = torch.stack(
+            [torch.from_numpy(epoch_order(stream.seed, epoch, len(train))) for stream in streams]
+        )
         orders = orders.to(self.device)  # [S, N]
         truths = _by_step(train.labels[orders], batch_size)
         rows_of = _by_step(orders, batch_size)
         for step in range(start_step, num_steps(len(train), batch_size)):
             rows, truth = rows_of[step], truths[step]
             start, stop = processes.part(rows.shape[1])
-            place = StepPlace(epoch, step, start, stop, rows.shape[1])
-            images = self._gather(train, feeds, rows[:, start:stop], place, slice(start, stop))
+            position = BatchPosition(epoch, step, start, stop, rows.shape[1])
+            images = self._gather(train, streams, rows[:, start:stop], position, slice(start, stop))
             partners = share = None
-            if any(feed.mixup for feed in feeds):  # partner of image i: the i-th from the end
-                mirrored = torch.arange(place.batch_size - 1 - start, place.batch_size - 1 - stop, -1)
-                others = self._gather(train, feeds, rows.flip(1)[:, start:stop], place, mirrored)
+            if any(stream.mixup for stream in streams):  # partner of image i: the i-th from the end
+                mirrored = torch.arange(position.batch_size - 1 - start, position.batch_size - 1 - stop, -1)
+                others = self._gather(train, streams, rows.flip(1)[:, start:stop], position, mirrored)
                 partners = truth.flip(1)[:, start:stop]
-                share = torch.stack([_mixup_shares(feed, place, self.device) for feed in feeds])
+                share = torch.stack([_mixup_shares(stream, position, self.device) for stream in streams])
                 images = _mix(images, others, share)
-            full = place.batch_size == batch_size
-            yield StepBatch(place, images, truth[:, start:stop], partners, share, full=full)
+            full = position.batch_size == batch_size
+            yield StepBatch(position, images, truth[:, start:stop], partners, share, full=full)
 
     def _gather(
         self,
         train: ResidentSplit,
-        feeds: Sequence[Feed],
+        streams: Sequence[BatchStream],
         rows: Tensor,
-        place: StepPlace,
+        position: BatchPosition,
         positions: slice | Tensor,
     ) -> Tensor:
-        """Images [S, b, C, H, W] of `rows` [S, b], at `positions` of each feed's global batch."""
+        """Images [S, b, C, H, W] of `rows` [S, b], at `positions` of each stream's global batch."""
         images = train.images.index_select(0, rows.flatten())
         images = images.view(*rows.shape, *images.shape[1:])
-        return self.pixels.of(feeds, images, place.epoch, place.step, positions)
+        return self.pixels.of(streams, images, position.epoch, position.step, positions)
 
     def in_order(self, split: str, processes: Processes) -> Iterator[tuple[Tensor, Tensor]]:
         data = self.splits[split]
@@ -191,14 +203,14 @@ class ResidentFeeder:
         return self.pixels.normalise(self.splits["train"].images[:1])[0]
 
 
-class StreamingFeeder:
+class StreamingBatchLoader:
     """Feeds banks from shards that are read as they are needed, once for every seed in the bank."""
 
     mode = "streaming"
 
     def __init__(
         self,
-        place: Place,
+        location: DatasetLocation,
         manifest: Manifest,
         config: DataConfig,
         device: torch.device,
@@ -209,7 +221,7 @@ class StreamingFeeder:
         self.pixels = _Pixels(manifest, device)
         self.splits = {
             name: StreamingSplit(
-                place,
+                location,
                 manifest,
                 name,
                 workers=config.workers,
@@ -229,35 +241,40 @@ class StreamingFeeder:
         return sum(split.wait_seconds for split in self.splits.values())
 
     def epoch(
-        self, feeds: Sequence[Feed], epoch: int, start_step: int, batch_size: int, processes: Processes
+        self,
+        streams: Sequence[BatchStream],
+        epoch: int,
+        start_step: int,
+        batch_size: int,
+        processes: Processes,
     ) -> Iterator[StepBatch]:
-        mixed = any(feed.mixup for feed in feeds)
+        mixed = any(stream.mixup for stream in streams)
         if mixed and not processes.alone:
             raise UserError(
                 "train.mixup with streamed, split batches: use data.mode=resident or --parallel members."
             )
-        seeds = list(dict.fromkeys(feed.seed for feed in feeds))
-        streams = [
+        seeds = list(dict.fromkeys(stream.seed for stream in streams))
+        readers = [
             self.splits["train"].epoch(
                 seed=seed, epoch=epoch, batch_size=batch_size, start_step=start_step,
                 rank=processes.rank, world_size=processes.world_size,
             )
             for seed in seeds
         ]  # fmt: skip
-        for parts in zip(*streams, strict=True):
+        for parts in zip(*readers, strict=True):
             step, first, size = parts[0].step, parts[0].first, len(parts[0].labels)
             total = min(batch_size, self.num_images - step * batch_size)
-            place = StepPlace(epoch, step, first, first + size, total)
-            mine = [parts[seeds.index(feed.seed)] for feed in feeds]
+            position = BatchPosition(epoch, step, first, first + size, total)
+            mine = [parts[seeds.index(stream.seed)] for stream in streams]
             given = torch.stack([part.images for part in mine])
-            images = self.pixels.of(feeds, given, epoch, step, slice(first, first + size))
+            images = self.pixels.of(streams, given, epoch, step, slice(first, first + size))
             labels = torch.stack([part.labels for part in mine])
             partners = share = None
             if mixed:
                 partners = labels.flip(1)
-                share = torch.stack([_mixup_shares(feed, place, self.device) for feed in feeds])
+                share = torch.stack([_mixup_shares(stream, position, self.device) for stream in streams])
                 images = _mix(images, images.flip(1), share)
-            yield StepBatch(place, images, labels, partners, share, full=total == batch_size)
+            yield StepBatch(position, images, labels, partners, share, full=total == batch_size)
 
     def in_order(self, split: str, processes: Processes) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in self.splits[split].in_order(EVAL_BATCH, processes.rank, processes.world_size):

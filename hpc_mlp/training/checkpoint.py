@@ -23,7 +23,7 @@ from hpc_mlp.files.atomic import replacing
 from hpc_mlp.runs.folder import BEST, LAST
 from hpc_mlp.terminal.text import json_text
 
-Guard = Callable[[], None]  # raises if this process may no longer write
+LeaseCheck = Callable[[], None]  # raises if this process may no longer write
 Position = tuple[int, int]  # finished epochs, finished steps of the next one
 
 
@@ -38,28 +38,31 @@ class Checkpoint:
 
 
 def save_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], guard: Guard = lambda: None
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, Any],
+    check_lease: LeaseCheck = lambda: None,
 ) -> None:
-    """Written under a name of its own, then renamed, if `guard` does not raise: it is asked at the last moment."""
+    """Written under a name of its own, then renamed, if `check_lease` does not raise: it is asked at the last moment."""
     try:
         with replacing(path) as temporary:
             contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
             # One metadata key: safetensors writes several in an order that changes from call to call.
             save_file(contiguous, temporary, {"hpc_mlp": json_text(metadata)})
-            guard()
+            check_lease()
     except (OSError, SafetensorError) as error:
         raise RunError(f"cannot write {path}: {error}") from error
 
 
 def save_checkpoints(
-    folders: Sequence[Path], checkpoints: Sequence[Checkpoint], guard: Guard = lambda: None
+    folders: Sequence[Path], checkpoints: Sequence[Checkpoint], check_lease: LeaseCheck = lambda: None
 ) -> None:
     """Publish the checkpoints of all members of a bank, all or none."""
     for folder, checkpoint in zip(folders, checkpoints, strict=True):
         metadata = {"position": checkpoint.position, "state": checkpoint.state}
-        save_tensors(_new(folder), checkpoint.tensors, metadata, guard)
+        save_tensors(_new(folder), checkpoint.tensors, metadata, check_lease)
     for folder in folders:
-        guard()
+        check_lease()
         os.replace(_new(folder), folder / LAST)
 
 
@@ -80,7 +83,7 @@ def load_checkpoints(folders: Sequence[Path], device: str = "cpu") -> list[Check
     return checkpoints
 
 
-def settle_checkpoints(folders: Sequence[Path], position: Position) -> None:
+def finish_interrupted_save(folders: Sequence[Path], position: Position) -> None:
     """Finish what a kill interrupted: the checkpoint of `position` becomes `last.ckpt`, and no other remains. Without,
     the next save would overwrite a `last.ckpt.new` that is the only one of its position."""
     for folder in folders:
@@ -138,9 +141,12 @@ def _metadata(path: Path) -> dict[str, Any] | None:
 
 
 def save_best(
-    folder: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, Any], guard: Guard = lambda: None
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    metadata: Mapping[str, Any],
+    check_lease: LeaseCheck = lambda: None,
 ) -> None:
-    save_tensors(folder / BEST, weights, metadata, guard)
+    save_tensors(folder / BEST, weights, metadata, check_lease)
 
 
 def best_epoch(folder: Path) -> int | None:

@@ -16,7 +16,7 @@ from hpc_mlp.bank.bank import bank_order, is_capturable
 from hpc_mlp.config.plan import Parallel, RunSpec, splits_batches
 from hpc_mlp.config.plugins import trust
 from hpc_mlp.config.sections import DataConfig
-from hpc_mlp.data.remote import Place, load_manifest
+from hpc_mlp.data.remote import DatasetLocation, load_manifest
 from hpc_mlp.data.resident import free_memory
 from hpc_mlp.errors import HpcMlpError, LeaseLostError, RunError
 from hpc_mlp.live.display import LogFormat, open_display
@@ -30,18 +30,18 @@ from hpc_mlp.runs.lease import Lease, hold_all
 from hpc_mlp.terminal.console import Console
 from hpc_mlp.terminal.output import say
 from hpc_mlp.training import failure, trial
-from hpc_mlp.training.batches import Feeder, make_feeder
-from hpc_mlp.training.checkpoint import Guard, data_mode, resumable_together
-from hpc_mlp.training.job import Job, check, prepare, unfinished
+from hpc_mlp.training.batches import BatchLoader, make_loader
+from hpc_mlp.training.checkpoint import LeaseCheck, data_mode, resumable_together
 from hpc_mlp.training.members import Member
 from hpc_mlp.training.progress import ProgressListener, watch
+from hpc_mlp.training.setup import TrainSetup, check, prepare, unfinished
 from hpc_mlp.training.trainer import BankTrainer
 
 _SAME_FAILURE_SECONDS = 20.0  # in which processes that share batches come upon the same failure
 
 
 def train_specs(
-    shards: Place,
+    shards: DatasetLocation,
     specs: Sequence[RunSpec],
     runs: Path,
     *,
@@ -72,7 +72,7 @@ def train_specs(
 
 
 def _train_specs(
-    shards: Place,
+    shards: DatasetLocation,
     specs: Sequence[RunSpec],
     runs: Path,
     cpu: bool,
@@ -82,8 +82,8 @@ def _train_specs(
 ) -> int:
     with stop.interruptible():  # nothing is written before the end of this
         manifest = load_manifest(shards)
-        job = Job(shards, manifest, list(specs), runs)
-        check(job)
+        setup = TrainSetup(shards, manifest, list(specs), runs)
+        check(setup)
         # Several processes without a GPU: Accelerate wants to be told, or each would train alone.
         cpu = cpu or (ranks.world_size() > 1 and not torch.cuda.is_available())
         # Of the rendezvous and of a step. Where processes may be hours apart, they meet by `Processes.meet`.
@@ -93,44 +93,48 @@ def _train_specs(
         AcceleratorState._reset_state(reset_partial_state=True)
         accelerator = Accelerator(cpu=cpu, kwargs_handlers=[patience])
         device = accelerator.device
-        everybody = Processes(accelerator.process_index, accelerator.num_processes)
-        todo = list(job.specs) if overwrite else unfinished(job, device)
+        world = Processes(accelerator.process_index, accelerator.num_processes)
+        todo = list(setup.specs) if overwrite else unfinished(setup, device)
         for spec in todo:
             trial.check_memory(spec, manifest, device)
-        console = Console(stderr=True) if everybody.lead else None
-        if console is not None and len(todo) < len(job.specs):
-            done = len(job.specs) - len(todo)
+        console = Console(stderr=True) if world.lead else None
+        if console is not None and len(todo) < len(setup.specs):
+            done = len(setup.specs) - len(todo)
             console.print(
-                f"{done} of {len(job.specs)} runs are complete; --overwrite trains them anew.", style="dim"
+                f"{done} of {len(setup.specs)} runs are complete; --overwrite trains them anew.", style="dim"
             )
-        split = splits_batches(parallel, todo, everybody.world_size, gpu=branch(device) != "cpu")
-        mine = dealt(todo, Processes() if split else everybody)
-        team, sharing = everybody if split else Processes(), processes_sharing(device)
-        data = {spec.name: spec.config.data for spec in mine} if overwrite else _data_sections(job, mine)
+        split = splits_batches(parallel, todo, world.world_size, gpu=branch(device) != "cpu")
+        own_runs = runs_of_rank(todo, Processes() if split else world)
+        group, per_device = world if split else Processes(), processes_sharing(device)
+        data = (
+            {spec.name: spec.config.data for spec in own_runs}
+            if overwrite
+            else _data_sections(setup, own_runs)
+        )
         configs = dict.fromkeys(data.values())
-        feeders = {c: make_feeder(job.shards, manifest, c, device, team, sharing) for c in configs}
-        fed = {name: feeders[config] for name, config in data.items()}
-        everybody.wait()  # nobody has written anything until everybody has read everything
-    if everybody.lead:
-        prepare(job, todo, device, overwrite)
-    everybody.wait()
+        loaders = {c: make_loader(setup.shards, manifest, c, device, group, per_device) for c in configs}
+        loader_of = {name: loaders[config] for name, config in data.items()}
+        world.wait()  # nobody has written anything until everybody has read everything
+    if world.lead:
+        prepare(setup, todo, device, overwrite)
+    world.wait()
     # Where each batch is split, the lead tells for all.
-    watched = bool(mine) and team.lead
+    watched = bool(own_runs) and group.lead
     with (
-        watch(console, log_format, todo, mine, job.runs, device)
+        watch(console, log_format, todo, own_runs, setup.runs, device)
         if watched
         else nullcontext(ProgressListener()) as view
     ):
-        code = _train(job, mine, fed, team, device, view)
+        code = _train(setup, own_runs, loader_of, group, device, view)
         if not split:  # the others may train on for hours, and are watched meanwhile
-            code = max(everybody.meet(code))
-            if code == 1 and not everybody.lead:  # told by the lead: this process has done its part
+            code = max(world.meet(code))
+            if code == 1 and not world.lead:  # told by the lead: this process has done its part
                 code = 0
     accelerator.end_training()
     return code
 
 
-def dealt(specs: Sequence[RunSpec], processes: Processes) -> list[RunSpec]:
+def runs_of_rank(specs: Sequence[RunSpec], processes: Processes) -> list[RunSpec]:
     """This process's part of the runs, by seed: runs of one seed share their batches."""
     first, last = processes.part(len(specs))
     return sorted(specs, key=lambda spec: spec.seed)[first:last]
@@ -142,12 +146,12 @@ def _stopped(note: Callable[[str], None]) -> int:
     return stop.exit_code(reason)
 
 
-def _data_sections(job: Job, specs: Sequence[RunSpec]) -> dict[str, DataConfig]:
+def _data_sections(setup: TrainSetup, specs: Sequence[RunSpec]) -> dict[str, DataConfig]:
     """Run's name → its data section. A run that has begun keeps the mode that `data.mode=auto` chose then: its order of
     the images depends on it, and there may be more or less memory now. New runs beside it join it, so that no images
     are loaded twice."""
     auto = [spec for spec in specs if spec.config.data.mode == "auto"]
-    begun = {spec.name: mode for spec in auto if (mode := data_mode(job.folder(spec).path)) is not None}
+    begun = {spec.name: mode for spec in auto if (mode := data_mode(setup.folder(spec).path)) is not None}
     joined = {spec.config.data: begun[spec.name] for spec in auto if spec.name in begun}
     sections = {spec.name: spec.config.data for spec in specs}
     for spec in auto:
@@ -159,44 +163,48 @@ def _data_sections(job: Job, specs: Sequence[RunSpec]) -> dict[str, DataConfig]:
 
 
 def banks(
-    job: Job, specs: Sequence[RunSpec], fed: Mapping[str, Feeder], processes: Processes, device: torch.device
+    setup: TrainSetup,
+    specs: Sequence[RunSpec],
+    loader_of: Mapping[str, BatchLoader],
+    processes: Processes,
+    device: torch.device,
 ) -> list[list[RunSpec]]:
     """Runs that can share batches and precision, and go on from the same step, together: on a GPU as many as its memory
-    holds, and those whose steps are captured apart from the others. `fed`: by run's name"""
+    holds, and those whose steps are captured apart from the others. `loader_of`: by run's name"""
     gpu = branch(device) == "cuda"
     groups: dict[object, list[RunSpec]] = {}
     for spec in specs:
         train = spec.config.train
         captured = gpu and processes.alone and is_capturable(spec)
-        key = (train.batch_size, train.precision, train.checkpoint_every, id(fed[spec.name]), captured)
+        key = (train.batch_size, train.precision, train.checkpoint_every, id(loader_of[spec.name]), captured)
         groups.setdefault(key, []).append(spec)
     ordered = [bank_order(group) for group in groups.values()]
     together = [
         [group[i] for i in part]
         for group in ordered
-        for part in resumable_together([job.folder(spec).path for spec in group])
+        for part in resumable_together([setup.folder(spec).path for spec in group])
     ]
     if not gpu:
         return together
     # Processes that share batches form the same banks.
     room = min(processes.meet(free_memory(device)))
-    return [part for group in together for part in trial.fitting(group, job.manifest, room)]
+    return [part for group in together for part in trial.fitting(group, setup.manifest, room)]
 
 
 def _train(
-    job: Job,
+    setup: TrainSetup,
     todo: Sequence[RunSpec],
-    fed: Mapping[str, Feeder],
+    loader_of: Mapping[str, BatchLoader],
     processes: Processes,
     device: torch.device,
     view: ProgressListener,
 ) -> int:
     code = 0
-    for specs in banks(job, todo, fed, processes, device):
-        members = [Member(spec, job.folder(spec)) for spec in specs]
+    for specs in banks(setup, todo, loader_of, processes, device):
+        members = [Member(spec, setup.folder(spec)) for spec in specs]
         try:
-            with _leases(members, processes) as guard:
-                done = _train_bank(members, fed[specs[0].name], processes, view, guard)
+            with _leases(members, processes) as check_lease:
+                done = _train_bank(members, loader_of[specs[0].name], processes, view, check_lease)
         except LeaseLostError as error:  # the folders are another's now: nothing may be written there
             view.ended(members, "lost", str(error))
             failure.tell(view, str(error))
@@ -209,7 +217,11 @@ def _train(
 
 
 def _train_bank(
-    members: Sequence[Member], feeder: Feeder, processes: Processes, view: ProgressListener, guard: Guard
+    members: Sequence[Member],
+    loader: BatchLoader,
+    processes: Processes,
+    view: ProgressListener,
+    check_lease: LeaseCheck,
 ) -> int:
     """→ 0, or 1: some have failed, which is recorded in their run folders. The others go on, from the bank's last
     checkpoint and so with the bits that they would have had without those."""
@@ -217,7 +229,7 @@ def _train_bank(
     while waiting:
         group, cause = waiting.pop(0), None
         try:
-            code = max(code, _train_group(group, feeder, processes, view, guard))
+            code = max(code, _train_group(group, loader, processes, view, check_lease))
         except LeaseLostError:
             raise
         except Exception as error:
@@ -229,7 +241,7 @@ def _train_bank(
             group = [member for member in group if member.folder.result() is None]
             rest = failure.parts(group, cause) if together else []
             if processes.lead:
-                guard()  # what failed may have failed because another process took over
+                check_lease()  # what failed may have failed because another process took over
                 if rest:
                     view.note(
                         f"{failure.one_line(cause)}: the bank goes on in {len(rest)} parts, to see whose that is"
@@ -244,7 +256,11 @@ def _train_bank(
 
 
 def _train_group(
-    members: Sequence[Member], feeder: Feeder, processes: Processes, view: ProgressListener, guard: Guard
+    members: Sequence[Member],
+    loader: BatchLoader,
+    processes: Processes,
+    view: ProgressListener,
+    check_lease: LeaseCheck,
 ) -> int:
     """Those of them that are unfinished, each first tried alone; → 0, or 1: one has failed by itself, and recorded."""
     if processes.lead:
@@ -253,16 +269,16 @@ def _train_group(
     unfinished_members = [
         Member(member.spec, member.folder) for member in members if member.folder.result() is None
     ]
-    errors = [trial.failure(member.spec, feeder.manifest, feeder.device) for member in unfinished_members]
+    errors = [trial.failure(member.spec, loader.manifest, loader.device) for member in unfinished_members]
     failed = torch.tensor([float(error is not None) for error in errors])
     processes.sum([failed])  # of one that fails in one of the processes, none trains it
     for member, error, flag in zip(unfinished_members, errors, failed.tolist(), strict=True):
         if flag and processes.lead:
             error = error or RunError("it cannot be trained in one of the processes.")
-            guard()
+            check_lease()
             failure.report([member], error, view)
     healthy = [member for member, flag in zip(unfinished_members, failed.tolist(), strict=True) if not flag]
-    if healthy and not BankTrainer(healthy, feeder, processes, view, guard).run():
+    if healthy and not BankTrainer(healthy, loader, processes, view, check_lease).run():
         return 1
     return int(len(healthy) < len(unfinished_members))
 
@@ -286,7 +302,7 @@ def _everywhere(processes: Processes) -> bool:
 
 
 @contextmanager
-def _leases(members: Sequence[Member], processes: Processes) -> Iterator[Guard]:
+def _leases(members: Sequence[Member], processes: Processes) -> Iterator[LeaseCheck]:
     """Hold the run folders, so that one process at a time writes them; → a check to call before writing."""
     with ExitStack() as stack:
         problem: BaseException | None = None
@@ -304,8 +320,8 @@ def _leases(members: Sequence[Member], processes: Processes) -> Iterator[Guard]:
             stop.check()
             raise LeaseLostError(str(problem or "the lead process could not get hold of the run folders."))
 
-        def guard() -> None:
+        def check_lease() -> None:
             for lease in leases:
                 lease.check()
 
-        yield guard
+        yield check_lease

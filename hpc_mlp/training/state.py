@@ -15,7 +15,7 @@ from hpc_mlp.bank.schedule import learning_rate
 from hpc_mlp.bank.step import TrainStep
 from hpc_mlp.config.plan import RunSpec
 from hpc_mlp.machine.processes import Processes
-from hpc_mlp.training.batches import Feeder, num_steps
+from hpc_mlp.training.batches import BatchLoader, num_steps
 
 
 class BankState:
@@ -27,14 +27,14 @@ class BankState:
     def __init__(
         self,
         specs: Sequence[RunSpec],
-        feeder: Feeder,
+        loader: BatchLoader,
         processes: Processes,
         reference: Tensor,
         *,
         count: int = 0,
         tensors: Sequence[dict[str, Tensor]] | None = None,
     ) -> None:
-        manifest, device = feeder.manifest, feeder.device
+        manifest, device = loader.manifest, loader.device
         self.processes = processes
         shape = (manifest.channels, *manifest.image_size)
         weights = None if tensors is None else [part(held, "model/") for held in tensors]
@@ -50,19 +50,19 @@ class BankState:
         loss = BankLoss(configs, counts, device, None if reduce is None else lambda t: reduce([t]))
         graph = processes.alone and all(is_capturable(spec) for spec in specs)
         self.train_step = TrainStep(self.bank, self.optimizer, loss, configs[0].precision, graph=graph)
-        self.steps_per_epoch = num_steps(feeder.num_images, configs[0].batch_size)
+        self.steps_per_epoch = num_steps(loader.num_images, configs[0].batch_size)
         self._constant = all(
-            recipe.schedule.name == "constant" and not recipe.schedule.warmup_epochs
-            for recipe in self.optimizer.recipes
+            param_group.schedule.name == "constant" and not param_group.schedule.warmup_epochs
+            for param_group in self.optimizer.param_groups
         )
         self._rates: list[float] | None = None
 
     def rates(self, step: int) -> list[float]:
-        """The learning rates of `optimizer.recipes` at a global step (from 0)."""
+        """The learning rates of `optimizer.param_groups` at a global step (from 0)."""
         if self._rates is None or not self._constant:
             self._rates = [
                 learning_rate(r.schedule, r.optim, step, self.steps_per_epoch, r.epochs)
-                for r in self.optimizer.recipes
+                for r in self.optimizer.param_groups
             ]
         return self._rates
 

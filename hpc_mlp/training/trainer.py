@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from hpc_mlp.bank.bank import recipe_of
-from hpc_mlp.bank.metrics import Tally
+from hpc_mlp.bank.bank import param_group_of
+from hpc_mlp.bank.metrics import MetricSums
 from hpc_mlp.bank.step import StepBatch, set_precision
 from hpc_mlp.config.sections import parse_interval
 from hpc_mlp.data.manifest import Manifest
@@ -19,14 +19,14 @@ from hpc_mlp.machine.processes import Processes
 from hpc_mlp.models.weights import load_weights
 from hpc_mlp.runs.folder import BEST, is_complete
 from hpc_mlp.training import failure
-from hpc_mlp.training.batches import Feeder, num_steps
+from hpc_mlp.training.batches import BatchLoader, num_steps
 from hpc_mlp.training.checkpoint import (
     Checkpoint,
     best_epoch,
+    finish_interrupted_save,
     load_checkpoints,
     save_best,
     save_checkpoints,
-    settle_checkpoints,
 )
 from hpc_mlp.training.finish import FinishedRun, write_result
 from hpc_mlp.training.members import Member
@@ -38,34 +38,34 @@ AGREE_EVERY = 8  # steps after which data-parallel processes agree on stopping a
 
 
 class BankTrainer:
-    """`members` in `bank_order`, all unfinished. `guard` raises if this process may no longer write the run folders."""
+    """`members` in `bank_order`, all unfinished. `check_lease` raises if this process may no longer write the run folders."""
 
     def __init__(
         self,
         members: Sequence[Member],
-        feeder: Feeder,
+        loader: BatchLoader,
         processes: Processes,
         view: ProgressListener,
-        guard: Callable[[], None] = lambda: None,
+        check_lease: Callable[[], None] = lambda: None,
     ) -> None:
         self.members = list(members)
         for member in self.members:
-            member.data_mode = feeder.mode
-        self.feeder, self.processes, self.view, self.guard = feeder, processes, view, guard
-        self.manifest: Manifest = feeder.manifest
-        self.device = feeder.device
-        self.reference = feeder.reference()
+            member.data_mode = loader.mode
+        self.loader, self.processes, self.view, self.check_lease = loader, processes, view, check_lease
+        self.manifest: Manifest = loader.manifest
+        self.device = loader.device
+        self.reference = loader.reference()
         self.train_config = members[0].spec.config.train  # batch size and precision are the same for all
         set_precision(self.train_config.precision)
         self.bank_size = len(members)
         self.healthy = True
         self.epoch = self.step = 0  # finished epochs; finished steps of the next one
-        self.steps_per_epoch = num_steps(feeder.num_images, self.train_config.batch_size)
+        self.steps_per_epoch = num_steps(loader.num_images, self.train_config.batch_size)
         self.save_seconds, self.save_steps = parse_interval(self.train_config.checkpoint_every)
         self.saved_at, self.saved_count = time.monotonic(), 0
         # Run's name → weights of its best epoch on the CPU, where they are newer than best.safetensors.
         self.unsaved: dict[str, dict[str, Tensor]] = {}
-        self.waited = feeder.wait_seconds
+        self.waited = loader.wait_seconds
         self.trackers = {
             member.spec.name: Trackers(member.spec, member.folder) for member in members if processes.lead
         }
@@ -74,7 +74,7 @@ class BankTrainer:
         """Train until every member has stopped; False where one has failed at its test. Asked to stop: write a
         checkpoint and raise Stopped."""
         self._resume()
-        self.view.start(self.members, lambda: self.feeder.wait_seconds)
+        self.view.start(self.members, lambda: self.loader.wait_seconds)
         self._finish_stopped()
         while self.members:
             if self.processes.any(stop.stop_reason() is not None):
@@ -105,7 +105,7 @@ class BankTrainer:
                 member.folder.write_metrics(member.history)
         self.processes.wait()
         if self.processes.lead:
-            settle_checkpoints([member.folder.path for member in self.members], checkpoints[0].position)
+            finish_interrupted_save([member.folder.path for member in self.members], checkpoints[0].position)
         self._build([checkpoint.tensors for checkpoint in checkpoints])
         self.state.restore_losses(torch.stack([c.tensors["loss_sum"] for c in checkpoints], 1))
         self.saved_count = self._count
@@ -114,7 +114,7 @@ class BankTrainer:
     def _build(self, tensors: Sequence[dict[str, Tensor]] | None) -> None:
         specs = [member.spec for member in self.members]
         self.state = BankState(
-            specs, self.feeder, self.processes, self.reference, count=self._count, tensors=tensors
+            specs, self.loader, self.processes, self.reference, count=self._count, tensors=tensors
         )
 
     @property
@@ -134,7 +134,7 @@ class BankTrainer:
                     held = tensors | self._best_beside(member) | {"loss_sum": losses[:, i]}
                     folders.append(member.folder.path)
                     checkpoints.append(Checkpoint((self.epoch, self.step), member.state(), held))
-            save_checkpoints(folders, checkpoints, self.guard)
+            save_checkpoints(folders, checkpoints, self.check_lease)
             for member in self.members:
                 if member.spec.name in self.unsaved:
                     self._save_best(member, self.unsaved.pop(member.spec.name))
@@ -158,22 +158,22 @@ class BankTrainer:
 
     def _save_best(self, member: Member, weights: dict[str, Tensor]) -> None:
         about = {"epoch": member.best_epoch, "name": member.spec.name}
-        save_best(member.folder.path, weights, about, self.guard)
+        save_best(member.folder.path, weights, about, self.check_lease)
 
     # ---- an epoch
 
     def _train_steps(self) -> None:
         """To the end of the present epoch, or until the time of one of the members is up."""
         started, before = time.perf_counter(), [member.seconds for member in self.members]
-        self.waited = self.feeder.wait_seconds
+        self.waited = self.loader.wait_seconds
         left = min(member.seconds_left for member in self.members)
         state = self.state
-        for batch in self._fed(started, before):
+        for batch in self._epoch_batches(started, before):
             state.train_step(batch, state.rates(self._count))
             self.step += 1
             if state.average.pairs:
                 state.average.update(self._count)
-            self.view.step(self.epoch, self.step, self.steps_per_epoch, batch.place.batch_size)
+            self.view.step(self.epoch, self.step, self.steps_per_epoch, batch.position.batch_size)
             stopping, due, late = False, self._steps_due(), False
             if self.processes.alone or self.step % AGREE_EVERY == 0:
                 # They must stop and save at the same step.
@@ -191,11 +191,11 @@ class BankTrainer:
             torch.cuda.synchronize()
         self._clock(started, before)
 
-    def _fed(self, started: float, before: Sequence[float]) -> Iterator[StepBatch]:
+    def _epoch_batches(self, started: float, before: Sequence[float]) -> Iterator[StepBatch]:
         """The rest of the present epoch. Raises Stopped where a stop is asked for while the data do not come, which may
         take minutes: where no other process has to agree, with a checkpoint."""
-        batches = self.feeder.epoch(
-            self.state.bank.feeds, self.epoch, self.step, self.train_config.batch_size, self.processes
+        batches = self.loader.epoch(
+            self.state.bank.streams, self.epoch, self.step, self.train_config.batch_size, self.processes
         )
         try:
             yield from batches
@@ -225,36 +225,36 @@ class BankTrainer:
             member.seconds = seconds + elapsed
 
     @torch.no_grad()
-    def _validate(self) -> Tally:
-        tally = Tally(len(self.members), len(self.manifest.classes), self.device)
+    def _validate(self) -> MetricSums:
+        sums = MetricSums(len(self.members), len(self.manifest.classes), self.device)
         self.state.bank.eval()
         with self.state.average.applied():
             for images, labels in self._batches("val", self.processes):
-                tally.add(self.state.bank(images.unsqueeze(0)), labels)
-        self.processes.sum(tally.tensors())
-        return tally
+                sums.add(self.state.bank(images.unsqueeze(0)), labels)
+        self.processes.sum(sums.tensors())
+        return sums
 
     def _batches(self, split: str, processes: Processes) -> Iterator[tuple[Tensor, Tensor]]:
         """All images of a split once. Raises Stopped when asked to stop: of several processes, which would have to
         agree on the batch, each goes on to the end."""
-        batches = self.feeder.in_order(split, processes)
+        batches = self.loader.in_order(split, processes)
         return stop.unless_stopped(batches) if self.processes.alone else batches
 
     def _finish_epoch(self) -> None:
         """Validation, bookkeeping, and a checkpoint where one is due. After the last step this is for all members,
         before it for those whose time is up: what they have trained is an epoch too."""
         whole = self.step == self.steps_per_epoch
-        images = self.feeder.num_images if whole else self.step * self.train_config.batch_size
-        rates = dict(zip(self.state.optimizer.recipes, self.state.rates(self._count - 1), strict=True))
+        images = self.loader.num_images if whole else self.step * self.train_config.batch_size
+        rates = dict(zip(self.state.optimizer.param_groups, self.state.rates(self._count - 1), strict=True))
         started, before = time.perf_counter(), [member.seconds for member in self.members]
         trained = [member.epoch_seconds for member in self.members]
         losses = self.state.losses()
         try:
-            tally = self._validate()
+            sums = self._validate()
         except stop.Stopped:
             self._save()
             raise
-        val_losses, accuracies = tally.losses(), tally.accuracies()
+        val_losses, accuracies = sums.losses(), sums.accuracies()
         self._clock(started, before)
         improved = {}
         for i, member in enumerate(self.members):
@@ -265,10 +265,10 @@ class BankTrainer:
                 "train_loss": losses[i] / images,
                 "val_loss": val_losses[i],
                 "val_accuracy": accuracies[i],
-                "learning_rate": rates[recipe_of(member.spec)],
+                "learning_rate": rates[param_group_of(member.spec)],
                 "images_per_second": images / max(trained[i], 1e-9),
                 "seconds": member.epoch_seconds,
-                "data_wait_seconds": self.feeder.wait_seconds - self.waited,  # of the lead process
+                "data_wait_seconds": self.loader.wait_seconds - self.waited,  # of the lead process
             }
             improved[i] = member.finish_epoch(line, images, cut=not whole)
         if whole:
@@ -283,7 +283,7 @@ class BankTrainer:
                     self.unsaved[member.spec.name] = {
                         key: tensor.detach().to("cpu", copy=True) for key, tensor in best.items()
                     }
-                self.guard()
+                self.check_lease()
                 member.folder.write_metrics(member.history)
                 self.trackers[member.spec.name].log(member.history[-1])
         if self._steps_due() | self.processes.any(self._time_due()):
@@ -324,11 +324,11 @@ class BankTrainer:
             try:
                 best = self.unsaved.get(member.spec.name)
                 result = FinishedRun(member, parameters, self.bank_size, best)
-                accuracy = write_result(result, self.feeder, batches, self.guard)
+                accuracy = write_result(result, self.loader, batches, self.check_lease)
             except (HpcMlpError, OSError):
                 raise
             except Exception as error:
-                self.guard()
+                self.check_lease()
                 self.healthy = False
                 failure.report([member], error, self.view)
                 return

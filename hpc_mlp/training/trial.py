@@ -55,7 +55,7 @@ def member_bytes(spec: RunSpec, manifest: Manifest) -> int:
 
     Of each parameter, float32 each: weight, gradient, two moments, and while the step is captured the weight and the
     moments once more; with an average that and the weight's copy while it stands in: 28 or 36. Of each image of a batch
-    20 a pixel (its feed's, if it has that alone) and 80 a hidden unit of an MLP, in the eager steps before the capture
+    20 a pixel (its stream's, if it has that alone) and 80 a hidden unit of an MLP, in the eager steps before the capture
     and in the graph; in evaluation 20. What lies between the layers of other models is not counted.
     """
     config, module = spec.config, shape_of(spec, manifest)

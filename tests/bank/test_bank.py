@@ -26,7 +26,7 @@ from support.process import Cli, result
 from torch import Tensor, nn
 
 from hpc_mlp.bank.bank import Bank, bank_order
-from hpc_mlp.bank.dropout import StepPlace
+from hpc_mlp.bank.dropout import BatchPosition
 from hpc_mlp.config.plan import parse_set, parse_variants, plan_runs
 from hpc_mlp.machine.randomness import dropout_draws
 from hpc_mlp.models.registry import ImageShape
@@ -135,11 +135,11 @@ def test_a_batch_of_one_beside_the_stack(kind: str) -> None:
 def test_dropout_drops_at_its_rate_and_scales(rate: float) -> None:
     specs = specs_of("dropout", [0, 1], "model.hidden=[400]", f"model.dropout={rate}")
     bank = Bank(specs, SHAPE, CLASSES)
-    draws = bank.prepare(StepPlace(2, 5, 0, 250, 250), CPU)
-    from hpc_mlp.bank.stack import FeedRun
+    draws = bank.prepare(BatchPosition(2, 5, 0, 250, 250), CPU)
+    from hpc_mlp.bank.stack import StreamSlice
 
     block = bank.blocks[0]
-    masks = block.masks(0, draws[0][0], [FeedRun(0, 0, 1), FeedRun(1, 1, 2)])
+    masks = block.masks(0, draws[0][0], [StreamSlice(0, 0, 1), StreamSlice(1, 1, 2)])
     assert [(mask.start, mask.stop) for mask in masks] == [(0, 1), (1, 2)]
     mask = torch.stack([mask.values for mask in masks])
     assert mask.shape == (2, 250, 400)

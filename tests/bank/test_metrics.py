@@ -11,19 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, precision_recall_fscore_support
 
-from hpc_mlp.bank.metrics import Metrics, Tally
+from hpc_mlp.bank.metrics import Metrics, MetricSums
 from hpc_mlp.machine.processes import Processes
 
 CPU = torch.device("cpu")
 
 
-def tally_in_batches(logits: torch.Tensor, labels: torch.Tensor, sizes: list[int]) -> Tally:
-    tally = Tally(logits.shape[0], logits.shape[2], CPU)
+def tally_in_batches(logits: torch.Tensor, labels: torch.Tensor, sizes: list[int]) -> MetricSums:
+    sums = MetricSums(logits.shape[0], logits.shape[2], CPU)
     first = 0
     for size in sizes:
-        tally.add(logits[:, first : first + size], labels[first : first + size])
+        sums.add(logits[:, first : first + size], labels[first : first + size])
         first += size
-    return tally
+    return sums
 
 
 @settings(max_examples=60, deadline=None)
@@ -42,16 +42,16 @@ def test_metrics_are_those_of_scikit_learn(
     count = sum(sizes)
     logits = torch.randn(members, count, classes)
     labels = torch.randint(0, min(only, classes), (count,))
-    tally = tally_in_batches(logits, labels, sizes)
+    sums = tally_in_batches(logits, labels, sizes)
     for v in range(members):
-        metrics = Metrics(tally.losses()[v], tally.confusions()[v])
+        metrics = Metrics(sums.losses()[v], sums.confusions()[v])
         json = metrics.as_json([str(k) for k in range(classes)])
         predicted = logits[v].argmax(1).numpy()
         truth = labels.numpy()
         assert json["num_images"] == count
         assert json["confusion_matrix"] == confusion_matrix(truth, predicted, labels=range(classes)).tolist()
         assert json["accuracy"] == pytest.approx(accuracy_score(truth, predicted))
-        assert tally.accuracies()[v] == pytest.approx(json["accuracy"])
+        assert sums.accuracies()[v] == pytest.approx(json["accuracy"])
         probabilities = logits[v].double().softmax(1).numpy()
         assert json["loss"] == pytest.approx(log_loss(truth, probabilities, labels=range(classes)), rel=1e-5)
         with warnings.catch_warnings():
@@ -99,16 +99,16 @@ def test_a_class_never_predicted_has_precision_zero() -> None:
 
 
 def test_before_any_image_all_is_zero() -> None:
-    tally = Tally(2, 3, CPU)
-    tally.add(torch.zeros(2, 0, 3), torch.zeros(0, dtype=torch.int64))
-    assert tally.losses() == tally.accuracies() == [0.0, 0.0]
-    json = Metrics(0.0, tally.confusions()[0]).as_json(["a", "b", "c"])
+    sums = MetricSums(2, 3, CPU)
+    sums.add(torch.zeros(2, 0, 3), torch.zeros(0, dtype=torch.int64))
+    assert sums.losses() == sums.accuracies() == [0.0, 0.0]
+    json = Metrics(0.0, sums.confusions()[0]).as_json(["a", "b", "c"])
     assert [json[name] for name in ("num_images", "accuracy", "precision", "recall", "f1")] == [0] * 5
 
 
 def test_counts_are_whole_numbers_on_the_device_given() -> None:
-    assert Tally(1, 2, CPU).confusions().dtype == np.int64
-    assert {tensor.device.type for tensor in Tally(1, 2, torch.device("meta")).tensors()} == {"meta"}
+    assert MetricSums(1, 2, CPU).confusions().dtype == np.int64
+    assert {tensor.device.type for tensor in MetricSums(1, 2, torch.device("meta")).tensors()} == {"meta"}
 
 
 def test_classes_and_counts_must_fit_together() -> None:

@@ -12,8 +12,8 @@ from support.process import metrics
 from torch import nn
 
 from hpc_mlp.bank import optim as optim_module
-from hpc_mlp.bank.bank import Bank, bank_order, feed_of
-from hpc_mlp.bank.dropout import StepPlace
+from hpc_mlp.bank.bank import Bank, bank_order, stream_of
+from hpc_mlp.bank.dropout import BatchPosition
 from hpc_mlp.bank.loss import BankLoss
 from hpc_mlp.bank.optim import BankOptimizer
 from hpc_mlp.bank.step import StepBatch, TrainStep
@@ -56,10 +56,10 @@ def test_updates_are_those_of_torch(settings: tuple[str, ...]) -> None:
     bank = BankUnderTest(specs, 16)
     bank.train(steps=6)
     for spec, state in zip(specs, bank.bank.member_states(), strict=True):
-        module, feed = plain(spec), bank.bank.feeds.index(feed_of(spec))
+        module, stream = plain(spec), bank.bank.streams.index(stream_of(spec))
         optimizer = torch_optimizer(spec, module)
         for t in range(6):
-            images, labels = (part[feed] for part in bank.data(t))
+            images, labels = (part[stream] for part in bank.data(t))
             optimizer.zero_grad()
             nn.functional.cross_entropy(module(images.flatten(1)), labels).backward()
             if spec.config.optim.clip_norm:
@@ -157,7 +157,7 @@ def test_clipping_is_torchs_for_the_smallest_gradients_too(scale: float) -> None
     optimizer = BankOptimizer(bank)
     images, labels = torch.randn(1, 16, *SHAPE), torch.randint(0, 5, (16,))
     before = {key: tensor.clone() for key, tensor in bank.member_states()[0].items()}
-    logits = bank(images, bank.prepare(StepPlace(0, 0, 0, 16, 16), CPU))[0]
+    logits = bank(images, bank.prepare(BatchPosition(0, 0, 0, 16, 16), CPU))[0]
     optimizer.step(nn.functional.cross_entropy(logits, labels) * scale, [1 / clip])
     (nn.functional.cross_entropy(module(images[0]), labels) * scale).backward()
     nn.utils.clip_grad_norm_(module.parameters(), clip)
@@ -223,7 +223,10 @@ def test_state_moves_to_another_bank() -> None:
     step = TrainStep(rest.bank, rest.optimizer, loss, "fp32", graph=False)
     for t in range(3, 6):
         images, labels = rest.data(t)
-        step(StepBatch(StepPlace(0, t, 0, 16, 16), images, labels), [1e-3 for _ in rest.optimizer.recipes])
+        step(
+            StepBatch(BatchPosition(0, t, 0, 16, 16), images, labels),
+            [1e-3 for _ in rest.optimizer.param_groups],
+        )
     for one, other in zip(rest.bank.member_states(), whole.bank.member_states()[1:3], strict=True):
         for key in one:
             assert torch.allclose(one[key].double(), other[key].double(), atol=1e-6), key

@@ -19,10 +19,10 @@ from hpc_mlp.config.sections import ModelConfig
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.errors import RunError, UserError
 from hpc_mlp.launch.job import run_pack
-from hpc_mlp.launch.packs import make_packs
+from hpc_mlp.launch.packs import plan_jobs
 from hpc_mlp.launch.records import new_submission
 from hpc_mlp.models.registry import build_module
-from hpc_mlp.training.job import Job, check, prepare, unfinished
+from hpc_mlp.training.setup import Job, check, prepare, unfinished
 
 # `{ran}`: a file that comes to be when the code runs.
 CODE = """
@@ -96,7 +96,7 @@ def test_two_versions_of_a_file_live_beside_each_other(digits: Path, mine: Path)
 def test_a_job_trains_with_the_code_that_was_submitted(digits: Path, mine: Path) -> None:
     """Edited, and then deleted, between the submission and the start of its job."""
     specs = make_specs(str(mine / "own.toml"), sets=SMALL)
-    submission = new_submission(mine / "runs", "local", digits, make_packs(specs, None), cpu=True)
+    submission = new_submission(mine / "runs", "local", digits, plan_jobs(specs, None), cpu=True)
     (copy,) = (submission.folder / "plugins").iterdir()
     assert copy.read_bytes() == (mine / "model.py").read_bytes()
     (mine / "model.py").unlink()

@@ -17,7 +17,7 @@ from support.archives import contents, converted, encoded, make_zip, picture, re
 from support.archives import convert as run_convert
 from support.process import environment
 
-from hpc_mlp.conversion import partial
+from hpc_mlp.conversion import atomic_folder
 from hpc_mlp.conversion.convert import Settings, convert
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.readback import verify
@@ -29,7 +29,7 @@ NEW, OLD = Settings(height=4, width=4, workers=1, overwrite=True), Settings(heig
 
 def no_renameat2(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on NFS, and wherever else the system cannot do it."""
-    monkeypatch.setattr(partial, "_renameat2", lambda source, target, flag: False)
+    monkeypatch.setattr(atomic_folder, "_renameat2", lambda source, target, flag: False)
 
 
 class Steps:
@@ -39,7 +39,7 @@ class Steps:
         self.k, self.happens, self.instead, self.count = k, happens, instead, 0
         for name in ("rename", "replace", "unlink", "rmdir", "mkdir", "write", "open", "chmod"):
             monkeypatch.setattr(os, name, self._watched(getattr(os, name)))
-        monkeypatch.setattr(partial, "_renameat2", self._watched(partial._renameat2))
+        monkeypatch.setattr(atomic_folder, "_renameat2", self._watched(atomic_folder._renameat2))
         monkeypatch.setattr(shutil, "rmtree", self._watched(shutil.rmtree))
         monkeypatch.setattr(Path, "write_text", self._watched(Path.write_text))
 
@@ -102,14 +102,14 @@ def test_after_every_step_out_is_old_or_new(
         assert code in ((42,) if happens is dies else (0, 1))
         if before and not out.exists():
             absent += 1
-            partial.check_target(out, True, "manifest.json")
+            atomic_folder.check_target(out, True, "manifest.json")
         assert not out.exists() or contents(out) in ([old, new] if before else [new])
         assert out.exists() or not before
         (home / "steps").unlink()
         if happens is full_disk and code == 1:
             assert os.listdir(home) == (["out"] if before else [])
-        partial.check_target(out, True, "manifest.json")
-        with partial.new_folder(out, True, "manifest.json") as folder:
+        atomic_folder.check_target(out, True, "manifest.json")
+        with atomic_folder.new_folder(out, True, "manifest.json") as folder:
             shutil.copytree(tmp_path / "new", folder, dirs_exist_ok=True)
         assert os.listdir(home) == ["out"] and contents(out) == new
         shutil.rmtree(home)
@@ -191,8 +191,8 @@ def test_a_folder_that_is_exchanged_for_a_foreign_one_comes_back(
             shutil.rmtree(out)
             unpacked(out)
 
-    check = partial._check
-    monkeypatch.setattr(partial, "_check", look)
+    check = atomic_folder._check
+    monkeypatch.setattr(atomic_folder, "_check", look)
     with pytest.raises(UserError, match="not a shards folder"):
         convert([archive], out, NEW)
     assert contents(out) == {"notes.txt": b"precious"}

@@ -16,7 +16,7 @@ from support.archives import convert, converted, encoded, make_zip, picture, rej
 
 from hpc_mlp.cli import main
 from hpc_mlp.conversion import split
-from hpc_mlp.conversion.near import nearest_in_earlier_split
+from hpc_mlp.conversion.near_duplicates import nearest_in_earlier_split
 
 
 def listed(folder: Path) -> list[dict]:  # type: ignore[type-arg]

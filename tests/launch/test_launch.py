@@ -22,8 +22,8 @@ from hpc_mlp.config.loading import configs_dir
 from hpc_mlp.config.plan import RunSpec, parse_seeds, parse_variants, plan_runs
 from hpc_mlp.config.sections import Config
 from hpc_mlp.errors import UserError
-from hpc_mlp.launch.job import PackJob
-from hpc_mlp.launch.packs import make_packs, parse_per_job
+from hpc_mlp.launch.job import TrainingJob
+from hpc_mlp.launch.packs import parse_per_job, plan_jobs
 from hpc_mlp.launch.records import list_submissions, new_submission, write_index
 from hpc_mlp.launch.submit import load_launch, make_plan, shipped_clusters
 from hpc_mlp.runs.folder import RunFolder
@@ -67,7 +67,7 @@ def finish(runs: Path, spec: RunSpec, digest: str = "d1") -> None:
 @given(st.integers(1, 30), st.integers(1, 40))
 def test_packs_hold_every_run_once_and_none_is_too_large(seeds: int, size: int) -> None:
     plan = specs("baseline,dropout", f"0-{seeds - 1}")
-    packs = make_packs(plan, size)
+    packs = plan_jobs(plan, size)
     assert [spec for pack in packs for spec in pack.specs] == plan
     assert all(1 <= len(pack.specs) <= size for pack in packs)
     assert sum(len(pack.specs) < size for pack in packs) <= 1
@@ -76,11 +76,11 @@ def test_packs_hold_every_run_once_and_none_is_too_large(seeds: int, size: int) 
 
 def test_one_job_per_variant_unless_told_otherwise() -> None:
     plan = specs("all", "0-2")
-    by_variant = make_packs(plan, parse_per_job(None))
+    by_variant = plan_jobs(plan, parse_per_job(None))
     assert [pack.name for pack in by_variant] == ["baseline", "dropout", "batchnorm", "dropout_batchnorm"]
     assert all(len(pack.specs) == 3 for pack in by_variant)
-    assert len(make_packs(plan, parse_per_job("all"))) == 1
-    assert len(make_packs(plan, parse_per_job("5"))) == 3
+    assert len(plan_jobs(plan, parse_per_job("all"))) == 1
+    assert len(plan_jobs(plan, parse_per_job("5"))) == 3
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "some", ""])
@@ -193,7 +193,7 @@ def test_a_job_reads_back_exactly_the_runs_that_were_planned(tmp_path: Path) -> 
     plan = plan_runs(
         parse_variants("all,dropout_l2"), [0, 7], sets={"optim.lr": [1e-3, 3e-4], "model.hidden": [[16, 8]]}
     )
-    packs = make_packs(plan, 3)
+    packs = plan_jobs(plan, 3)
     submission = new_submission(tmp_path, "slurm", tmp_path, packs)
     for pack in packs:
         assert submission.specs(pack.index) == list(pack.specs)
@@ -202,7 +202,7 @@ def test_a_job_reads_back_exactly_the_runs_that_were_planned(tmp_path: Path) -> 
 def test_the_callable_is_small_and_offers_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = PackJob(str(tmp_path), 3)
+    job = TrainingJob(str(tmp_path), 3)
     for name, value in {
         "SUBMITIT_EXECUTOR": "slurm",
         "SUBMITIT_FOLDER": str(tmp_path),
@@ -234,7 +234,7 @@ write_index(Path(sys.argv[1]))
 
 def test_a_submission_that_was_cut_short_does_not_disturb(tmp_path: Path) -> None:
     (tmp_path / ".launch" / "20200101-000000-aaaaaa").mkdir(parents=True)
-    new_submission(tmp_path, "slurm", tmp_path, make_packs(specs()))
+    new_submission(tmp_path, "slurm", tmp_path, plan_jobs(specs()))
     write_index(tmp_path)
     assert len(list_submissions(tmp_path)) == 1
 

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from hpc_mlp.cli import main
 from hpc_mlp.config.plan import parse_seeds, parse_set, parse_variants, plan_runs
 from hpc_mlp.config.sections import LaunchConfig
-from hpc_mlp.launch.local import Job, Queue
+from hpc_mlp.launch.local import Queue, QueuedCommand
 from hpc_mlp.launch.records import Submission, list_submissions
 from hpc_mlp.launch.slots import Slot
 from hpc_mlp.launch.status import read_status
@@ -67,8 +67,8 @@ def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
 # -- the queue by itself
 
 
-def shell_job(folder: Path, number: int, script: str) -> Job:
-    return Job(["sh", "-c", script], folder / "log")
+def shell_job(folder: Path, number: int, script: str) -> QueuedCommand:
+    return QueuedCommand(["sh", "-c", script], folder / "log")
 
 
 def test_five_hundred_jobs_on_two_slots_never_run_more_than_two_at_a_time(tmp_path: Path) -> None:
@@ -90,11 +90,11 @@ def test_two_queues_share_the_slots(tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from hpc_mlp.launch.local import Job, Queue
+from hpc_mlp.launch.local import QueuedCommand, Queue
 from hpc_mlp.launch.slots import Slot
 folder = Path(sys.argv[1])
 script = f"touch {folder}/running/$$; ls {folder}/running | wc -l >> {folder}/seen; sleep 0.05; rm {folder}/running/$$"
-Queue([Slot("cpu-0"), Slot("cpu-1")]).run([Job(["sh", "-c", script], folder / "log") for _ in range(12)])
+Queue([Slot("cpu-0"), Slot("cpu-1")]).run([QueuedCommand(["sh", "-c", script], folder / "log") for _ in range(12)])
 """
     (tmp_path / "running").mkdir()
     queues = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(2)]
@@ -105,7 +105,7 @@ Queue([Slot("cpu-0"), Slot("cpu-1")]).run([Job(["sh", "-c", script], folder / "l
 
 def test_a_command_that_cannot_start_does_not_stop_the_rest(tmp_path: Path) -> None:
     codes: list[int] = []
-    jobs = [Job(["/no/such/program"], tmp_path / "log"), shell_job(tmp_path, 1, "exit 0")]
+    jobs = [QueuedCommand(["/no/such/program"], tmp_path / "log"), shell_job(tmp_path, 1, "exit 0")]
     for job in jobs:
         job.ended = codes.append
     Queue([Slot("cpu-0")]).run(jobs)

@@ -18,7 +18,7 @@ from hpc_mlp.cli import main
 from hpc_mlp.config.plan import parse_variants, plan_runs
 from hpc_mlp.errors import LeaseLostError, RunError
 from hpc_mlp.launch import slurm
-from hpc_mlp.launch.packs import make_packs
+from hpc_mlp.launch.packs import plan_jobs
 from hpc_mlp.launch.records import list_submissions, new_submission
 from hpc_mlp.launch.status import read_status
 from hpc_mlp.machine.liveness import this_process
@@ -116,7 +116,7 @@ def test_a_queue_that_does_not_answer(
 
 
 def test_a_submission_deleted_while_queued_is_told_by_its_job(tmp_path: Path) -> None:
-    from hpc_mlp.launch.job import PackJob
+    from hpc_mlp.launch.job import TrainingJob
 
     submission = send(tmp_path, variants="baseline")
     assert submission is not None
@@ -125,7 +125,7 @@ def test_a_submission_deleted_while_queued_is_told_by_its_job(tmp_path: Path) ->
         submission.specs(0)
     shutil.rmtree(submission.folder)
     with pytest.raises(RunError, match="was it deleted"):
-        PackJob(str(submission.folder), 0)()
+        TrainingJob(str(submission.folder), 0)()
 
 
 def test_a_run_folder_deleted_under_its_owner(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_run_folder_deleted_under_its_owner(tmp_path: Path) -> None:
 def test_after_a_reboot_a_process_of_the_same_number_is_not_taken_for_the_job(
     tmp_path: Path, boot: dict[str, str], state: str
 ) -> None:
-    packs = make_packs(plan_runs(parse_variants("baseline"), [0]))
+    packs = plan_jobs(plan_runs(parse_variants("baseline"), [0]))
     submission = new_submission(tmp_path, "local", Path("/"), packs).with_jobs({0: "x_0"})
     submission.save()
     submission.write_start(0, 0, this_process() | boot)

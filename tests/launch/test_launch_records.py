@@ -25,7 +25,7 @@ from hpc_mlp.cli import main
 from hpc_mlp.config.plan import parse_variants, plan_runs
 from hpc_mlp.errors import LeaseLostError, RunError
 from hpc_mlp.launch import local
-from hpc_mlp.launch.packs import make_packs
+from hpc_mlp.launch.packs import plan_jobs
 from hpc_mlp.launch.records import Submission, new_submission, read_submission
 from hpc_mlp.launch.show import plan_table, status_table
 from hpc_mlp.launch.status import read_status
@@ -45,7 +45,7 @@ def run(*arguments: object) -> Result:
 
 def submission(runs: Path, variants: str) -> Submission:
     """Its first pack runs in this process, the second has ended."""
-    made = new_submission(runs, "local", Path("/"), make_packs(plan_runs(parse_variants(variants), [0])))
+    made = new_submission(runs, "local", Path("/"), plan_jobs(plan_runs(parse_variants(variants), [0])))
     made = made.with_jobs({pack.index: f"a_{pack.index}" for pack in made.packs})
     made.save()
     made.write_start(0, 0, {**this_process(), "job": "", "time": 1.5, "devices": ""})
@@ -282,7 +282,7 @@ def test_nothing_foreign_acts_on_a_terminal(capsys: pytest.CaptureFixture[str]) 
     console = Console(width=300, record=True, file=io.StringIO())
     console.print(render([row], 300, 30))
     console.print(status_table([replace(row, log=HOSTILE, time_left=HOSTILE)]))
-    console.print(plan_table(make_packs(plan_runs(parse_variants("baseline"), [0])), {0: HOSTILE}))
+    console.print(plan_table(plan_jobs(plan_runs(parse_variants("baseline"), [0])), {0: HOSTILE}))
     text = console.export_text()
     for shown in (text, *lines):
         assert not ACTING & set(shown)

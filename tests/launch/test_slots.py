@@ -11,7 +11,7 @@ from support.process import Cli
 
 from hpc_mlp.config.sections import LaunchConfig
 from hpc_mlp.errors import RunError, UserError
-from hpc_mlp.launch.local import Job, Queue
+from hpc_mlp.launch.local import Queue, QueuedCommand
 from hpc_mlp.launch.slots import check_tasks, make_slots, release
 from hpc_mlp.machine import gpus
 from hpc_mlp.machine.memory import num_cpus
@@ -42,7 +42,7 @@ def test_without_a_choice_of_the_shell_devices_are_named_by_uuid(
     written = tmp_path / "devices"
     for slot in make_slots(LaunchConfig(), None, False):
         command = ["sh", "-c", f"echo $CUDA_VISIBLE_DEVICES >> {written}"]
-        Queue([slot], tmp_path / "locks").run([Job(command, tmp_path / "log")])
+        Queue([slot], tmp_path / "locks").run([QueuedCommand(command, tmp_path / "log")])
         assert slot.locks == (f"gpu-{slot.devices[0]}",)
     assert written.read_text().split() == ["GPU-slow", "GPU-fast"]
 

@@ -16,14 +16,14 @@ from device import count, noted
 from support.banks import specs_of
 
 from hpc_mlp.bank.bank import Bank
-from hpc_mlp.bank.dropout import StepPlace
+from hpc_mlp.bank.dropout import BatchPosition
 from hpc_mlp.bank.loss import BankLoss
-from hpc_mlp.bank.metrics import Tally
+from hpc_mlp.bank.metrics import MetricSums
 from hpc_mlp.bank.optim import BankOptimizer
 from hpc_mlp.bank.step import StepBatch, TrainStep
 from hpc_mlp.data.remote import load_manifest
 from hpc_mlp.machine.processes import Processes
-from hpc_mlp.training.batches import ResidentFeeder
+from hpc_mlp.training.batches import ResidentBatchLoader
 from hpc_mlp.training.trial import member_bytes
 
 FASHION = (1, 28, 28)
@@ -40,15 +40,15 @@ class Rehearsed:
         self.bank = Bank(specs, shape, 10).to(CUDA)
         self.bank.set_reference(torch.zeros(shape, device=CUDA))
         optimizer = BankOptimizer(self.bank)
-        self.rates = [recipe.optim.lr for recipe in optimizer.recipes]
+        self.rates = [param_group.optim.lr for param_group in optimizer.param_groups]
         loss = BankLoss([spec.config.train for spec in specs], [1] * 10, CUDA)
         self.step = TrainStep(self.bank, optimizer, loss, specs[0].config.train.precision, graph=True)
 
     def batch(self, t: int, size: int = 32) -> StepBatch:
-        feeds = len(self.bank.feeds)
-        images = torch.zeros(feeds, size, *self.shape, device=CUDA)
-        labels = torch.zeros(feeds, size, dtype=torch.int64, device=CUDA)
-        return StepBatch(StepPlace(0, t, 0, size, size), images, labels, full=size == 32)
+        streams = len(self.bank.streams)
+        images = torch.zeros(streams, size, *self.shape, device=CUDA)
+        labels = torch.zeros(streams, size, dtype=torch.int64, device=CUDA)
+        return StepBatch(BatchPosition(0, t, 0, size, size), images, labels, full=size == 32)
 
     def train(self, t: int, size: int = 32) -> None:
         self.step(self.batch(t, size), self.rates)
@@ -112,12 +112,12 @@ def test_dropout_outside_of_a_stack_is_captured() -> None:
     ("sets", "launches"), [((), 2), (("augment.horizontal_flip=0.5", "augment.shift=0.1"), 17)]
 )
 def test_the_launches_of_a_batch(sets: tuple[str, ...], launches: int, seeds: int, digits: Path) -> None:
-    """One gathers the images of all feeds, one normalises them, a few augment them; their labels lie ready."""
-    feeder = ResidentFeeder(digits, load_manifest(digits), CUDA)
-    feeds = Bank(
-        specs_of("all", list(range(seeds)), "model.hidden=[8]", *sets), feeder.reference().shape, 10
-    ).feeds
-    batches = feeder.epoch(feeds, 0, 0, 32, Processes())
+    """One gathers the images of all streams, one normalises them, a few augment them; their labels lie ready."""
+    loader = ResidentBatchLoader(digits, load_manifest(digits), CUDA)
+    streams = Bank(
+        specs_of("all", list(range(seeds)), "model.hidden=[8]", *sets), loader.reference().shape, 10
+    ).streams
+    batches = loader.epoch(streams, 0, 0, 32, Processes())
     for _ in range(3):  # by then all pinned memory is there
         next(batches)
     with noted(finish=False) as lines:
@@ -127,10 +127,10 @@ def test_the_launches_of_a_batch(sets: tuple[str, ...], launches: int, seeds: in
 
 
 def test_validation_waits_for_nothing() -> None:
-    tally, labels = Tally(4, 10, CUDA), torch.zeros(512, dtype=torch.int64, device=CUDA)
+    sums, labels = MetricSums(4, 10, CUDA), torch.zeros(512, dtype=torch.int64, device=CUDA)
     logits = torch.zeros(4, 512, 10, device=CUDA)
     with noted(finish=False) as lines:
-        tally.add(logits, labels)
+        sums.add(logits, labels)
     assert 0 < count(lines, *LAUNCHES) <= 12
     assert not count(lines, "SYNC", "PAGEABLE"), lines
 

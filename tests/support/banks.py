@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hpc_mlp.bank.bank import Bank, bank_order, feed_of
-from hpc_mlp.bank.dropout import StepPlace
+from hpc_mlp.bank.bank import Bank, bank_order, stream_of
+from hpc_mlp.bank.dropout import BatchPosition
 from hpc_mlp.bank.loss import BankLoss
 from hpc_mlp.bank.optim import BankOptimizer
 from hpc_mlp.bank.step import StepBatch, TrainStep
@@ -29,7 +29,7 @@ def specs_of(variants: str, seeds: list[int], *sets: str) -> list[RunSpec]:
 
 
 class BankUnderTest:
-    """A bank with its step, fed with random images: each feed its own."""
+    """A bank with its step, fed with random images: each stream its own."""
 
     def __init__(
         self,
@@ -49,8 +49,8 @@ class BankUnderTest:
         """Images [S, B, …] and labels [S, B] of step t."""
         size = size or self.batch
         parts = []
-        for feed in self.bank.feeds:
-            generator = torch.Generator().manual_seed(1000 * feed.seed + t)
+        for stream in self.bank.streams:
+            generator = torch.Generator().manual_seed(1000 * stream.seed + t)
             images = torch.randn(size, *self.shape, generator=generator)
             parts.append((images, torch.randint(0, self.classes, (size,), generator=generator)))
         return torch.stack([p[0] for p in parts]), torch.stack([p[1] for p in parts])
@@ -58,9 +58,9 @@ class BankUnderTest:
     def train(self, steps: int, sizes: dict[int, int] | None = None) -> None:
         for t in range(steps):
             images, labels = self.data(t, (sizes or {}).get(t))
-            place = StepPlace(0, t, 0, images.shape[1], images.shape[1])
-            rates = [recipe.optim.lr for recipe in self.optimizer.recipes]
-            self.step(StepBatch(place, images, labels), rates)
+            position = BatchPosition(0, t, 0, images.shape[1], images.shape[1])
+            rates = [param_group.optim.lr for param_group in self.optimizer.param_groups]
+            self.step(StepBatch(position, images, labels), rates)
 
 
 class Masked(nn.Module):
@@ -111,9 +111,9 @@ def train_alone(spec: RunSpec, bank: BankUnderTest, steps: int) -> nn.Sequential
             module[i] = masks[-1]
     optim = spec.config.optim
     optimizer = torch.optim.Adam(module.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
-    feed = bank.bank.feeds.index(feed_of(spec))
+    stream = bank.bank.streams.index(stream_of(spec))
     for t in range(steps):
-        images, labels = (part[feed] for part in bank.data(t))
+        images, labels = (part[stream] for part in bank.data(t))
         for layer, mask in enumerate(masks):
             draws = dropout_draws(spec.seed, 0, t, layer, len(images), spec.config.model.hidden[layer])
             mask.keep = torch.from_numpy(draws.astype(np.int64)) >= round(65536 * mask.rate) - 32768

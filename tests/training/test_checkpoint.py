@@ -15,11 +15,11 @@ from hpc_mlp.models.weights import load_weights
 from hpc_mlp.runs.folder import BEST, RunFolder
 from hpc_mlp.training.checkpoint import (
     Checkpoint,
+    finish_interrupted_save,
     load_checkpoints,
     resumable_together,
     save_best,
     save_checkpoints,
-    settle_checkpoints,
 )
 
 
@@ -87,7 +87,7 @@ def test_crashes_in_a_row_never_lose_the_common_position(
     first = 1 if number <= 3 else 2
     assert {one.position for one in loaded} == {(first, 0)}
     assert resumable_together(folders) == [[0, 1, 2]]
-    settle_checkpoints(folders, (first, 0))
+    finish_interrupted_save(folders, (first, 0))
     assert all([p.name for p in folder.iterdir()] == ["last.ckpt"] for folder in folders)
     crash_at(second, first + 1)
     loaded = load_checkpoints(folders)

@@ -12,8 +12,8 @@ from support.banks import BankUnderTest, specs_of
 from support.interrupted import VARIANTS, Guillotine, Killed, specs, tensors
 from support.process import metrics, num_correct, result, timeless
 
-from hpc_mlp.bank.bank import Bank, Feed
-from hpc_mlp.bank.dropout import StepPlace
+from hpc_mlp.bank.bank import Bank, BatchStream
+from hpc_mlp.bank.dropout import BatchPosition
 from hpc_mlp.bank.loss import BankLoss
 from hpc_mlp.bank.optim import BankOptimizer
 from hpc_mlp.bank.step import StepBatch, TrainStep
@@ -21,7 +21,7 @@ from hpc_mlp.config.plan import parse_set, parse_variants, plan_runs
 from hpc_mlp.config.sections import AugmentConfig
 from hpc_mlp.data.remote import load_manifest
 from hpc_mlp.machine.processes import Processes
-from hpc_mlp.training.batches import ResidentFeeder
+from hpc_mlp.training.batches import ResidentBatchLoader
 from hpc_mlp.training.session import train_specs
 
 pytestmark = [
@@ -50,9 +50,9 @@ def train(test: BankUnderTest, steps: int, *, last: int = 32) -> list[dict[str, 
     for t in range(steps):
         size = last if t == steps - 1 else 32
         images, labels = (part.cuda() for part in test.data(t, size))
-        place = StepPlace(0, t, 0, size, size)
-        rates = [recipe.optim.lr / (t + 1) for recipe in test.optimizer.recipes]
-        test.step(StepBatch(place, images, labels, full=size == 32), rates)
+        position = BatchPosition(0, t, 0, size, size)
+        rates = [param_group.optim.lr / (t + 1) for param_group in test.optimizer.param_groups]
+        test.step(StepBatch(position, images, labels, full=size == 32), rates)
     torch.cuda.synchronize()
     return [{key: tensor.cpu() for key, tensor in state.items()} for state in test.bank.member_states()]
 
@@ -96,7 +96,8 @@ def test_no_host_round_trips_in_a_step() -> None:
     torch.cuda.set_sync_debug_mode("error")
     try:
         test.step(
-            StepBatch(StepPlace(0, 2, 0, 32, 32), images, labels), [1e-3 for _ in test.optimizer.recipes]
+            StepBatch(BatchPosition(0, 2, 0, 32, 32), images, labels),
+            [1e-3 for _ in test.optimizer.param_groups],
         )
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -104,10 +105,10 @@ def test_no_host_round_trips_in_a_step() -> None:
 
 def test_no_host_round_trips_in_feeding_augmented_and_mixed_images(digits: Path) -> None:
     device = torch.device("cuda")
-    source = ResidentFeeder(digits, load_manifest(digits), device)
+    source = ResidentBatchLoader(digits, load_manifest(digits), device)
     moved = AugmentConfig(horizontal_flip=0.5, rotation=20, shift=0.1, brightness=0.3, erasing=0.5)
-    feeds = [Feed(seed, moved, mixup=0.2) for seed in range(3)]
-    batches = source.epoch(feeds, 0, 0, 32, Processes())
+    streams = [BatchStream(seed, moved, mixup=0.2) for seed in range(3)]
+    batches = source.epoch(streams, 0, 0, 32, Processes())
     first = next(batches)
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -20,7 +20,7 @@ from support.process import command, environment
 from support.shards import random_arrays, write_shards
 
 from hpc_mlp.data.manifest import Manifest
-from hpc_mlp.launch.packs import make_packs
+from hpc_mlp.launch.packs import plan_jobs
 from hpc_mlp.launch.records import new_submission
 from hpc_mlp.runs.lease import Lease
 
@@ -142,7 +142,7 @@ def test_while_data_are_loaded(cold: Path, tmp_path: Path, number: signal.Signal
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks into /proc")
 def test_while_data_are_loaded_by_a_job(cold: Path, tmp_path: Path) -> None:
     """What Slurm sends before the time limit, to what it starts: the code with which a job hands itself back."""
-    submission = new_submission(tmp_path / "runs", "local", cold, make_packs(specs()))
+    submission = new_submission(tmp_path / "runs", "local", cold, plan_jobs(specs()))
     submission.save()
     with held(cache_lock(cold)):
         process = subprocess.Popen(

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from hpc_mlp.conversion import near
-from hpc_mlp.conversion.near import Nearest, nearest_in_earlier_split
+from hpc_mlp.conversion import near_duplicates
+from hpc_mlp.conversion.near_duplicates import Nearest, nearest_in_earlier_split
 
 
 def search(
@@ -133,7 +133,7 @@ def pairs_among_others(
 
 @pytest.mark.parametrize("batch", [50_000, 7])
 def test_near_pairs_are_found_among_many_images(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(near, "_BATCH", batch)
+    monkeypatch.setattr(near_duplicates, "_BATCH", batch)
     count = 3000 if batch > 7 else 200
     prints, means = pairs_among_others(count, np.random.default_rng(1))
     nearest = search(prints, np.repeat([0, 2], count), means)

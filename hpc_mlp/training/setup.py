@@ -14,7 +14,7 @@ import torch
 from hpc_mlp._version import __version__
 from hpc_mlp.config.plan import RunSpec, pretrained_sha256
 from hpc_mlp.data.manifest import NAME, Manifest
-from hpc_mlp.data.remote import Place, is_url
+from hpc_mlp.data.remote import DatasetLocation, is_url
 from hpc_mlp.errors import UserError
 from hpc_mlp.machine.command_line import command_line
 from hpc_mlp.models.registry import count_parameters
@@ -25,10 +25,10 @@ from hpc_mlp.training.trial import shape_of
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainSetup:
     """What one call of `train_specs` works on."""
 
-    shards: Place
+    shards: DatasetLocation
     manifest: Manifest
     specs: list[RunSpec]
     runs: Path
@@ -73,19 +73,19 @@ class Job:
         }
 
 
-def check(job: Job) -> None:
+def check(setup: TrainSetup) -> None:
     """UserError where these runs cannot be trained on this dataset."""
-    manifest = job.manifest
-    if job.runs.exists() and not job.runs.is_dir():
-        raise UserError(f"--runs {job.runs}: this is a file; name a folder.")
-    if (job.runs / NAME).is_file():
-        raise UserError(f"--runs {job.runs}: this is a shards folder; name another one for the runs.")
+    manifest = setup.manifest
+    if setup.runs.exists() and not setup.runs.is_dir():
+        raise UserError(f"--runs {setup.runs}: this is a file; name a folder.")
+    if (setup.runs / NAME).is_file():
+        raise UserError(f"--runs {setup.runs}: this is a shards folder; name another one for the runs.")
     for split in ("train", "val", "test"):
         if manifest.split(split).num_images == 0:
             raise UserError(
-                f"{job.shards} has no {split} images. Convert with larger --val and --test shares."
+                f"{setup.shards} has no {split} images. Convert with larger --val and --test shares."
             )
-    for spec in job.specs:
+    for spec in setup.specs:
         config = spec.config
         if config.model.batchnorm and config.train.batch_size < 2:
             raise UserError(f"{spec.name}: batch normalisation needs train.batch_size of at least 2.")
@@ -97,30 +97,30 @@ def check(job: Job) -> None:
         shape_of(spec, manifest)
 
 
-def unfinished(job: Job, device: torch.device) -> list[RunSpec]:
+def unfinished(setup: TrainSetup, device: torch.device) -> list[RunSpec]:
     """The runs still to be trained. UserError where a folder holds another run."""
     todo = []
-    for spec in job.specs:
-        folder = job.folder(spec)
-        if not is_begun(folder.path, spec, job.manifest.digest) or folder.result() is None:
+    for spec in setup.specs:
+        folder = setup.folder(spec)
+        if not is_begun(folder.path, spec, setup.manifest.digest) or folder.result() is None:
             todo.append(spec)
     return todo
 
 
-def prepare(job: Job, todo: Sequence[RunSpec], device: torch.device, overwrite: bool) -> None:
+def prepare(setup: TrainSetup, todo: Sequence[RunSpec], device: torch.device, overwrite: bool) -> None:
     """Make the run folders of `todo`; remove what a kill left in those that are complete."""
     unfinished_names = {spec.name for spec in todo}
-    for spec in job.specs:
+    for spec in setup.specs:
         if spec.name not in unfinished_names and not spec.config.train.keep_checkpoint:
-            job.folder(spec).drop_checkpoint()
+            setup.folder(spec).drop_checkpoint()
     for spec in todo:
-        folder = job.folder(spec)
+        folder = setup.folder(spec)
         if overwrite:
             folder.clear()
         folder.path.mkdir(parents=True, exist_ok=True)
         if folder.config() is None:
             folder.write_plugins(spec.plugins)
-            folder.write_config(job.describe(spec, device))
+            folder.write_config(setup.describe(spec, device))
 
 
 def _device_name(device: torch.device) -> str:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hpc_mlp.bank import matmul
-from hpc_mlp.bank.hidden import ACTIVATIONS, Mask, hidden
+from hpc_mlp.bank.fused_hidden import ACTIVATIONS, Mask, hidden
 from hpc_mlp.bank.norm import StackedBatchNorm
 
 SMALL, LARGE = (60, 33), (600, 260)  # below and above the border between kernels
