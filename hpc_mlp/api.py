@@ -82,12 +82,16 @@ def train(
     if code == 130:
         raise KeyboardInterrupt
     if code > 1:
-        raise RunError(f"training was stopped by signal {code - 128}; the same call goes on from there.")
+        raise RunError(
+            f"training was stopped by signal {code - 128}; the same call goes on from there."
+        )
     trained = [run for spec in specs if (run := read_run(folder / spec.name)) is not None]
     failed = [run.name for run in trained if run.state == "failed"]
     if code:
         names = ", ".join(failed)
-        raise RunError(f"{len(failed)} of {len(specs)} runs failed: {names}. See failed.json in them.")
+        raise RunError(
+            f"{len(failed)} of {len(specs)} runs failed: {names}. See failed.json in them."
+        )
     return trained
 
 

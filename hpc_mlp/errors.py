@@ -1,7 +1,7 @@
 """The one tree of errors.
 
     HpcMlpError            everything this package raises on purpose
-     ├─ UserError          the input is wrong: exit code 2, one message saying what, where and what to do
+     ├─ UserError          the input is wrong: exit code 2, one message: what, where, what to do
      └─ RunError           the input was right, but the work failed: exit code 1
          ├─ DamagedError   a file that was read does not hold what it should
          └─ LeaseLostError another process took over the run folder: stop writing
@@ -20,14 +20,16 @@ _FEW = 24
 _MOST_HINTS = 4
 
 
-# Characters that act rather than be read: control characters (C0, DEL, C1), those that turn the direction of what
-# follows (a name could show another ending than it has), separators of lines and paragraphs, lone surrogates.
+# Characters that act rather than be read: control characters (C0, DEL, C1), those that turn the
+# direction of what follows (a name could show another ending than it has), separators of lines and
+# paragraphs, lone surrogates.
 ACTING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: object, keep: str = "") -> str:
-    """`text` for a terminal, a log or a page, however foreign it is: characters that act are shown as `\\x1b` or
-    `\\u202e`. `keep`: what stays as it is, e.g. the line breaks of a message of our own."""
+    """`text` for a terminal, a log or a page, however foreign it is: characters that act are shown
+    as `\\x1b` or `\\u202e`. `keep`: what stays as it is, e.g. the line breaks of a message of our
+    own."""
     return ACTING.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), str(text))
 
 
@@ -37,7 +39,8 @@ def _escaped(character: str) -> str:
 
 
 class _Shown:
-    """Shows its text so that nothing of it acts, whatever names are in it: on a terminal, in a log, in a notebook."""
+    """Shows its text so that nothing of it acts, whatever names are in it: on a terminal, in a log,
+    in a notebook."""
 
     def __str__(self) -> str:
         return printable(super().__str__(), keep="\n")
@@ -77,7 +80,8 @@ class HpcMlpWarning(_Shown, UserWarning):
 
 @contextmanager
 def naming(path: object) -> Iterator[None]:
-    """An OSError within that does not say of which file (writing to a full disk) is one of `path`."""
+    """An OSError within that does not say of which file (writing to a full disk) is one of
+    `path`."""
     try:
         yield
     except OSError as error:
@@ -87,8 +91,8 @@ def naming(path: object) -> Iterator[None]:
 
 
 def unknown_name(what: str, name: str, right: Iterable[str]) -> UserError:
-    """A wrong name, answered with the right ones: those whose last part it is, or the nearest; where there are none, or
-    few in all, every one."""
+    """A wrong name, answered with the right ones: those whose last part it is, or the nearest;
+    where there are none, or few in all, every one."""
     names = list(dict.fromkeys(right))
     near = nearest(name, names)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
@@ -97,8 +101,10 @@ def unknown_name(what: str, name: str, right: Iterable[str]) -> UserError:
 
 
 def nearest(name: str, names: Sequence[str]) -> list[str]:
-    """`lr` → `optim.lr`; `accuracy` → `val_accuracy`, `test_accuracy`; `trian` → `train`; [] where nothing is near."""
-    import difflib  # late: every command imports this module, few are given a wrong name
+    """`lr` → `optim.lr`; `accuracy` → `val_accuracy`, `test_accuracy`; `trian` → `train`; [] where
+    nothing is near."""
+    # Late: every command imports this module, few are given a wrong name.
+    import difflib
 
     end = name.rpartition(".")[2]
     for sign in "._" if end else "":

@@ -1,10 +1,12 @@
-"""What the tests share: a small real dataset, and the command line in a subprocess and in process."""
+"""What the tests share: a small real dataset, and the command line in a subprocess and in
+process."""
 
 from __future__ import annotations
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch: tiny models, and the cores are shared
+# Before torch: tiny models, and the cores are shared.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import signal
 import tempfile
@@ -25,14 +27,17 @@ os.environ["XDG_DATA_HOME"] = DATA_HOME.name
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A shards folder: scikit-learn's 1,797 handwritten digits, 8×8, grayscale. Not to be written to."""
+    """A shards folder: scikit-learn's 1,797 handwritten digits, 8×8, grayscale. Not to be written
+    to."""
     from hpc_mlp.conversion.convert import Settings, convert
     from hpc_mlp.conversion.digits import write_digits_zip
 
     folder = tmp_path_factory.mktemp("digits")
     write_digits_zip(folder / "digits.zip")
     convert(
-        [folder / "digits.zip"], folder / "shards", Settings(height=8, width=8, grayscale=True, workers=1)
+        [folder / "digits.zip"],
+        folder / "shards",
+        Settings(height=8, width=8, grayscale=True, workers=1),
     )
     return folder / "shards"
 

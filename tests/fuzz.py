@@ -1,5 +1,5 @@
-"""Every reader before damaged and hostile files: only our own errors, at most a second, little memory, no descriptor
-left open, nothing printed or raised that acts on a terminal.
+"""Every reader before damaged and hostile files: only our own errors, at most a second, little
+memory, no descriptor left open, nothing printed or raised that acts on a terminal.
 
     python tests/fuzz.py --count 10000 [--kind zip] [--seed 1]      (make fuzz)
     python tests/fuzz.py --kind zip --seed 1 --only 4711            (one of them again)
@@ -44,7 +44,8 @@ from hpc_mlp.machine.liveness import this_process
 CPU_SECONDS = 1.0
 HANG_SECONDS = 60
 MEMORY = 512 << 20
-ADDRESS_SPACE = 3 << 30  # beyond what the process has when it begins
+# Beyond what the process has when it begins.
+ADDRESS_SPACE = 3 << 30
 
 
 class FuzzError(Exception):
@@ -53,23 +54,26 @@ class FuzzError(Exception):
 
 class Reader(NamedTuple):
     name: str
-    read: Callable[[], str]  # → what it printed
-    heavy: bool = False  # starts a training or draws a page: no limit of a second
+    # → what it printed
+    read: Callable[[], str]
+    # Starts a training or draws a page: no limit of a second.
+    heavy: bool = False
 
 
 # -- oracles
 
 
 def watched(reader: Reader) -> None:
-    """FuzzError unless `reader` behaves. It is asked again where it took long, as the machine may be busy, or left
-    descriptors open, which may be a library's cache."""
+    """FuzzError unless `reader` behaves. It is asked again where it took long, as the machine may
+    be busy, or left descriptors open, which may be a library's cache."""
     if (problem := _problem(reader)) and (problem := _problem(reader)):
         raise FuzzError(f"{reader.name}: {problem}")
 
 
 def _problem(reader: Reader) -> str:
     open_before, began = _descriptors(), time.process_time()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    # The peak begins anew.
+    Path("/proc/self/clear_refs").write_text("5")
     before = _memory("VmRSS")
     text = _printed(reader)
     seconds, grown = time.process_time() - began, _memory("VmHWM") - before
@@ -81,7 +85,9 @@ def _problem(reader: Reader) -> str:
         gc.collect()
     if _descriptors() > open_before:
         return "leaves descriptors open"
-    return "" if reader.heavy or seconds <= CPU_SECONDS else f"takes {seconds:.1f} s of processor time"
+    return (
+        "" if reader.heavy or seconds <= CPU_SECONDS else f"takes {seconds:.1f} s of processor time"
+    )
 
 
 def _printed(reader: Reader) -> str:
@@ -96,10 +102,16 @@ def _printed(reader: Reader) -> str:
             raise FuzzError(f"{reader.name}: {error}") from None
         except (Exception, SystemExit) as error:
             ours = [
-                frame for frame in traceback.extract_tb(error.__traceback__) if "/hpc_mlp/" in frame.filename
+                frame
+                for frame in traceback.extract_tb(error.__traceback__)
+                if "/hpc_mlp/" in frame.filename
             ]
-            where = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in ours[:-4:-1])
-            raise FuzzError(f"{reader.name}: {type(error).__name__} at {where}\n{error}"[:500]) from None
+            where = " < ".join(
+                f"{Path(frame.filename).name}:{frame.lineno}" for frame in ours[:-4:-1]
+            )
+            raise FuzzError(
+                f"{reader.name}: {type(error).__name__} at {where}\n{error}"[:500]
+            ) from None
     return text + "\n".join(
         str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)
     )
@@ -125,7 +137,9 @@ def _descriptors() -> int:
 
 def _memory(key: str) -> int:
     line = next(
-        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key + ":")
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith(key + ":")
     )
     return int(line.split()[1]) << 10
 
@@ -145,11 +159,17 @@ def cli(*arguments: object, codes: tuple[int, ...] = (0, 1, 2)) -> str:
 # -- what is mutated, and what reads it
 
 
-SETTINGS = ("train.epochs=2", "model.hidden=[4]", "train.batch_size=4", "train.keep_checkpoint=true")
+SETTINGS = (
+    "train.epochs=2",
+    "model.hidden=[4]",
+    "train.batch_size=4",
+    "train.keep_checkpoint=true",
+)
 
 
 class Material:
-    """A small dataset, two runs trained on it, and a submission: real ones, made once, copied for each mutation."""
+    """A small dataset, two runs trained on it, and a submission: real ones, made once, copied for
+    each mutation."""
 
     def __init__(self, folder: Path) -> None:
         self.shards, self.runs = folder / "shards", folder / "runs"
@@ -168,15 +188,25 @@ class Material:
         (self.runs / "baseline-s1" / "live.json").write_text(
             '{"epoch": 1, "step": 2, "steps": 4, "time": 1.5}\n'
         )
-        failed = {"status": "failed", "error": "ValueError: no", "traceback": "Traceback\nValueError: no"}
+        failed = {
+            "status": "failed",
+            "error": "ValueError: no",
+            "traceback": "Traceback\nValueError: no",
+        }
         (self.runs / "baseline-s1" / "failed.json").write_text(json.dumps(failed))
 
 
 Kind = Callable[[Material, random.Random, Path], list[Reader]]
 
 
-def archive(data: bytes, suffix: str, material: Material, rng: random.Random, folder: Path) -> list[Reader]:
-    path, out, form = folder / f"archive.{suffix}", folder / "out", rng.choice(("rich", "json", "csv"))
+def archive(
+    data: bytes, suffix: str, material: Material, rng: random.Random, folder: Path
+) -> list[Reader]:
+    path, out, form = (
+        folder / f"archive.{suffix}",
+        folder / "out",
+        rng.choice(("rich", "json", "csv")),
+    )
     path.write_bytes(data)
 
     return [
@@ -227,7 +257,9 @@ def image_kind(material: Material, rng: random.Random, folder: Path) -> list[Rea
 def manifest_kind(material: Material, rng: random.Random, folder: Path) -> list[Reader]:
     shards = _copied(material.shards, folder / "shards")
     path = shards / rng.choice(("manifest.json", "manifest.json", "manifest.json", "rejects.jsonl"))
-    path.write_bytes(mutations.mutated_json(path.read_bytes() or b'{"name": "x", "reason": "y"}\n', rng))
+    path.write_bytes(
+        mutations.mutated_json(path.read_bytes() or b'{"name": "x", "reason": "y"}\n', rng)
+    )
     return _shards_readers(material, shards, folder)
 
 
@@ -236,7 +268,11 @@ def shard_kind(material: Material, rng: random.Random, folder: Path) -> list[Rea
     shards = _copied(material.shards, folder / "shards")
     path = rng.choice(sorted(shards.glob("*.tar")))
     data = path.read_bytes()
-    data = mutations.mutated_bytes(data, rng) if rng.random() < 0.5 else mutations.tar_fields(data, rng)
+    data = (
+        mutations.mutated_bytes(data, rng)
+        if rng.random() < 0.5
+        else mutations.tar_fields(data, rng)
+    )
     path.write_bytes(data)
     if rng.random() < 0.8:
         tree = json.loads((shards / "manifest.json").read_text())
@@ -254,7 +290,9 @@ def _shards_readers(material: Material, shards: Path, folder: Path) -> list[Read
 
     return [
         Reader("inspect --verify", lambda: cli("inspect", shards, "--verify")),
-        Reader("contact sheet", lambda: cli("inspect", shards, "--contact-sheet", folder / "sheet.png")),
+        Reader(
+            "contact sheet", lambda: cli("inspect", shards, "--contact-sheet", folder / "sheet.png")
+        ),
         Reader("evaluate", evaluate),
         Reader("training's input, resident", lambda: _open_training(shards, "resident")),
         Reader("training's input, streaming", lambda: _open_training(shards, "streaming")),
@@ -262,21 +300,23 @@ def _shards_readers(material: Material, shards: Path, folder: Path) -> list[Read
 
 
 def _open_training(shards: Path, mode: Any) -> str:
-    """What training does before its first step, and every image of every split. Labels are classes, and all there."""
+    """What training does before its first step, and every image of every split. Labels are classes,
+    and all there."""
     from hpc_mlp.data.remote import load_manifest
     from hpc_mlp.machine.processes import Processes
-    from hpc_mlp.training.batches import make_feeder
+    from hpc_mlp.training.batches import make_loader
 
     manifest = load_manifest(shards)
-    feeder = make_feeder(shards, manifest, DataConfig(mode=mode), torch.device("cpu"))
+    loader = make_loader(shards, manifest, DataConfig(mode=mode), torch.device("cpu"))
     for name, split in manifest.splits.items():
         labels = torch.cat(
-            [torch.zeros(0, dtype=torch.int64), *(y for _, y in feeder.in_order(name, Processes()))]
+            [torch.zeros(0, dtype=torch.int64), *(y for _, y in loader.in_order(name, Processes()))]
         )
         counts = np.bincount(labels.numpy(), minlength=len(manifest.classes)).tolist()
         if counts != list(split.class_counts):
             raise FuzzError(
-                f"{mode}: {name} has {counts} images of its classes, the manifest {split.class_counts}"
+                f"{mode}: {name} has {counts} images of its classes, the manifest "
+                f"{split.class_counts}"
             )
     return ""
 
@@ -285,12 +325,15 @@ def run_kind(material: Material, rng: random.Random, folder: Path) -> list[Reade
     runs = _copied(material.runs, folder / "runs")
     run = runs / rng.choice(("baseline-s0", "baseline-s1"))
     path = rng.choice(sorted(path for path in run.iterdir() if path.is_file()))
-    change = mutations.mutated_json if path.suffix in (".json", ".jsonl") else mutations.mutated_bytes
+    change = (
+        mutations.mutated_json if path.suffix in (".json", ".jsonl") else mutations.mutated_bytes
+    )
     path.write_bytes(change(path.read_bytes(), rng))
     if rng.random() < 0.3:
         (run / "result.json").unlink(missing_ok=True)
     leased = rng.random() < 0.15
-    if leased:  # nobody knows by whom: a training would wait
+    # Nobody knows by whom: a training would wait.
+    if leased:
         (run / "lease.json").write_bytes(
             mutations.mutated_json(json.dumps({**this_process(), "beat": 1}).encode(), rng)
         )
@@ -300,12 +343,16 @@ def run_kind(material: Material, rng: random.Random, folder: Path) -> list[Reade
         Reader("table", lambda: cli("table", runs, "--format", form)),
         Reader("status", lambda: cli("status", runs)),
         Reader("status --format json", lambda: _both(cli("status", runs, "--format", "json"))),
-        Reader("predict", lambda: str(hpc_mlp.load_run(run, ensemble=True).probabilities(pixels).shape)),
         Reader(
-            "export", lambda: cli("export", run, "--format", "safetensors", "--out", export) + _card(folder)
+            "predict", lambda: str(hpc_mlp.load_run(run, ensemble=True).probabilities(pixels).shape)
+        ),
+        Reader(
+            "export",
+            lambda: cli("export", run, "--format", "safetensors", "--out", export) + _card(folder),
         ),
         *[Reader("report", lambda: cli("report", runs), heavy=True)] * (rng.random() < 0.02),
-        *[Reader("train", lambda: _train(material, runs), heavy=True)] * (not leased and rng.random() < 0.08),
+        *[Reader("train", lambda: _train(material, runs), heavy=True)]
+        * (not leased and rng.random() < 0.08),
     ]
 
 
@@ -321,12 +368,25 @@ def _card(folder: Path) -> str:
 
 
 def _train(material: Material, runs: Path) -> str:
-    command = ("train", material.shards, "--runs", runs, "--variants", "baseline", "--seeds", "0-1", "--cpu")
-    return cli(*command, "--processes", 1, *(word for setting in SETTINGS for word in ("--set", setting)))
+    command = (
+        "train",
+        material.shards,
+        "--runs",
+        runs,
+        "--variants",
+        "baseline",
+        "--seeds",
+        "0-1",
+        "--cpu",
+    )
+    return cli(
+        *command, "--processes", 1, *(word for setting in SETTINGS for word in ("--set", setting))
+    )
 
 
 def launch_kind(material: Material, rng: random.Random, folder: Path) -> list[Reader]:
-    """Records that name this very process, which is none of hpc-mlp's jobs: whoever signals it is wrong."""
+    """Records that name this very process, which is none of hpc-mlp's jobs: whoever signals it is
+    wrong."""
     from hpc_mlp.config.plan import make_specs
     from hpc_mlp.launch import records
     from hpc_mlp.launch.packs import JobPlan
@@ -335,7 +395,9 @@ def launch_kind(material: Material, rng: random.Random, folder: Path) -> list[Re
     runs.mkdir()
     specs = make_specs("baseline", "0-1", [], [])
     packs = [JobPlan(i, spec.name, [spec]) for i, spec in enumerate(specs)]
-    submission = records.new_submission(runs, rng.choice(("local", "local", "slurm")), material.shards, packs)
+    submission = records.new_submission(
+        runs, rng.choice(("local", "local", "slurm")), material.shards, packs
+    )
     submission = submission.with_jobs({0: "1_0", 1: "1_1"})
     submission.save()
     submission.write_start(0, 0, {**this_process(), "job": "", "time": 1.5, "devices": ""})
@@ -398,11 +460,13 @@ KINDS: dict[str, Kind] = {
 def fuzz(
     material: Material, kind: str, seed: int, numbers: Iterable[int], keep: Path
 ) -> dict[str, list[str]]:
-    """Mutations `numbers` of this kind → what went wrong, and how to try it again. Each depends on its number alone."""
+    """Mutations `numbers` of this kind → what went wrong, and how to try it again. Each depends on
+    its number alone."""
     failures: dict[str, list[str]] = {}
     _limit_memory()
     gc.collect()
-    gc.freeze()  # what is there now need not be looked through after each reader
+    # What is there now need not be looked through after each reader.
+    gc.freeze()
     for number in numbers:
         rng = random.Random(f"{kind} {seed} {number}")
         with tempfile.TemporaryDirectory(prefix="fuzz-") as temporary:
@@ -435,17 +499,22 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="the number of one mutation")
     options = parser.parse_args()
-    numbers = range(options.count) if options.only is None else range(options.only, options.only + 1)
+    numbers = (
+        range(options.count) if options.only is None else range(options.only, options.only + 1)
+    )
     torch.set_num_threads(1)
     failed = 0
     with tempfile.TemporaryDirectory(prefix="fuzz-material-") as folder:
         material = Material(Path(folder))
         for kind in options.kind or KINDS:
             began = time.process_time()
-            failures = fuzz(material, kind, options.seed, numbers, Path(tempfile.gettempdir()) / "fuzz")
+            failures = fuzz(
+                material, kind, options.seed, numbers, Path(tempfile.gettempdir()) / "fuzz"
+            )
             seconds = time.process_time() - began
             print(
-                f"{kind}: {len(numbers):,} mutations, {seconds:.0f} s, {len(failures)} failures", flush=True
+                f"{kind}: {len(numbers):,} mutations, {seconds:.0f} s, {len(failures)} failures",
+                flush=True,
             )
             for text, again in failures.items():
                 print(f"  {len(again)} × {text}\n      {again[0]}", flush=True)

@@ -31,7 +31,8 @@ def test_importing_the_package_imports_no_heavy_library() -> None:
     code = (
         "import sys, hpc_mlp\n"
         "hpc_mlp.convert, hpc_mlp.train, dir(hpc_mlp)\n"
-        "print([name for name in ('torch', 'numpy', 'PIL', 'click', 'pydantic') if name in sys.modules])"
+        "print([name for name in ('torch', 'numpy', 'PIL', 'click', 'pydantic') if name in "
+        "sys.modules])"
     )
     result = python(code)
     assert result.stdout.strip() == "[]", result.stdout + result.stderr
@@ -45,7 +46,10 @@ def test_a_name_is_the_function_whatever_was_imported_before(name: str) -> None:
         lines += [f"try: import {module}", "except ModuleNotFoundError: pass"]
         lines += [f"assert isinstance(hpc_mlp.{name}, types.FunctionType), {module!r}"]
     lines += [f"from hpc_mlp import {name}", f"assert {name} is hpc_mlp.{name}"]
-    lines += [f"assert {name}.__name__ == {name!r}", "assert set(dir(hpc_mlp)) >= set(hpc_mlp.__all__)"]
+    lines += [
+        f"assert {name}.__name__ == {name!r}",
+        "assert set(dir(hpc_mlp)) >= set(hpc_mlp.__all__)",
+    ]
     result = python("\n".join(lines))
     assert result.returncode == 0, result.stderr
 
@@ -56,7 +60,9 @@ def test_convert_takes_the_options_of_the_command() -> None:
 
 
 def test_the_module_train_is_still_a_command() -> None:
-    result = subprocess.run([sys.executable, "-m", "hpc_mlp.train", "--help"], capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-m", "hpc_mlp.train", "--help"], capture_output=True, text=True
+    )
     assert result.returncode == 0 and "--variants" in result.stdout and result.stderr == ""
 
 
@@ -91,7 +97,9 @@ def test_from_images_to_predictions(tmp_path: Path) -> None:
     assert run.members == ("baseline-s0-optim.lr=0.01", "baseline-s1-optim.lr=0.01")
     predictions = list(hpc_mlp.predict(run, write_zip(tmp_path / "test.zip", ["test"])))
     mean = sum(np.load(member.path / "predictions.npz")["probabilities"] for member in runs[:2]) / 2
-    assert same_rows(np.stack([p.probabilities for p in predictions if p.probabilities is not None]), mean)
+    assert same_rows(
+        np.stack([p.probabilities for p in predictions if p.probabilities is not None]), mean
+    )
     assert hpc_mlp.evaluate(runs[0].path, tmp_path / "shards")["accuracy"] == pytest.approx(
         (runs[0].test or {})["accuracy"]
     )
@@ -107,4 +115,5 @@ def test_wrong_arguments_are_answered_with_the_right_ones(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="unknown format 'tflite'"):
         hpc_mlp.export(tmp_path, "tflite")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="no run folder"):
-        hpc_mlp.predict(tmp_path / "none", "cat.jpg")  # at once, not at the first image
+        # At once, not at the first image.
+        hpc_mlp.predict(tmp_path / "none", "cat.jpg")

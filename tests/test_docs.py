@@ -1,4 +1,5 @@
-"""The documentation is executed: the commands and programs of README and docs/, and what they print."""
+"""The documentation is executed: the commands and programs of README and docs/, and what they
+print."""
 
 from __future__ import annotations
 
@@ -32,26 +33,33 @@ SLOW = [page for page in PAGES if "<!-- slow -->" in page.read_text()]
 
 def blocks(page: Path, language: str, slow: bool = False) -> list[str]:
     return [
-        text for mark, word, text in BLOCK.findall(page.read_text()) if (word, bool(mark)) == (language, slow)
+        text
+        for mark, word, text in BLOCK.findall(page.read_text())
+        if (word, bool(mark)) == (language, slow)
     ]
 
 
 def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     binaries = f"{folder / '.bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"PATH": binaries, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240
+    )
 
 
 @pytest.fixture(scope="module")
 def readme(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[tuple[Path, subprocess.CompletedProcess[str]]]:
-    """The folder where the README's commands with their output were run, and whether that is their output.
+    """The folder where the README's commands with their output were run, and whether that is their
+    output.
 
-    It holds a photos.zip too (every fourth digit, with its folders), and the files that the pages show.
-    """
+    It holds a photos.zip too (every fourth digit, with its folders), and the files that the pages
+    show."""
     folder = tmp_path_factory.mktemp("readme")
-    shown = run([sys.executable, str(ROOT / "tools" / "pictures.py"), "--check", str(folder)], folder)
+    shown = run(
+        [sys.executable, str(ROOT / "tools" / "pictures.py"), "--check", str(folder)], folder
+    )
     digits, photos = folder / "demo" / "digits.zip", folder / "photos.zip"
     with zipfile.ZipFile(digits) as source, zipfile.ZipFile(photos, "w") as target:
         for name in source.namelist()[::4]:
@@ -91,7 +99,9 @@ def check_commands(page: Path, folder: Path, slow: bool = False) -> None:
     for command in "".join(blocks(page, "sh", slow)).splitlines():
         done = run(["sh", "-c", command], folder)
         # doctor says 1 where this machine lacks something, and the other commands must not
-        assert done.returncode == 0 or command == "hpc-mlp doctor", f"{command}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == 0 or command == "hpc-mlp doctor", (
+            f"{command}\n{done.stdout}\n{done.stderr}"
+        )
         assert "Traceback" not in done.stderr, command
 
 
@@ -110,14 +120,18 @@ def test_every_slow_command_runs(page: Path, workplace: Path) -> None:
 
 @pytest.mark.timeout(600)
 def test_every_program_runs(workplace: Path) -> None:
-    programs = [block for page in PAGES for block in blocks(page, "python") if not block.startswith("# ")]
+    programs = [
+        block for page in PAGES for block in blocks(page, "python") if not block.startswith("# ")
+    ]
     assert programs
     for program in programs:
         done = run([sys.executable, "-c", program], workplace)
         assert done.returncode == 0 and done.stdout.strip(), done.stderr
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "slurm" / "README.md"], ids=str)
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "slurm" / "README.md"], ids=str
+)
 def test_links_and_make_targets_exist(page: Path) -> None:
     text = page.read_text()
     for link, anchor in re.findall(r"\]\(([^)#:\s]+)(#[^)\s]+)?\)", text):
@@ -154,9 +168,15 @@ def test_the_readme_is_short_and_its_pictures_are_light() -> None:
 def test_the_glossary_is_short() -> None:
     glossary = (ROOT / "docs" / "concepts.md").read_text().partition("\n## ")[0]
     rows = re.findall(r"^\| (?!word)(\S+) \|", glossary, flags=re.M)
-    assert 10 <= len(rows) <= 20 and {"bank", "member", "stream", "variant", "run", "job", "shards"} <= set(
-        rows
-    )
+    assert 10 <= len(rows) <= 20 and {
+        "bank",
+        "member",
+        "stream",
+        "variant",
+        "run",
+        "job",
+        "shards",
+    } <= set(rows)
 
 
 def test_a_package_that_says_typed_carries_its_types() -> None:
@@ -208,7 +228,9 @@ def test_shipped_variants_are_short_and_say_what_to_expect(name: str) -> None:
     assert plan_runs([load_variant(name)], [0])[0].variant == name
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "recipes").glob("*.toml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs" / "recipes").glob("*.toml")), ids=lambda p: p.stem
+)
 def test_shipped_recipes_are_valid(path: Path) -> None:
     tree = tomllib.loads(path.read_text())
     tree.pop("fixed", None)
@@ -222,9 +244,12 @@ def test_every_command_has_help_with_an_example(name: str) -> None:
     assert command is not None
     result = CliRunner().invoke(main, [name, "--help"], prog_name="hpc-mlp")
     assert result.exit_code == 0
-    examples = [line for line in result.output.splitlines() if re.match(rf"\s+hpc-mlp {name}\b", line)]
+    examples = [
+        line for line in result.output.splitlines() if re.match(rf"\s+hpc-mlp {name}\b", line)
+    ]
     assert examples
-    for line in examples:  # its options exist
+    # Its options exist.
+    for line in examples:
         for option in re.findall(r"--[a-z-]+", line):
             assert any(option in parameter.opts for parameter in command.params), line
     assert COMMANDS[name][1].endswith(".")

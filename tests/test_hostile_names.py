@@ -1,4 +1,5 @@
-"""Names and errors that strangers chose, through every command and every format: shown, never obeyed."""
+"""Names and errors that strangers chose, through every command and every format: shown, never
+obeyed."""
 
 from __future__ import annotations
 
@@ -63,7 +64,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 
 @pytest.fixture(scope="module")
 def trained(folder: Folder) -> Folder:
-    options = {"variants": f"baseline,{folder.variant}", "runs": folder.runs, "settings": ["train.epochs=1"]}
+    options = {
+        "variants": f"baseline,{folder.variant}",
+        "runs": folder.runs,
+        "settings": ["train.epochs=1"],
+    }
     hpc_mlp.train(folder.shards, seeds="0-1", cpu=True, **options)  # type: ignore[arg-type]
     failed = next(path for path in folder.runs.iterdir() if path.name == "baseline-s1")
     (failed / "result.json").unlink()
@@ -89,13 +94,17 @@ def said(cli: Cli, *arguments: object, code: int = 0) -> str:
 
 def test_convert_and_inspect(folder: Folder, cli: Cli, tmp_path: Path) -> None:
     text = said(cli, "convert", folder.archive, tmp_path / "out", "--size", 6, "--workers", 1)
-    text += said(cli, "inspect", folder.shards, "--verify", "--contact-sheet", tmp_path / f"{CLASSES[1]}.png")
+    text += said(
+        cli, "inspect", folder.shards, "--verify", "--contact-sheet", tmp_path / f"{CLASSES[1]}.png"
+    )
     assert r"\x1b]52;c;aGk=\x07" in text and r"\u202e\x9b31m[red]:skull:" in text
     for name in ("rejects.jsonl", "duplicates.jsonl", "manifest.json"):
         shown((folder.shards / name).read_text())
     manifest = json.loads((folder.shards / "manifest.json").read_text())
     assert sorted(manifest["classes"]) == sorted(CLASSES)
-    assert "cannot be taken" in said(cli, "convert", folder.archive, tmp_path / "no", "--strict", code=2)
+    assert "cannot be taken" in said(
+        cli, "convert", folder.archive, tmp_path / "no", "--strict", code=2
+    )
     assert said(cli, "inspect", tmp_path / VARIANT.replace("/", ""), code=2)
 
 
@@ -119,21 +128,42 @@ def test_table_and_status(trained: Folder, cli: Cli) -> None:
 
 def test_predict_and_evaluate(trained: Folder, cli: Cli) -> None:
     said(cli, "predict", trained.run, trained.archive, "--cpu", code=1)
-    images = json.loads(cli("predict", trained.run, trained.archive, "--cpu", "--format", "json").stdout)
+    images = json.loads(
+        cli("predict", trained.run, trained.archive, "--cpu", "--format", "json").stdout
+    )
     assert {item["class"] for item in images if "class" in item} <= set(CLASSES)
     text = said(
-        cli, "predict", trained.run, trained.archive, "--cpu", "--format", "csv", "--top-k", 4, code=1
+        cli,
+        "predict",
+        trained.run,
+        trained.archive,
+        "--cpu",
+        "--format",
+        "csv",
+        "--top-k",
+        4,
+        code=1,
     )
     cells = [cell for row in csv.reader(io.StringIO(text)) for cell in row]
     assert csv_cell(CLASSES[2]) in cells and csv_cell(CLASSES[3]) in cells
     assert not any(cell.startswith(("=", "+", "-", "@")) for cell in cells)
     assert r"\x9b31m[red]:skull:" in said(cli, "evaluate", trained.run, trained.shards, "--cpu")
-    table = json.loads(said(cli, "evaluate", trained.run, trained.shards, "--cpu", "--format", "json"))
+    table = json.loads(
+        said(cli, "evaluate", trained.run, trained.shards, "--cpu", "--format", "json")
+    )
     assert {row["class"] for row in table["per_class"]} == set(CLASSES)
 
 
 def test_card(trained: Folder, cli: Cli, tmp_path: Path) -> None:
-    said(cli, "export", trained.run, "--format", "safetensors", "--out", tmp_path / "model.safetensors")
+    said(
+        cli,
+        "export",
+        trained.run,
+        "--format",
+        "safetensors",
+        "--out",
+        tmp_path / "model.safetensors",
+    )
     card = shown(next(tmp_path.glob("*.md")).read_text())
     assert "<img" not in card and r"\\x1b\]52;c;aGk=\\x07" in card
 
@@ -154,7 +184,7 @@ def test_report(trained: Folder, cli: Cli) -> None:
     said(cli, "report", trained.runs)
     page = shown((trained.runs / "report.html").read_text())
     tags = _Tags()
-    tags.stream(page)
+    tags.feed(page)
     assert "script" not in tags.found and r"\x9b31m" in page
     for figure in (trained.runs / "figures").glob("*.svg"):
         shown(figure.read_text())
@@ -164,16 +194,21 @@ def test_logs_of_training_and_of_jobs(folder: Folder, cli: Cli, tmp_path: Path) 
     plugin = tmp_path / "broken.py"
     plugin.write_text(
         "from torch import nn\nfrom hpc_mlp.models.registry import register\n"
-        f"@register('hostile')\ndef hostile(config, image_shape, num_classes):\n    raise ValueError({ERROR!r})\n"
+        "@register('hostile')\ndef hostile(config, image_shape, num_classes):\n    raise "
+        f"ValueError({ERROR!r})\n"
     )
     variant = tmp_path / f"{VARIANT}.toml"
     variant.write_text(f"plugins = [{json.dumps(str(plugin))}]\n[model]\nkind = 'hostile'\n")
     runs = tmp_path / CLASSES[3]
     options = ("--variants", variant, "--runs", runs, "--set", "train.epochs=1", "--cpu")
     said(cli, "train", folder.shards, *options, "--processes", 1, code=1)
-    log = said(cli, "train", folder.shards, *options, "--processes", 1, "--log-format", "json", code=1)
+    log = said(
+        cli, "train", folder.shards, *options, "--processes", 1, "--log-format", "json", code=1
+    )
     assert any(
-        "[red]<b>" in json.loads(line).get("detail", "") for line in log.splitlines() if line.startswith("{")
+        "[red]<b>" in json.loads(line).get("detail", "")
+        for line in log.splitlines()
+        if line.startswith("{")
     )
     said(cli, "submit", folder.shards, *options, "--cluster", "local", "--dry-run")
     said(cli, "doctor", "--runs", runs, "--cluster", "local")
@@ -194,7 +229,8 @@ def on_terminal(*arguments: object) -> str:
     while time.monotonic() < deadline:
         try:
             parts.append(os.read(lead, 1 << 16))
-        except OSError:  # the other end is closed
+        # The other end is closed.
+        except OSError:
             break
     process.wait(10)
     os.close(lead)
@@ -210,6 +246,7 @@ def test_on_a_terminal(trained: Folder, verb: str) -> None:
     text = on_terminal(verb, *rest)
     assert "52;c;aGk=" in text or verb == "status"
     assert not re.search(
-        "\x1b[^[]|\x1b\\[[0-9;?]*[^0-9;?mKJhlAHG]|[\x00-\x08\x0b\x0c\x0e-\x1a\x7f-\x9f\u202e\u2028]", text
+        "\x1b[^[]|\x1b\\[[0-9;?]*[^0-9;?mKJhlAHG]|[\x00-\x08\x0b\x0c\x0e-\x1a\x7f-\x9f\u202e\u2028]",
+        text,
     )
     assert "\x1b[2J" not in text

@@ -28,7 +28,8 @@ FLOORS: list[dict[str, str]] = [
         "terminal": "text for people: plain lines, rich's console, numbers, JSON",
     },
     {
-        "machine": "processes, memory, GPUs, stop signals, stateless randomness: no run, no data set",
+        "machine": "processes, memory, GPUs, stop signals, stateless randomness: no run, no data "
+        "set",
         "config": "sections and keys, TOML files and --set, variants × seeds as a plan, plugins",
     },
     {
@@ -47,10 +48,7 @@ FLOORS: list[dict[str, str]] = [
         "reporting": "tables, comparison and the report of finished runs",
         "launch": "jobs: Slurm, the local queue, their state",
     },
-    {
-        "api": "the Python functions",
-        "cli": "the commands",
-    },
+    {"api": "the Python functions", "cli": "the commands"},
     {
         "__init__": "`import hpc_mlp`",
         "__main__": "`python -m hpc_mlp`",
@@ -77,7 +75,8 @@ def modules() -> dict[str, Path]:
 
 
 def imports(path: Path, *, top_only: bool) -> set[str]:
-    """Dotted names that a file imports: at its top level, or anywhere. Not what is for type checkers alone."""
+    """Dotted names that a file imports: at its top level, or anywhere. Not what is for type
+    checkers alone."""
     names: set[str] = set()
 
     def visit(node: ast.AST) -> None:
@@ -112,7 +111,9 @@ def floor(name: str) -> int:
 
 def inner(path: Path, *, top_only: bool) -> set[str]:
     known = modules()
-    return {name for name in imports(path, top_only=top_only) if name in known and name != "hpc_mlp"}
+    return {
+        name for name in imports(path, top_only=top_only) if name in known and name != "hpc_mlp"
+    }
 
 
 @pytest.mark.parametrize("name", modules())
@@ -127,7 +128,8 @@ def test_there_are_at_most_eight_floors_and_six_files_at_the_root() -> None:
 
 
 def test_no_arrow_is_hidden_in_a_string() -> None:
-    """Names of modules in strings are those of the own room, of the API's functions, and of `HIDDEN`."""
+    """Names of modules in strings are those of the own room, of the API's functions, and of
+    `HIDDEN`."""
     found = set()
     for name, path in modules().items():
         for node in ast.walk(ast.parse(path.read_text())):
@@ -154,13 +156,16 @@ def test_all_that_is_said_goes_through_what_makes_it_printable() -> None:
 
 def test_no_cycles_between_modules() -> None:
     graph = {name: inner(path, top_only=True) - {name} for name, path in modules().items()}
-    graphlib.TopologicalSorter(graph).prepare()  # CycleError names the modules
+    # CycleError names the modules.
+    graphlib.TopologicalSorter(graph).prepare()
 
 
 def test_no_cycles_between_rooms() -> None:
     graph: dict[str, set[str]] = {}
     for name, path in modules().items():
-        graph.setdefault(room(name), set()).update(room(other) for other in inner(path, top_only=False))
+        graph.setdefault(room(name), set()).update(
+            room(other) for other in inner(path, top_only=False)
+        )
     graphlib.TopologicalSorter({one: others - {one} for one, others in graph.items()}).prepare()
 
 
@@ -181,9 +186,7 @@ def test_login_node_modules_never_import_torch() -> None:
     """Imported all together in a fresh process."""
     names = [name for name in torch_free() if name != "hpc_mlp.__main__"]
     code = f"import sys, importlib\nfor n in {names!r}: importlib.import_module(n)\n"
-    code += (
-        "print([m for m in ('torch', 'torchvision', 'accelerate', 'safetensors.torch') if m in sys.modules])"
-    )
+    code += "print([m for m in ('torch', 'torchvision', 'accelerate', 'safetensors.torch') if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=60
     )
@@ -191,10 +194,12 @@ def test_login_node_modules_never_import_torch() -> None:
 
 
 def loaded_by(*arguments: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
-    """Run the command line in a fresh process; → what it said, and the top-level modules it had loaded."""
+    """Run the command line in a fresh process; → what it said, and the top-level modules it had
+    loaded."""
     code = (
         "import sys, json, atexit\n"
-        "atexit.register(lambda: print('\\n' + json.dumps(sorted({m.split('.')[0] for m in sys.modules}))))\n"
+        "atexit.register(lambda: print('\\n' + "
+        "json.dumps(sorted({m.split('.')[0] for m in sys.modules}))))\n"
         "from hpc_mlp.cli import main\n"
         f"main({list(arguments)!r})"
     )
@@ -235,7 +240,8 @@ def test_help_takes_at_most_0_4_seconds_of_processor_time() -> None:
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     measured = []
-    for _ in range(8):  # the least of some: other work on the machine only adds
+    # The least of some: other work on the machine only adds.
+    for _ in range(8):
         measured.append(seconds())
         if measured[-1] <= 0.4:
             break
@@ -261,4 +267,6 @@ def test_a_test_file_imports_no_other() -> None:
     """What tests share is in tests/support."""
     for path in (REPOSITORY / "tests").rglob("*.py"):
         for name in imports(path, top_only=False):
-            assert not name.split(".")[0].startswith(("test_", "conftest")), f"{path} imports {name}"
+            assert not name.split(".")[0].startswith(("test_", "conftest")), (
+                f"{path} imports {name}"
+            )

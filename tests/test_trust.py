@@ -44,7 +44,9 @@ def test_a_command_in_the_place_of_a_shards_folder_is_not_run(tmp_path: Path) ->
 def test_first_weights_are_never_unpickled(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(pickle.dumps(Evil(tmp_path / "ran")))
     with pytest.raises(UserError, match="is not a weights file"):
-        build_module(ModelConfig(kind="resnet18", pretrained=str(tmp_path / name)), (3, 32, 32), 2, 0)
+        build_module(
+            ModelConfig(kind="resnet18", pretrained=str(tmp_path / name)), (3, 32, 32), 2, 0
+        )
     assert not (tmp_path / "ran").exists()
 
 

@@ -3,7 +3,8 @@
 
     python tools/bench.py train SHARDS [--repeats 5] [--json FILE]      one epoch: notebook, Lightning, ours, floor
     python tools/bench.py job photos.zip [--epochs 10] [--json FILE]    ZIP → table: the notebook's way against ours,
-                                                                        all epochs (no early stopping) in both
+                                                                        all epochs (no early
+                                                                        stopping) in both
     python tools/bench.py convert photos.zip …                          conversion (bench_convert.py)
     python tools/bench.py input SHARDS …                                reading shards (bench_input.py)
 
@@ -34,13 +35,18 @@ from rich.table import Column, Table  # noqa: E402
 
 
 def bench_job(arguments: argparse.Namespace) -> dict[str, Any]:
-    """From the ZIP to the table, whole commands: ours through the command line, the notebook's way in one script."""
+    """From the ZIP to the table, whole commands: ours through the command line, the notebook's way
+    in one script."""
     with tempfile.TemporaryDirectory() as folder:
         shards, runs = Path(folder) / "shards", Path(folder) / "runs"
         ours = [sys.executable, "-m", "hpc_mlp"]
         wanted = ["--runs", str(runs), "--set", f"train.epochs={arguments.epochs}", "--cpu"]
-        converted = _run([*ours, "convert", str(arguments.zip), str(shards), "--size", str(arguments.size)])
-        trained = _run([*ours, "train", str(shards), *wanted, "--set", "train.early_stopping=false"])
+        converted = _run(
+            [*ours, "convert", str(arguments.zip), str(shards), "--size", str(arguments.size)]
+        )
+        trained = _run(
+            [*ours, "train", str(shards), *wanted, "--set", "train.early_stopping=false"]
+        )
         shown = _run([*ours, "table", str(runs)])
         stages = {"conversion": converted[1] - converted[0]} | _stages(shards, runs, *trained)
         stages["table"] = shown[1] - shown[0]
@@ -53,7 +59,12 @@ def bench_job(arguments: argparse.Namespace) -> dict[str, Any]:
     ]
     began, ended = _run([*notebook, "--size", str(arguments.size)])
     total = sum(stages.values())
-    return {"stages": stages, "seconds": total, "notebook": ended - began, "ratio": (ended - began) / total}
+    return {
+        "stages": stages,
+        "seconds": total,
+        "notebook": ended - began,
+        "ratio": (ended - began) / total,
+    }
 
 
 def _run(command: Sequence[str]) -> tuple[float, float]:
@@ -64,7 +75,8 @@ def _run(command: Sequence[str]) -> tuple[float, float]:
 
 
 def _stages(shards: Path, runs: Path, began: float, ended: float) -> dict[str, float]:
-    """Seconds of the stages of `train`, by its process that took longest: its files say when each was over."""
+    """Seconds of the stages of `train`, by its process that took longest: its files say when each
+    was over."""
 
     def written(path: Path) -> float:
         return path.stat().st_mtime
@@ -92,7 +104,11 @@ def _stages(shards: Path, runs: Path, began: float, ended: float) -> dict[str, f
 def show_job(result: dict[str, Any], machine: str) -> None:
     table = Table("stage", Column("seconds", justify="right"), Column("%", justify="right"))
     total = result["seconds"]
-    for name, seconds in {**result["stages"], "all": total, "the notebook's way": result["notebook"]}.items():
+    for name, seconds in {
+        **result["stages"],
+        "all": total,
+        "the notebook's way": result["notebook"],
+    }.items():
         table.add_row(name, f"{seconds:.2f}", f"{100 * seconds / total:.1f}")
     console = Console(width=110)
     console.print(table)
@@ -115,13 +131,19 @@ def main() -> None:
         sys.argv.pop(1)
         module.main()
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("train")
     train.add_argument("shards", type=Path)
     train.add_argument("--repeats", type=int, default=5)
-    train.add_argument("--slow-repeats", type=int, default=1, help="of the notebook's way and Lightning")
-    train.add_argument("--slow-steps", type=int, help="of theirs per repeat [default: a whole epoch]")
+    train.add_argument(
+        "--slow-repeats", type=int, default=1, help="of the notebook's way and Lightning"
+    )
+    train.add_argument(
+        "--slow-steps", type=int, help="of theirs per repeat [default: a whole epoch]"
+    )
     train.add_argument(
         "--steps", type=int, default=400, help="per repeat, at most an epoch; seconds are scaled"
     )
@@ -131,7 +153,9 @@ def main() -> None:
         "--vmap", action="store_true", help="also torch.func.vmap beside a bank of 4 and of 20"
     )
     train.add_argument("--cpu", action="store_true")
-    train.add_argument("--prediction", type=Path, help="of bench_predict.py --json, shown beside the banks")
+    train.add_argument(
+        "--prediction", type=Path, help="of bench_predict.py --json, shown beside the banks"
+    )
     job = commands.add_parser("job")
     job.add_argument("zip", type=lambda text: Path(text).resolve())
     job.add_argument("--epochs", type=int, default=10)

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Conversion speed, side by side in one run: ours, the plain loop, and litdata and MosaicML where installed.
+"""Conversion speed, side by side in one run: ours, the plain loop, and litdata and MosaicML where
+installed.
 
     python tools/bench_convert.py photos.zip [--size 64] [--repeats 5] [--workers 2] [--json FILE]
 
-Every repeat runs each converter once, one after the other, in a fresh process, and takes two times: that
-inside, of the conversion without the start of Python and imports, and that of the whole process, which for
-ours is the command `hpc-mlp convert`, run once more. The plain loop is what most people write: Pillow open →
-RGB → resize → JPEG 95 → webdataset.ShardWriter; the peers get the same JPEGs. Given are medians over the
-repeats, and the median of the ratio to the plain loop of the same repeat. What is not installed is skipped
-and named; `pip install '.[bench]'` installs it.
-"""
+Every repeat runs each converter once, one after the other, in a fresh process, and takes two times:
+that inside, of the conversion without the start of Python and imports, and that of the whole
+process, which for ours is the command `hpc-mlp convert`, run once more. The plain loop is what most
+people write: Pillow open → RGB → resize → JPEG 95 → webdataset.ShardWriter; the peers get the same
+JPEGs. Given are medians over the repeats, and the median of the ratio to the plain loop of the same
+repeat. What is not installed is skipped and named; `pip install '.[bench]'` installs it."""
 
 from __future__ import annotations
 
@@ -36,13 +36,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 CONVERTERS = ("plain", "ours", "ours-compressed", "litdata", "mds")
-PEERS = {"litdata": ("litdata", "litdata"), "mds": ("streaming", "mosaicml-streaming")}  # module, package
+# Module, package.
+PEERS = {"litdata": ("litdata", "litdata"), "mds": ("streaming", "mosaicml-streaming")}
 PACKAGES = ("pillow", "simplejpeg", "numpy", "webdataset", "litdata", "mosaicml-streaming")
 
 
 def image_names(archive: Path) -> list[str]:
     with zipfile.ZipFile(archive) as file:
-        names = [name for name in file.namelist() if name.lower().endswith((".jpg", ".jpeg", ".png"))]
+        names = [
+            name for name in file.namelist() if name.lower().endswith((".jpg", ".jpeg", ".png"))
+        ]
     random.Random(0).shuffle(names)
     return names
 
@@ -71,7 +74,9 @@ def run_plain(archive: Path, out: Path, size: int, workers: int) -> int:
 
     out.mkdir()
     names = image_names(archive)
-    with webdataset.ShardWriter(str(out / "train-%06d.tar"), maxsize=64_000_000, verbose=0) as writer:
+    with webdataset.ShardWriter(
+        str(out / "train-%06d.tar"), maxsize=64_000_000, verbose=0
+    ) as writer:
         for number, jpeg, label in decoded(archive, size, names):
             writer.write({"__key__": f"{number:06d}", "jpg": jpeg, "cls": label})
     return len(names)
@@ -104,7 +109,9 @@ def run_litdata(archive: Path, out: Path, size: int, workers: int) -> int:
     import litdata
 
     names = image_names(archive)
-    litdata.optimize(LitSample(archive, size), names, str(out), num_workers=workers, chunk_bytes="64MB")
+    litdata.optimize(
+        LitSample(archive, size), names, str(out), num_workers=workers, chunk_bytes="64MB"
+    )
     return len(names)
 
 
@@ -118,12 +125,15 @@ def run_mds(archive: Path, out: Path, size: int, workers: int) -> int:
     return len(names)
 
 
-RUNNERS = dict(zip(CONVERTERS, (run_plain, run_ours, run_compressed, run_litdata, run_mds), strict=True))
+RUNNERS = dict(
+    zip(CONVERTERS, (run_plain, run_ours, run_compressed, run_litdata, run_mds), strict=True)
+)
 
 
 def measure(name: str, archive: Path, size: int, workers: int) -> dict[str, float] | None:
-    """One conversion in a fresh process: "rate" (images per second, inside), "processor" (seconds for an
-    image, inside) and "whole" (images per second of the whole process); None where the converter failed."""
+    """One conversion in a fresh process: "rate" (images per second, inside), "processor" (seconds
+    for an image, inside) and "whole" (images per second of the whole process); None where the
+    converter failed."""
     options = ["--size", str(size), "--workers", str(workers)]
     done, seconds = timed([sys.executable, __file__, "--one", name, str(archive), *options])
     try:
@@ -131,7 +141,14 @@ def measure(name: str, archive: Path, size: int, workers: int) -> dict[str, floa
         if "ours" in name:
             options += ["--compress"] if "compressed" in name else []
             with tempfile.TemporaryDirectory() as folder:
-                command = [sys.executable, "-m", "hpc_mlp", "convert", str(archive), f"{folder}/out"]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "hpc_mlp",
+                    "convert",
+                    str(archive),
+                    f"{folder}/out",
+                ]
                 done, seconds = timed([*command, *options])
                 done.check_returncode()
         return found | {"whole": found["count"] / seconds}
@@ -143,7 +160,9 @@ def measure(name: str, archive: Path, size: int, workers: int) -> dict[str, floa
 def timed(words: list[str]) -> tuple[subprocess.CompletedProcess[str], float]:
     """The process when it has ended, and its seconds."""
     began = time.perf_counter()
-    done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).resolve().parent.parent)
+    done = subprocess.run(
+        words, capture_output=True, text=True, cwd=Path(__file__).resolve().parent.parent
+    )
     return done, time.perf_counter() - began
 
 
@@ -214,7 +233,9 @@ def report(arguments: argparse.Namespace, runs: dict[str, list[dict[str, float] 
     hardware = f"{arguments.workers} of {os.cpu_count()} cores, {processor()}"
     rows = []
     for name, values in runs.items():
-        pairs = [(run, plain) for run, plain in zip(values, runs["plain"], strict=True) if run and plain]
+        pairs = [
+            (run, plain) for run, plain in zip(values, runs["plain"], strict=True) if run and plain
+        ]
         if pairs:
             rows.append(
                 {
@@ -222,20 +243,26 @@ def report(arguments: argparse.Namespace, runs: dict[str, list[dict[str, float] 
                     "images_per_second": statistics.median(run["rate"] for run, _ in pairs),
                     "ratio": statistics.median(run["rate"] / plain["rate"] for run, plain in pairs),
                     "whole_images_per_second": statistics.median(run["whole"] for run, _ in pairs),
-                    "whole_ratio": statistics.median(run["whole"] / plain["whole"] for run, plain in pairs),
+                    "whole_ratio": statistics.median(
+                        run["whole"] / plain["whole"] for run, plain in pairs
+                    ),
                     "processor_us": statistics.median(run["processor"] * 1e6 for run, _ in pairs),
                     "n": len(pairs),
                     "all": values,
                 }
             )
     title = f"{arguments.archive.name} → {arguments.size} px; {hardware}"
-    table = Table("converter", title=title, caption=", ".join(f"{k} {v}" for k, v in versions().items()))
+    table = Table(
+        "converter", title=title, caption=", ".join(f"{k} {v}" for k, v in versions().items())
+    )
     for column in ("images/s", "× plain", "whole: images/s", "× plain", "processor µs/image", "n"):
         table.add_column(column, justify="right")
     for row in rows:
         figures = f"{row['images_per_second']:,.0f}", f"{row['ratio']:.2f}"
         whole = f"{row['whole_images_per_second']:,.0f}", f"{row['whole_ratio']:.2f}"
-        table.add_row(str(row["name"]), *figures, *whole, f"{row['processor_us']:,.0f}", str(row["n"]))
+        table.add_row(
+            str(row["name"]), *figures, *whole, f"{row['processor_us']:,.0f}", str(row["n"])
+        )
     Console().print(table)
     if arguments.json:
         content = {"archive": arguments.archive.name, "size": arguments.size, "hardware": hardware}

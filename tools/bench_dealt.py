@@ -1,4 +1,5 @@
-"""Our training dealt out over the cores, as `hpc-mlp train` does by default: processes that train when told to.
+"""Our training dealt out over the cores, as `hpc-mlp train` does by default: processes that train
+when told to.
 
 python tools/bench_dealt.py SHARDS VARIANTS SEEDS RANK COUNT     (a process of `DealtOut`)
 """
@@ -12,7 +13,8 @@ from pathlib import Path
 
 
 class DealtOut:
-    """Callable: all processes train so many steps at the same time, each with its part of the runs."""
+    """Callable: all processes train so many steps at the same time, each with its part of the
+    runs."""
 
     def __init__(self, shards: Path, variants: str, seeds: int, count: int, threads: int) -> None:
         command = [sys.executable, str(Path(__file__).resolve()), str(shards), variants, str(seeds)]

@@ -1,4 +1,5 @@
-"""What the hardware allows at most: measured memory bandwidth and matrix rate, and the time of an epoch at these."""
+"""What the hardware allows at most: measured memory bandwidth and matrix rate, and the time of an
+epoch at these."""
 
 from __future__ import annotations
 
@@ -12,10 +13,10 @@ from hpc_mlp.bank.matmul import own_inputs
 
 
 def floor(module: nn.Module, steps: int, num_images: int, device: torch.device) -> dict[str, float]:
-    """Seconds of an epoch that the hardware needs at least, for one run: the bytes that weights and Adam's state must
-    move (weights read forward, and weights and two moments read and written: 7 × 4 bytes a parameter) over the
-    measured bandwidth, and 6 FLOPs for each weight and image (4 in the first layer of an MLP: images need no
-    gradient) over the measured matrix rate."""
+    """Seconds of an epoch that the hardware needs at least, for one run: the bytes that weights and
+    Adam's state must move (weights read forward, and weights and two moments read and written: 7 ×
+    4 bytes a parameter) over the measured bandwidth, and 6 FLOPs for each weight and image (4 in
+    the first layer of an MLP: images need no gradient) over the measured matrix rate."""
     weights = [layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear)]
     parameters = sum(parameter.numel() for parameter in module.parameters())
     bandwidth, rate = _bandwidth(device), _matrix_rate(device)
@@ -52,7 +53,8 @@ def _bandwidth(device: torch.device) -> float:
 
 
 def _matrix_rate(device: torch.device) -> float:
-    """FLOPs per second of a large product: torch's own, or the stacked layers' where that is faster."""
+    """FLOPs per second of a large product: torch's own, or the stacked layers' where that is
+    faster."""
     a, b = (torch.randn(1, 2048, 2048, device=device) for _ in range(2))
     bias = torch.zeros(1, 2048, device=device)
     ways = (lambda: a @ b, lambda: own_inputs(a, b, bias))

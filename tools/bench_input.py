@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""The input side of training in one run: resident load, delivery, and streaming beside webdataset's loader.
+"""The input side of training in one run: resident load, delivery, and streaming beside webdataset's
+loader.
 
     python tools/bench_input.py SHARDS [--workers 2] [--repeats 5] [--json FILE]
 
-Both streaming loaders read the same training shards with the same number of workers, shuffle, and deliver
-uint8 batches of 32; they take turns, and the ratio is the median of the repeats' ratios. One torch thread.
-"""
+Both streaming loaders read the same training shards with the same number of workers, shuffle, and
+deliver uint8 batches of 32; they take turns, and the ratio is the median of the repeats' ratios.
+One torch thread."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ def consume(batches: Iterable[Any], expected: int) -> None:
 
 
 def webdataset_loader(shards: Path, manifest: Any, workers: int) -> Any:
-    """As its documentation has it: shuffled shards and samples, decoded and batched in worker processes."""
+    """As its documentation has it: shuffled shards and samples, decoded and batched in worker
+    processes."""
     import numpy as np
     import torch
     import webdataset as wds
@@ -48,13 +50,18 @@ def webdataset_loader(shards: Path, manifest: Any, workers: int) -> Any:
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
     urls = [str(shards / shard.name) for shard in manifest.splits["train"].shards]
     samples = wds.WebDataset(urls, shardshuffle=len(urls), empty_check=False, seed=0).shuffle(4096)
-    kind = "l8" if manifest.channels == 1 else "rgb8"  # uint8 [H, W] or [H, W, 3] through Pillow
+    # uint8 [H, W] or [H, W, 3] through Pillow
+    kind = "l8" if manifest.channels == 1 else "rgb8"
     samples = samples.decode() if manifest.encoding == "npy" else samples.decode(kind)
 
     def to_tensor(pixels: Any) -> torch.Tensor:
         return torch.from_numpy(np.atleast_3d(pixels)).permute(2, 0, 1)
 
-    samples = samples.to_tuple("png;jpg;npy", "cls").map_tuple(to_tensor, int).batched(BATCH, partial=True)
+    samples = (
+        samples.to_tuple("png;jpg;npy", "cls")
+        .map_tuple(to_tensor, int)
+        .batched(BATCH, partial=True)
+    )
     return wds.WebLoader(samples, batch_size=None, num_workers=workers)
 
 
@@ -92,7 +99,9 @@ def measure(shards: Path, workers: int, repeats: int) -> dict[str, Any]:
     ours, theirs = [], []
     for epoch in range(repeats):
         batches = stream.epoch(seed=0, epoch=epoch, batch_size=BATCH)
-        ours.append(number / seconds(lambda it=batches: consume(((b.images, b.labels) for b in it), number)))
+        ours.append(
+            number / seconds(lambda it=batches: consume(((b.images, b.labels) for b in it), number))
+        )
         theirs.append(number / seconds(lambda: consume(loader, number)))
     return {
         "images": total, "encoding": manifest.encoding, "shape": [manifest.channels, *manifest.image_size],

@@ -1,11 +1,12 @@
-"""What an H100 would take for the captured step: a prediction, no measurement, from what the step holds.
+"""What an H100 would take for the captured step: a prediction, no measurement, from what the step
+holds.
 
     python tests/rehearsal/device.py tools/bench_predict.py [--json FILE]
 
-The graph's nodes are counted on the pretended CUDA runtime, without a GPU; bytes follow from the layers; times from the
-assumptions below (optimistic, expected, pessimistic). Where it is far from what a GPU measures, an assumption is wrong
-or the step does something that nobody thought of: that difference is what to look for.
-"""
+The graph's nodes are counted on the pretended CUDA runtime, without a GPU; bytes follow from the
+layers; times from the assumptions below (optimistic, expected, pessimistic). Where it is far from
+what a GPU measures, an assumption is wrong or the step does something that nobody thought of: that
+difference is what to look for."""
 
 from __future__ import annotations
 
@@ -20,19 +21,25 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "rehearsal"
 from check_step import LAUNCHES, Rehearsed  # noqa: E402
 from device import count, noted  # noqa: E402
 
-BANDWIDTH = 3.0e6  # bytes a µs: 3.0 TB/s, read and written by a device-to-device copy
-NODE = (1.5, 2.0, 2.5)  # µs of a small node of a graph, with the gap before it
-PRODUCT = (3.5, 6.0, 10.0)  # µs of a small product
+# Bytes a µs: 3.0 TB/s, read and written by a device-to-device copy.
+BANDWIDTH = 3.0e6
+# µs of a small node of a graph, with the gap before it
+NODE = (1.5, 2.0, 2.5)
+# µs of a small product
+PRODUCT = (3.5, 6.0, 10.0)
 PRODUCT_SHARE = (
     0.85,
     0.7,
     0.5,
 )  # of the bandwidth, for products of 32 rows: bound by the weights that they read
-UPDATE_SHARE = (0.92, 0.85, 0.75)  # of the bandwidth, for the fused update
-UPDATE_LEAST = 29.0  # µs: 65,536 elements by one block, 32 dependent rounds
+# Of the bandwidth, for the fused update.
+UPDATE_SHARE = (0.92, 0.85, 0.75)
+# µs: 65,536 elements by one block, 32 dependent rounds
+UPDATE_LEAST = 29.0
 # Bytes a parameter: gradient, weight and two moments read, weight and two moments written.
 FLOOR_BYTES = 28
-FEED = 2  # launches that gather and normalise a batch, before the step
+# Launches that gather and normalise a batch, before the step.
+FEED = 2
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,8 @@ class Prediction:
     nodes: int
     products: int
     updates: int
-    outside: int  # launches outside of the graph
+    # Launches outside of the graph.
+    outside: int
     floor: float
     times: tuple[float, float, float]
 
@@ -59,8 +67,11 @@ def predict(shape: tuple[int, int, int], seeds: int) -> Prediction:
     updates = sum("FusedAdam" in line for line in captured)
     outside = count(later, *LAUNCHES) + FEED
     parameters = sum(p.numel() for p in test.bank.parameters())
-    first_layer = sum(p.numel() for name, p in test.bank.named_parameters() if "linears.0.weight" in name)
-    # Weights are read forward and for the gradient of the input (but the first), gradients of weights are written.
+    first_layer = sum(
+        p.numel() for name, p in test.bank.named_parameters() if "linears.0.weight" in name
+    )
+    # Weights are read forward and for the gradient of the input (but the first), gradients of
+    # weights are written.
     moved = 4 * (3 * parameters - first_layer)
     times = tuple(
         (len(captured) - products - updates + outside) * NODE[i]
@@ -81,8 +92,10 @@ def main() -> None:
     }
     for (name, members), found in cases.items():
         low, expected, high = (round(time) for time in found.times)
-        print(f"{name}, {members} members: {found.parameters / 1e6:.1f} M parameters, {found.nodes} nodes "
-              f"({found.products} products, {found.updates} updates), {found.outside} launches outside; floor "
+        print(f"{name}, {members} members: {found.parameters / 1e6:.1f} M parameters, "
+              f"{found.nodes} nodes "
+              f"({found.products} products, {found.updates} updates), {found.outside} launches "
+              "outside; floor "
               f"{found.floor:.0f} µs; predicted {low} / {expected} / {high} µs a step")  # fmt: skip
     if "--json" in sys.argv:
         table: dict[str, dict[str, object]] = {}

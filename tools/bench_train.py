@@ -1,4 +1,5 @@
-"""One epoch of training, side by side: the notebook's way, Lightning, bare loops, ours alone and in banks."""
+"""One epoch of training, side by side: the notebook's way, Lightning, bare loops, ours alone and in
+banks."""
 
 from __future__ import annotations
 
@@ -38,14 +39,16 @@ from hpc_mlp.models.registry import BUILT_IN, build_module
 from hpc_mlp.training.batches import ResidentBatchLoader, num_steps
 
 BATCH = 32
-Way = Callable[[int], None]  # trains so many steps
+# Trains so many steps.
+Way = Callable[[int], None]
 
 
 class Setting:
     """The data on the device, and the ways to train on them."""
 
     def __init__(self, shards: Path, device: torch.device) -> None:
-        keep_freed_memory()  # as training does; the bare loops in this process gain from it, too
+        # As training does; the bare loops in this process gain from it, too.
+        keep_freed_memory()
         self.shards = shards
         self.manifest = Manifest.load(shards)
         self.device = device
@@ -72,7 +75,11 @@ class Setting:
             [s.config.train for s in specs], self.manifest.split("train").class_counts, self.device
         )
         step = TrainStep(
-            bank, BankOptimizer(bank), loss, "fp32", graph=graph and specs[0].config.model.kind in BUILT_IN
+            bank,
+            BankOptimizer(bank),
+            loss,
+            "fp32",
+            graph=graph and specs[0].config.model.kind in BUILT_IN,
         )
         rates = [param_group.optim.lr for param_group in step.optimizer.param_groups]
 
@@ -96,7 +103,8 @@ class Setting:
         return DealtOut(self.shards, variants, seeds, count, threads // count)
 
     def bare(self, variant: str, fused: bool = True) -> Way:
-        """A bare loop over resident data with torch's Adam: the floor of what a careful person writes."""
+        """A bare loop over resident data with torch's Adam: the floor of what a careful person
+        writes."""
         model = self.module(variant)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused)
         train, normalise = self.loader.splits["train"], self.loader.pixels.normalise
@@ -114,15 +122,20 @@ class Setting:
         return run
 
     def vmapped(self, variant: str, members: int) -> Way:
-        """The members stacked by `torch.func` and mapped by `vmap`, as PyTorch's own tutorial on ensembles has it."""
+        """The members stacked by `torch.func` and mapped by `vmap`, as PyTorch's own tutorial on
+        ensembles has it."""
         modules = [self.module(variant) for _ in range(members)]
         parameters, buffers = torch.func.stack_module_state(modules)
         base = copy.deepcopy(modules[0]).to("meta")
         optimizer = torch.optim.Adam(parameters.values(), lr=1e-3, fused=True)
         train, normalise = self.loader.splits["train"], self.loader.pixels.normalise
 
-        def loss(own: dict[str, Tensor], state: dict[str, Tensor], images: Tensor, labels: Tensor) -> Tensor:
-            return F.cross_entropy(torch.func.functional_call(base, (own, state), (images,)), labels)
+        def loss(
+            own: dict[str, Tensor], state: dict[str, Tensor], images: Tensor, labels: Tensor
+        ) -> Tensor:
+            return F.cross_entropy(
+                torch.func.functional_call(base, (own, state), (images,)), labels
+            )
 
         mapped = torch.func.vmap(loss, randomness="different")
 
@@ -132,7 +145,9 @@ class Setting:
                 images, labels = train.gather(rows)
                 images = normalise(images).unflatten(0, (members, BATCH))
                 optimizer.zero_grad()
-                mapped(parameters, buffers, images, labels.unflatten(0, (members, BATCH))).sum().backward()
+                mapped(
+                    parameters, buffers, images, labels.unflatten(0, (members, BATCH))
+                ).sum().backward()
                 optimizer.step()
 
         return run
@@ -152,7 +167,9 @@ class Setting:
 
         folder = tempfile.TemporaryDirectory()
         train = self.loader.splits["train"]
-        for i, (image, label) in enumerate(zip(train.images.cpu(), train.labels.tolist(), strict=True)):
+        for i, (image, label) in enumerate(
+            zip(train.images.cpu(), train.labels.tolist(), strict=True)
+        ):
             path = Path(folder.name) / str(label) / f"{i}.png"
             path.parent.mkdir(exist_ok=True)
             pixels = image.permute(1, 2, 0).numpy()
@@ -222,8 +239,8 @@ NOTEBOOK, LIGHTNING, BARE, ALONE = (
 def make_ways(
     setting: Setting, arguments: argparse.Namespace, loader: Any
 ) -> dict[str, tuple[Way, int, int]]:
-    """Name → way, members, steps of a repeat. The notebook's way and Lightning go through a whole epoch: each of
-    theirs starts the DataLoader's processes anew."""
+    """Name → way, members, steps of a repeat. The notebook's way and Lightning go through a whole
+    epoch: each of theirs starts the DataLoader's processes anew."""
     few = min(setting.steps, arguments.steps)
     whole = min(setting.steps, arguments.slow_steps or setting.steps)
     ways: dict[str, tuple[Way, int, int]] = {}
@@ -255,7 +272,8 @@ def bench_train(arguments: argparse.Namespace) -> dict[str, Any]:
     folder, loader = (None, None) if arguments.no_notebook else setting.notebook_loader()
     ways = make_ways(setting, arguments, loader)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for repeat in range(arguments.repeats + 1):  # the first one warms up
+    # The first one warms up.
+    for repeat in range(arguments.repeats + 1):
         for name, (way, members, steps) in ways.items():
             if name.startswith((NOTEBOOK, LIGHTNING)) and repeat > arguments.slow_repeats:
                 continue
@@ -264,20 +282,27 @@ def bench_train(arguments: argparse.Namespace) -> dict[str, Any]:
             way(steps)
             setting.synchronise()
             if repeat:
-                seconds[name].append((time.perf_counter() - start) / members * setting.steps / steps)
+                seconds[name].append(
+                    (time.perf_counter() - start) / members * setting.steps / steps
+                )
     if folder is not None:
         folder.cleanup()
     for way, _, _ in ways.values():
         if isinstance(way, DealtOut):
             way.close()
-    rows = {name: {"median": statistics.median(times), "n": len(times)} for name, times in seconds.items()}
+    rows = {
+        name: {"median": statistics.median(times), "n": len(times)}
+        for name, times in seconds.items()
+    }
     alone = statistics.mean(rows[f"{ALONE}: {variant}"]["median"] for variant in ALL)
     return {
         "network": setting.network(),
         "rows": rows,
         "ratios": ratios(seconds),
         "alone": alone,
-        "floor": floor(setting.module("baseline"), setting.steps, setting.loader.num_images, device),
+        "floor": floor(
+            setting.module("baseline"), setting.steps, setting.loader.num_images, device
+        ),
         "steps": setting.steps,
         "predicted": predicted(arguments.prediction, arguments.shards.name, rows, setting.steps),
     }
@@ -286,7 +311,8 @@ def bench_train(arguments: argparse.Namespace) -> dict[str, Any]:
 def predicted(
     path: Path | None, shards: str, rows: dict[str, dict[str, Any]], steps: int
 ) -> dict[str, dict[str, float]]:
-    """Bank → µs a step: measured, and what `bench_predict.py` expects of an H100, for shards of its names."""
+    """Bank → µs a step: measured, and what `bench_predict.py` expects of an H100, for shards of its
+    names."""
     table: dict[str, Any] = json.loads(path.read_text()).get(shards, {}) if path else {}
     found = {}
     for members, prediction in table.items():
@@ -330,7 +356,9 @@ def show_train(result: dict[str, Any], machine: str) -> None:
     for column in ("way", "seconds (median)", "n", "against ours alone (mean of the four)"):
         table.add_column(column, justify="left" if column == "way" else "right")
     for name, row in result["rows"].items():
-        table.add_row(name, f"{row['median']:.3f}", str(row["n"]), f"{row['median'] / result['alone']:.2f}")
+        table.add_row(
+            name, f"{row['median']:.3f}", str(row["n"]), f"{row['median'] / result['alone']:.2f}"
+        )
     low = result["floor"]
     for name in ("memory", "matrix"):
         least = low[f"{name}_seconds"]
@@ -346,8 +374,10 @@ def show_train(result: dict[str, Any], machine: str) -> None:
         share = 100 * step["floor"] / step["measured"]
         console.print(
             f"{name}: {step['measured']:.0f} µs a step, the memory floor is {share:.0f} % of it; "
-            f"predicted for an H100: {step['low']:.0f} / {step['expected']:.0f} / {step['high']:.0f} µs"
+            f"predicted for an H100: {step['low']:.0f} / {step['expected']:.0f} / "
+            f"{step['high']:.0f} µs"
         )
     console.print(
-        f"{machine}; {low['bandwidth_GB_per_s']:.1f} GB/s, {low['matrix_GFLOP_per_s']:.0f} GFLOP/s measured"
+        f"{machine}; {low['bandwidth_GB_per_s']:.1f} GB/s, {low['matrix_GFLOP_per_s']:.0f} GFLOP/s "
+        "measured"
     )

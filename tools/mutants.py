@@ -1,10 +1,11 @@
-"""Mutation testing: `python tools/mutants.py [MODULE…]` changes the modules of `[tool.mutants]` in pyproject.toml,
-one place at a time, runs the tests named there, and prints what no test notices. Changes that make no difference
-stand in equivalent_mutants.toml, with the reason. Ends with 1 where fewer than 95 % of the others are noticed.
+"""Mutation testing: `python tools/mutants.py [MODULE…]` changes the modules of `[tool.mutants]` in
+pyproject.toml, one place at a time, runs the tests named there, and prints what no test notices.
+Changes that make no difference stand in equivalent_mutants.toml, with the reason. Ends with 1 where
+fewer than 95 % of the others are noticed.
 
-mutmut forks after the imports, so that a mutant costs its tests and not the import of torch. What is known is kept in
-`.mutants/`: a second call runs only what lived, or whose function has changed; remove the folder to begin anew.
-"""
+mutmut forks after the imports, so that a mutant costs its tests and not the import of torch. What
+is known is kept in `.mutants/`: a second call runs only what lived, or whose function has changed;
+remove the folder to begin anew."""
 
 from __future__ import annotations
 
@@ -24,14 +25,24 @@ from mutmut.mutation.diff_apply import get_diff_for_mutant
 from mutmut.stats import status_by_exit_code
 
 ROOT = Path(__file__).resolve().parents[1]
-LINKED = ("hpc_mlp", "tests", "configs", "tools", "pyproject.toml", "README.md", "CONTRIBUTING.md", "docs")
+LINKED = (
+    "hpc_mlp",
+    "tests",
+    "configs",
+    "tools",
+    "pyproject.toml",
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs",
+)
 NOTICED = ("killed", "timeout", "segfault", "suspicious")
 SHARE = 0.95
 
 
 def mutate(module: str, tests: list[str]) -> None:
     """In a process and a folder of its own: mutmut keeps settings and statistics in both."""
-    # The same examples in every run, so that no mutant is killed by luck; the first failure will do.
+    # The same examples in every run, so that no mutant is killed by luck; the first failure will
+    # do.
     phases = (Phase.explicit, Phase.generate)
     settings.register_profile("mutants", derandomize=True, database=None, phases=phases)
     settings.load_profile("mutants")
@@ -44,7 +55,8 @@ def mutate(module: str, tests: list[str]) -> None:
             data.exit_code_by_key[name] = None
     if data.exit_code_by_key:
         data.save()
-    Path("mutants/mutmut-stats.json").unlink(missing_ok=True)  # which test calls what may be another by now
+    # Which test calls what may be another by now.
+    Path("mutants/mutmut-stats.json").unlink(missing_ok=True)
     _run([], 1)
 
 
@@ -53,7 +65,8 @@ def change(name: str, module: str) -> str:
     lines = get_diff_for_mutant(name, path=module).splitlines()[2:]
     code = [line[0] + line[1:].partition("  # ")[0].strip() for line in lines]
     old, new = (
-        re.findall(r"\w+|\W", " ".join(line[1:] for line in code if line[0] == sign)) for sign in "-+"
+        re.findall(r"\w+|\W", " ".join(line[1:] for line in code if line[0] == sign))
+        for sign in "-+"
     )
     before = 0
     while old[before:] and new[before:] and old[before] == new[before]:
@@ -85,7 +98,8 @@ def report(module: str, equivalent: dict[str, dict[str, str]]) -> bool:
     rest, lived = counts.total() - counts["equivalent"], counts["survived"]
     others = rest - lived - counts["killed"]
     print(
-        f"{module}: {counts.total()} mutants: {counts['killed']} killed, {others} timeouts or crashes, ",
+        f"{module}: {counts.total()} mutants: {counts['killed']} killed, {others} timeouts or "
+        "crashes, ",
         end="",
     )
     share = (rest - lived) / max(1, rest)
@@ -105,7 +119,13 @@ def main(chosen: list[str]) -> int:
             if not Path(name).is_symlink():
                 Path(name).symlink_to(ROOT / name)
         with open("log", "w") as log:
-            command = [sys.executable, ROOT / "tools/mutants.py", "--mutate", module, *table[module]]
+            command = [
+                sys.executable,
+                ROOT / "tools/mutants.py",
+                "--mutate",
+                module,
+                *table[module],
+            ]
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
             done = subprocess.run(command, env=environment, stdout=log, stderr=log)
         if done.returncode:

@@ -3,9 +3,9 @@
 
     python tools/notebook.py photos.zip [--epochs 10] [--size 64] [--variants baseline,dropout]
 
-Unzip, a Dataset that decodes and resizes every image every time, mean and std in a pass of their own, one DataLoader
-and one Adam for each model, one model after another. Prints one JSON line: seconds by phase, test accuracy by model.
-"""
+Unzip, a Dataset that decodes and resizes every image every time, mean and std in a pass of their
+own, one DataLoader and one Adam for each model, one model after another. Prints one JSON line:
+seconds by phase, test accuracy by model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from torch.utils.data import DataLoader, Dataset, Subset, random_split
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-VARIANTS = {  # dropout, batch norm
+# Dropout, batch norm.
+VARIANTS = {
     "baseline": (False, False),
     "dropout": (True, False),
     "batchnorm": (False, True),
@@ -61,9 +62,13 @@ def make_loaders(root: Path, size: int, workers: int, channels: int = 3) -> Load
     generator = torch.Generator().manual_seed(0)
     splits = random_split(range(len(plain)), [0.8, 0.1, 0.1], generator)  # type: ignore[arg-type]
     mean, std = mean_and_std(Subset(plain, splits[0].indices), workers)
-    normalised = ImageFolder(str(root), transforms.Compose([*resize, transforms.Normalize(mean, std)]))
+    normalised = ImageFolder(
+        str(root), transforms.Compose([*resize, transforms.Normalize(mean, std)])
+    )
     return {
-        name: DataLoader(Subset(normalised, split.indices), 32, shuffle=name == "train", num_workers=workers)
+        name: DataLoader(
+            Subset(normalised, split.indices), 32, shuffle=name == "train", num_workers=workers
+        )
         for name, split in zip(("train", "val", "test"), splits, strict=True)
     }
 
@@ -99,7 +104,10 @@ def train(model: nn.Module, loaders: Loaders, epochs: int) -> dict[str, float]:
             loss.backward()
             optimizer.step()
             loss.item()
-        losses = [criterion(logits, labels).item() for logits, labels in predictions(model, loaders["val"])]
+        losses = [
+            criterion(logits, labels).item()
+            for logits, labels in predictions(model, loaders["val"])
+        ]
         if sum(losses) / len(losses) < best:
             best = sum(losses) / len(losses)
             weights = {key: value.clone() for key, value in model.state_dict().items()}
@@ -116,7 +124,9 @@ def train(model: nn.Module, loaders: Loaders, epochs: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("zip", type=Path)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--size", type=int, default=64)
@@ -134,7 +144,9 @@ def main() -> None:
             since = time.perf_counter()
             torch.manual_seed(0)
             model = build(3 * arguments.size**2, classes, *VARIANTS[name])
-            report[name] = train(model, loaders, arguments.epochs) | {"seconds": time.perf_counter() - since}
+            report[name] = train(model, loaders, arguments.epochs) | {
+                "seconds": time.perf_counter() - since
+            }
     report["seconds"] = time.perf_counter() - start
     print(json.dumps(report))
 

@@ -1,4 +1,5 @@
-"""Make the README's pictures and the output that it shows, from a real run on scikit-learn's digits.
+"""Make the README's pictures and the output that it shows, from a real run on scikit-learn's
+digits.
 
     python tools/pictures.py                   README's console blocks, docs/images/live.svg, report.png
     python tools/pictures.py --check [FOLDER]  run the commands in FOLDER; exit code 1 where one fails, or
@@ -52,7 +53,8 @@ SVG = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http:/
 
 
 def on_terminal(command: str, folder: Path) -> tuple[str, list[Text], int]:
-    """Run a command on a terminal of COLUMNS. What stays there, the screens on the way, the exit code."""
+    """Run a command on a terminal of COLUMNS. What stays there, the screens on the way, the exit
+    code."""
     # High enough for all that a command prints; the live table is told that it has LINES.
     screen = pyte.Screen(COLUMNS, 200)
     stream = pyte.ByteStream(screen)
@@ -71,7 +73,7 @@ def on_terminal(command: str, folder: Path) -> tuple[str, list[Text], int]:
         if not select.select([descriptor], [], [], 0.1)[0]:
             screens.append(coloured(screen))
         try:
-            stream.stream(os.read(descriptor, 1 << 16))
+            stream.feed(os.read(descriptor, 1 << 16))
         except OSError:
             # The terminal's other end was closed: the command has ended.
             break
@@ -94,7 +96,9 @@ def coloured(screen: pyte.Screen) -> Text:
 def colour(name: str) -> str | None:
     if re.fullmatch(r"[0-9a-f]{6}", name):
         return f"#{name}"
-    return None if name == "default" else name.replace("brown", "yellow").replace("bright", "bright_")
+    return (
+        None if name == "default" else name.replace("brown", "yellow").replace("bright", "bright_")
+    )
 
 
 def prepare(folder: Path) -> None:
@@ -111,7 +115,8 @@ def prepare(folder: Path) -> None:
 
 
 def words(output: str) -> set[str]:
-    """Of the tables and short answers, without numbers, times, and the sentences that depend on them."""
+    """Of the tables and short answers, without numbers, times, and the sentences that depend on
+    them."""
     tables = re.split(r"^Best: ", output, flags=re.M)[0].replace("★", "")
     return set(re.sub(r"[−+±]?\d[\d.,]*|[─━┏┓┃│]+", " ", tables).split())
 
@@ -121,7 +126,10 @@ def check(folder: Path) -> int:
     for command, shown in SHOWN.findall(README.read_text()):
         output, _, code = on_terminal(command, folder)
         if code or words(output) != words(shown):
-            print(f"$ {command}\n{output}\nexit code {code}. The README shows:\n{shown}", file=sys.stderr)
+            print(
+                f"$ {command}\n{output}\nexit code {code}. The README shows:\n{shown}",
+                file=sys.stderr,
+            )
             print("If it is right now: python tools/pictures.py", file=sys.stderr)
             return 1
     return 0
@@ -153,7 +161,8 @@ def draw_report(page: Path, folder: Path) -> None:
         subprocess.run(command, check=True, capture_output=True)
         both.paste(Image.open(shot).convert("RGB"), (gap + number * (width + gap), gap))
     both = both.resize((1600, round(1600 * both.height / both.width)), Image.Resampling.LANCZOS)
-    # The coverage method keeps the colours of thin lines; the others give them up for shades of grey.
+    # The coverage method keeps the colours of thin lines; the others give them up for shades of
+    # grey.
     both.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
         IMAGES / "report.png", optimize=True
     )

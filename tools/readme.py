@@ -37,15 +37,23 @@ EXTEND = [
     ("optimizer", "{OptimConfig} names it and its keys, {BankOptimizer} does its step"),
     ("archive format", "{open_source} chooses the reader by what the file is"),
     ("column of the table", "a line of `COLUMNS` in {column_of!}, its number in {STATISTICS}"),
-    ("scheduler of jobs", "a module with the functions of {Scheduler}, and a line in `SCHEDULERS` there"),
-    ("figure of the report", "a function like {loss_panels}, and its place in {write_report!}'s template"),
+    (
+        "scheduler of jobs",
+        "a module with the functions of {Scheduler}, and a line in `SCHEDULERS` there",
+    ),
+    (
+        "figure of the report",
+        "a function like {loss_panels}, and its place in {write_report!}'s template",
+    ),
     ("model", "{register}, or a [plugin](recipes.md#a-model-of-your-own) outside the package"),
     ("command", "a line of {COMMANDS}, and a file beside it"),
 ]
 
 
 def commands() -> str:
-    return table(["command", "what it does"], [[f"`{name}`", line] for name, (_, line) in COMMANDS.items()])
+    return table(
+        ["command", "what it does"], [[f"`{name}`", line] for name, (_, line) in COMMANDS.items()]
+    )
 
 
 def variants() -> str:
@@ -70,13 +78,16 @@ def exit_codes() -> str:
     return table(["exit code", "meaning"], [
         ["0", "done"],
         [str(RunError.exit_code), "the input was right, but a run failed"],
-        [str(UserError.exit_code), "the input is wrong: one message says what, where and what to do"],
-        ["130, 143, 138", "stopped by Ctrl-C, SIGTERM, SIGUSR1: the same command goes on from there"],
+        [str(UserError.exit_code), "the input is wrong: one message says what, where and what to "
+                                   "do"],
+        ["130, 143, 138", "stopped by Ctrl-C, SIGTERM, SIGUSR1: the same command goes on from "
+                          "there"],
     ])  # fmt: skip
 
 
 def house() -> list[dict[str, str]]:
-    """The rooms floor by floor from the top down, with what they are for, as the layer test has them."""
+    """The rooms floor by floor from the top down, with what they are for, as the layer test has
+    them."""
     (test,) = (ROOT / "tests").rglob("test_layers.py")
     (found,) = (
         ast.literal_eval(node.value)
@@ -122,7 +133,9 @@ def linked(text: str, page: Path) -> str:
     def follow(found: re.Match[str]) -> str:
         if (page.parent / found[1]).exists():
             return found[0]
-        places = [path for part in ("tests", "tools", "hpc_mlp") for path in (ROOT / part).rglob(found[2])]
+        places = [
+            path for part in ("tests", "tools", "hpc_mlp") for path in (ROOT / part).rglob(found[2])
+        ]
         assert len(places) == 1, f"{page}: {found[1]} is {places}"
         return f"]({os.path.relpath(places[0], page.parent)})"
 
@@ -130,12 +143,11 @@ def linked(text: str, page: Path) -> str:
 
 
 def figures(name: str) -> str:
-    """A table of figures.json, the line that says where its numbers are from, and what follows from them."""
+    """A table of figures.json, the line that says where its numbers are from, and what follows from
+    them."""
     entry: dict[str, Any] = json.loads(FIGURES.read_text())[name]
     rows = [[str(cell) for cell in row] for row in entry.get("rows", [])]
-    about = (
-        f"{entry['hardware']}; {entry['versions']}; n = {entry['n']}; `{entry['command']}`, {entry['date']}."
-    )
+    about = f"{entry['hardware']}; {entry['versions']}; n = {entry['n']}; `{entry['command']}`, {entry['date']}."
     shown = [table(entry["columns"], rows, numbers=True)] if rows else []
     return "\n\n".join([*shown, *map(wrapped, [*entry.get("text", []), about])])
 
@@ -143,7 +155,9 @@ def figures(name: str) -> str:
 def wrapped(text: str) -> str:
     """Lines of 100 characters, with what is between backticks on one line."""
     whole = re.sub(r"`[^`]*`", lambda found: found[0].replace(" ", "\0"), text)
-    return textwrap.fill(whole, 100, break_on_hyphens=False, break_long_words=False).replace("\0", " ")
+    return textwrap.fill(whole, 100, break_on_hyphens=False, break_long_words=False).replace(
+        "\0", " "
+    )
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = False) -> str:
@@ -183,7 +197,9 @@ def main() -> int:
         elif old != new:
             name = page.relative_to(ROOT).as_posix()
             sys.stdout.writelines(
-                difflib.unified_diff(old.splitlines(True), new.splitlines(True), name, f"{name}, fresh")
+                difflib.unified_diff(
+                    old.splitlines(True), new.splitlines(True), name, f"{name}, fresh"
+                )
             )
             print(f"{name} is stale: run python tools/readme.py", file=sys.stderr)
             stale = True

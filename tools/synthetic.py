@@ -1,4 +1,5 @@
-"""Shards of the benchmarks' shapes without their data: as many images, classes and pixels, drawn at random.
+"""Shards of the benchmarks' shapes without their data: as many images, classes and pixels, drawn at
+random.
 
     python tools/synthetic.py FOLDER      FOLDER/photos (4,844 RGB of 64 px) and FOLDER/fashion (70,000 gray of 28 px)
 
@@ -20,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hpc_mlp.conversion.convert import Settings, convert
 
-SETS = {"photos": (4844, 64, 3), "fashion": (70000, 28, 1)}  # images, pixels of a side, channels
+# Images, pixels of a side, channels.
+SETS = {"photos": (4844, 64, 3), "fashion": (70000, 28, 1)}
 
 
 def write_zip(path: Path, num_images: int, size: int, channels: int) -> None:
@@ -30,7 +32,9 @@ def write_zip(path: Path, num_images: int, size: int, channels: int) -> None:
             noise = rng.integers(0, 64, (size, size, channels)) + 18 * (i % 10)
             pixels = noise.astype(np.uint8)
             data = io.BytesIO()
-            Image.fromarray(pixels if channels == 3 else pixels[:, :, 0]).save(data, "PNG", compress_level=1)
+            Image.fromarray(pixels if channels == 3 else pixels[:, :, 0]).save(
+                data, "PNG", compress_level=1
+            )
             file.writestr(f"{i % 10}/{i:05d}.png", data.getvalue())
 
 
@@ -41,10 +45,13 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as temporary:
             source = Path(temporary) / f"{name}.zip"
             write_zip(source, num_images, size, channels)
-            # Fashion-MNIST's own test split is a seventh of it; the photographs take the default shares.
+            # Fashion-MNIST's own test split is a seventh of it; the photographs take the default
+            # shares.
             shares = {"val": 6000 / 70000, "test": 10000 / 70000} if name == "fashion" else {}
             convert(
-                [source], folder / name, Settings(height=size, width=size, grayscale=channels == 1, **shares)
+                [source],
+                folder / name,
+                Settings(height=size, width=size, grayscale=channels == 1, **shares),
             )
 
 

@@ -12,15 +12,20 @@ from hpc_mlp.bank.bank import Bank
 
 
 class WeightAverage:
-    """After step t: average ← d·average + (1 − d)·weights, d = min(ema, (1 + t) / (10 + t)), so that the first steps
-    do not weigh for long. Running batch-norm statistics are averaged too."""
+    """After step t: average ← d·average + (1 − d)·weights, d = min(ema, (1 + t) / (10 + t)), so
+    that the first steps do not weigh for long. Running batch-norm statistics are averaged too."""
 
     def __init__(self, bank: Bank, states: Sequence[dict[str, Tensor]] | None = None) -> None:
         self.bank = bank
         self.decays = [spec.config.train.ema for spec in bank.specs]
-        current = {name: tensor for name, tensor in bank.state_dict().items() if tensor.is_floating_point()}
-        self.tensors = {name: tensor.clone() for name, tensor in current.items()} if any(self.decays) else {}
-        self.pairs: list[tuple[float, Tensor, Tensor]] = []  # (decay, average, weights)
+        current = {
+            name: tensor for name, tensor in bank.state_dict().items() if tensor.is_floating_point()
+        }
+        self.tensors = (
+            {name: tensor.clone() for name, tensor in current.items()} if any(self.decays) else {}
+        )
+        # (decay, average, weights)
+        self.pairs: list[tuple[float, Tensor, Tensor]] = []
         for name, average in self.tensors.items():
             for run in bank.member_slices(name, lambda spec: spec.config.train.ema):
                 if run.key:
@@ -29,7 +34,8 @@ class WeightAverage:
         if states is not None:
             for mine, given in zip(bank.member_states(self.tensors), states, strict=True):
                 for key, tensor in mine.items():
-                    if f"average/{key}" in given:  # else it has none and trained in other company before
+                    # Else it has none and trained in other company before.
+                    if f"average/{key}" in given:
                         tensor.copy_(given[f"average/{key}"])
 
     @torch.no_grad()
@@ -47,7 +53,8 @@ class WeightAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within: the bank holds the averages of the members that have one, for evaluation and saving."""
+        """Within: the bank holds the averages of the members that have one, for evaluation and
+        saving."""
         saved = [(weights, weights.clone(), average) for _, average, weights in self.pairs]
         for weights, _, average in saved:
             weights.copy_(average)

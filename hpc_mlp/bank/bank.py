@@ -1,5 +1,5 @@
-"""The bank: several runs trained together in one process. MLPs of equal widths are stacked; other models stand
-beside them and share their batches.
+"""The bank: several runs trained together in one process. MLPs of equal widths are stacked; other
+models stand beside them and share their batches.
 
 Legend: V members, S streams, B images of a batch, K classes.
 """
@@ -44,7 +44,8 @@ class ParamGroup:
     optim: OptimConfig
     schedule: ScheduleConfig
     ema: float
-    epochs: int  # schedules end with the run
+    # Schedules end with the run.
+    epochs: int
 
 
 def stream_of(spec: RunSpec) -> BatchStream:
@@ -63,32 +64,37 @@ def stack_key(spec: RunSpec) -> tuple[object, ...]:
 
 
 def is_capturable(spec: RunSpec) -> bool:
-    """Whether a training step of this run may be captured as a CUDA graph, and with it those of its bank: what a
-    plugin's forward does on the host would happen once, at the capture."""
+    """Whether a training step of this run may be captured as a CUDA graph, and with it those of its
+    bank: what a plugin's forward does on the host would happen once, at the capture."""
     return spec.config.model.kind in BUILT_IN
 
 
 def bank_order(specs: Sequence[RunSpec]) -> list[RunSpec]:
-    """The order in which a bank holds its members: side by side those that stack, share a parameter group, are batch-normalised,
-    share a stream."""
+    """The order in which a bank holds its members: side by side those that stack, share a parameter
+    group, are batch-normalised, share a stream."""
     stacks, param_groups, streams = (
-        list(dict.fromkeys(key(spec) for spec in specs)) for key in (stack_key, param_group_of, stream_of)
+        list(dict.fromkeys(key(spec) for spec in specs))
+        for key in (stack_key, param_group_of, stream_of)
     )
 
     def place(spec: RunSpec) -> tuple[int, int, bool, int]:
         model = spec.config.model
         return (
-            stacks.index(stack_key(spec)), param_groups.index(param_group_of(spec)), model.batchnorm, streams.index(stream_of(spec))
-        )  # fmt: skip
+            stacks.index(stack_key(spec)),
+            param_groups.index(param_group_of(spec)),
+            model.batchnorm,
+            streams.index(stream_of(spec)),
+        )
 
     return sorted(specs, key=place)
 
 
 class Bank(nn.Module):
-    """`specs` must be in `bank_order`. Blocks are stacks and single modules, in the order of their members.
+    """`specs` must be in `bank_order`. Blocks are stacks and single modules, in the order of their
+    members.
 
-    `states`: the members' state dicts (as `member_states` gives them); without, initial weights by seed.
-    """
+    `states`: the members' state dicts (as `member_states` gives them); without, initial weights by
+    seed."""
 
     def __init__(
         self,
@@ -103,10 +109,13 @@ class Bank(nn.Module):
         self.stream_index = [self.streams.index(stream_of(spec)) for spec in specs]
         self.parts: BatchParts | None = None
         self.blocks = nn.ModuleList()
-        self.sizes: list[int] = []  # members of each block
-        self.num_parameters: list[int] = []  # of each member
+        # Members of each block.
+        self.sizes: list[int] = []
+        # Of each member.
+        self.num_parameters: list[int] = []
         self.dropouts: list[StatelessDropout] = []
-        self.norms: list[BankNorm] = []  # of the single modules
+        # Of the single modules.
+        self.norms: list[BankNorm] = []
         for key, members in itertools.groupby(range(len(specs)), key=lambda i: stack_key(specs[i])):
             modules = []
             for i in members:
@@ -123,7 +132,8 @@ class Bank(nn.Module):
             self.sizes.append(len(modules))
         firsts = [0, *itertools.accumulate(self.sizes)]
         self.stream_slices = [
-            self._stream_slices(first, size) for first, size in zip(firsts, self.sizes, strict=False)
+            self._stream_slices(first, size)
+            for first, size in zip(firsts, self.sizes, strict=False)
         ]
 
     def __len__(self) -> int:
@@ -140,8 +150,8 @@ class Bank(nn.Module):
         return slices
 
     def prepare(self, position: BatchPosition, device: torch.device) -> list[dict[int, Tensor]]:
-        """Set up the step at `position`. → for every block: hidden layer → dropout draws int16 [S, b, H] of this
-        process's part of the batch, in the host's memory"""
+        """Set up the step at `position`. → for every block: hidden layer → dropout draws int16 [S,
+        b, H] of this process's part of the batch, in the host's memory"""
         cache: dict[tuple[int, int], Tensor] = {}
         for dropout in self.dropouts:
             dropout.prepare(position)
@@ -153,7 +163,12 @@ class Bank(nn.Module):
                 rows = [
                     torch.from_numpy(
                         dropout_draws(
-                            stream.seed, position.epoch, position.step, layer, position.batch_size, width
+                            stream.seed,
+                            position.epoch,
+                            position.step,
+                            layer,
+                            position.batch_size,
+                            width,
                         )
                     )[position.start : position.stop]
                     for stream in self.streams
@@ -170,8 +185,8 @@ class Bank(nn.Module):
         ]
 
     def forward(self, images: Tensor, draws: list[dict[int, Tensor]] | None = None) -> Tensor:
-        """Training: images float32 [S, B, C, H, W], one batch a stream, with `draws`. Evaluation: [1, B, C, H, W] for
-        all. → logits float32 [V, B, K]"""
+        """Training: images float32 [S, B, C, H, W], one batch a stream, with `draws`. Evaluation:
+        [1, B, C, H, W] for all. → logits float32 [V, B, K]"""
         logits: list[Tensor] = []
         first = 0
         for i, (block, size) in enumerate(zip(self.blocks, self.sizes, strict=True)):
@@ -185,14 +200,16 @@ class Bank(nn.Module):
         return (logits[0] if len(logits) == 1 else torch.cat(logits)).float()
 
     def set_reference(self, image: Tensor) -> None:
-        """Any normalised image float32 [C, H, W] of the dataset, the same for all processes and attempts."""
+        """Any normalised image float32 [C, H, W] of the dataset, the same for all processes and
+        attempts."""
         for block in self.blocks:
             if isinstance(block, StackedMLP):
                 block.set_reference(image)
 
     def share_batches(self, processes: Processes) -> None:
-        """From here on every process holds a part of each batch; batch-norm statistics are those of the whole. The
-        gradients of stacks are then the same on all processes; those of the other blocks must be summed."""
+        """From here on every process holds a part of each batch; batch-norm statistics are those of
+        the whole. The gradients of stacks are then the same on all processes; those of the other
+        blocks must be summed."""
         self.parts = BatchParts(processes)
         for block in self.blocks:
             if isinstance(block, StackedMLP):
@@ -205,17 +222,22 @@ class Bank(nn.Module):
         return isinstance(self.blocks[int(parameter.split(".")[1])], StackedMLP)
 
     def tensor_slots(self) -> list[TensorSlot]:
-        """Where every member's tensors stand: one `TensorSlot` for each tensor of each member's plain state dict."""
+        """Where every member's tensors stand: one `TensorSlot` for each tensor of each member's
+        plain state dict."""
         table: list[TensorSlot] = []
         first = 0
         for i, (block, size) in enumerate(zip(self.blocks, self.sizes, strict=True)):
             if isinstance(block, StackedMLP):
                 for name, slots in block.slots().items():
                     table += [
-                        TensorSlot(first + v, key, f"blocks.{i}.{name}", index) for index, v, key in slots
+                        TensorSlot(first + v, key, f"blocks.{i}.{name}", index)
+                        for index, v, key in slots
                     ]
             else:
-                table += [TensorSlot(first, name, f"blocks.{i}.{name}", None) for name in block.state_dict()]
+                table += [
+                    TensorSlot(first, name, f"blocks.{i}.{name}", None)
+                    for name in block.state_dict()
+                ]
             first += size
         return table
 
@@ -236,8 +258,8 @@ class Bank(nn.Module):
         return slices
 
     def member_states(self, tensors: Mapping[str, Tensor] | None = None) -> list[dict[str, Tensor]]:
-        """Each member's state dict under the names of its plain module, as views of the bank's tensors (or of others
-        of the same names and shapes: an average, an optimizer's state)."""
+        """Each member's state dict under the names of its plain module, as views of the bank's
+        tensors (or of others of the same names and shapes: an average, an optimizer's state)."""
         tensors = tensors if tensors is not None else self.state_dict()
         states: list[dict[str, Tensor]] = [{} for _ in self.specs]
         for row in self.tensor_slots():
@@ -249,7 +271,8 @@ class Bank(nn.Module):
 
 @dataclass(frozen=True)
 class TensorSlot:
-    """Member `member`'s tensor `key` is `bank.state_dict()[tensor][index]` (all of it where index is None)."""
+    """Member `member`'s tensor `key` is `bank.state_dict()[tensor][index]` (all of it where index
+    is None)."""
 
     member: int
     key: str
@@ -259,7 +282,8 @@ class TensorSlot:
 
 @dataclass(frozen=True)
 class MemberSlice(Generic[K]):
-    """Rows of a stacked tensor (None: all of a tensor that is not stacked) whose members share `key`."""
+    """Rows of a stacked tensor (None: all of a tensor that is not stacked) whose members share
+    `key`."""
 
     key: K
     rows: slice | None
@@ -271,7 +295,8 @@ def _module(
     model = spec.config.model
     if state is None:
         return build_module(model, image_shape, num_classes, spec.seed)
-    if model.kind == "mlp":  # no need to draw weights that are then replaced
+    # No need to draw weights that are then replaced.
+    if model.kind == "mlp":
         with torch.device("meta"):
             module = build_module(model, image_shape, num_classes, spec.seed)
         module.load_state_dict(state, assign=True)

@@ -1,8 +1,9 @@
 """Batch normalisation of a stack's members (Ioffe and Szegedy, arXiv 1502.03167) and its gradient.
 
-On a CPU the sums are taken in an order that depends neither on the number of threads nor on the other members, so that
-a run's bits are the same on any number of cores and in any company. torch's kernel gives each thread a part of the
-batch, whose number shows in the last bits; its speed is about the same. On a GPU it is torch's kernel.
+On a CPU the sums are taken in an order that depends neither on the number of threads nor on the
+other members, so that a run's bits are the same on any number of cores and in any company. torch's
+kernel gives each thread a part of the batch, whose number shows in the last bits; its speed is
+about the same. On a GPU it is torch's kernel.
 
 Legend: v members, B images of a batch, H width.
 """
@@ -29,7 +30,8 @@ class Running:
 
 @dataclass(frozen=True)
 class Saved:
-    """What the gradient needs: x − mean [v, B, H] (on a GPU: x [B, v·H]), mean and 1 / σ [v, H] (on a GPU [v·H])"""
+    """What the gradient needs: x − mean [v, B, H] (on a GPU: x [B, v·H]), mean and 1 / σ [v, H] (on
+    a GPU [v·H])"""
 
     x: Tensor
     mean: Tensor
@@ -42,8 +44,8 @@ class Saved:
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor, running: Running, learning: bool, eps: float
 ) -> tuple[Tensor, Saved]:
-    """x [v, B, H] → (x − mean) / σ · weight + bias of x's dtype. `learning`: with the batch's statistics, of which the
-    running ones take their share; else with the running ones."""
+    """x [v, B, H] → (x − mean) / σ · weight + bias of x's dtype. `learning`: with the batch's
+    statistics, of which the running ones take their share; else with the running ones."""
     if branch(x) == "cuda":
         return _native_forward(x, weight, bias, running, learning, eps)
     wide = x.float()
@@ -53,7 +55,8 @@ def forward(
         centred = wide - mean.unsqueeze(1)
         squares = column_sums(centred.square())
         inverse_std = squares.div(batch).add_(eps).rsqrt_()
-        # Not lerp: where a kernel multiplies and adds at once, what does not fill a vector is rounded differently.
+        # Not lerp: where a kernel multiplies and adds at once, what does not fill a vector is
+        # rounded differently.
         running.mean.mul_(1 - running.momentum).add_(mean.mul(running.momentum))
         running.var.mul_(1 - running.momentum).add_(squares.mul_(running.momentum / (batch - 1)))
     else:
@@ -87,9 +90,15 @@ def _native_forward(
     members, batch, width = x.shape
     flat = x.transpose(0, 1).reshape(batch, members * width).contiguous()
     y, mean, inverse_std = torch.native_batch_norm(
-        flat, weight.view(-1), bias.view(-1), running.mean.view(-1), running.var.view(-1), learning,
-        running.momentum, eps,
-    )  # fmt: skip
+        flat,
+        weight.view(-1),
+        bias.view(-1),
+        running.mean.view(-1),
+        running.var.view(-1),
+        learning,
+        running.momentum,
+        eps,
+    )
     saved = Saved(flat, mean, inverse_std, running, learning, eps)
     return y.view(batch, members, width).transpose(0, 1), saved
 
@@ -98,7 +107,19 @@ def _native_backward(dy: Tensor, weight: Tensor, saved: Saved) -> tuple[Tensor, 
     members, batch, width = dy.shape
     flat = dy.transpose(0, 1).reshape(batch, members * width).contiguous()
     dx, dw, db = torch.ops.aten.native_batch_norm_backward(
-        flat, saved.x, weight.view(-1), saved.running.mean.view(-1), saved.running.var.view(-1), saved.mean,
-        saved.inverse_std, saved.learning, saved.eps, [True, True, True],
-    )  # fmt: skip
-    return dx.view(batch, members, width).transpose(0, 1), dw.view(members, width), db.view(members, width)
+        flat,
+        saved.x,
+        weight.view(-1),
+        saved.running.mean.view(-1),
+        saved.running.var.view(-1),
+        saved.mean,
+        saved.inverse_std,
+        saved.learning,
+        saved.eps,
+        [True, True, True],
+    )
+    return (
+        dx.view(batch, members, width).transpose(0, 1),
+        dw.view(members, width),
+        db.view(members, width),
+    )

@@ -1,4 +1,5 @@
-"""Gradients clipped by member: one norm and one product for each stacked tensor, whatever the number of members."""
+"""Gradients clipped by member: one norm and one product for each stacked tensor, whatever the
+number of members."""
 
 from __future__ import annotations
 
@@ -12,25 +13,30 @@ from torch import Tensor
 from hpc_mlp.bank.bank import Bank
 from hpc_mlp.machine.device import branch
 
-_PIECE = 8192  # floats that torch sums up by one thread, for a norm
+# Floats that torch sums up by one thread, for a norm.
+_PIECE = 8192
 
 
 @dataclass(frozen=True)
 class _NormGroup:
     """The parameters of v members that are stacked, or of one that is not."""
 
-    common: list[str]  # of all members
-    normed: list[str]  # of members `rows` alone
+    # Of all members.
+    common: list[str]
+    # Of members `rows` alone.
+    normed: list[str]
     rows: Tensor  # int64
     clips: Tensor  # [v]
-    free: Tensor  # bool [v]: not clipped
+    # Bool [v]: not clipped.
+    free: Tensor
 
 
 class Clipping:
-    """Scales each member's gradient to a norm of at most its `clip_norm`, as `torch.nn.utils.clip_grad_norm_` does.
+    """Scales each member's gradient to a norm of at most its `clip_norm`, as
+    `torch.nn.utils.clip_grad_norm_` does.
 
-    A member's norms are taken over the same numbers in the same order whatever stands beside it: so are its bits.
-    """
+    A member's norms are taken over the same numbers in the same order whatever stands beside it: so
+    are its bits."""
 
     def __init__(self, bank: Bank, parameters: Collection[str], device: torch.device) -> None:
         self.blocks: list[_NormGroup] = []
@@ -50,7 +56,9 @@ class Clipping:
                 _NormGroup(
                     common,
                     normed,
-                    torch.tensor(places[normed[0]] if normed else [], dtype=torch.int64, device=device),
+                    torch.tensor(
+                        places[normed[0]] if normed else [], dtype=torch.int64, device=device
+                    ),
                     torch.tensor([clip or 0.0 for clip in clips], device=device),
                     torch.tensor([clip is None for clip in clips], device=device),
                 )
@@ -74,14 +82,17 @@ class Clipping:
             if members == 1:
                 torch._foreach_mul_(common, scales[0])
                 continue
-            for gradients_of, scale in ((common, scales), (normed, scales.index_select(0, block.rows))):
+            for gradients_of, scale in (
+                (common, scales),
+                (normed, scales.index_select(0, block.rows)),
+            ):
                 for gradient in gradients_of:
                     gradient.mul_(scale.view(-1, *[1] * (gradient.dim() - 1)))
 
 
 def _norms(x: Tensor, members: int) -> Tensor:
-    """The norm of each member's part of x → [members]. Of pieces on a CPU: a single large sum is divided among the
-    threads, which shows."""
+    """The norm of each member's part of x → [members]. Of pieces on a CPU: a single large sum is
+    divided among the threads, which shows."""
     flat = x.reshape(members, x.numel() // members)
     size = flat.shape[1]
     cut = size - size % _PIECE

@@ -13,7 +13,8 @@ from hpc_mlp.machine.randomness import dropout_draws
 
 @dataclass(frozen=True)
 class BatchPosition:
-    """Where a training step stands: this process holds images `start:stop` of the global batch of `batch_size`."""
+    """Where a training step stands: this process holds images `start:stop` of the global batch of
+    `batch_size`."""
 
     epoch: int
     step: int
@@ -23,18 +24,20 @@ class BatchPosition:
 
 
 class StatelessDropout(nn.Dropout):
-    """`nn.Dropout` whose mask is a function of (seed, epoch, step, layer, image's place in the global batch).
+    """`nn.Dropout` whose mask is a function of (seed, epoch, step, layer, image's place in the
+    global batch).
 
-    `prepare` fills the draws of a step into a buffer of the device, one for each number of images, so that a captured
-    step finds the next step's draws at the same address. How wide they are is known after the first step.
-    """
+    `prepare` fills the draws of a step into a buffer of the device, one for each number of images,
+    so that a captured step finds the next step's draws at the same address. How wide they are is
+    known after the first step."""
 
     def __init__(self, rate: float, seed: int, layer: int) -> None:
         super().__init__(rate)
         self.seed = seed
         self.layer = layer
         self.position: BatchPosition | None = None
-        self.draws: dict[int, Tensor] = {}  # images of this process → int16 [b, …]
+        # Images of this process → int16 [b, …].
+        self.draws: dict[int, Tensor] = {}
         self.filled: BatchPosition | None = None
 
     def prepare(self, position: BatchPosition) -> None:
@@ -58,16 +61,23 @@ class StatelessDropout(nn.Dropout):
 
     def _fill(self, draws: Tensor, position: BatchPosition) -> None:
         width = draws[0].numel() if len(draws) else 0
-        made = dropout_draws(self.seed, position.epoch, position.step, self.layer, position.batch_size, width)
+        made = dropout_draws(
+            self.seed, position.epoch, position.step, self.layer, position.batch_size, width
+        )
         own = torch.from_numpy(made[position.start : position.stop]).view_as(draws)
         draws.copy_(send(own, draws.device), non_blocking=True)
         self.filled = position
 
 
 def make_stateless(module: nn.Module, seed: int) -> list[StatelessDropout]:
-    """Replace every `nn.Dropout` inside `module` that drops anything, in place; returns the new ones."""
+    """Replace every `nn.Dropout` inside `module` that drops anything, in place; returns the new
+    ones."""
     replaced: list[StatelessDropout] = []
-    found = [(name, child) for name, child in module.named_modules() if type(child) is nn.Dropout and name]
+    found = [
+        (name, child)
+        for name, child in module.named_modules()
+        if type(child) is nn.Dropout and name
+    ]
     for layer, (name, child) in enumerate(found):
         if child.p > 0:
             new = StatelessDropout(child.p, seed, layer=1000 + layer)

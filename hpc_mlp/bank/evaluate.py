@@ -19,7 +19,8 @@ EVAL_BATCH = 512
 def evaluate(
     module: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
 ) -> tuple[Metrics, NDArray[np.float32], NDArray[np.int64]]:
-    """→ metrics, probabilities [N, K] and labels [N], in the order of `batches` (normalised images, labels)."""
+    """→ metrics, probabilities [N, K] and labels [N], in the order of `batches` (normalised images,
+    labels)."""
     module.eval()
     sums: MetricSums | None = None
     probabilities, labels = [], []

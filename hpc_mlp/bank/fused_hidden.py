@@ -1,5 +1,6 @@
-"""What stands between two linear layers of a stack: batch normalisation, activation and dropout as one function, with
-its gradient. One buffer is written instead of one for each of the three, for each of the members that need it.
+"""What stands between two linear layers of a stack: batch normalisation, activation and dropout as
+one function, with its gradient. One buffer is written instead of one for each of the three, for
+each of the members that need it.
 
 Legend: V members, B images of a batch, H width.
 """
@@ -25,8 +26,9 @@ _ONE_THREAD = 32768
 
 @dataclass(frozen=True)
 class Activation:
-    """`forward(x, out)`; `backward(dy, x, out)`, where x is the activation's input. `even`: a value's bits do not
-    depend on where it stands; torch's vectors and single values are approximated in different ways else."""
+    """`forward(x, out)`; `backward(dy, x, out)`, where x is the activation's input. `even`: a
+    value's bits do not depend on where it stands; torch's vectors and single values are
+    approximated in different ways else."""
 
     forward: Callable[[Tensor, Tensor], object]
     backward: Callable[[Tensor, Tensor, Tensor], object]
@@ -37,7 +39,8 @@ class Activation:
         if self.even or branch(tensors[0]) == "cuda":
             function(*tensors)
             return
-        # Pieces of one member each, which torch gives to one thread: their bits depend on their shape alone.
+        # Pieces of one member each, which torch gives to one thread: their bits depend on their
+        # shape alone.
         rows = max(1, _ONE_THREAD // tensors[0].shape[2])
         for member in zip(*tensors, strict=True):
             for parts in zip(*(tensor.split(rows) for tensor in member), strict=True):
@@ -85,7 +88,8 @@ class Mask:
 def hidden(
     z: Tensor, norm: StackedBatchNorm | None, activation: Activation, masks: Sequence[Mask] = ()
 ) -> Tensor:
-    """dropout(activation(norm(z))), [V, B, H] → [V, B, H] contiguous. `norm` says which members it is for."""
+    """dropout(activation(norm(z))), [V, B, H] → [V, B, H] contiguous. `norm` says which members it
+    is for."""
     weight, bias = (None, None) if norm is None else (norm.weight, norm.bias)
     return cast(Tensor, _Hidden.apply(z, weight, bias, norm, activation, masks))
 
@@ -103,7 +107,8 @@ class _Hidden(torch.autograd.Function):
     ) -> Tensor:
         y = torch.empty(z.shape, dtype=z.dtype, device=z.device)
         ctx.norm, ctx.activation, ctx.masks = norm, activation, masks
-        inputs: list[tuple[slice, Tensor, Normed | None]] = []  # of the activation
+        # Of the activation.
+        inputs: list[tuple[slice, Tensor, Normed | None]] = []
         for span in [Span(slice(0, len(z)), None)] if norm is None else norm.spans:
             x, normed = z[span.members], None
             if norm is not None and span.rows is not None:
@@ -126,12 +131,14 @@ class _Hidden(torch.autograd.Function):
                 dy[mask.start : mask.stop].mul_(mask.values)
         norm: StackedBatchNorm | None = ctx.norm
         activation: Activation = ctx.activation
-        weights, biases = [], []  # their gradients
+        # Their gradients.
+        weights, biases = [], []
         for span, x, normed in ctx.inputs:
             if norm is None or normed is None:
                 activation.run(activation.backward, dy[span], x, dz[span])
                 continue
-            before = torch.empty_like(x)  # batch first, as the norm wants it
+            # Batch first, as the norm wants it.
+            before = torch.empty_like(x)
             activation.run(activation.backward, dy[span], x, before)
             dz[span], dw, db = norm.gradient(before, normed)
             weights.append(dw)

@@ -14,7 +14,8 @@ from hpc_mlp.config.sections import TrainConfig
 
 @dataclass(frozen=True)
 class Targets:
-    """Labels int64 [V, B]; with mixup also those of the partner images and the share [V, B] of the first."""
+    """Labels int64 [V, B]; with mixup also those of the partner images and the share [V, B] of the
+    first."""
 
     labels: Tensor
     partners: Tensor | None = None
@@ -22,11 +23,11 @@ class Targets:
 
 
 class BankLoss:
-    """Cross entropy with label smoothing and class weights, per member, as `torch.nn.CrossEntropyLoss` defines it.
+    """Cross entropy with label smoothing and class weights, per member, as
+    `torch.nn.CrossEntropyLoss` defines it.
 
-    `class_counts`: images of each class in the training split; 'balanced' weighs class k by N / (K n_k).
-    `reduce` sums a tensor over the processes of data-parallel training, in place.
-    """
+    `class_counts`: images of each class in the training split; 'balanced' weighs class k by N / (K
+    n_k). `reduce` sums a tensor over the processes of data-parallel training, in place."""
 
     def __init__(
         self,
@@ -37,17 +38,22 @@ class BankLoss:
     ) -> None:
         self.reduce = reduce
         smoothing = [config.label_smoothing for config in configs]
-        self.smoothing = torch.tensor(smoothing, device=device).unsqueeze(1) if any(smoothing) else None
+        self.smoothing = (
+            torch.tensor(smoothing, device=device).unsqueeze(1) if any(smoothing) else None
+        )
         self.weights: Tensor | None = None
         if any(config.class_weights == "balanced" for config in configs):
             counts = torch.tensor(class_counts, dtype=torch.float64).clamp(min=1)
             balanced = (counts.sum() / (len(counts) * counts)).float()
-            rows = [balanced if c.class_weights == "balanced" else torch.ones_like(balanced) for c in configs]
+            rows = [
+                balanced if c.class_weights == "balanced" else torch.ones_like(balanced)
+                for c in configs
+            ]
             self.weights = torch.stack(rows).to(device)  # [V, K]
 
     def __call__(self, logits: Tensor, targets: Targets, batch_size: int) -> Tensor:
-        """logits float32 [V, B, K] of this process's part of a global batch of `batch_size` → [V]: this part's share
-        of each member's mean loss (the sum over processes is the mean)."""
+        """logits float32 [V, B, K] of this process's part of a global batch of `batch_size` → [V]:
+        this part's share of each member's mean loss (the sum over processes is the mean)."""
         if self.smoothing is None and self.weights is None and targets.partners is None:
             flat = F.cross_entropy(logits.flatten(0, 1), targets.labels.flatten(), reduction="none")
             return flat.view(targets.labels.shape).sum(1) / batch_size

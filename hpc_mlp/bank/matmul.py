@@ -1,17 +1,21 @@
-"""The matrix products of stacked layers, and which kernel makes them: the one place where that is decided.
+"""The matrix products of stacked layers, and which kernel makes them: the one place where that is
+decided.
 
-A member's bits may depend neither on the number of threads nor on the other members. MKL splits a product over the
-threads that it has, where it likes along the sum as well; of a batch of at least as many products as threads each is
-made by one thread. So a smaller batch gets as many threads as it has products, and the products of large layers are cut
-into pieces along what is not summed, always in the same way.
+A member's bits may depend neither on the number of threads nor on the other members. MKL splits a
+product over the threads that it has, where it likes along the sum as well; of a batch of at least
+as many products as threads each is made by one thread. So a smaller batch gets as many threads as
+it has products, and the products of large layers are cut into pieces along what is not summed,
+always in the same way.
 
-oneDNN splits along the sum only where that is long (seen from 30,000 inputs on), so no call of it sums up more than
-`LONGEST`. It makes what it makes faster:
+oneDNN splits along the sum only where that is long (seen from 30,000 inputs on), so no call of it
+sums up more than `LONGEST`. It makes what it makes faster:
 
-- on AMD, where MKL keeps to AVX2 and oneDNN uses AVX-512, all products from `LARGE` inputs × outputs on (2 Zen 5 cores,
-  batch 32, 12288×512: forward 1.7 ms against 4.0, weight gradient 1.3 against 3.6);
-- elsewhere the forward products from `LARGE` on (2 Xeon cores, the same: 1.5 ms against 2.8; 784×512 on one core 0.26
-  against 0.21, but MKL's bits would depend on how many images of a batch a process holds).
+- on AMD, where MKL keeps to AVX2 and oneDNN uses AVX-512, all products from `LARGE` inputs ×
+  outputs on (2 Zen 5 cores, batch 32, 12288×512: forward 1.7 ms against 4.0, weight gradient 1.3
+  against 3.6);
+- elsewhere the forward products from `LARGE` on (2 Xeon cores, the same: 1.5 ms against 2.8;
+  784×512 on one core 0.26 against 0.21, but MKL's bits would depend on how many images of a batch
+  a process holds).
 
 Legend: V members, B images of a batch, D inputs, H outputs.
 """
@@ -29,9 +33,10 @@ from torch import Tensor
 
 from hpc_mlp.machine.device import branch
 
-# Inputs × outputs of one member's layer. On AMD oneDNN, called member by member, is 1.5 times as fast as MKL's batched
-# product at 512×256 on one thread and 0.9 times on two; at 784×512 and above 1.5 to 2.9 times (Zen 5). Neither batch
-# size nor threads may matter: another kernel rounds differently.
+# Inputs × outputs of one member's layer. On AMD oneDNN, called member by member, is 1.5 times as
+# fast as MKL's batched product at 512×256 on one thread and 0.9 times on two; at 784×512 and above
+# 1.5 to 2.9 times (Zen 5). Neither batch size nor threads may matter: another kernel rounds
+# differently.
 LARGE = 512 * 256
 
 # The longest sum of one call of oneDNN: the same bits on 1 to 40 threads, for 16 to 512 outputs.
@@ -62,15 +67,16 @@ def _on_amd() -> bool:
 
 
 def _onednn(size: int, factor: Tensor, *, forward: bool) -> Linear | None:
-    """oneDNN's operator, if it is the one for a layer of `size` inputs × outputs; `factor` is of its products."""
+    """oneDNN's operator, if it is the one for a layer of `size` inputs × outputs; `factor` is of
+    its products."""
     if size < LARGE or factor.dtype != torch.float32 or branch(factor) != "cpu":
         return None
     return _onednn_linear() if forward or _on_amd() else None
 
 
 def _pieces(size: int, count: int, factor: Tensor) -> int:
-    """Into how many pieces MKL's product is cut that has `count` columns which can be divided: of a layer of `size`
-    inputs × outputs, at least 131,072 in each piece."""
+    """Into how many pieces MKL's product is cut that has `count` columns which can be divided: of a
+    layer of `size` inputs × outputs, at least 131,072 in each piece."""
     if size < 2 * LARGE or branch(factor) != "cpu":
         return 1
     return next(n for n in (8, 4, 2, 1) if n <= size // LARGE and count % n == 0)
@@ -78,8 +84,8 @@ def _pieces(size: int, count: int, factor: Tensor) -> int:
 
 @functools.cache
 def _mkl_threads() -> Callable[[int], int]:
-    """MKL's own switch for the calling thread: sets its number of threads, → what was set before. torch exports it, but
-    has no function for it."""
+    """MKL's own switch for the calling thread: sets its number of threads, → what was set before.
+    torch exports it, but has no function for it."""
     try:
         library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
         switch: Callable[[int], int] = ctypes.CDLL(str(library)).MKL_Set_Num_Threads_Local
@@ -148,8 +154,9 @@ def input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
 
 
 def weight_gradient(dy: Tensor, x: Tensor, out: Tensor, size: int) -> Tensor:
-    """dy [V, B, h], x [V, B, D] or for all members [B, D] → [V, h, D] float32, in `out` or elsewhere. `size`: inputs ×
-    outputs of one member's whole layer, of which these are some rows."""
+    """dy [V, B, h], x [V, B, D] or for all members [B, D] → [V, h, D] float32, in `out` or
+    elsewhere. `size`: inputs × outputs of one member's whole layer, of which these are some
+    rows."""
     if dy.dtype != out.dtype or branch(dy) != "cpu":
         return _anyhow(dy, x, out)
     members, _, height = dy.shape
@@ -171,11 +178,16 @@ def weight_gradient(dy: Tensor, x: Tensor, out: Tensor, size: int) -> Tensor:
 
 def _anyhow(dy: Tensor, x: Tensor, out: Tensor) -> Tensor:
     """On a GPU, or in mixed precision."""
-    a, view = (_side_by_side(dy).t(), out.view(-1, x.shape[1])) if x.dim() == 2 else (dy.transpose(1, 2), out)
+    a, view = (
+        (_side_by_side(dy).t(), out.view(-1, x.shape[1]))
+        if x.dim() == 2
+        else (dy.transpose(1, 2), out)
+    )
     product = torch.bmm if a.dim() == 3 else torch.mm
     if a.dtype == out.dtype:
         product(a, x, out=view)
-    elif a.is_cuda:  # summed in float32, and never rounded to bfloat16
+    # Summed in float32, and never rounded to bfloat16.
+    elif a.is_cuda:
         product(a, x, out.dtype, out=view)
     else:
         view.copy_(product(a, x))
@@ -193,8 +205,8 @@ def _ones(count: int) -> Tensor:
 
 
 def column_sums(x: Tensor) -> Tensor:
-    """x [V, B, H] → [V, H]. On a CPU this is a product with ones: the order of torch's own sum depends on the threads,
-    and on how many columns there are."""
+    """x [V, B, H] → [V, H]. On a CPU this is a product with ones: the order of torch's own sum
+    depends on the threads, and on how many columns there are."""
     if x.dtype != torch.float32 or branch(x) != "cpu":
         return x.contiguous().sum(1)
     members, batch, _ = x.shape

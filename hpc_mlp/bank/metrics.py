@@ -1,4 +1,5 @@
-"""Sums and counts per member, divided once: every image counts exactly once, whatever the batches and processes."""
+"""Sums and counts per member, divided once: every image counts exactly once, whatever the batches
+and processes."""
 
 from __future__ import annotations
 
@@ -14,13 +15,16 @@ from torch import Tensor
 
 
 class MetricSums:
-    """Loss sums [V] float64 and confusion counts [V, K, K] int64 (true row, predicted column) on the device."""
+    """Loss sums [V] float64 and confusion counts [V, K, K] int64 (true row, predicted column) on
+    the device."""
 
     def __init__(self, num_members: int, num_classes: int, device: torch.device) -> None:
         # MPS has no float64; there the sums stay float32.
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self.loss = torch.zeros(num_members, dtype=dtype, device=device)
-        self.confusion = torch.zeros(num_members, num_classes, num_classes, dtype=torch.int64, device=device)
+        self.confusion = torch.zeros(
+            num_members, num_classes, num_classes, dtype=torch.int64, device=device
+        )
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Count a batch: logits float32 [V, B, K], labels int64 [B]."""
@@ -31,7 +35,8 @@ class MetricSums:
         loss = F.cross_entropy(logits.flatten(0, 1), expanded.reshape(-1), reduction="none")
         self.loss += loss.view(members, batch).sum(1, dtype=self.loss.dtype)
         cells = expanded * classes + logits.argmax(-1)
-        # Not bincount: it asks the device for the largest value, and waits for all that it was given before.
+        # Not bincount: it asks the device for the largest value, and waits for all that it was
+        # given before.
         self.confusion.flatten(1).scatter_add_(1, cells, torch.ones_like(cells))
 
     def tensors(self) -> list[Tensor]:
@@ -55,7 +60,8 @@ class MetricSums:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Classification metrics from one confusion matrix, as scikit-learn computes them with zero_division=0.
+    """Classification metrics from one confusion matrix, as scikit-learn computes them with
+    zero_division=0.
 
     Macro averages run over the classes that occur in the labels or the predictions.
     """
@@ -96,7 +102,13 @@ class Metrics:
             "recall": macro(recall),
             "f1": macro(f1),
             "per_class": [
-                {"class": name, "precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
+                {
+                    "class": name,
+                    "precision": float(p),
+                    "recall": float(r),
+                    "f1": float(f),
+                    "support": int(n),
+                }
                 for name, p, r, f, n in zip(classes, precision, recall, f1, support, strict=True)
             ],
             "confusion_matrix": self.confusion.tolist(),

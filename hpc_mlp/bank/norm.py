@@ -1,8 +1,8 @@
 """Batch normalisation with PyTorch's semantics, stacked or over several processes.
 
-One exception: PyTorch refuses to train on a batch with one value per channel, which a last batch of one image is. Here
-such a batch is normalised with the running statistics, and leaves them as they are.
-"""
+One exception: PyTorch refuses to train on a batch with one value per channel, which a last batch of
+one image is. Here such a batch is normalised with the running statistics, and leaves them as they
+are."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from hpc_mlp.bank.parts import BatchParts
 
 @dataclass(frozen=True)
 class Span:
-    """Neighbouring members of a stack, and their rows of the norm's parameters; None: they are not normalised."""
+    """Neighbouring members of a stack, and their rows of the norm's parameters; None: they are not
+    normalised."""
 
     members: slice
     rows: slice | None
@@ -30,10 +31,11 @@ class Span:
 
 @dataclass(frozen=True)
 class Normed:
-    """A normalised span of members, and what its gradient needs. `y` [v, b, H] are this process's images; the rest is
-    of the whole batch."""
+    """A normalised span of members, and what its gradient needs. `y` [v, b, H] are this process's
+    images; the rest is of the whole batch."""
 
-    rows: slice  # of the parameters
+    # Of the parameters.
+    rows: slice
     y: Tensor
     saved: batchnorm.Saved
 
@@ -41,9 +43,8 @@ class Normed:
 class StackedBatchNorm(nn.Module):
     """`nn.BatchNorm1d` for the members in `members` (positions in a stack of V, ascending).
 
-    With `parts`, statistics are those of the global batch, of which each process holds some rows: they gather it, so
-    that all compute what one process would, bit for bit.
-    """
+    With `parts`, statistics are those of the global batch, of which each process holds some rows:
+    they gather it, so that all compute what one process would, bit for bit."""
 
     running_mean: Tensor
     running_var: Tensor
@@ -82,7 +83,8 @@ class StackedBatchNorm(nn.Module):
         return Normed(rows, y if parts is None else parts.mine(y), saved)
 
     def gradient(self, dy: Tensor, normed: Normed) -> tuple[Tensor, Tensor, Tensor]:
-        """dy [v, b, H] → gradients of the input [v, b, H], and of weight and bias [v, H] over the whole batch."""
+        """dy [v, b, H] → gradients of the input [v, b, H], and of weight and bias [v, H] over the
+        whole batch."""
         parts = self.parts if self.training else None
         whole = dy if parts is None else parts.gather(dy)
         dx, dw, db = batchnorm.backward(whole, _rows(self.weight, normed.rows), normed.saved)
@@ -95,7 +97,8 @@ def _rows(tensor: Tensor, rows: slice) -> Tensor:
 
 
 class _AllSum(torch.autograd.Function):
-    """Sum over processes; the gradient of a sum that everybody reads is the sum of everybody's gradients."""
+    """Sum over processes; the gradient of a sum that everybody reads is the sum of everybody's
+    gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -118,7 +121,8 @@ def global_count(x: Tensor) -> Tensor:
 
 
 def single_value(x: Tensor, count: Tensor | None) -> bool:
-    """Whether the (global) batch has one row: no statistics can be taken. Reads `count` only where that can be."""
+    """Whether the (global) batch has one row: no statistics can be taken. Reads `count` only where
+    that can be."""
     return x.shape[0] <= 1 and (count is None or int(count.item()) <= 1)
 
 
@@ -132,8 +136,9 @@ def sync_batch_norm(
     momentum: float,
     eps: float,
 ) -> Tensor:
-    """Batch normalisation of this process's part [b, F] (b may be 0) of a global batch of `count` rows; updates the
-    running statistics `mean` and `var` [F] in place. Two passes, so that the variance does not cancel."""
+    """Batch normalisation of this process's part [b, F] (b may be 0) of a global batch of `count`
+    rows; updates the running statistics `mean` and `var` [F] in place. Two passes, so that the
+    variance does not cancel."""
     x32 = x.float()
     batch_mean = _AllSum.apply(x32.sum(0)) / count
     centred = x32 - batch_mean
@@ -163,7 +168,14 @@ class BankNorm(nn.modules.batchnorm._BatchNorm):
         count = global_count(rows) if self.sync else None
         if single_value(rows, count):
             return F.batch_norm(
-                input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+                input,
+                self.running_mean,
+                self.running_var,
+                self.weight,
+                self.bias,
+                False,
+                0.0,
+                self.eps,
             )
         if count is None:
             return super().forward(input)
@@ -182,12 +194,17 @@ class BankNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def replace_norms(module: nn.Module) -> list[BankNorm]:
-    """Replace the BatchNorm layers inside `module`, in place; parameters and buffers stay the same tensors."""
+    """Replace the BatchNorm layers inside `module`, in place; parameters and buffers stay the same
+    tensors."""
     replaced: list[BankNorm] = []
     for name, child in list(module.named_modules()):
         if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) and name:
             new = BankNorm(
-                child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
+                child.num_features,
+                child.eps,
+                child.momentum,
+                child.affine,
+                child.track_running_stats,
             )
             new._parameters, new._buffers = child._parameters, child._buffers
             module.set_submodule(name, new.train(child.training))

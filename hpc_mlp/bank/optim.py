@@ -1,8 +1,8 @@
 """One optimizer for a whole bank: torch's fused kernels over slices of the stacked tensors.
 
-State tensors have the shape of their parameter, so a member's state is a row, like its weights. On a CPU the large
-weight gradients of stacked layers are formed here, block by block, each just before its update (see `StackedLinear`).
-"""
+State tensors have the shape of their parameter, so a member's state is a row, like its weights. On
+a CPU the large weight gradients of stacked layers are formed here, block by block, each just before
+its update (see `StackedLinear`)."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ from hpc_mlp.config.plan import RunSpec
 from hpc_mlp.config.sections import OptimConfig
 from hpc_mlp.machine.device import branch
 
-# The best of 0.4–25 MB for 12288×512 weights on 2 cores with 1 MB of L2 each (10.1 ms a step; undivided 12.0).
+# The best of 0.4–25 MB for 12288×512 weights on 2 cores with 1 MB of L2 each (10.1 ms a step;
+# undivided 12.0).
 BLOCK_BYTES = 3 << 20
 
-VECTOR = 16  # floats in the widest vector register (AVX-512)
+# Floats in the widest vector register (AVX-512).
+VECTOR = 16
 
 Rate = float | Tensor
 
@@ -32,44 +34,67 @@ Rate = float | Tensor
 class _Update:
     """Slices of tensors that one kernel call updates: parallel lists."""
 
-    param_group: int  # position in `BankOptimizer.param_groups`
+    # Position in `BankOptimizer.param_groups`.
+    param_group: int
     optim: OptimConfig
     decay: float
     parameters: list[Tensor] = field(default_factory=list)
     first: list[Tensor] = field(default_factory=list)
     second: list[Tensor] = field(default_factory=list)
-    gradients: list[tuple[str, slice | None]] = field(default_factory=list)  # (tensor, rows)
+    # (tensor, rows)
+    gradients: list[tuple[str, slice | None]] = field(default_factory=list)
 
     def apply(self, gradients: list[Tensor], counts: list[Tensor], rate: Rate) -> None:
         optim = self.optim
         if optim.name == "sgd":
             torch._fused_sgd_(
-                self.parameters, gradients, self.first if optim.momentum else [],
-                weight_decay=self.decay, momentum=optim.momentum, lr=rate, dampening=0.0,
-                nesterov=optim.nesterov, maximize=False, is_first_step=False,
-            )  # fmt: skip
+                self.parameters,
+                gradients,
+                self.first if optim.momentum else [],
+                weight_decay=self.decay,
+                momentum=optim.momentum,
+                lr=rate,
+                dampening=0.0,
+                nesterov=optim.nesterov,
+                maximize=False,
+                is_first_step=False,
+            )
             return
         kernel = torch._fused_adamw_ if optim.name == "adamw" else torch._fused_adam_
         kernel(
-            self.parameters, gradients, self.first, self.second, [], counts, lr=rate, beta1=optim.betas[0],
-            beta2=optim.betas[1], weight_decay=self.decay, eps=optim.eps, amsgrad=False, maximize=False,
-        )  # fmt: skip
+            self.parameters,
+            gradients,
+            self.first,
+            self.second,
+            [],
+            counts,
+            lr=rate,
+            beta1=optim.betas[0],
+            beta2=optim.betas[1],
+            weight_decay=self.decay,
+            eps=optim.eps,
+            amsgrad=False,
+            maximize=False,
+        )
 
 
 @dataclass
 class _WeightBlock:
-    """A part of a stacked weight, small enough that its gradient stays in the cache until it is used."""
+    """A part of a stacked weight, small enough that its gradient stays in the cache until it is
+    used."""
 
     layer: StackedLinear
     start: int
     stop: int
     rows: slice
     update: _Update
-    scratch: Tensor  # [stop − start, rows, D], shared between blocks
+    # [stop − start, rows, D], shared between blocks
+    scratch: Tensor
 
 
 def _laid_out_as(parameter: Tensor, gradient: Tensor | None) -> Tensor:
-    """The fused kernels go through memory and heed no strides, which a gradient (of a convolution, say) may have."""
+    """The fused kernels go through memory and heed no strides, which a gradient (of a convolution,
+    say) may have."""
     if gradient is None:
         return torch.zeros_like(parameter)
     if gradient.stride() == parameter.stride():
@@ -78,7 +103,8 @@ def _laid_out_as(parameter: Tensor, gradient: Tensor | None) -> Tensor:
 
 
 def _together(layer: StackedLinear, spec: RunSpec) -> tuple[ParamGroup, object]:
-    """Members of equal keys share a block: one update, of gradients whose factors stand together."""
+    """Members of equal keys share a block: one update, of gradients whose factors stand
+    together."""
     return param_group_of(spec), (
         stream_of(spec),
         spec.config.model.batchnorm,
@@ -88,9 +114,8 @@ def _together(layer: StackedLinear, spec: RunSpec) -> tuple[ParamGroup, object]:
 class BankOptimizer:
     """Adam, AdamW and SGD; rate, decay and clipping belong to the member.
 
-    `states`: the members' optimizer state (as `member_states` gives it) after `count` steps. `reduce` sums a list of
-    gradients over the processes of data-parallel training, in place.
-    """
+    `states`: the members' optimizer state (as `member_states` gives it) after `count` steps.
+    `reduce` sums a list of gradients over the processes of data-parallel training, in place."""
 
     def __init__(
         self,
@@ -105,9 +130,13 @@ class BankOptimizer:
         self.parameters = dict(bank.named_parameters())
         self.param_groups = list(dict.fromkeys(param_group_of(spec) for spec in bank.specs))
         device = next(iter(self.parameters.values())).device
-        self.count = torch.full((), float(count), device=device)  # one for all: members start together
+        # One for all: members start together.
+        self.count = torch.full((), float(count), device=device)
         self.moments = {
-            kind: {name: torch.zeros_like(p, requires_grad=False) for name, p in self.parameters.items()}
+            kind: {
+                name: torch.zeros_like(p, requires_grad=False)
+                for name, p in self.parameters.items()
+            }
             for kind in ("first", "second")
         }
         if states is not None:
@@ -124,7 +153,9 @@ class BankOptimizer:
         self.clip = Clipping(bank, self.parameters, device)
         # Clipping needs the whole gradient at once; GPUs have no use for small blocks.
         blockwise = not self.clip.blocks and branch(device) == "cpu"
-        self.full = {} if blockwise else {n: torch.zeros_like(self.parameters[n]) for n in self.factored}
+        self.full = (
+            {} if blockwise else {n: torch.zeros_like(self.parameters[n]) for n in self.factored}
+        )
         self.small = [name for name in self.parameters if name not in self.factored]
         self.updates: dict[tuple[int, float], _Update] = {}
         self.blocks = list(self._make_blocks()) if blockwise else []
@@ -143,10 +174,13 @@ class BankOptimizer:
 
     @torch.no_grad()
     def step(self, loss: Tensor, rates: Sequence[Rate]) -> None:
-        """Backward of the summed loss of all members, then one update of every member; `rates` are of `param_groups`."""
+        """Backward of the summed loss of all members, then one update of every member; `rates` are
+        of `param_groups`."""
         small = self.small
         with torch.enable_grad():
-            found = torch.autograd.grad(loss, [self.parameters[n] for n in small], allow_unused=True)
+            found = torch.autograd.grad(
+                loss, [self.parameters[n] for n in small], allow_unused=True
+            )
         gradients = {
             name: _laid_out_as(self.parameters[name], gradient)
             for name, gradient in zip(small, found, strict=True)
@@ -159,26 +193,38 @@ class BankOptimizer:
         self.clip(gradients)
         self.count += 1
         for update in self.updates.values():
-            rows = [gradients[n] if rows is None else gradients[n][rows] for n, rows in update.gradients]
+            rows = [
+                gradients[n] if rows is None else gradients[n][rows] for n, rows in update.gradients
+            ]
             update.apply(rows, [self.count] * len(rows), rates[update.param_group])
-        self.blocks.reverse()  # there and back: what was updated last is still in the cache
+        # There and back: what was updated last is still in the cache.
+        self.blocks.reverse()
         for block in self.blocks:
-            gradient = block.layer.weight_gradient(block.start, block.stop, block.rows, block.scratch)
+            gradient = block.layer.weight_gradient(
+                block.start, block.stop, block.rows, block.scratch
+            )
             block.update.apply([gradient], [self.count], rates[block.update.param_group])
 
     def _decay(self, name: str, optim: OptimConfig) -> float:
         block = self.bank.blocks[int(name.split(".")[1])]
-        stacked = isinstance(block, StackedMLP)  # its biases and norms are [V, H]
+        # Its biases and norms are [V, H].
+        stacked = isinstance(block, StackedMLP)
         vector = self.parameters[name].dim() <= (2 if stacked else 1)
         return 0.0 if vector and not optim.decay_bias_and_norm else optim.weight_decay
 
     def _new_update(self, name: str, param_group: ParamGroup) -> _Update:
         return _Update(
-            self.param_groups.index(param_group), param_group.optim, self._decay(name, param_group.optim)
+            self.param_groups.index(param_group),
+            param_group.optim,
+            self._decay(name, param_group.optim),
         )
 
     def _views(self, name: str, rows: slice | None) -> list[Tensor]:
-        tensors = [self.parameters[name].detach(), self.moments["first"][name], self.moments["second"][name]]
+        tensors = [
+            self.parameters[name].detach(),
+            self.moments["first"][name],
+            self.moments["second"][name],
+        ]
         return tensors if rows is None else [tensor[rows] for tensor in tensors]
 
     def _add(self, name: str, run: MemberSlice[ParamGroup]) -> None:
@@ -187,7 +233,8 @@ class BankOptimizer:
         whole = self.parameters[name]
         parts = [None if run.rows is None or run.rows == slice(0, len(whole)) else run.rows]
         if run.rows is not None and whole[0].numel() % VECTOR:
-            # A kernel rounds what does not fill a vector differently: no member's bits may depend on its neighbours.
+            # A kernel rounds what does not fill a vector differently: no member's bits may depend
+            # on its neighbours.
             parts = [slice(row, row + 1) for row in range(run.rows.start, run.rows.stop)]
         for rows in parts:
             parameter, first, second = self._views(name, rows)
@@ -201,9 +248,13 @@ class BankOptimizer:
         for name, layer in self.factored.items():
             height, width = layer.weight.shape[1:]
             rows = max(1, min(height, BLOCK_BYTES // (4 * width)))
-            members = max(1, BLOCK_BYTES // (4 * width * height)) if width * height % VECTOR == 0 else 1
+            members = (
+                max(1, BLOCK_BYTES // (4 * width * height)) if width * height % VECTOR == 0 else 1
+            )
             scratch = (
-                scratch if scratch.numel() >= members * rows * width else torch.empty(members * rows * width)
+                scratch
+                if scratch.numel() >= members * rows * width
+                else torch.empty(members * rows * width)
             )
             for run in self.bank.member_slices(name, partial(_together, layer)):
                 assert run.rows is not None
@@ -211,7 +262,9 @@ class BankOptimizer:
                     stop = min(start + members, run.rows.stop)
                     for top in range(0, height, rows):
                         bottom = min(top + rows, height)
-                        views = [view[:, top:bottom] for view in self._views(name, slice(start, stop))]
+                        views = [
+                            view[:, top:bottom] for view in self._views(name, slice(start, stop))
+                        ]
                         update = self._new_update(name, run.key[0])
                         update.parameters, update.first, update.second = ([view] for view in views)
                         shape = (stop - start, bottom - top, width)

@@ -1,9 +1,9 @@
-"""MLPs of equal widths as one stacked module: weights [V, out, in], one batched product for all members.
+"""MLPs of equal widths as one stacked module: weights [V, out, in], one batched product for all
+members.
 
-Legend: V members, S streams (distinct streams of images), B images of a batch, D inputs, H width, K classes.
-Activations are [V, B, H] whatever their strides; the first layer leaves them batch-first in memory, which is
-what batch normalisation wants.
-"""
+Legend: V members, S streams (distinct streams of images), B images of a batch, D inputs, H width, K
+classes. Activations are [V, B, H] whatever their strides; the first layer leaves them batch-first
+in memory, which is what batch normalisation wants."""
 
 from __future__ import annotations
 
@@ -33,26 +33,32 @@ class StreamSlice:
 
 
 class StackedLinear(nn.Module):
-    """y = x Wᵀ + b for V members. The gradient of W, dyᵀ x, is not formed by autograd: backward keeps the two factors
-    and the optimizer asks for `weight_gradient`, block by block. So a block is still in the cache when it is used,
-    and no gradient as large as the weights is ever written to memory and read back."""
+    """y = x Wᵀ + b for V members. The gradient of W, dyᵀ x, is not formed by autograd: backward
+    keeps the two factors and the optimizer asks for `weight_gradient`, block by block. So a block
+    is still in the cache when it is used, and no gradient as large as the weights is ever written
+    to memory and read back."""
 
     def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.stack(list(weights)), requires_grad=False)  # [V, H, D]
         self.bias = nn.Parameter(torch.stack(list(biases)))  # [V, H]
-        # 0 for members whose output is batch-normalised: their bias has a gradient of exactly zero, and what rounding
-        # leaves of it Adam would blow up to steps of ±lr, different on every device and number of processes.
+        # 0 for members whose output is batch-normalised: their bias has a gradient of exactly zero,
+        # and what rounding leaves of it Adam would blow up to steps of ±lr, different on every
+        # device and number of processes.
         self.register_buffer("bias_counts", torch.ones(len(weights), 1), persistent=False)
-        # The same holds for pixels that never change, which are biases too. As dy sums to zero over a batch, dyᵀ x is
-        # dyᵀ (x − reference) for any image; for a pixel that never changes, that is zero to the bit.
+        # The same holds for pixels that never change, which are biases too. As dy sums to zero over
+        # a batch, dyᵀ x is dyᵀ (x − reference) for any image; for a pixel that never changes, that
+        # is zero to the bit.
         self.reference: Tensor | None = None  # [D]
-        self.reads_images = False  # then `factors` are apart by stream and by `normed`
+        # Then `factors` are apart by stream and by `normed`.
+        self.reads_images = False
         self.normed = [False] * len(weights)
-        self.parts: BatchParts | None = None  # with several processes: the factors are gathered
+        # With several processes: the factors are gathered.
+        self.parts: BatchParts | None = None
         self.factors: list[
             tuple[StreamSlice, Tensor, Tensor]
-        ] = []  # (members, x [B, D] or [v, B, D], dy [v, B, H])
+            # (members, x [B, D] or [v, B, D], dy [v, B, H])
+        ] = []
 
     def forward(self, x: Tensor, runs: Sequence[StreamSlice] | None = None) -> Tensor:
         """x [V, B, D], or streams [S, B, D] with `runs` that say who reads what → [V, B, H]"""
@@ -65,8 +71,9 @@ class StackedLinear(nn.Module):
         return cast(Tensor, function.apply(x, weight, bias, self, runs))
 
     def weight_gradient(self, start: int, stop: int, rows: slice, out: Tensor) -> Tensor:
-        """d loss / d weight[start:stop, rows] of the last backward, float32 [stop − start, rows, D], in the scratch
-        `out` or elsewhere. `start:stop` must lie within one entry of `factors`."""
+        """d loss / d weight[start:stop, rows] of the last backward, float32 [stop − start, rows,
+        D], in the scratch `out` or elsewhere. `start:stop` must lie within one entry of
+        `factors`."""
         for run, x, dy in self.factors:
             if run.start <= start and stop <= run.stop:
                 dy = dy[start - run.start : stop - run.start, :, rows]  # [v, B, rows]
@@ -75,8 +82,9 @@ class StackedLinear(nn.Module):
         raise AssertionError(f"no gradient for members {start}:{stop}")
 
     def gathered(self, x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
-        """The factors of the global batch: so all processes form the gradient that one process would, bit for bit, and
-        the sum over processes is not needed. Small models are what this is for: x and dy are smaller than W."""
+        """The factors of the global batch: so all processes form the gradient that one process
+        would, bit for bit, and the sum over processes is not needed. Small models are what this is
+        for: x and dy are smaller than W."""
         return (x, dy) if self.parts is None else (self.parts.gather(x), self.parts.gather(dy))
 
     def bias_gradient(self, dy: Tensor) -> Tensor:
@@ -108,19 +116,26 @@ class _MemberLinear(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         dx = matmul.input_gradient(dy, weight) if ctx.needs_input_grad[0] else None
-        # Without its history: `factors` live until the next step and would keep this step's autograd graph alive, whose
-        # AccumulateGrad nodes belong to the stream of this step and break the capture of a CUDA graph on another one.
+        # Without its history: `factors` live until the next step and would keep this step's
+        # autograd graph alive, whose AccumulateGrad nodes belong to the stream of this step and
+        # break the capture of a CUDA graph on another one.
         x, dy = ctx.layer.gathered(x.detach(), dy)
         ctx.layer.factors = [(StreamSlice(0, 0, x.shape[0]), x, dy)]
         return dx, None, ctx.layer.bias_gradient(dy), None, None
 
 
 class _FeedLinear(torch.autograd.Function):
-    """Runs of members share an input: one product with all their weights side by side. Images need no gradient."""
+    """Runs of members share an input: one product with all their weights side by side. Images need
+    no gradient."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, layer: StackedLinear, runs: Sequence[StreamSlice]
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        layer: StackedLinear,
+        runs: Sequence[StreamSlice],
     ) -> Tensor:
         ctx.save_for_backward(x)
         ctx.layer, ctx.runs = layer, runs
@@ -137,9 +152,15 @@ class _FeedLinear(torch.autograd.Function):
         layer: StackedLinear = ctx.layer
         x, dy = layer.gathered(x, dy)
         layer.factors = []
-        shifted = x - layer.reference.to(x.dtype) if layer.reference is not None and any(layer.normed) else x
+        shifted = (
+            x - layer.reference.to(x.dtype)
+            if layer.reference is not None and any(layer.normed)
+            else x
+        )
         for run in ctx.runs:
-            for normed, group in itertools.groupby(range(run.start, run.stop), key=lambda v: layer.normed[v]):
+            for normed, group in itertools.groupby(
+                range(run.start, run.stop), key=lambda v: layer.normed[v]
+            ):
                 members = list(group)
                 start, stop = members[0], members[-1] + 1
                 part = StreamSlice(run.stream, start, stop)
@@ -148,10 +169,11 @@ class _FeedLinear(torch.autograd.Function):
 
 
 class StackedMLP(nn.Module):
-    """V MLPs (see `models.mlp`) of equal widths and activation. Dropout rates and batch normalisation differ by member.
+    """V MLPs (see `models.mlp`) of equal widths and activation. Dropout rates and batch
+    normalisation differ by member.
 
-    `modules` are plain MLPs, whose weights are stacked here; `places` tells where each of them went.
-    """
+    `modules` are plain MLPs, whose weights are stacked here; `places` tells where each of them
+    went."""
 
     def __init__(self, modules: Sequence[nn.Sequential], activation: str) -> None:
         super().__init__()
@@ -164,7 +186,8 @@ class StackedMLP(nn.Module):
         ]
         self.linears = nn.ModuleList(
             StackedLinear(
-                [row[i].weight.detach() for row in linears], [row[i].bias.detach() for row in linears]
+                [row[i].weight.detach() for row in linears],
+                [row[i].bias.detach() for row in linears],
             )
             for i in range(depth + 1)
         )
@@ -182,12 +205,19 @@ class StackedMLP(nn.Module):
             )
             for i in range(depth if normed else 0)
         )
-        self.widths = [cast(StackedLinear, linear).weight.shape[1] for linear in list(self.linears)[:-1]]
-        self.dropout_layers = []  # hidden layers in which some member drops units
-        self.dropped: list[list[int]] = []  # hidden layer → member → units dropped of 65536
+        self.widths = [
+            cast(StackedLinear, linear).weight.shape[1] for linear in list(self.linears)[:-1]
+        ]
+        # Hidden layers in which some member drops units.
+        self.dropout_layers = []
+        # Hidden layer → member → units dropped of 65536.
+        self.dropped: list[list[int]] = []
         for i in range(depth):
-            rates = [_rate(module, names, i) for module, names in zip(modules, self.names, strict=True)]
-            dropped = [min(65535, round(65536 * rate)) for rate in rates]  # of 65536
+            rates = [
+                _rate(module, names, i) for module, names in zip(modules, self.names, strict=True)
+            ]
+            # Of 65536.
+            dropped = [min(65535, round(65536 * rate)) for rate in rates]
             threshold = torch.tensor([n - 32768 for n in dropped], dtype=torch.int16)
             scale = torch.tensor([65536 / (65536 - n) for n in dropped])
             self.register_buffer(f"threshold{i}", threshold.view(-1, 1, 1), persistent=False)
@@ -199,17 +229,22 @@ class StackedMLP(nn.Module):
     def forward(
         self, images: Tensor, runs: Sequence[StreamSlice], draws: dict[int, Tensor] | None = None
     ) -> Tensor:
-        """images float32 [S, B, …] → logits [V, B, K]. `draws`: for every layer of `dropout_layers` the
-        `randomness.dropout_draws` of each stream, int16 [S, B, H]; None for evaluation."""
+        """images float32 [S, B, …] → logits [V, B, K]. `draws`: for every layer of `dropout_layers`
+        the `randomness.dropout_draws` of each stream, int16 [S, B, H]; None for evaluation."""
         h = self.linears[0](images.flatten(2), runs)
         for i in range(len(self.widths)):
             norm = cast(StackedBatchNorm, self.norms[i]) if self.norms else None
-            masks = self.masks(i, draws[i], runs) if draws is not None and i in self.dropout_layers else []
+            masks = (
+                self.masks(i, draws[i], runs)
+                if draws is not None and i in self.dropout_layers
+                else []
+            )
             h = self.linears[i + 1](hidden(h, norm, self.activation, masks))
         return cast(Tensor, h)
 
     def masks(self, layer: int, draws: Tensor, runs: Sequence[StreamSlice]) -> list[Mask]:
-        """`draws` int16 [S, B, H] of a hidden layer → what its members' outputs are multiplied with"""
+        """`draws` int16 [S, B, H] of a hidden layer → what its members' outputs are multiplied
+        with"""
         # Few large kernels.
         if branch(draws) == "cuda":
             if draws.shape[0] > 1:
@@ -217,7 +252,8 @@ class StackedMLP(nn.Module):
             keep: Tensor = draws >= self.get_buffer(f"threshold{layer}")
             return [Mask(0, len(keep), keep * self.get_buffer(f"scale{layer}"))]
         masks: list[Mask] = []
-        made: dict[tuple[int, int], Tensor] = {}  # members of equal stream and rate drop the same units
+        # Members of equal stream and rate drop the same units.
+        made: dict[tuple[int, int], Tensor] = {}
         for run in runs:
             for v in range(run.start, run.stop):
                 dropped = self.dropped[layer][v]
@@ -230,7 +266,8 @@ class StackedMLP(nn.Module):
         return masks
 
     def set_reference(self, image: Tensor) -> None:
-        """Any normalised image [C, H, W]; the same for all processes (see `StackedLinear.reference`)."""
+        """Any normalised image [C, H, W]; the same for all processes (see
+        `StackedLinear.reference`)."""
         first = self.linears[0]
         assert isinstance(first, StackedLinear)
         first.reference = image.flatten()
@@ -242,7 +279,8 @@ class StackedMLP(nn.Module):
             module.parts = parts
 
     def slots(self) -> dict[str, list[tuple[int, int, str]]]:
-        """Stacked tensor's name → (row, member, name in that member's own state dict) for every row."""
+        """Stacked tensor's name → (row, member, name in that member's own state dict) for every
+        row."""
         table: dict[str, list[tuple[int, int, str]]] = {}
         for i in range(len(self.linears)):
             for key in ("weight", "bias"):
@@ -261,7 +299,8 @@ class StackedMLP(nn.Module):
 class _LayerNames:
     linear: list[int]
     norm: list[int]
-    dropout: dict[int, float]  # position → rate
+    # Position → rate.
+    dropout: dict[int, float]
 
 
 def _layer_names(module: nn.Sequential) -> _LayerNames:

@@ -1,4 +1,5 @@
-"""One training step of a bank: forward, backward, update. On CUDA it is captured once and replayed as a graph."""
+"""One training step of a bank: forward, backward, update. On CUDA it is captured once and replayed
+as a graph."""
 
 from __future__ import annotations
 
@@ -22,20 +23,24 @@ Draws = list[dict[int, Tensor]]
 
 @dataclass(frozen=True)
 class StepBatch:
-    """This process's part of a global batch: images float32 [S, b, C, H, W], labels int64 [S, b]."""
+    """This process's part of a global batch: images float32 [S, b, C, H, W], labels int64 [S,
+    b]."""
 
     position: BatchPosition
     images: Tensor
     labels: Tensor
-    partners: Tensor | None = None  # mixup: labels of the images mixed in
-    share: Tensor | None = None  # mixup: share [S, b] of the first image
-    full: bool = True  # as large as every batch but the last
+    # Mixup: labels of the images mixed in.
+    partners: Tensor | None = None
+    # Mixup: share [S, b] of the first image.
+    share: Tensor | None = None
+    # As large as every batch but the last.
+    full: bool = True
 
 
 @dataclass
 class _Inputs:
-    """What a step reads: a batch by stream, and draws that lie in the host's memory at first. A graph replays with the
-    same tensors, filled anew."""
+    """What a step reads: a batch by stream, and draws that lie in the host's memory at first. A
+    graph replays with the same tensors, filled anew."""
 
     images: Tensor
     labels: Tensor
@@ -45,7 +50,11 @@ class _Inputs:
 
     def tensors(self) -> list[Tensor]:
         draws = [layer for block in self.draws for layer in block.values()]
-        return [t for t in (self.images, self.labels, self.partners, self.share, *draws) if t is not None]
+        return [
+            t
+            for t in (self.images, self.labels, self.partners, self.share, *draws)
+            if t is not None
+        ]
 
     def each(self, make: Callable[[Tensor], Tensor]) -> _Inputs:
         """With what `make` makes of each tensor."""
@@ -55,16 +64,18 @@ class _Inputs:
 
 
 def set_precision(precision: str) -> None:
-    """How float32 products and convolutions are made on NVIDIA GPUs from here on: in float32 for every model, unless it
-    is "tf32". torch's own default is float32 for products and TF32 for convolutions: a CNN would be compared with MLPs
-    at another precision."""
-    # Not by torch's newer `fp32_precision`: whoever asks the older flags afterwards, as torch.export does, is refused.
+    """How float32 products and convolutions are made on NVIDIA GPUs from here on: in float32 for
+    every model, unless it is "tf32". torch's own default is float32 for products and TF32 for
+    convolutions: a CNN would be compared with MLPs at another precision."""
+    # Not by torch's newer `fp32_precision`: whoever asks the older flags afterwards, as
+    # torch.export does, is refused.
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 class TrainStep:
-    """Callable: takes a `StepBatch` and the rates of the optimizer's `param_groups`, updates the bank, adds to `loss_sum`."""
+    """Callable: takes a `StepBatch` and the rates of the optimizer's `param_groups`, updates the
+    bank, adds to `loss_sum`."""
 
     def __init__(
         self, bank: Bank, optimizer: BankOptimizer, loss: BankLoss, precision: str, *, graph: bool
@@ -84,8 +95,8 @@ class TrainStep:
         size = batch.position.batch_size
         held: Sequence[Rate] = rates
         if self.graph is not None:
-            # As tensors for the short last batch, too: kernels round a rate on the device and one of the host
-            # differently.
+            # As tensors for the short last batch, too: kernels round a rate on the device and one
+            # of the host differently.
             held = self.graph.held_rates(rates, self.device)
             if batch.full and self.graph.replay(self, inputs, held, size):
                 return
@@ -109,17 +120,18 @@ class TrainStep:
 
 
 class _Graph:
-    """The step of full batches, captured at its first use (CUDA graph): one launch instead of some hundred.
+    """The step of full batches, captured at its first use (CUDA graph): one launch instead of some
+    hundred.
 
-    It is handed its step at each call: one that kept it would be a circle, and a bank whose members left would hold its
-    device memory until Python's collector happens to run.
-    """
+    It is handed its step at each call: one that kept it would be a circle, and a bank whose members
+    left would hold its device memory until Python's collector happens to run."""
 
     def __init__(self) -> None:
         self.graph: torch.cuda.CUDAGraph | None = None
         self.inputs: _Inputs | None = None
         self.rates: list[Tensor] = []
-        self.known: list[float] = []  # what they hold
+        # What they hold.
+        self.known: list[float] = []
         self.refused = False
 
     def held_rates(self, rates: Sequence[float], device: torch.device) -> list[Tensor]:
@@ -132,8 +144,11 @@ class _Graph:
         self.known = list(rates)
         return self.rates
 
-    def replay(self, step: TrainStep, inputs: _Inputs, rates: Sequence[Rate], batch_size: int) -> bool:
-        """False where the step cannot be captured: it is computed eagerly from then on, which is said once."""
+    def replay(
+        self, step: TrainStep, inputs: _Inputs, rates: Sequence[Rate], batch_size: int
+    ) -> bool:
+        """False where the step cannot be captured: it is computed eagerly from then on, which is
+        said once."""
         if self.refused:
             return False
         if self.inputs is None:
@@ -175,7 +190,8 @@ class _Graph:
                 tensor.copy_(value)
             del before
         graph = torch.cuda.CUDAGraph()
-        # Not "global": a thread that reads ahead may pin memory meanwhile, which would break the capture off.
+        # Not "global": a thread that reads ahead may pin memory meanwhile, which would break the
+        # capture off.
         with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             step.compute(inputs, rates, batch_size)
         return graph
@@ -183,5 +199,6 @@ class _Graph:
 
 @cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """The one stream for all warm-ups and captures: cuBLAS keeps 32 MiB for each stream that it was ever called on."""
+    """The one stream for all warm-ups and captures: cuBLAS keeps 32 MiB for each stream that it was
+    ever called on."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -16,13 +16,22 @@ COMMANDS = {
     "convert": ("hpc_mlp.cli.data", "Convert a ZIP of class-labelled images into shards."),
     "inspect": ("hpc_mlp.cli.data", "Show what a shards folder holds."),
     "train": ("hpc_mlp.cli.train", "Train variants × seeds here and now, all at once."),
-    "submit": ("hpc_mlp.cli.launch", "Train variants × seeds in jobs: on Slurm, or queued on this machine."),
-    "status": ("hpc_mlp.cli.launch", "Show every run's state: queued, running, done, failed, lost."),
+    "submit": (
+        "hpc_mlp.cli.launch",
+        "Train variants × seeds in jobs: on Slurm, or queued on this machine.",
+    ),
+    "status": (
+        "hpc_mlp.cli.launch",
+        "Show every run's state: queued, running, done, failed, lost.",
+    ),
     "cancel": ("hpc_mlp.cli.launch", "End the jobs of a runs folder."),
     "table": ("hpc_mlp.cli.report", "Show the runs of a folder as one table."),
     "report": ("hpc_mlp.cli.report", "Write one HTML page with plots of all runs."),
     "predict": ("hpc_mlp.cli.predict", "Predict the classes of images with a trained run."),
-    "evaluate": ("hpc_mlp.cli.predict", "Measure a trained run on another dataset with the same classes."),
+    "evaluate": (
+        "hpc_mlp.cli.predict",
+        "Measure a trained run on another dataset with the same classes.",
+    ),
     "export": (
         "hpc_mlp.cli.predict",
         "Write a trained model as ONNX, pt2 or safetensors, with a model card.",

@@ -35,9 +35,13 @@ if TYPE_CHECKING:
     help="How images are stored. png and npy lose nothing; original keeps the bytes as they are.",
 )
 @click.option(
-    "--compress", is_flag=True, help="Compress the PNGs: about half the size, slower to write and read."
+    "--compress",
+    is_flag=True,
+    help="Compress the PNGs: about half the size, slower to write and read.",
 )
-@click.option("--drop-duplicates", is_flag=True, help="Keep one of several images with the same pixels.")
+@click.option(
+    "--drop-duplicates", is_flag=True, help="Keep one of several images with the same pixels."
+)
 @click.option("--max-pixels", default=1 << 26, metavar="N", help="Reject larger images.")
 @click.option("--shard-mb", default=64.0, metavar="MB", help="About this size for each shard.")
 @click.option(
@@ -98,7 +102,8 @@ def parse_size(text: str) -> tuple[int, int]:
     width = width if sign else height
     if not all(number.isascii() and number.isdigit() for number in (height, width)):
         raise UserError(
-            f"--size {text!r}: write one number for both sides, or HEIGHTxWIDTH, such as 64 or 48x64."
+            f"--size {text!r}: write one number for both sides, or HEIGHTxWIDTH, such as 64 or "
+            "48x64."
         )
     return int(height), int(width)
 
@@ -121,7 +126,10 @@ class ConversionProgress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
@@ -139,7 +147,13 @@ class ConversionProgress:
             say(f"  {note}")
         if not sys.stderr.isatty():
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
 
         from hpc_mlp.terminal.console import Console
 
@@ -182,7 +196,8 @@ class ConversionProgress:
     "augments",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Draw training images as they are and augmented, e.g. augment.rotation=15. [needs --contact-sheet]",
+    help="Draw training images as they are and augmented, e.g. augment.rotation=15. [needs "
+    "--contact-sheet]",
 )
 @click.option(
     "--verify",

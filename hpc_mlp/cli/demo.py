@@ -32,7 +32,8 @@ def demo(folder: Path, overwrite: bool) -> None:
         convert([archive], shards, Settings(height=8, width=8, grayscale=True, overwrite=True))
     say(f"2. {shards}: WebDataset shards and manifest.json (hpc-mlp inspect {shards})")
     say(
-        "3. training baseline, dropout, batchnorm and dropout_batchnorm with three seeds, as one bank",
+        "3. training baseline, dropout, batchnorm and dropout_batchnorm with three seeds, as one "
+        "bank",
         end=True,
     )
 
@@ -49,5 +50,7 @@ def demo(folder: Path, overwrite: bool) -> None:
     if code in (0, 1):
         print_table(runs, Console())
         say(f"4. {runs}: one folder a run (hpc-mlp table {runs}, hpc-mlp report {runs})")
-        say("\nYour own images: hpc-mlp convert YOUR.zip shards && hpc-mlp train shards --seeds 0-2")
+        say(
+            "\nYour own images: hpc-mlp convert YOUR.zip shards && hpc-mlp train shards --seeds 0-2"
+        )
     sys.exit(code)

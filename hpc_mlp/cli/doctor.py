@@ -15,9 +15,15 @@ from hpc_mlp.cli.options import Command, cluster_config_option, runs_option
 @click.option("--cluster", default="auto", metavar="slurm|local|auto", help="What to check.")
 @cluster_config_option
 @click.option(
-    "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Set one launch.… key, for --test-job."
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Set one launch.… key, for --test-job.",
 )
-@click.option("--test-job", "send_test_job", is_flag=True, help="Send a tiny job through and report.")
+@click.option(
+    "--test-job", "send_test_job", is_flag=True, help="Send a tiny job through and report."
+)
 def doctor(
     runs: Path, cluster: str, cluster_config: str | None, sets: tuple[str, ...], send_test_job: bool
 ) -> None:

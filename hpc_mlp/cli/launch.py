@@ -48,7 +48,9 @@ runs_argument = click.argument("runs", default="runs", metavar="[RUNS]", type=PA
 @cluster_config_option
 @click.option("--per-job", metavar="N|all", help="Runs in a job; default: all seeds of a variant.")
 @click.option(
-    "--gpus-per-job", type=click.IntRange(0), help="GPUs a job gets on each node, one task for each."
+    "--gpus-per-job",
+    type=click.IntRange(0),
+    help="GPUs a job gets on each node, one task for each.",
 )
 @click.option("--nodes", type=click.IntRange(1), help="Nodes a job gets.")
 @click.option(
@@ -64,7 +66,9 @@ runs_argument = click.argument("runs", default="runs", metavar="[RUNS]", type=PA
 )
 @click.option("--cpu", is_flag=True, help="Train on the CPU even where there is a GPU.")
 @click.option("--overwrite", is_flag=True, help="Train runs anew that are done already.")
-@click.option("--dry-run", is_flag=True, help="Show the plan, the resources and the script; send nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Show the plan, the resources and the script; send nothing."
+)
 @click.option("--wait", is_flag=True, help="Follow the jobs to their end, then show the table.")
 @log_format_option
 def submit(
@@ -108,7 +112,9 @@ def submit(
         if value is not None:
             values[key] = [value]
     launch = jobs.load_launch(cluster_config, planned.config_files, values)
-    specs = planned.specs([text for text in planned.sets if not text.lstrip().startswith("launch.")])
+    specs = planned.specs(
+        [text for text in planned.sets if not text.lstrip().startswith("launch.")]
+    )
     runs, where = planned.runs, choose_cluster(cluster)
     size = packs.parse_per_job(per_job)
     console = Console()
@@ -180,14 +186,19 @@ def _show_resources(
         limit = slurm.max_array_size()
         chunks = -(-num_jobs // limit)
         if chunks > 1:
-            say(f"{num_jobs} jobs in {chunks} arrays (MaxArraySize {limit}); the first one's script:")
+            say(
+                f"{num_jobs} jobs in {chunks} arrays (MaxArraySize {limit}); the first one's "
+                "script:"
+            )
         logs = (runs / records.FOLDER / "<id>" / "logs").absolute()
         say(slurm.script(launch, "hpc-mlp-<id>", logs, min(num_jobs, limit)))
 
 
 @click.command(cls=Command)
 @runs_argument
-@click.option("--watch", is_flag=True, help="Follow until every run has ended, then show the table.")
+@click.option(
+    "--watch", is_flag=True, help="Follow until every run has ended, then show the table."
+)
 @click.option("--format", "style", default="rich", type=click.Choice(["rich", "json"]))
 @log_format_option
 def status(runs: Path, watch: bool, style: str, log_format: LogFormat) -> None:
@@ -236,7 +247,9 @@ def _watch(
                 time.sleep(_POLL_SECONDS)
     except KeyboardInterrupt:
         follow, end = f"hpc-mlp status {runs} --watch", f"hpc-mlp cancel {runs}"
-        fail(f"stopped watching; the jobs go on.\n  follow them: {follow}\n  end them:    {end}", 130)
+        fail(
+            f"stopped watching; the jobs go on.\n  follow them: {follow}\n  end them:    {end}", 130
+        )
 
 
 def _code(statuses: list[RunStatus]) -> int:

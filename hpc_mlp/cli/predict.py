@@ -39,7 +39,8 @@ cpu_option = click.option("--cpu", is_flag=True, help="Do not use a GPU.")
     "form",
     type=click.Choice(["rich", "json", "csv"]),
     default="rich",
-    help="In json and csv, probabilities are from 0 to 1. In csv, names that a spreadsheet would take for a "
+    help="In json and csv, probabilities are from 0 to 1. In csv, names that a spreadsheet would "
+    "take for a "
     "formula begin with '.",
 )
 @click.option(
@@ -118,7 +119,12 @@ def evaluate(
     trained = _load(run, ensemble, cpu, trust_plugins)
     metrics = run_evaluate(trained, shards, split=split)
     if form == "json":
-        about = {"run": trained.name, "members": list(trained.members), "dataset": shards, "split": split}
+        about = {
+            "run": trained.name,
+            "members": list(trained.members),
+            "dataset": shards,
+            "split": split,
+        }
         say(json_text(about | metrics, indent=1))
     else:
         from hpc_mlp.cli.predict_output import print_metrics
@@ -144,7 +150,9 @@ def evaluate(
 )
 @click.option("--overwrite", is_flag=True, help="Replace FILE.")
 @trust_option
-def export(run: Path, form: str, out: Path | None, dtype: str, overwrite: bool, trust_plugins: bool) -> None:
+def export(
+    run: Path, form: str, out: Path | None, dtype: str, overwrite: bool, trust_plugins: bool
+) -> None:
     """Write the model of the run in the folder RUN as one file, and a model card (Markdown) beside
     it.
 

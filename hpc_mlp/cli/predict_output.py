@@ -44,8 +44,17 @@ class Counted(Iterator["Prediction"]):
             self.hide()
             raise
         self._count += 1
-        if self._shown and self._bar is None and time.monotonic() - self._began > _SECONDS_WITHOUT_BAR:
-            columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        if (
+            self._shown
+            and self._bar is None
+            and time.monotonic() - self._began > _SECONDS_WITHOUT_BAR
+        ):
+            columns = (
+                TextColumn("predicting"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
             self._bar.add_task("", total=self._total)
             self._bar.start()
@@ -120,7 +129,9 @@ def write_csv(classes: Sequence[str], predictions: Counted, top_k: int | None) -
         if prediction.probabilities is None:
             failed += 1
             empty = [""] * len(columns)
-            writer.writerow([csv_cell(prediction.name), "", "", csv_cell(prediction.problem), *empty])
+            writer.writerow(
+                [csv_cell(prediction.name), "", "", csv_cell(prediction.problem), *empty]
+            )
             continue
         (best, p), *others = prediction.top(k)
         rest: list[str] = [cell for name, q in others for cell in (csv_cell(name), _number(q))]
@@ -156,4 +167,6 @@ def print_metrics(metrics: Json, title: str) -> None:
     values = (f"{100 * metrics[key]:.1f}" for key in ("precision", "recall", "f1"))
     table.add_row("mean over classes", f"{metrics['num_images']:,}", *values)
     console.print(table)
-    console.print("in %; classes that are neither there nor predicted are not in the mean", style="dim")
+    console.print(
+        "in %; classes that are neither there nor predicted are not in the mean", style="dim"
+    )

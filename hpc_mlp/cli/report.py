@@ -41,8 +41,8 @@ def table(
     \b
     hpc-mlp table runs
     hpc-mlp table runs --format csv > runs.csv
-    hpc-mlp table runs --by optim.lr --sort val_loss --columns variant,optim.lr,val_loss,test_accuracy
-    hpc-mlp table runs --sort difference --columns variant,test_accuracy,difference,interval,p_adjusted
+    hpc-mlp table runs --by optim.lr --sort val_loss --columns variant,optim.lr,test_accuracy
+    hpc-mlp table runs --sort difference --columns variant,test_accuracy,difference,interval
     hpc-mlp table runs --detect 0.5
     """
     from hpc_mlp.files.wrong_path import want_runs
@@ -81,7 +81,9 @@ def table(
 @click.option("--out", metavar="FILE", type=PATH, help="Instead of RUNS/report.html.")
 @by_option
 @detect_option
-def report(runs: Path, shards: Path | None, out: Path | None, by: str | None, detect: float) -> None:
+def report(
+    runs: Path, shards: Path | None, out: Path | None, by: str | None, detect: float
+) -> None:
     """Write one HTML page with plots of all runs, and the plots as PNG and SVG in RUNS/figures.
 
     The page is one file without scripts or network access: mail it, or open it from disk. Failed

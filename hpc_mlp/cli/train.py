@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 @click.option(
     "--processes",
     type=click.IntRange(min=1),
-    help="Processes to start here. [default: one per GPU; on CPUs as many as the runs can use, see below]",
+    help="Processes to start here. [default: one per GPU; on CPUs as many as the runs can use, see "
+    "below]",
 )
 @click.option("--overwrite", is_flag=True, help="Train anew what is already there.")
 @log_format_option
@@ -123,7 +124,9 @@ def train(
     sys.exit(code)
 
 
-def _wanted(wanted: int | None, cpu: bool, parallel: Parallel, unfinished: Sequence[RunSpec]) -> int | None:
+def _wanted(
+    wanted: int | None, cpu: bool, parallel: Parallel, unfinished: Sequence[RunSpec]
+) -> int | None:
     """The number of processes that the command line, Accelerate or the GPUs of this machine want; 1
     is this one. None: as the runs want it."""
     from hpc_mlp.config.plan import splits_batches
@@ -136,7 +139,8 @@ def _wanted(wanted: int | None, cpu: bool, parallel: Parallel, unfinished: Seque
         num_gpus = 0 if cpu or wanted == 1 else gpus.count()
         if wanted > num_gpus > 0:
             raise UserError(
-                f"--processes {wanted}: this machine shows {count(num_gpus, 'GPU')}, and each process "
+                f"--processes {wanted}: this machine shows {count(num_gpus, 'GPU')}, and each "
+                "process "
                 f"needs one of its own. Take --processes {num_gpus}, or add --cpu."
             )
         return wanted
@@ -174,7 +178,9 @@ def _asked_of_accelerate() -> int:
     import psutil
 
     parent = psutil.Process().parent()
-    words = [word for argument in parent.cmdline() for word in argument.split("=")] if parent else []
+    words = (
+        [word for argument in parent.cmdline() for word in argument.split("=")] if parent else []
+    )
     for i, word in enumerate(words[:-1]):
         if word in ("--num_processes", "--num-processes") and words[i + 1].isdigit():
             return int(words[i + 1])

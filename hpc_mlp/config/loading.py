@@ -1,4 +1,5 @@
-"""From TOML files and `--set` to a `Config`: nested tables laid over one another, then validated."""
+"""From TOML files and `--set` to a `Config`: nested tables laid over one another, then
+validated."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ def get_key(tree: Mapping[str, Any], dotted: str) -> Any:
 
 
 def set_key(tree: Tree, dotted: str, value: Any) -> None:
-    """Set `section.key` (or `section.table.key`, for the free tables) in a nested dict, in place."""
+    """Set `section.key` (or `section.table.key`, for the free tables) in a nested dict, in
+    place."""
     *parents, last = dotted.split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})
@@ -96,7 +98,8 @@ def check_key(dotted: str, where: str) -> None:
 
 
 def parse_value(text: str) -> Any:
-    """The value of a `--set`: TOML where it parses (`1e-3`, `true`, `[512, 256]`), else a plain string."""
+    """The value of a `--set`: TOML where it parses (`1e-3`, `true`, `[512, 256]`), else a plain
+    string."""
     text = text.strip()
     try:
         return _parsed(f"value = {text}", "a value of --set")["value"]
@@ -121,10 +124,15 @@ def build_config(tree: Mapping[str, Any], where: str = "configuration") -> Confi
         first = error.errors()[0]
         location = [str(part) for part in first["loc"]]
         key = ".".join(location[:2])
-        if len(location) < 2:  # about a whole section
+        # About a whole section.
+        if len(location) < 2:
             raise UserError(f"{where}: {first['msg'].removeprefix('Value error, ')}.") from None
         given = get_key(tree, key)
-        why = _list_text(key) if first["type"] == "tuple_type" else first["msg"].removeprefix("Value error, ")
+        why = (
+            _list_text(key)
+            if first["type"] == "tuple_type"
+            else first["msg"].removeprefix("Value error, ")
+        )
         raise UserError(f"{where}: {key} = {given!r}: {why}.") from None
 
 
@@ -133,7 +141,8 @@ def _list_text(key: str) -> str:
     default = flatten(Config())[key]
     example = json.dumps(default, separators=(",", ":")) if default else '["…"]'
     return (
-        f"this is a list, in brackets such as {key} = {example}; on a command line in quotes, --set '{key}={example}' "
+        f"this is a list, in brackets such as {key} = {example}; on a command line in quotes, "
+        f"--set '{key}={example}' "
         "(commas outside brackets make a sweep)"
     )
 

@@ -41,7 +41,8 @@ class RunSpec:
     variant: str
     seed: int
     config: Config
-    swept: dict[str, Any] = field(default_factory=dict)  # dotted key → this run's value
+    # Dotted key → this run's value.
+    swept: dict[str, Any] = field(default_factory=dict)
     plugins: tuple[Plugin, ...] = ()
     # Of the file that `model.pretrained` names.
     pretrained_sha256: str | None = None
@@ -58,13 +59,16 @@ class Variant:
     plugins: tuple[Plugin, ...] = ()
 
 
-def splits_batches(parallel: Parallel, specs: Sequence[RunSpec], processes: int, *, gpu: bool) -> bool:
-    """Whether `processes` share each batch of `specs`, rather than the runs being dealt out to them.
+def splits_batches(
+    parallel: Parallel, specs: Sequence[RunSpec], processes: int, *, gpu: bool
+) -> bool:
+    """Whether `processes` share each batch of `specs`, rather than the runs being dealt out to
+    them.
 
-    "auto" does so where there are fewer runs than processes, but on GPUs never for MLPs, even if some then have nothing
-    to do: an MLP's step is bound by the memory traffic of its weights, which each GPU would move in full. Four runs of
-    12288-512-256-10 on 8 GPUs would take 5 to 7 times as long as on one of them (predicted, not measured).
-    """
+    "auto" does so where there are fewer runs than processes, but on GPUs never for MLPs, even if
+    some then have nothing to do: an MLP's step is bound by the memory traffic of its weights, which
+    each GPU would move in full. Four runs of 12288-512-256-10 on 8 GPUs would take 5 to 7 times as
+    long as on one of them (predicted, not measured)."""
     if parallel != "auto":
         return parallel == "data"
     mlps = gpu and all(spec.config.model.kind in ("mlp", "residual_mlp") for spec in specs)
@@ -126,7 +130,9 @@ def parse_seeds(text: str) -> list[int]:
             raise UserError(f"--seeds {text!r}: write numbers and ranges, such as 0-4 or 0,3.")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first or last - first >= 100_000 or last >= 2**31:
-            raise UserError(f"--seeds {text!r}: {part.strip()} is not a range of seeds from 0 to 2147483647.")
+            raise UserError(
+                f"--seeds {text!r}: {part.strip()} is not a range of seeds from 0 to 2147483647."
+            )
         seeds += range(first, last + 1)
     return list(dict.fromkeys(seeds))
 
@@ -184,9 +190,12 @@ def _expand(part: str, whole: str) -> list[Any]:
     if not (start.is_finite() and stop.is_finite() and step.is_finite()):
         return [parse_value(part)]
     if step <= 0 or stop < start or (stop - start) / step > 10_000:
-        raise UserError(f"--set {whole!r}: a range is start:stop:step with start ≤ stop and step > 0.")
+        raise UserError(
+            f"--set {whole!r}: a range is start:stop:step with start ≤ stop and step > 0."
+        )
     steps = int((stop - start) / step)
-    points = [start + i * step for i in range(steps + 1)]  # decimals: 0.1:0.5:0.1 ends at 0.5 exactly
+    # Decimals: 0.1:0.5:0.1 ends at 0.5 exactly.
+    points = [start + i * step for i in range(steps + 1)]
     return [
         int(point) if point == point.to_integral_value() and "." not in part else float(point)
         for point in points
@@ -206,7 +215,8 @@ def plan_runs(
         if all(key in variant.fixed for variant in variants):
             names = ", ".join(variant.name for variant in variants)
             raise UserError(
-                f"--set {key}: this is what makes {names}; choose another variant or write your own."
+                f"--set {key}: this is what makes {names}; choose another variant or write your "
+                "own."
             )
     specs: list[RunSpec] = []
     for variant in variants:
@@ -224,7 +234,13 @@ def plan_runs(
             weights = pretrained_sha256(config)
             specs += [
                 RunSpec(
-                    f"{variant.name}-s{s}{suffix}", variant.name, s, config, here, variant.plugins, weights
+                    f"{variant.name}-s{s}{suffix}",
+                    variant.name,
+                    s,
+                    config,
+                    here,
+                    variant.plugins,
+                    weights,
                 )
                 for s in seeds
             ]
@@ -234,14 +250,19 @@ def plan_runs(
 
 
 def make_specs(
-    variants: str = "all", seeds: str = "0", config_files: Sequence[Path] = (), sets: Iterable[str] = ()
+    variants: str = "all",
+    seeds: str = "0",
+    config_files: Sequence[Path] = (),
+    sets: Iterable[str] = (),
 ) -> list[RunSpec]:
-    """From what a user wrote (`--variants`, `--seeds`, `--config`, `--set`) to what is to be run."""
+    """From what a user wrote (`--variants`, `--seeds`, `--config`, `--set`) to what is to be
+    run."""
     return plan_runs(parse_variants(variants), parse_seeds(seeds), config_files, parse_set(sets))
 
 
 def pretrained_sha256(config: Config) -> str | None:
-    """sha256 of the file that `model.pretrained` names; None where it names none, or one that is not there."""
+    """sha256 of the file that `model.pretrained` names; None where it names none, or one that is
+    not there."""
     name = config.model.pretrained
     if not isinstance(name, str):
         return None

@@ -1,9 +1,10 @@
-"""Python files of the user's own that register models (`plugins = [...]` in a variant), and whom they are trusted by.
+"""Python files of the user's own that register models (`plugins = [...]` in a variant), and whom
+they are trusted by.
 
-A file is read once: what is run is what was hashed. Its sha256 is part of a run's identity; a copy lies in the
-submission and in the run folder, so that a job that starts again, `predict`, `evaluate` and `export` use the code that
-was trained. Covered is the file itself, not what it imports or opens beside itself.
-"""
+A file is read once: what is run is what was hashed. Its sha256 is part of a run's identity; a copy
+lies in the submission and in the run folder, so that a job that starts again, `predict`, `evaluate`
+and `export` use the code that was trained. Covered is the file itself, not what it imports or opens
+beside itself."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from pydantic import Field
 from hpc_mlp.errors import UserError, printable
 from hpc_mlp.files.checked import JsonRecord, damaged, read_bytes
 
-FOLDER = "plugins"  # in a run folder, and in a submission's
+# In a run folder, and in a submission's.
+FOLDER = "plugins"
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,14 @@ class Plugin:
         return hashlib.sha256(self.source).hexdigest()
 
     def record(self) -> dict[str, Any]:
-        """For config.json and plan.json; the file is stored under `file` in the folder `plugins` beside them."""
+        """For config.json and plan.json; the file is stored under `file` in the folder `plugins`
+        beside them."""
         stem = re.sub(r"[^A-Za-z0-9_]", "_", self.path.stem)[:100]
-        return {"path": str(self.path), "sha256": self.sha256, "file": f"{stem}-{self.sha256[:12]}.py"}
+        return {
+            "path": str(self.path),
+            "sha256": self.sha256,
+            "file": f"{stem}-{self.sha256[:12]}.py",
+        }
 
 
 class PluginRecord(JsonRecord):
@@ -59,13 +66,15 @@ def read_plugin(path: Path) -> Plugin:
     data = read_bytes(path, "Name a Python file.")
     if data is None:
         raise UserError(
-            f"plugin {printable(path)} does not exist; paths in `plugins` are relative to the variant's file."
+            f"plugin {printable(path)} does not exist; paths in `plugins` are relative to the "
+            "variant's file."
         )
     return Plugin(path, data)
 
 
 def stored_plugin(folder: Path, record: PluginRecord) -> Plugin:
-    """The copy that lies in the run folder or submission `folder`; DamagedError where it is gone or has changed."""
+    """The copy that lies in the run folder or submission `folder`; DamagedError where it is gone or
+    has changed."""
     path = folder / FOLDER / record.file
     remedy = "Train the run again."
     data = read_bytes(path, remedy)
@@ -81,13 +90,16 @@ def stored_plugin(folder: Path, record: PluginRecord) -> Plugin:
 
 
 def trust(plugins: Iterable[Plugin]) -> None:
-    """Remember that this user has trained with these files; where nothing can be remembered, they are asked again."""
+    """Remember that this user has trained with these files; where nothing can be remembered, they
+    are asked again."""
     with suppress(OSError, RuntimeError):
         folder = _trusted()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for plugin in plugins:
             with suppress(FileExistsError):
-                descriptor = os.open(folder / plugin.sha256, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                descriptor = os.open(
+                    folder / plugin.sha256, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600
+                )
                 with open(descriptor, "w", encoding="utf-8", errors="replace") as file:
                     file.write(f"{printable(plugin.path)}\n")
 
@@ -104,8 +116,10 @@ def require_trust(plugins: Iterable[Plugin], run: Path) -> None:
     for plugin in plugins:
         if not is_trusted(plugin):
             raise UserError(
-                f"the model of {printable(run)} is Python code in {printable(plugin.path.name)} (sha256 "
-                f"{plugin.sha256[:12]}…), with which you have not trained. A copy lies in {printable(run / FOLDER)}: "
+                f"the model of {printable(run)} is Python code in {printable(plugin.path.name)} "
+                "(sha256 "
+                f"{plugin.sha256[:12]}…), with which you have not trained. A copy lies in "
+                f"{printable(run / FOLDER)}: "
                 "read it, then allow it with --trust-plugins (in Python trust_plugins=True)."
             )
 

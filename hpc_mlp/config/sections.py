@@ -34,7 +34,9 @@ def parse_interval(text: str) -> tuple[float | None, int | None]:
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
 
 
 class DataConfig(Section):
@@ -50,11 +52,16 @@ class ModelConfig(Section):
     dropout: Rate | tuple[Rate, ...] = 0.5
     batchnorm: bool = False
     activation: Literal["relu", "gelu", "silu", "tanh", "leaky_relu"] = "relu"
-    blocks: Count = 4  # residual_mlp: number of blocks
-    expansion: Count = 4  # residual_mlp: inner width over outer width
-    channels: tuple[Count, ...] = (32, 64, 128)  # cnn: feature maps per stage
-    pretrained: bool | str = False  # resnet18: true, or the path of a local weights file
-    options: dict[str, Any] = Field(default_factory=dict)  # for models registered by the user
+    # residual_mlp: number of blocks
+    blocks: Count = 4
+    # residual_mlp: inner width over outer width
+    expansion: Count = 4
+    # Cnn: feature maps per stage.
+    channels: tuple[Count, ...] = (32, 64, 128)
+    # resnet18: true, or the path of a local weights file
+    pretrained: bool | str = False
+    # For models registered by the user.
+    options: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("hidden", "channels", "dropout", mode="before")
     @classmethod
@@ -122,8 +129,10 @@ class TrainConfig(Section):
     batch_size: Count = 32
     early_stopping: bool = True
     patience: Count = 3
-    monitor: Literal["loss", "accuracy", "last"] = "loss"  # which epoch is best: see `runs.folder.best_line`
-    # tf32: on NVIDIA GPUs products and convolutions round their factors to 10 bits; elsewhere it is fp32.
+    # Which epoch is best: see `runs.folder.best_line`.
+    monitor: Literal["loss", "accuracy", "last"] = "loss"
+    # tf32: on NVIDIA GPUs products and convolutions round their factors to 10 bits; elsewhere it is
+    # fp32.
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     checkpoint_every: str = "60 s"
     keep_checkpoint: bool = False
@@ -137,7 +146,11 @@ class TrainConfig(Section):
     @field_validator("checkpoint_every", mode="before")
     @classmethod
     def _number_is_seconds(cls, value: Any) -> Any:
-        return f"{value:g} s" if isinstance(value, int | float) and not isinstance(value, bool) else value
+        return (
+            f"{value:g} s"
+            if isinstance(value, int | float) and not isinstance(value, bool)
+            else value
+        )
 
     @field_validator("checkpoint_every")
     @classmethod
@@ -158,17 +171,22 @@ class LaunchConfig(Section):
     constraint: str | None = None
     time_minutes: Count = 240
     nodes: Count = 1
-    gpus_per_job: Annotated[int, Field(ge=0)] = 0  # per node
-    tasks_per_node: Count | None = None  # default: one per GPU, or one
+    # Per node.
+    gpus_per_job: Annotated[int, Field(ge=0)] = 0
+    # Default: one per GPU, or one.
+    tasks_per_node: Count | None = None
     cpus_per_task: Count = 2
     memory_gb: Positive | None = None
     array_parallelism: Count | None = None
     max_requeues: Annotated[int, Field(ge=0)] = 100
-    signal_seconds: Count = 90  # how long before the time limit the checkpoint is asked for
-    python: str | None = None  # e.g. "apptainer exec image.sif python"; default: this interpreter
+    # How long before the time limit the checkpoint is asked for.
+    signal_seconds: Count = 90
+    # e.g. "apptainer exec image.sif python"; default: this interpreter
+    python: str | None = None
     setup: tuple[str, ...] = ()
     srun_args: tuple[str, ...] = ()
-    sbatch: dict[str, str | int | float | bool] = Field(default_factory=dict)  # any other sbatch option
+    # Any other sbatch option.
+    sbatch: dict[str, str | int | float | bool] = Field(default_factory=dict)
 
     @property
     def tasks(self) -> int:
@@ -205,7 +223,9 @@ def known_keys() -> list[str]:
 
 def flat(tree: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """{section: {key: value}} as `{"optim.lr": 0.001, …}`."""
-    return {f"{section}.{key}": value for section, keys in tree.items() for key, value in keys.items()}
+    return {
+        f"{section}.{key}": value for section, keys in tree.items() for key, value in keys.items()
+    }
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -215,7 +235,9 @@ def flatten(config: Config) -> dict[str, Any]:
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a flat configuration that decides a run's result, see `run_identity`."""
-    return {k: v for k, v in config.items() if not k.startswith("launch.") and k not in _OPERATIONAL}
+    return {
+        k: v for k, v in config.items() if not k.startswith("launch.") and k not in _OPERATIONAL
+    }
 
 
 def run_identity(
@@ -225,9 +247,10 @@ def run_identity(
     plugins: Sequence[str] = (),
     pretrained: str | None = None,
 ) -> dict[str, Any]:
-    """Everything that decides a run's result, flat: two runs of equal identity are the same run. `config`: JSON values
-    as config.json has them; keys that an older version lacked have the defaults. `digest`: of the dataset. `plugins`,
-    `pretrained`: sha256 of the files of code and of first weights; None where that is not known."""
+    """Everything that decides a run's result, flat: two runs of equal identity are the same run.
+    `config`: JSON values as config.json has them; keys that an older version lacked have the
+    defaults. `digest`: of the dataset. `plugins`, `pretrained`: sha256 of the files of code and of
+    first weights; None where that is not known."""
     files = {"plugins": list(plugins), "model.pretrained.sha256": pretrained}
     return identity(_defaults() | flat(config)) | {"seed": seed, "dataset.digest": digest} | files
 
@@ -240,4 +263,8 @@ def _defaults() -> dict[str, Any]:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Lines `optim.lr: 0.001 → 0.01` for what differs between two flat identities."""
     keys = sorted({*old, *new})
-    return [f"{key}: {old.get(key)!r} → {new.get(key)!r}" for key in keys if old.get(key) != new.get(key)]
+    return [
+        f"{key}: {old.get(key)!r} → {new.get(key)!r}"
+        for key in keys
+        if old.get(key) != new.get(key)
+    ]

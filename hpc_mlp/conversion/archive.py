@@ -1,8 +1,8 @@
 """Where images come from: a ZIP, a tar, a folder, or several of them, behind one small interface.
 
-A source lists its entries once (names and numbers only, compact: a million entries take about 100 MB) and
-reads an entry's bytes by its index, from any process. Nothing is ever unpacked under the names it brings.
-"""
+A source lists its entries once (names and numbers only, compact: a million entries take about 100
+MB) and reads an entry's bytes by its index, from any process. Nothing is ever unpacked under the
+names it brings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ import numpy as np
 from hpc_mlp.errors import RejectError, UserError, printable
 from hpc_mlp.files.checked import file_sha256
 
-MAX_ENTRY_BYTES = 1 << 30  # an entry larger than this is not an image that we would decode
+# An entry larger than this is not an image that we would decode.
+MAX_ENTRY_BYTES = 1 << 30
 
 
 class Names(Sequence[str]):
@@ -61,14 +62,15 @@ class Source(Protocol):
     problems: dict[int, str]
 
     def read(self, index: int, limit: int = MAX_ENTRY_BYTES) -> bytes:
-        """The bytes of entry `index`. RejectError where they cannot be had whole and unharmed, or are more than
-        `limit`: then no more than that is held in memory."""
+        """The bytes of entry `index`. RejectError where they cannot be had whole and unharmed, or
+        are more than `limit`: then no more than that is held in memory."""
 
     def sha256(self) -> str:
         """Of everything the source holds; another content gives another sum."""
 
     def close(self) -> None:
-        """Give back what it holds open; it cannot be read any longer. Else that happens with its last reference."""
+        """Give back what it holds open; it cannot be read any longer. Else that happens with its
+        last reference."""
 
 
 # What people give for an archive, and what to do about it.
@@ -84,8 +86,9 @@ _OTHERS = {
 
 
 def open_source(paths: Sequence[Path], scratch: Path) -> Source:
-    """The source at `paths`. `scratch` is a folder that may hold a temporary file: a compressed tar is
-    decompressed there once, since it cannot be read by offset. UserError where a path cannot be read."""
+    """The source at `paths`. `scratch` is a folder that may hold a temporary file: a compressed tar
+    is decompressed there once, since it cannot be read by offset. UserError where a path cannot be
+    read."""
     from hpc_mlp.conversion import tarsource, zipsource
 
     sources: list[Source] = []
@@ -94,7 +97,8 @@ def open_source(paths: Sequence[Path], scratch: Path) -> Source:
             sources.append(FolderSource(path))
         elif not path.exists():
             raise UserError(
-                f"{printable(path)} does not exist. Give a ZIP, a .tar, a .tar.gz or a folder of images."
+                f"{printable(path)} does not exist. Give a ZIP, a .tar, a .tar.gz or a folder of "
+                "images."
             )
         elif (kind := path.suffix[1:].lower()) in _OTHERS:
             raise UserError(
@@ -109,8 +113,8 @@ def open_source(paths: Sequence[Path], scratch: Path) -> Source:
 
 
 class FolderSource:
-    """Files below a folder, in the order of their names. Links to files and folders are followed: the
-    user's own folder is trusted to point where it likes."""
+    """Files below a folder, in the order of their names. Links to files and folders are followed:
+    the user's own folder is trusted to point where it likes."""
 
     def __init__(self, root: Path) -> None:
         self.label, self.root = root.resolve().name, root
@@ -121,7 +125,8 @@ class FolderSource:
         seen: set[tuple[int, int]] = set()
         for folder, folders, files in os.walk(self.root, followlinks=True):
             status = os.stat(folder)
-            if (status.st_dev, status.st_ino) in seen:  # a link that leads back up
+            # A link that leads back up.
+            if (status.st_dev, status.st_ino) in seen:
                 folders.clear()
                 continue
             seen.add((status.st_dev, status.st_ino))
@@ -173,7 +178,9 @@ class SeveralSources:
             start = len(self.names)
             for name in source.names:
                 self.names.append(name)
-            self.problems.update({start + index: reason for index, reason in source.problems.items()})
+            self.problems.update(
+                {start + index: reason for index, reason in source.problems.items()}
+            )
             self._starts.append(len(self.names))
 
     def parts(self) -> list[range]:
@@ -206,7 +213,8 @@ class FileWithEntries:
         self._offset, self._stored = array("Q"), array("Q")  # bytes
 
     def _hold(self, path: Path) -> None:
-        """Open the file that entries are read from. It is closed by `close`, or with the last reference to this."""
+        """Open the file that entries are read from. It is closed by `close`, or with the last
+        reference to this."""
         self._fd = open_file(path)
         self._closed = weakref.finalize(self, os.close, self._fd)
 
@@ -251,7 +259,8 @@ def open_file(path: Path) -> int:
 
 
 def repeated_names(names: Names) -> list[int]:
-    """Indices of the names that an earlier entry has already, without a set of a million strings."""
+    """Indices of the names that an earlier entry has already, without a set of a million
+    strings."""
     hashes = np.fromiter((hash(name) for name in names), np.int64, len(names))
     order = np.argsort(hashes, kind="stable")
     same = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])

@@ -30,9 +30,12 @@ from hpc_mlp.terminal.text import json_text
 
 
 class Assembly:
-    """The images of one conversion: `records`, `labels`, `splits` in parallel, in the archive's order."""
+    """The images of one conversion: `records`, `labels`, `splits` in parallel, in the archive's
+    order."""
 
-    def __init__(self, folder: Path, source: Source, layout: Layout, records: npt.NDArray[np.void]) -> None:
+    def __init__(
+        self, folder: Path, source: Source, layout: Layout, records: npt.NDArray[np.void]
+    ) -> None:
         self.folder, self.source, self.layout, self.records = folder, source, layout, records
         place = np.searchsorted(layout.entries, records["entry"])
         self.given = layout.splits[place]
@@ -43,7 +46,8 @@ class Assembly:
     def draw_splits(
         self, seed: int, val: float, test: float, drop: bool, num_pixels: int, rejects: RejectLog
     ) -> None:
-        """Split the images with equal ones kept together, and list what is equal and what is nearly so."""
+        """Split the images with equal ones kept together, and list what is equal and what is nearly
+        so."""
         self.seed = seed
         group = split.groups_of_equals(self.records["digest"])
         dropped = duplicates.repeats(group, self.given) if drop else np.zeros(len(group), bool)
@@ -57,7 +61,9 @@ class Assembly:
             val,
             test,
         )
-        report = duplicates.Report(self.source.names, self.classes, self.records, self.labels, splits)
+        report = duplicates.Report(
+            self.source.names, self.classes, self.records, self.labels, splits
+        )
         self._report = Background(partial(report.write, self.folder, group, num_pixels))
         rejects.extend(report.reasons_of(np.flatnonzero(dropped), group), strict=False)
         self.splits = splits
@@ -68,14 +74,17 @@ class Assembly:
 
     def write_shards(self, pool: Pool[Worker], limit: int) -> None:
         """Shards of about `limit` bytes. Keys run through train, val and test."""
-        planned: dict[str, list[tuple[str, int]]] = {name: [] for name in SPLITS}  # shard, number of images
+        # Shard, number of images.
+        planned: dict[str, list[tuple[str, int]]] = {name: [] for name in SPLITS}
         written = list(pool.map(Worker.write_shard, self._plans(limit, planned)))
         results = iter(written)
         for number, name in enumerate(SPLITS):
             here = self.splits == number
             self.described[name] = {
                 "num_images": int(here.sum()),
-                "class_counts": np.bincount(self.labels[here], minlength=len(self.classes)).tolist(),
+                "class_counts": np.bincount(
+                    self.labels[here], minlength=len(self.classes)
+                ).tolist(),
                 "shards": [
                     {"name": shard, "num_images": count}
                     | dict(zip(("bytes", "sha256"), next(results), strict=True))
@@ -88,15 +97,23 @@ class Assembly:
         key = 0
         width = max(6, len(str(len(self.records))))
         for number, name in enumerate(SPLITS):
-            order = split.shuffled(np.flatnonzero(self.splits == number), self.seed, len(self.records))
+            order = split.shuffled(
+                np.flatnonzero(self.splits == number), self.seed, len(self.records)
+            )
             for shard, part in enumerate(self._cut(order, limit)):
                 file = f"{name}-{shard:06d}.tar"
                 planned[name].append((file, len(part)))
                 records = self.records[part]
                 yield ShardPlan(
-                    file, records["spool"], records["offset"], records["length"],
-                    records["suffix"], self.labels[part], key, width,
-                )  # fmt: skip
+                    file,
+                    records["spool"],
+                    records["offset"],
+                    records["length"],
+                    records["suffix"],
+                    self.labels[part],
+                    key,
+                    width,
+                )
                 key += len(part)
 
     def _cut(self, order: npt.NDArray[np.int64], limit: int) -> Iterator[npt.NDArray[np.int64]]:
@@ -111,7 +128,12 @@ class Assembly:
             start = stop
 
     def write_manifest(
-        self, spec: ImageSpec, encoding: str, settings: dict[str, Any], source_sha256: str, num_rejects: int
+        self,
+        spec: ImageSpec,
+        encoding: str,
+        settings: dict[str, Any],
+        source_sha256: str,
+        num_rejects: int,
     ) -> None:
         # Late: `convert` imports it while its workers are at work.
         from hpc_mlp.data.manifest import NAME, Manifest
@@ -144,11 +166,13 @@ class Assembly:
                 "num_ignored": self.layout.num_ignored,
                 "duplicates": self._report.result(),
                 "versions": {
-                    "hpc_mlp": __version__, "pillow": PIL.__version__, "simplejpeg": simplejpeg.__version__,
+                    "hpc_mlp": __version__,
+                    "pillow": PIL.__version__,
+                    "simplejpeg": simplejpeg.__version__,
                 },
             },
             strict=False,
-        )  # fmt: skip
+        )
         text = json_text(manifest.model_dump(mode="json"), indent=1)
         (self.folder / NAME).write_text(text + "\n", encoding="utf-8")
 

@@ -1,12 +1,14 @@
-"""A folder that appears whole or not at all, in one step, and never in the place of what is not ours.
+"""A folder that appears whole or not at all, in one step, and never in the place of what is not
+ours.
 
 A workspace `.OUT.partial-XXXXXXXX` lies beside OUT while the work goes on:
 
-    .lock     held by the process at work; the last thing to go, so that whoever finds a workspace whose lock is free
-              knows that its process is dead
+    .lock     held by the process at work; the last thing to go, so that whoever finds a
+              workspace whose lock is free knows that its process is dead
     making    what is being written
     whole     what is ready to take OUT's place and, after the exchange, what stood there before
-    old       only on file systems that cannot exchange: what stood in OUT's place, until the new one stands there
+    old       only on file systems that cannot exchange: what stood in OUT's place, until the
+              new one stands there
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ _TRIES = 100
 
 
 def check_target(out: Path, overwrite: bool, marker: str) -> None:
-    """UserError where `out` exists and may not be replaced: what has no file `marker` is not ours. Puts back first
-    what a killed replacement had moved away."""
+    """UserError where `out` exists and may not be replaced: what has no file `marker` is not ours.
+    Puts back first what a killed replacement had moved away."""
     _clear_stale(out.absolute(), marker)
     _check(out, overwrite, marker)
 
@@ -44,7 +46,8 @@ def _check(out: Path, overwrite: bool, marker: str, when: str = "") -> None:
         )
     if not _replaceable(out, marker):
         raise UserError(
-            f"{printable(out)} is not a shards folder (no {marker}), so --overwrite does not replace it. "
+            f"{printable(out)} is not a shards folder (no {marker}), so --overwrite does not "
+            "replace it. "
             f"Choose another folder, or remove it yourself."
         )
 
@@ -55,8 +58,9 @@ def _replaceable(folder: Path, marker: str) -> bool:
 
 @contextmanager
 def new_folder(out: Path, overwrite: bool, marker: str) -> Iterator[Path]:
-    """A folder that takes the place of `out` when the block ends without an error, and is removed otherwise. UserError
-    where something stands there by then that `check_target` forbids to replace."""
+    """A folder that takes the place of `out` when the block ends without an error, and is removed
+    otherwise. UserError where something stands there by then that `check_target` forbids to
+    replace."""
     out = out.absolute()
     made = [folder for folder in out.parents if not folder.exists()]
     try:
@@ -89,7 +93,8 @@ def _workspace(out: Path) -> tuple[Path, int]:
         workspace = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
         try:
             lock = os.open(workspace / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-        except FileNotFoundError:  # another process took the empty folder for a left-over
+        # Another process took the empty folder for a left-over.
+        except FileNotFoundError:
             continue
         except OSError:
             workspace.rmdir()
@@ -104,20 +109,23 @@ def _workspace(out: Path) -> tuple[Path, int]:
 
 def _put_in_place(workspace: Path, out: Path, overwrite: bool, marker: str) -> None:
     whole = workspace / _WHOLE
-    for _ in range(_TRIES):  # each time that something appears or disappears in between
+    # Each time that something appears or disappears in between.
+    for _ in range(_TRIES):
         if _place(whole, out):
             return
         _check(out, overwrite, marker, when=": it appeared while this conversion was at work")
         try:
             if not _renameat2(whole, out, _EXCHANGE):
                 os.rename(out, workspace / _OLD)
-                # What cannot be exchanged is absent for a moment; `_clear_stale` mends a death right here.
+                # What cannot be exchanged is absent for a moment; `_clear_stale` mends a death
+                # right here.
                 if _replaceable(workspace / _OLD, marker) and _place(whole, out):
                     return
                 _place(workspace / _OLD, out)
             elif _replaceable(whole, marker):
                 return
-            else:  # it became another after it was looked at
+            else:
+                # It became another after it was looked at.
                 _renameat2(whole, out, _EXCHANGE)
         except FileNotFoundError:
             continue
@@ -130,7 +138,8 @@ def _place(folder: Path, out: Path) -> bool:
         if not _renameat2(folder, out, _NOREPLACE):
             if os.path.lexists(out):
                 return False
-            os.rename(folder, out)  # replaces an empty folder at most: POSIX
+            # Replaces an empty folder at most: POSIX.
+            os.rename(folder, out)
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
             return False
@@ -139,14 +148,15 @@ def _place(folder: Path, out: Path) -> bool:
 
 
 def _renameat2(source: Path, target: Path, flag: int) -> bool:
-    """Linux's rename that never replaces, or that exchanges. False where the system cannot do it; OSError as of
-    `os.rename`."""
+    """Linux's rename that never replaces, or that exchanges. False where the system cannot do it;
+    OSError as of `os.rename`."""
     import ctypes
 
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if call is None:
         return False
-    here = -100  # AT_FDCWD
+    # AT_FDCWD.
+    here = -100
     if call(here, os.fsencode(source), here, os.fsencode(target), ctypes.c_uint(flag)) == 0:
         return True
     code = ctypes.get_errno()
@@ -155,11 +165,13 @@ def _renameat2(source: Path, target: Path, flag: int) -> bool:
     raise OSError(code, os.strerror(code), str(target))
 
 
-# ── what is left over ───────────────────────────────────────────────────────────────────────────────────
+# ── what is left over
+# ───────────────────────────────────────────────────────────────────────────────────
 
 
 def _clear_stale(out: Path, marker: str) -> None:
-    """Remove the workspaces of dead processes; put back what one of them had moved away from `out`."""
+    """Remove the workspaces of dead processes; put back what one of them had moved away from
+    `out`."""
     for workspace in sorted(out.parent.glob(f".{glob.escape(out.name)}.partial-*")):
         with suppress(OSError):
             found = os.listdir(workspace)
@@ -169,27 +181,33 @@ def _clear_stale(out: Path, marker: str) -> None:
                 continue
             lock = os.open(workspace / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
             try:
-                if atomic.lock(lock):  # else another conversion is at work
+                # Else another conversion is at work.
+                if atomic.lock(lock):
                     _remove(workspace, out, marker)
             finally:
                 os.close(lock)
 
 
 def _made_before_locks_were_kept(workspace: Path, found: list[str], marker: str) -> bool:
-    """The first versions removed the lock before they put the new folder in OUT's place: a death there left the whole
-    new folder as workspace, or a workspace with nothing but the old one."""
-    return (workspace / marker).is_file() or (found == [_OLD] and (workspace / _OLD / marker).is_file())
+    """The first versions removed the lock before they put the new folder in OUT's place: a death
+    there left the whole new folder as workspace, or a workspace with nothing but the old one."""
+    return (workspace / marker).is_file() or (
+        found == [_OLD] and (workspace / _OLD / marker).is_file()
+    )
 
 
 def _remove(workspace: Path, out: Path, marker: str) -> None:
-    """Remove a workspace of which this process holds the lock. What a death has moved away from `out` goes back there;
-    what is not ours stays, and the workspace with it."""
+    """Remove a workspace of which this process holds the lock. What a death has moved away from
+    `out` goes back there; what is not ours stays, and the workspace with it."""
     with suppress(OSError):
         if os.path.lexists(workspace / _OLD):
             _place(workspace / _OLD, out)
         for part in (_WHOLE, _OLD):
-            if _replaceable(workspace / part, marker) and (part == _WHOLE or (out / marker).is_file()):
-                # Renamed, so that what a killed removal leaves of it is not taken for somebody else's.
+            if _replaceable(workspace / part, marker) and (
+                part == _WHOLE or (out / marker).is_file()
+            ):
+                # Renamed, so that what a killed removal leaves of it is not taken for somebody
+                # else's.
                 os.rename(workspace / part, workspace / f"{part}-removed")
         kept = {_WHOLE, _OLD} & set(os.listdir(workspace))
         for path in workspace.iterdir():

@@ -1,9 +1,9 @@
 """An archive of class-labelled images → a folder of WebDataset shards with a manifest.
 
-One pass decodes, resizes, counts, fingerprints, encodes and spools every image, in the archive's order, in
-several processes. Then the splits are drawn, with equal images kept together, and the spooled images are
-copied into the shards in one global random order. Nothing depends on which process did what.
-"""
+One pass decodes, resizes, counts, fingerprints, encodes and spools every image, in the archive's
+order, in several processes. Then the splits are drawn, with equal images kept together, and the
+spooled images are copied into the shards in one global random order. Nothing depends on which
+process did what."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ from hpc_mlp.errors import RunError, UserError, unknown_name
 from hpc_mlp.files.wrong_path import MANIFEST
 from hpc_mlp.machine.memory import num_cpus
 
-CHUNK_IMAGES, CHUNK_BYTES = 64, 16 << 20  # a task for a worker: so many images, or so many bytes of pixels
+# A task for a worker: so many images, or so many bytes of pixels.
+CHUNK_IMAGES, CHUNK_BYTES = 64, 16 << 20
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,17 @@ class Settings:
     shard_mb: float = 64.0
     drop_duplicates: bool = False
     max_pixels: int = MAX_PIXELS
-    workers: int = 0  # 0: one for each processor
+    # 0: one for each processor
+    workers: int = 0
     strict: bool = False
     overwrite: bool = False
 
     def check(self) -> None:
         """UserError where a value makes no sense."""
         if not (1 <= self.height <= MAX_SIDE and 1 <= self.width <= MAX_SIDE):
-            raise UserError(f"--size {self.height}x{self.width}: each side is from 1 to {MAX_SIDE} pixels.")
+            raise UserError(
+                f"--size {self.height}x{self.width}: each side is from 1 to {MAX_SIDE} pixels."
+            )
         if not (0 <= self.val < 1 and 0 <= self.test < 1 and self.val + self.test < 1):
             raise UserError(
                 f"--val {self.val} --test {self.test}: fractions from 0, together less than 1; "
@@ -87,7 +91,8 @@ class Settings:
 
 
 class ConvertOptions(TypedDict, total=False):
-    """The fields of `Settings` but for height and width, for functions that take them as keywords."""
+    """The fields of `Settings` but for height and width, for functions that take them as
+    keywords."""
 
     grayscale: bool
     val: float
@@ -121,9 +126,11 @@ class Silent:
     def phase(self, text: str) -> None: ...
 
 
-def convert(paths: Sequence[Path], out: Path, settings: Settings, progress: Progress | None = None) -> None:
-    """Convert the archive at `paths` into the new folder `out`. UserError for wrong input, RunError for
-    failed work; in both cases, and on Ctrl-C, nothing is left behind."""
+def convert(
+    paths: Sequence[Path], out: Path, settings: Settings, progress: Progress | None = None
+) -> None:
+    """Convert the archive at `paths` into the new folder `out`. UserError for wrong input, RunError
+    for failed work; in both cases, and on Ctrl-C, nothing is left behind."""
     settings.check()
     check_target(out, settings.overwrite, MANIFEST)
     for path in paths:
@@ -158,7 +165,8 @@ def _convert_source(source: Source, folder: Path, settings: Settings, progress: 
     count = min(settings.num_workers(), len(layout.entries) // 32 + 1)
     rejects = RejectLog(folder, source.label, settings.strict)
     with closing(worker), Pool(worker, count) as pool, rejects:
-        content = Background(source.sha256)  # the pages it reads are those that the workers read
+        # The pages it reads are those that the workers read.
+        content = Background(source.sha256)
         Background(_import_manifest)
         progress.start(layout)
         rejects.extend(layout.rejects)
@@ -169,7 +177,12 @@ def _convert_source(source: Source, folder: Path, settings: Settings, progress: 
         assembly = Assembly(folder, source, layout, records)
         num_pixels = settings.height * settings.width
         assembly.draw_splits(
-            settings.seed, settings.val, settings.test, settings.drop_duplicates, num_pixels, rejects
+            settings.seed,
+            settings.val,
+            settings.test,
+            settings.drop_duplicates,
+            num_pixels,
+            rejects,
         )
         progress.phase("writing shards")
         assembly.write_shards(pool, int(settings.shard_mb * 1e6))

@@ -1,4 +1,5 @@
-"""Equal and nearly equal images: which, how many, and whether they leak from training into the test."""
+"""Equal and nearly equal images: which, how many, and whether they leak from training into the
+test."""
 
 from __future__ import annotations
 
@@ -15,14 +16,15 @@ from hpc_mlp.data.limits import SPLITS
 from hpc_mlp.terminal.text import json_text
 
 NAME = "duplicates.jsonl"
-_LISTED = 1000  # so many images of a group are named
-_PREFER = np.array(
-    [2, 1, 0, 3]
-)  # which copy stays, by given split (train, val, test, none): test before train
+# So many images of a group are named.
+_LISTED = 1000
+# Which copy stays, by given split (train, val, test, none): test before train.
+_PREFER = np.array([2, 1, 0, 3])
 
 
 def repeats(group: npt.NDArray[np.int64], given: npt.NDArray[np.int8]) -> npt.NDArray[np.bool_]:
-    """All but one image of each group: the first stays, or the one in the archive's own test split."""
+    """All but one image of each group: the first stays, or the one in the archive's own test
+    split."""
     count = len(group)
     order = np.lexsort((np.arange(count), _PREFER[given], group))
     first = np.ones(count, bool)
@@ -47,9 +49,9 @@ class Report:
         self.labels, self.splits = labels, splits
 
     def write(self, folder: Path, group: npt.NDArray[np.int64], num_pixels: int) -> dict[str, int]:
-        """Write `duplicates.jsonl`, and count: groups, the images in them, groups with more than one class,
-        images that an earlier split (of train, val, test) holds as well, and those that nearly equal
-        one there."""
+        """Write `duplicates.jsonl`, and count: groups, the images in them, groups with more than
+        one class, images that an earlier split (of train, val, test) holds as well, and those that
+        nearly equal one there."""
         found = {
             "groups": 0,
             "images": 0,
@@ -72,13 +74,18 @@ class Report:
             found["images"] += len(members)
             found["conflicting_groups"] += conflict
             found["leaked_images"] += leaked
-            yield self._line("exact", members, {"conflicting_classes": conflict, "leak": leaked > 0})
+            yield self._line(
+                "exact", members, {"conflicting_classes": conflict, "leak": leaked > 0}
+            )
 
-    def _near(self, group: npt.NDArray[np.int64], num_pixels: int, found: dict[str, int]) -> Iterator[str]:
+    def _near(
+        self, group: npt.NDArray[np.int64], num_pixels: int, found: dict[str, int]
+    ) -> Iterator[str]:
         """Images that nearly equal one in another split, each with the nearest such."""
         keep = np.flatnonzero(self.splits >= 0)
         _, first = np.unique(group[keep] * 4 + self.splits[keep], return_index=True)
-        chosen = np.sort(keep[first])  # one of each group and split
+        # One of each group and split.
+        chosen = np.sort(keep[first])
         sums = self.records["sum"]
         means = np.empty(sums.shape, np.int16)
         np.floor_divide(sums, num_pixels, out=means)
@@ -106,7 +113,11 @@ class Report:
     def reasons_of(
         self, dropped: npt.NDArray[np.int64], group: npt.NDArray[np.int64]
     ) -> Iterator[tuple[str, str]]:
-        kept = {int(group[i]): i for i in np.flatnonzero(self.splits >= 0).tolist()} if len(dropped) else {}
+        kept = (
+            {int(group[i]): i for i in np.flatnonzero(self.splits >= 0).tolist()}
+            if len(dropped)
+            else {}
+        )
         for i in dropped.tolist():
             other = self.names[int(self.records["entry"][kept[int(group[i])]])]
             yield self.names[int(self.records["entry"][i])], f"the same pixels as {other}"
@@ -117,5 +128,7 @@ def _members(group: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
     order = np.argsort(group, kind="stable")
     starts = np.flatnonzero(np.r_[True, group[order][1:] != group[order][:-1]])
     ends = np.r_[starts[1:], len(group)]
-    for start, end in zip(starts[ends - starts > 1].tolist(), ends[ends - starts > 1].tolist(), strict=True):
+    for start, end in zip(
+        starts[ends - starts > 1].tolist(), ends[ends - starts > 1].tolist(), strict=True
+    ):
         yield order[start:end]

@@ -1,4 +1,5 @@
-"""Classes and splits from folders: cat/1.jpg, train/cat/1.jpg, cat/train/1.jpg, below any folders that hold all."""
+"""Classes and splits from folders: cat/1.jpg, train/cat/1.jpg, cat/train/1.jpg, below any folders
+that hold all."""
 
 from __future__ import annotations
 
@@ -18,12 +19,15 @@ Folder = tuple[str, ...]
 
 
 class Tree:
-    """The folders of one archive's `images` (indices into `names`), below those that hold all of them."""
+    """The folders of one archive's `images` (indices into `names`), below those that hold all of
+    them."""
 
     def __init__(self, names: Names, images: npt.NDArray[np.int64]) -> None:
         self.names, self.images = names, images
-        numbers: dict[Folder, int] = {}  # in order of appearance
-        self.places = np.empty(len(images), np.int32)  # image → its folder
+        # In order of appearance.
+        numbers: dict[Folder, int] = {}
+        # Image → its folder.
+        self.places = np.empty(len(images), np.int32)
         for position, index in enumerate(images.tolist()):
             parts = tuple(part for part in names[index].split("/")[:-1] if part not in ("", "."))
             self.places[position] = numbers.setdefault(parts, len(numbers))
@@ -46,7 +50,9 @@ class Tree:
         splits = _splits_of(second)
         if 0 in splits and (len(splits) > 1 or all(len(folder) > 1 for folder in self.below)):
             placed = [
-                (f[0], SPLIT_NAMES[f[1].lower()]) if len(f) > 1 and f[1].lower() in SPLIT_NAMES else None
+                (f[0], SPLIT_NAMES[f[1].lower()])
+                if len(f) > 1 and f[1].lower() in SPLIT_NAMES
+                else None
                 for f in self.below
             ]
             return self._reading("class folders with splits inside", placed, NOT_IN_SPLIT, [])
@@ -54,7 +60,8 @@ class Tree:
         if second:
             example = next(folder for folder in self.below if len(folder) > 1)
             notes = [
-                f"sub-folders of a class folder count as the class: {'/'.join(example[:2])} as {example[0]}"
+                f"sub-folders of a class folder count as the class: {'/'.join(example[:2])} as "
+                f"{example[0]}"
             ]
         plain = [(f[0], -1) if f else None for f in self.below]
         return self._reading("class folders", plain, NOT_IN_CLASS, notes)
@@ -62,7 +69,8 @@ class Tree:
     def _reading(
         self, kind: str, placed: Sequence[tuple[str, int] | None], reason: str, notes: list[str]
     ) -> Reading:
-        """`placed`: class and split of each folder; None: its images cannot be placed, for `reason`."""
+        """`placed`: class and split of each folder; None: its images cannot be placed, for
+        `reason`."""
         classes = list(dict.fromkeys(place[0] for place in placed if place))
         number = {name: i for i, name in enumerate(classes)}
         rows = [(number[place[0]], place[1]) if place else (-1, -1) for place in placed]
@@ -74,7 +82,8 @@ class Tree:
 
 
 def split_of_folders(names: Names, images: npt.NDArray[np.int64]) -> npt.NDArray[np.int8] | None:
-    """The split of each image by its folder, where the archive has split folders; -1 outside of them."""
+    """The split of each image by its folder, where the archive has split folders; -1 outside of
+    them."""
     tree = Tree(names, images)
     if not tree.brings_splits(False):
         return None

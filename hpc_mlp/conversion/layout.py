@@ -1,8 +1,8 @@
 """From the names in an archive to classes and splits.
 
-Each archive is read by the reader of its own layout: `folders` (class folders, split folders) or `tables` (labels.csv).
-A reader gives a `Reading`; here they are put together, and it is said what was recognised.
-"""
+Each archive is read by the reader of its own layout: `folders` (class folders, split folders) or
+`tables` (labels.csv). A reader gives a `Reading`; here they are put together, and it is said what
+was recognised."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from hpc_mlp.errors import UserError, printable
 
 IMAGE_SUFFIXES = frozenset(
     (
-        "jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "gif", "webp", "bmp", "dib", "tif", "tiff",
-        "ppm", "pgm", "pbm", "pnm", "jp2", "j2k", "avif",
+        "jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "gif", "webp", "bmp", "dib", "tif",
+        "tiff", "ppm", "pgm", "pbm", "pnm", "jp2", "j2k", "avif",
     )
 )  # fmt: skip
 ARCHIVE_SUFFIXES = frozenset(("zip", "tar", "gz", "tgz", "7z", "rar", "bz2", "xz"))
@@ -31,29 +31,33 @@ _LABELS_FILES = ("labels.csv", "labels.tsv")
 # Files that may say something about the images, but that no reader reads.
 _TABLE_SUFFIXES = frozenset(("csv", "tsv", "jsonl", "parquet", "xlsx", "xls", "ods"))
 Array = TypeVar("Array", bound="npt.NDArray[Any]")
-_NAMED = 3  # so many names stand in a message
+# So many names stand in a message.
+_NAMED = 3
 
 
 @dataclass
 class Layout:
-    """`entries[i]` (an index into the source) has class `labels[i]` and, where the archive brings its own splits,
-    split `splits[i]` (an index into SPLITS; -1 elsewhere). All in the archive's order. `notes`: what was recognised,
-    used and not used, a line each."""
+    """`entries[i]` (an index into the source) has class `labels[i]` and, where the archive brings
+    its own splits, split `splits[i]` (an index into SPLITS; -1 elsewhere). All in the archive's
+    order. `notes`: what was recognised, used and not used, a line each."""
 
-    kind: str  # "class folders" | "split folders" | … | "labels.csv", or several of these
+    # "class folders" | "split folders" | … | "labels.csv", or several of these
+    kind: str
     classes: tuple[str, ...]
     entries: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int32]
     splits: npt.NDArray[np.int8]
     num_ignored: int
-    rejects: list[tuple[str, str]] = field(default_factory=list)  # (name, reason), by the listing alone
+    # (name, reason), by the listing alone
+    rejects: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
 @dataclass
 class Sorted:
-    """The entries of a source: indices of images, of labels files, and of files that may say something about the
-    images but are not read; the number of other files; what cannot be taken, as (name, reason)."""
+    """The entries of a source: indices of images, of labels files, and of files that may say
+    something about the images but are not read; the number of other files; what cannot be taken, as
+    (name, reason)."""
 
     images: npt.NDArray[np.int64]
     label_files: list[int]
@@ -63,7 +67,8 @@ class Sorted:
 
 
 def find_layout(source: Source) -> Layout:
-    """UserError where there are no images, fewer than two classes, or names that lead out of the archive."""
+    """UserError where there are no images, fewer than two classes, or names that lead out of the
+    archive."""
     found = sort_out(source)
     parts = source.parts() if isinstance(source, SeveralSources) else [range(len(source.names))]
     label_files = [[i for i in found.label_files if i in part] for part in parts]
@@ -72,10 +77,13 @@ def find_layout(source: Source) -> Layout:
     if not len(found.images) and not found.label_files:
         raise no_images(source, found.rejects, len(found.rejects))
     apart = [i for i, files in enumerate(label_files) if files and not len(images[i])]
-    if apart:  # a table that came without images is about those of the others
+    # A table that came without images is about those of the others.
+    if apart:
         if len(apart) > 1 or any(files and i != apart[0] for i, files in enumerate(label_files)):
             names = ", ".join(printable(source.names[i]) for i in found.label_files[:_NAMED])
-            raise UserError(f"{printable(source.label)} holds several labels files: {names}. Give one.")
+            raise UserError(
+                f"{printable(source.label)} holds several labels files: {names}. Give one."
+            )
         readings = tables.read(source, found.images, label_files[apart[0]])
     else:
         readings = _read_parts(source, images, label_files)
@@ -117,8 +125,12 @@ def _together(source: Source, found: Sorted, readings: Sequence[Reading]) -> Lay
     notes = [note for reading in readings for note in reading.notes]
     everything = tuple(sorted(names, key=natural_key))
     number = {name: i for i, name in enumerate(everything)}
-    numbers = [np.array([number[name] for name in reading.classes], np.int32) for reading in readings]
-    labels = _joined([table[reading.labels] for table, reading in zip(numbers, readings, strict=True)])
+    numbers = [
+        np.array([number[name] for name in reading.classes], np.int32) for reading in readings
+    ]
+    labels = _joined(
+        [table[reading.labels] for table, reading in zip(numbers, readings, strict=True)]
+    )
     entries = _joined([reading.entries for reading in readings])
     splits = _joined([reading.splits for reading in readings])
     if len(readings) > 1:
@@ -164,13 +176,18 @@ def _enough(source: Source, classes: tuple[str, ...], found: Sorted) -> tuple[st
     raise UserError(
         f"{printable(source.label)} holds {what}; at least two are needed. "
         f"Expected is one folder of images for each class, such as cats/001.jpg and dogs/001.jpg."
-        + ("" if classes else " Classes in file names (cat_001.jpg) are not read: list them in a labels.csv.")
+        + (
+            ""
+            if classes
+            else " Classes in file names (cat_001.jpg) are not read: list them in a labels.csv."
+        )
         + (f" It holds {_some(source, found.unread)}: {_ADVICE}" if found.unread else "")
     )
 
 
 _ADVICE = (
-    "of tables only one named labels.csv is read (file name and class in columns with a line of headings). "
+    "of tables only one named labels.csv is read (file name and class in columns with a line of "
+    "headings). "
     "Unpack the archive, copy or rename the table to labels.csv, and convert the folder."
 )
 
@@ -184,7 +201,9 @@ def _part_lines(
     given = [bool((reading.splits >= 0).any()) for reading in readings]
     for name, part, here in zip(names, parts, images, strict=True):
         mine = [i for i, r in enumerate(readings) if len(r.entries) and int(r.entries[0]) in part]
-        kinds = " + ".join(dict.fromkeys(readings[i].kind for i in mine)) or "nothing that can be used"
+        kinds = (
+            " + ".join(dict.fromkeys(readings[i].kind for i in mine)) or "nothing that can be used"
+        )
         line = f"{name}: {kinds}, {len(here):,} images"
         if any(given) and mine and not any(given[i] for i in mine):
             line += ", without splits: all go to training"
@@ -209,7 +228,9 @@ def _unread_line(source: Source, found: Sorted) -> Iterable[str]:
 
 def _some(source: Source, indices: Sequence[int]) -> str:
     names = [printable(source.names[i]) for i in indices[:_NAMED]]
-    return ", ".join(names) + (f" and {len(indices) - _NAMED:,} more" if len(indices) > _NAMED else "")
+    return ", ".join(names) + (
+        f" and {len(indices) - _NAMED:,} more" if len(indices) > _NAMED else ""
+    )
 
 
 def _suffix(base: str) -> str:
@@ -219,7 +240,8 @@ def _suffix(base: str) -> str:
 def no_images(source: Source, first: Sequence[tuple[str, str]], count: int) -> UserError:
     """`first` of `count` rejects: name and reason."""
     why = (
-        f" Entries that cannot be taken: {count:,}, the first {printable(first[0][0])}: {printable(first[0][1])}."
+        f" Entries that cannot be taken: {count:,}, the first {printable(first[0][0])}: "
+        f"{printable(first[0][1])}."
         if first
         else ""
     )
@@ -237,7 +259,8 @@ def sort_out(source: Source) -> Sorted:
     ignored = 0
     for index, name in enumerate(source.names):
         if not name or name.endswith("/"):
-            continue  # a folder
+            # A folder.
+            continue
         base = name.rsplit("/", 1)[-1]
         suffix = base.rsplit(".", 1)[-1].lower() if "." in base else ""
         if _is_hidden(name) or "__MACOSX/" in name or base == "Thumbs.db":
@@ -261,7 +284,8 @@ def sort_out(source: Source) -> Sorted:
 
 
 def _is_hidden(name: str) -> bool:
-    if name[0] != "." and "/." not in name:  # nearly always
+    # Nearly always.
+    if name[0] != "." and "/." not in name:
         return False
     return any(part[:1] == "." and part not in (".", "..") for part in name.split("/"))
 
@@ -270,6 +294,7 @@ def check_safe(name: str, source: Source) -> None:
     """UserError for a name that leads out of the archive: nobody makes one by accident."""
     if name[0] == "/" or (".." in name and ".." in name.split("/")) or re.match(r"[A-Za-z]:", name):
         raise UserError(
-            f"{printable(source.label)} holds {printable(name)!r}, a name that leads out of the archive. "
+            f"{printable(source.label)} holds {printable(name)!r}, a name that leads out of the "
+            "archive. "
             f"It is not to be trusted: get it from elsewhere, or pack the images again."
         )

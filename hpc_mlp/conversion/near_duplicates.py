@@ -7,21 +7,25 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-# Two images are nearly equal where the means of their 8 × 8 gray cells differ by at most MAX_MEAN levels (of
-# 255) on average and by MAX_CELL anywhere, and the means of each channel by MAX_CHANNEL. On photographs,
-# JPEG quality 50, half the resolution or noise of ±6 levels stay below this.
+# Two images are nearly equal where the means of their 8 × 8 gray cells differ by at most MAX_MEAN
+# levels (of 255) on average and by MAX_CELL anywhere, and the means of each channel by MAX_CHANNEL.
+# On photographs, JPEG quality 50, half the resolution or noise of ±6 levels stay below this.
 MAX_MEAN, MAX_CELL, MAX_CHANNEL = 2.0, 8, 3
 
-_STEP = 12  # levels; width of a bucket along each of the coarse features
-_GRIDS = 6  # shifted grids of buckets: a near pair that one grid parts lies together in another
-_BATCH = 50_000  # images at a time, so that memory stays flat
-_WINDOW = 24  # an image is compared with so many next ones of its bucket, in order of brightness
+# Levels; width of a bucket along each of the coarse features.
+_STEP = 12
+# Shifted grids of buckets: a near pair that one grid parts lies together in another.
+_GRIDS = 6
+# Images at a time, so that memory stays flat.
+_BATCH = 50_000
+# An image is compared with so many next ones of its bucket, in order of brightness.
+_WINDOW = 24
 
 
 @dataclass(frozen=True)
 class Nearest:
-    """For each image the nearest near one in an earlier split: its place, -1 where there is none, and the
-    mean difference of their cells in levels. One in train goes before one in val."""
+    """For each image the nearest near one in an earlier split: its place, -1 where there is none,
+    and the mean difference of their cells in levels. One in train goes before one in val."""
 
     other: npt.NDArray[np.int64]
     distance: npt.NDArray[np.float32]
@@ -34,9 +38,10 @@ def nearest_in_earlier_split(
     group: npt.NDArray[np.int64],
     chosen: npt.NDArray[np.int64],
 ) -> Nearest:
-    """Among the images at the places `chosen`, with fingerprints [N, 64], channel means [N, C], split numbers
-    and groups of equal images, which do not count. Time and memory grow linearly with N. Nearly all near
-    images are found (98 % of the pairs in photos.zip), fewer where thousands are alike."""
+    """Among the images at the places `chosen`, with fingerprints [N, 64], channel means [N, C],
+    split numbers and groups of equal images, which do not count. Time and memory grow linearly with
+    N. Nearly all near images are found (98 % of the pairs in photos.zip), fewer where thousands are
+    alike."""
     search = _Search(prints, means, splits)
     features = _features(prints, means, chosen)
     brightness = features[:, :4].sum(axis=1) / 4
@@ -53,28 +58,34 @@ def nearest_in_earlier_split(
             a, b = order[close], order[close + step]
             useful = (splits[a] != splits[b]) & (group[a] != group[b])
             a, b = a[useful], b[useful]
-            for later, earlier in ((a, b), (b, a)):  # in each direction an image comes once only
+            # In each direction an image comes once only.
+            for later, earlier in ((a, b), (b, a)):
                 right = splits[later] > splits[earlier]
                 search.improve(later[right], earlier[right])
     search.best[search.other < 0] = 0
     return Nearest(search.other, search.best % _LATER)
 
 
-_LATER = np.float32(1000)  # added to the distance of an image in val, so that any in train goes before
+# Added to the distance of an image in val, so that any in train goes before.
+_LATER = np.float32(1000)
 
 
 class _Search:
     """The nearest near image found so far for each image, and its distance."""
 
     def __init__(
-        self, prints: npt.NDArray[np.uint8], means: npt.NDArray[np.int16], splits: npt.NDArray[np.int8]
+        self,
+        prints: npt.NDArray[np.uint8],
+        means: npt.NDArray[np.int16],
+        splits: npt.NDArray[np.int8],
     ) -> None:
         self._prints, self._means, self._splits = prints, means, splits
         self.other = np.full(len(prints), -1, np.int64)
         self.best = np.full(len(prints), np.inf, np.float32)
 
     def improve(self, later: npt.NDArray[np.int64], earlier: npt.NDArray[np.int64]) -> None:
-        """Enter images `earlier` where they are near to those `later`, and nearer than what is there."""
+        """Enter images `earlier` where they are near to those `later`, and nearer than what is
+        there."""
         for start in range(0, len(later), _BATCH):
             a, b = later[start : start + _BATCH], earlier[start : start + _BATCH]
             for mean in self._means.T:
@@ -94,8 +105,8 @@ class _Search:
 def _features(
     prints: npt.NDArray[np.uint8], means: npt.NDArray[np.int16], chosen: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float32]:
-    """What hardly differs between near images and much between others: the brightness of the four quarters
-    and of the middle, and the colour."""
+    """What hardly differs between near images and much between others: the brightness of the four
+    quarters and of the middle, and the colour."""
     result = np.empty((len(chosen), 4 + means.shape[1]), np.float32)
     for start in range(0, len(chosen), _BATCH):
         here = chosen[start : start + _BATCH]
@@ -111,7 +122,8 @@ def _keys(features: npt.NDArray[np.float32], grid: int) -> npt.NDArray[np.uint64
     """The bucket of each image in one of the shifted grids."""
     keys = np.zeros(len(features), np.uint64)
     for number, column in enumerate(features.T):
-        shift = np.float32((number * 5 + grid * _STEP / _GRIDS) % _STEP)  # another in every dimension
+        # Another in every dimension.
+        shift = np.float32((number * 5 + grid * _STEP / _GRIDS) % _STEP)
         keys ^= ((column + shift) // _STEP).astype(np.int64).view(np.uint64)
         keys *= np.uint64(0x9E3779B97F4A7C15)
         keys ^= keys >> np.uint64(29)

@@ -1,7 +1,7 @@
 """Worker processes that work a list of tasks off in order, with a bounded number on the way.
 
-Not `ProcessPoolExecutor`: on Ctrl-C or an error this pool is gone at once, and a killed worker is noticed.
-"""
+Not `ProcessPoolExecutor`: on Ctrl-C or an error this pool is gone at once, and a killed worker is
+noticed."""
 
 from __future__ import annotations
 
@@ -21,12 +21,15 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 T = TypeVar("T")
 
-_AHEAD = 2  # tasks a worker has in hand, so that it never waits for the next
-_WINDOW = 8  # tasks a worker may be ahead of the slowest
+# Tasks a worker has in hand, so that it never waits for the next.
+_AHEAD = 2
+# Tasks a worker may be ahead of the slowest.
+_WINDOW = 8
 
 
 class Pool(Generic[T]):
-    """`count` processes forked from this one, each with its copy of `worker`; for one, this very process."""
+    """`count` processes forked from this one, each with its copy of `worker`; for one, this very
+    process."""
 
     def __init__(self, worker: T, count: int) -> None:
         self._worker, self._count = worker, count
@@ -39,7 +42,9 @@ class Pool(Generic[T]):
             context = multiprocessing.get_context("fork")
             for _ in range(self._count):
                 ours, theirs = context.Pipe()
-                process = context.Process(target=_serve, args=(self._worker, theirs, [*self._pipes, ours]))
+                process = context.Process(
+                    target=_serve, args=(self._worker, theirs, [*self._pipes, ours])
+                )
                 process.daemon = True
                 process.start()
                 theirs.close()
@@ -48,7 +53,10 @@ class Pool(Generic[T]):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         for pipe in self._pipes:
             pipe.close()
@@ -57,7 +65,8 @@ class Pool(Generic[T]):
             process.join()
 
     def map(self, method: Callable[[T, Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
-        """`method(worker, task)` for every task, in the order of the tasks. What it raises is raised here."""
+        """`method(worker, task)` for every task, in the order of the tasks. What it raises is
+        raised here."""
         if not self._pipes:
             for task in tasks:
                 yield method(self._worker, task)
@@ -68,7 +77,11 @@ class Pool(Generic[T]):
         idle = deque([*self._pipes] * _AHEAD)
         wanted = sent = 0
         while True:
-            while idle and sent < wanted + _WINDOW * self._count and (job := next(todo, None)) is not None:
+            while (
+                idle
+                and sent < wanted + _WINDOW * self._count
+                and (job := next(todo, None)) is not None
+            ):
                 pipe = idle.popleft()
                 _send(pipe, (method.__name__, *job))
                 in_hand[pipe] += 1
@@ -87,7 +100,8 @@ class Pool(Generic[T]):
 
 
 class Background(Generic[Result]):
-    """A function called in a thread while this one goes on; a daemon, so that it holds up no exit."""
+    """A function called in a thread while this one goes on; a daemon, so that it holds up no
+    exit."""
 
     def __init__(self, function: Callable[[], Result]) -> None:
         self._function = function
@@ -129,14 +143,19 @@ def _receive(pipe: Any) -> tuple[int, Any]:
 
 def _lost() -> RunError:
     return RunError(
-        "a worker process was killed, most likely for lack of memory. Try again with fewer: --workers 1"
+        "a worker process was killed, most likely for lack of memory. Try again with fewer: "
+        "--workers 1"
     )
 
 
-def _serve(worker: object, pipe: connection.Connection, others: list[connection.Connection]) -> None:
-    for other in others:  # forked along; held open they would hide the death of their owners
+def _serve(
+    worker: object, pipe: connection.Connection, others: list[connection.Connection]
+) -> None:
+    # Forked along; held open they would hide the death of their owners.
+    for other in others:
         other.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    # Ctrl-C is the parent's to handle.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = parent_process()
     if parent is not None:

@@ -9,14 +9,16 @@ import numpy as np
 import numpy.typing as npt
 
 SPLIT_NAMES = {
-    "train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "dev": 1, "test": 2, "testing": 2,
+    "train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "dev": 1, "test": 2,
+    "testing": 2,
 }  # fmt: skip
 
 
 @dataclass
 class Reading:
-    """Entry `entries[i]` of the source has class `classes[labels[i]]` and split `splits[i]` (-1: none is said).
-    `rejects`: (name, reason). `notes`: what was used and what was not, a line each."""
+    """Entry `entries[i]` of the source has class `classes[labels[i]]` and split `splits[i]` (-1:
+    none is said). `rejects`: (name, reason). `notes`: what was used and what was not, a line
+    each."""
 
     kind: str
     classes: list[str]

@@ -36,21 +36,25 @@ def read_rows(source: Source, index: int, shown: str) -> list[tuple[int, Row]]:
         delimiter = max(",;\t", key=line.count)
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
         return [
-            (reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))
+            (reader.line_num, [cell.strip() for cell in row])
+            for row in reader
+            if any(map(str.strip, row))
         ]
     except (RejectError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(
-            f"{shown} cannot be read ({printable(error)}). Write it as UTF-8 text: file name, class."
+            f"{shown} cannot be read ({printable(error)}). Write it as UTF-8 text: file name, "
+            "class."
         ) from None
 
 
 class Lookup:
-    """Finds an image by what a labels file calls it: its path, or its base name where that is unique,
-    each with or without the suffix."""
+    """Finds an image by what a labels file calls it: its path, or its base name where that is
+    unique, each with or without the suffix."""
 
     def __init__(self, names: Names, images: npt.NDArray[np.int64], folder: PurePosixPath) -> None:
         self._exact: dict[str, int] = {}
-        self._loose: dict[str, int] = {}  # -1: more than one
+        # -1: more than one
+        self._loose: dict[str, int] = {}
         prefix = "" if str(folder) == "." else f"{folder}/"
         for index in images.tolist():
             name = names[index]

@@ -1,4 +1,5 @@
-"""Which image goes into which split, and in which order. Functions of the seed and the image's place only."""
+"""Which image goes into which split, and in which order. Functions of the seed and the image's
+place only."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ TRAIN, VAL, TEST = 0, 1, 2
 
 
 def random_keys(seed: int, count: int, stream: int) -> npt.NDArray[np.uint64]:
-    """A random number for each of `count` places (splitmix64): the same on every machine and numpy."""
+    """A random number for each of `count` places (splitmix64): the same on every machine and
+    numpy."""
     x = np.arange(count, dtype=np.uint64)
     start = (seed * 0x9E3779B97F4A7C15 + stream * 0xD1B54A32D192ED03 + 1) % 2**64
     for salt in (start, start ^ 0xA5A5A5A5A5A5A5A5):
@@ -21,7 +23,8 @@ def random_keys(seed: int, count: int, stream: int) -> npt.NDArray[np.uint64]:
 
 
 def groups_of_equals(digests: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """For each image the place of the first with the same digest [N, 2]: its own where it is the first."""
+    """For each image the place of the first with the same digest [N, 2]: its own where it is the
+    first."""
     count = len(digests)
     order = np.lexsort((np.arange(count), digests[:, 1], digests[:, 0]))
     ranked = digests[order]
@@ -41,9 +44,10 @@ def assign(
     val: float,
     test: float,
 ) -> npt.NDArray[np.int8]:
-    """The split of each image. `given` holds the archive's own splits (-1: none): they stay, and only the
-    splits that the archive lacks are cut out of train. Stratified by class; a group stays together and
-    counts to the class of its first image; every class is in every split where it has the groups for it."""
+    """The split of each image. `given` holds the archive's own splits (-1: none): they stay, and
+    only the splits that the archive lacks are cut out of train. Stratified by class; a group stays
+    together and counts to the class of its first image; every class is in every split where it has
+    the groups for it."""
     split = np.where(given < 0, TRAIN, given).astype(np.int8)
     want_val, want_test = (0.0 if (given == s).any() else f for s, f in ((VAL, val), (TEST, test)))
     pool = np.flatnonzero(split == TRAIN)
@@ -53,7 +57,8 @@ def assign(
     np.minimum.at(first, member, pool)
     keys = random_keys(seed, len(labels), stream=1)
     of_group = np.zeros(len(heads), np.int8)
-    order = np.lexsort((keys[first], sizes, labels[first]))  # by class, small groups first, then at random
+    # By class, small groups first, then at random.
+    order = np.lexsort((keys[first], sizes, labels[first]))
     ends = np.flatnonzero(np.diff(labels[first][order])) + 1
     for places in np.split(order, ends):
         of_group[places] = _cut(sizes[places].tolist(), want_val, want_test)
@@ -69,7 +74,9 @@ def _cut(sizes: list[int], val: float, test: float) -> npt.NDArray[np.int8]:
     for split, fraction, reserved in ((TEST, test, 1 + (val > 0 and count > 2)), (VAL, val, 1)):
         target = max(1, int(total * fraction + 0.5)) if fraction else 0
         taken = 0
-        while taken < target and at < count - reserved and (taken == 0 or taken + sizes[at] <= target):
+        while (
+            taken < target and at < count - reserved and (taken == 0 or taken + sizes[at] <= target)
+        ):
             result[at] = split
             taken += sizes[at]
             at += 1
@@ -77,5 +84,6 @@ def _cut(sizes: list[int], val: float, test: float) -> npt.NDArray[np.int8]:
 
 
 def shuffled(places: npt.NDArray[np.int64], seed: int, count: int) -> npt.NDArray[np.int64]:
-    """`places` (of `count`) in random order. No two keys are the same: what makes them can be undone."""
+    """`places` (of `count`) in random order. No two keys are the same: what makes them can be
+    undone."""
     return places[np.argsort(random_keys(seed, count, stream=2)[places])]

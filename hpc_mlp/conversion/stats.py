@@ -1,4 +1,5 @@
-"""Exact pixel statistics and fingerprints, in integers: any order and any number of workers give the same."""
+"""Exact pixel statistics and fingerprints, in integers: any order and any number of workers give
+the same."""
 
 from __future__ import annotations
 
@@ -10,18 +11,25 @@ from math import isqrt
 import numpy as np
 import numpy.typing as npt
 
-GRID = 8  # a fingerprint is the gray image in GRID × GRID cells
+# A fingerprint is the gray image in GRID × GRID cells.
+GRID = 8
 
 
 def mean_and_std(
     sums: Sequence[int], squares: Sequence[int], num_values: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation (the population's) of each channel, in [0, 1], from the sums of its
-    `num_values` values (0–255) and of their squares: computed in whole numbers, rounded once."""
+    """Mean and standard deviation (the population's) of each channel, in [0, 1], from the sums of
+    its `num_values` values (0–255) and of their squares: computed in whole numbers, rounded
+    once."""
     mean = tuple(float(Fraction(int(s), 255 * num_values)) for s in sums)
-    scale = 1 << 64  # the root is taken of a whole number, so that equal values have a std of exactly 0
+    # The root is taken of a whole number, so that equal values have a std of exactly 0.
+    scale = 1 << 64
     std = tuple(
-        float(Fraction(isqrt((num_values * int(q) - int(s) ** 2) * scale * scale), 255 * num_values * scale))
+        float(
+            Fraction(
+                isqrt((num_values * int(q) - int(s) ** 2) * scale * scale), 255 * num_values * scale
+            )
+        )
         for s, q in zip(sums, squares, strict=True)
     )
     return mean, std
@@ -30,7 +38,8 @@ def mean_and_std(
 @dataclass(frozen=True)
 class Measures:
     """Of N images: sums of values and of squares, int64 [N, C], and fingerprints, uint8 [N, 64]:
-    the means of 8 × 8 cells of the gray image. Re-encoding or resizing changes them by a level or two."""
+    the means of 8 × 8 cells of the gray image. Re-encoding or resizing changes them by a level or
+    two."""
 
     sums: npt.NDArray[np.int64]
     squares: npt.NDArray[np.int64]
@@ -38,13 +47,15 @@ class Measures:
 
 
 def measure(images: npt.NDArray[np.uint8]) -> Measures:
-    """Of images uint8 [N, H, W, C]. float32 is the quickest to add up in, and exact here: no sum below that
-    is taken in it reaches 2^24."""
+    """Of images uint8 [N, H, W, C]. float32 is the quickest to add up in, and exact here: no sum
+    below that is taken in it reaches 2^24."""
     n, height, width, channels = images.shape
     values = images.reshape(n, height, width * channels).astype(np.float32)
     bands = _add_rows(values, _edges(height, GRID))
-    sums = bands.sum(axis=1) if height >= GRID else values.sum(axis=1)  # bands of less than a row overlap
-    # 256 · 255² < 2^24. einsum squares and adds in one go, a third of the time of one after the other.
+    # Bands of less than a row overlap.
+    sums = bands.sum(axis=1) if height >= GRID else values.sum(axis=1)
+    # 256 · 255² < 2^24. einsum squares and adds in one go, a third of the time of one after the
+    # other.
     blocks = [values[:, start : start + 256] for start in range(0, height, 256)]
     squares = np.stack([np.einsum("nhx,nhx->nx", block, block) for block in blocks], axis=1)
     return Measures(
@@ -54,12 +65,15 @@ def measure(images: npt.NDArray[np.uint8]) -> Measures:
     )
 
 
-def _add_rows(values: npt.NDArray[np.float32], starts: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """Sums of the rows from each start to the next, at least one row: [N, H, X] → [N, len(starts), X].
-    (`np.add.reduceat` does the same, three times slower.)"""
+def _add_rows(
+    values: npt.NDArray[np.float32], starts: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
+    """Sums of the rows from each start to the next, at least one row: [N, H, X] → [N, len(starts),
+    X]. (`np.add.reduceat` does the same, three times slower.)"""
     stops = np.append(starts[1:], values.shape[1])
     bands = [
-        values[:, a : max(b, a + 1)].sum(axis=1) for a, b in zip(starts.tolist(), stops.tolist(), strict=True)
+        values[:, a : max(b, a + 1)].sum(axis=1)
+        for a, b in zip(starts.tolist(), stops.tolist(), strict=True)
     ]
     return np.stack(bands, axis=1)
 
@@ -70,17 +84,22 @@ def _by_channel(columns: npt.NDArray[np.float32], channels: int) -> npt.NDArray[
     return sums
 
 
-def _fingerprints(bands: npt.NDArray[np.float32], height: int, channels: int) -> npt.NDArray[np.uint8]:
+def _fingerprints(
+    bands: npt.NDArray[np.float32], height: int, channels: int
+) -> npt.NDArray[np.uint8]:
     n, rows, columns = bands.shape
     width = columns // channels
     gray: npt.NDArray[np.floating] = bands[:, :, 0::channels].copy()
-    for channel in range(1, channels):  # a sum along an axis of length 3 would take ten times as long
+    # A sum along an axis of length 3 would take ten times as long.
+    for channel in range(1, channels):
         gray += bands[:, :, channel::channels]
     across, down = _edges(width, GRID), _edges(height, GRID)
-    gray = gray.astype(np.float64).reshape(n * rows, width)  # cells of huge images pass 2^24
+    # Cells of huge images pass 2^24.
+    gray = gray.astype(np.float64).reshape(n * rows, width)
     cells = np.add.reduceat(gray, across, axis=1).reshape(n, rows, GRID)
     areas = np.outer(_lengths(down, height), _lengths(across, width)) * channels
-    means = (2 * cells.astype(np.int64) + areas) // (2 * areas)  # rounded, in whole numbers
+    # Rounded, in whole numbers.
+    means = (2 * cells.astype(np.int64) + areas) // (2 * areas)
     return means.astype(np.uint8).reshape(n, rows * GRID)
 
 

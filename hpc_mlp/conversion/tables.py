@@ -23,12 +23,14 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 _FILE_COLUMNS = _words(
-    "file filename file_name filepath file_path path image image_name image_path image_file image_id imageid "
+    "file filename file_name filepath file_path path image image_name image_path image_file "
+    "image_id imageid "
     "img img_name img_path id name fname picture photo"
 )
 # In the order of preference, where a table has several.
 _CLASS_COLUMNS = _words(
-    "class class_name classname label_name category_name label category target labels classes species breed "
+    "class class_name classname label_name category_name label category target labels classes "
+    "species breed "
     "diagnosis tag y"
 )
 _SPLIT_COLUMNS = _words("split subset partition set phase usage fold dataset data_set")
@@ -36,13 +38,14 @@ _CLASS_LISTS = _words(
     "classes.txt class_names.txt classnames.txt names.txt labels.txt label_names.txt label_map.txt "
     "labelmap.txt classes.csv class_names.csv label_map.csv classes.json label_map.json"
 )
-_SAMPLE = 1000  # rows that are looked at to find the column of file names
+# Rows that are looked at to find the column of file names.
+_SAMPLE = 1000
 
 
 def read(source: Source, images: npt.NDArray[np.int64], tables: Sequence[int]) -> list[Reading]:
-    """Of an archive with these images and these `tables` (indices into the source): a reading for each table that is
-    about images of its own. What lies below the folder of another is not used. UserError where a table cannot be
-    understood."""
+    """Of an archive with these images and these `tables` (indices into the source): a reading for
+    each table that is about images of its own. What lies below the folder of another is not used.
+    UserError where a table cannot be understood."""
     folders = {index: PurePosixPath(source.names[index]).parent for index in tables}
     used = sorted(tables, key=lambda index: (len(folders[index].parts), index))
     for index in list(used):
@@ -63,7 +66,9 @@ def read(source: Source, images: npt.NDArray[np.int64], tables: Sequence[int]) -
     return readings
 
 
-def _below(source: Source, images: npt.NDArray[np.int64], folder: PurePosixPath) -> npt.NDArray[np.bool_]:
+def _below(
+    source: Source, images: npt.NDArray[np.int64], folder: PurePosixPath
+) -> npt.NDArray[np.bool_]:
     prefix = "" if str(folder) == "." else f"{folder}/"
     return np.array([source.names[i].startswith(prefix) for i in images.tolist()], bool)
 
@@ -123,7 +128,8 @@ class Table:
         self.source, self.images = source, images
         self.where = source.names[index]
         self.shown = f"{printable(self.where)} in {printable(source.label)}"
-        self.rows = read_rows(source, index, self.shown)  # (line, cells)
+        # (line, cells)
+        self.rows = read_rows(source, index, self.shown)
         self.lookup = Lookup(source.names, images, folder)
         self.width = max((len(row) for _, row in self.rows), default=0)
 
@@ -181,7 +187,8 @@ class Table:
                 )
         return Reading("labels.csv", classes, entries, labels, splits, rejects, notes)
 
-    # ── cells ───────────────────────────────────────────────────────────────────────────────────────────
+    # ── cells
+    # ───────────────────────────────────────────────────────────────────────────────────────────
 
     def _label(self, line: int, row: Row, columns: _Columns) -> str:
         if len(columns.classes) == 1:
@@ -194,7 +201,8 @@ class Table:
         ones = [column for column in columns.classes if flag(cell(row, column)) == 1]
         if len(ones) != 1:
             raise UserError(
-                f"{self.shown}, line {line}: {len(ones)} of the columns of classes are 1. One class for each image is "
+                f"{self.shown}, line {line}: {len(ones)} of the columns of classes are 1. One "
+                "class for each image is "
                 f"supported; write it in one column named label."
             )
         assert columns.header is not None
@@ -204,7 +212,8 @@ class Table:
         split = SPLIT_NAMES.get(text.lower())
         if split is None:
             raise UserError(
-                f"{self.shown}, line {line}: {printable(text)!r} as split is none of {', '.join(SPLITS)}. "
+                f"{self.shown}, line {line}: {printable(text)!r} as split is none of "
+                f"{', '.join(SPLITS)}. "
                 f"Mend it, or remove that column to have the splits drawn."
             )
         return split
@@ -220,11 +229,14 @@ class Table:
             return f"listed in {self.where}, but several images have that name"
         return f"listed in {self.where}, but not in the archive"
 
-    # ── columns ─────────────────────────────────────────────────────────────────────────────────────────
+    # ── columns
+    # ─────────────────────────────────────────────────────────────────────────────────────────
 
     def _columns(self) -> _Columns:
         sample = [row for _, row in self.rows[:_SAMPLE]]
-        hits = [sum(self.lookup.find(cell(r, c)) is not None for r in sample) for c in range(self.width)]
+        hits = [
+            sum(self.lookup.find(cell(r, c)) is not None for r in sample) for c in range(self.width)
+        ]
         if not any(hits):
             raise UserError(
                 f"{self.shown} names none of its {len(self.images):,} images. "
@@ -238,24 +250,32 @@ class Table:
         split = self._split_column(heads, others)
         others = [column for column in others if column != split]
         named = [
-            heads.index(name) for name in _CLASS_COLUMNS if name in heads and heads.index(name) in others
+            heads.index(name)
+            for name in _CLASS_COLUMNS
+            if name in heads and heads.index(name) in others
         ]
         if named or len(others) == 1:
             return _Columns(file, (named or others)[:1], split, header)
         if not others:
-            raise UserError(f"{self.shown} has no column of classes. Expected are file name and class.")
+            raise UserError(
+                f"{self.shown} has no column of classes. Expected are file name and class."
+            )
         if self._is_one_hot(others, header):
             return _Columns(file, others, split, header)
-        if header is None:  # the customary order
+        # The customary order.
+        if header is None:
             return _Columns(file, others[:1], split, None)
-        names = ", ".join(printable(header[c]) if c < len(header) else str(c + 1) for c in others[:8])
+        names = ", ".join(
+            printable(header[c]) if c < len(header) else str(c + 1) for c in others[:8]
+        )
         raise UserError(
-            f"{self.shown}: which of its columns is the class: {names}? Name that one label in the line of headings."
+            f"{self.shown}: which of its columns is the class: {names}? Name that one label in the "
+            "line of headings."
         )
 
     def _header(self, sample: Sequence[Row], file: int) -> Row | None:
-        """The first row, where it holds headings: it names no image, and either a usual heading or, unlike the
-        others, something without a suffix in the place of a file name."""
+        """The first row, where it holds headings: it names no image, and either a usual heading or,
+        unlike the others, something without a suffix in the place of a file name."""
         first = sample[0]
         if any(self.lookup.find(cell) is not None for cell in first):
             return None
@@ -263,7 +283,9 @@ class Table:
         if any(head(cell) in usual for cell in first):
             return first
         return (
-            None if "." in cell(first, file) or not any("." in cell(r, file) for r in sample[1:]) else first
+            None
+            if "." in cell(first, file) or not any("." in cell(r, file) for r in sample[1:])
+            else first
         )
 
     def _split_column(self, heads: Sequence[str], others: Sequence[int]) -> int | None:
@@ -285,7 +307,8 @@ class Table:
             return False
         if header is None or not all(c < len(header) and header[c] for c in others):
             raise UserError(
-                f"{self.shown} seems to have a column of 0 and 1 for each class, but no headings that name them. "
+                f"{self.shown} seems to have a column of 0 and 1 for each class, but no headings "
+                "that name them. "
                 f"Write the class in one column."
             )
         return True

@@ -15,7 +15,8 @@ from hpc_mlp.conversion.archive import MAX_ENTRY_BYTES, FileWithEntries, check_s
 from hpc_mlp.conversion.zipsource import MAX_RATIO
 from hpc_mlp.errors import RejectError, UserError, printable
 
-_MIN_BOMB = 1 << 30  # bytes: what unpacks to less is no bomb, however well it was packed
+# Bytes: what unpacks to less is no bomb, however well it was packed.
+_MIN_BOMB = 1 << 30
 
 
 class TarSource(FileWithEntries):
@@ -30,7 +31,8 @@ class TarSource(FileWithEntries):
         self._reject_repeated_names()
         self._hold(plain)
         if plain != path:
-            plain.unlink()  # the open file lives on, the name need not
+            # The open file lives on, the name need not.
+            plain.unlink()
 
     def _list(self, tar: tarfile.TarFile) -> None:
         for member in tar:
@@ -83,13 +85,15 @@ def _decompressed(path: Path, scratch: Path) -> Path:
 
 
 def _next_block(path: Path, packed: Any) -> bytes:
-    """What `packed` has next, b"" at its end. UserError where its bytes are damaged, whatever its library raises."""
+    """What `packed` has next, b"" at its end. UserError where its bytes are damaged, whatever its
+    library raises."""
     try:
         block: bytes = packed.read(1 << 20)
     except (EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
         raise _unreadable(path, error) from None
     except OSError as error:
-        if error.errno is not None:  # bz2 and gzip say damage so, without a number
+        # bz2 and gzip say damage so, without a number
+        if error.errno is not None:
             raise
         raise _unreadable(path, error) from None
     return block
@@ -97,5 +101,6 @@ def _next_block(path: Path, packed: Any) -> bytes:
 
 def _unreadable(path: Path, why: object) -> UserError:
     return UserError(
-        f"{printable(path)} cannot be read as a tar ({printable(why)}). Is it complete? Check it with `tar tf`."
+        f"{printable(path)} cannot be read as a tar ({printable(why)}). Is it complete? Check it "
+        "with `tar tf`."
     )

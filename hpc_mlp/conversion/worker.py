@@ -1,4 +1,5 @@
-"""The work of one conversion process: entries in, encoded images in a spool file out, one record each."""
+"""The work of one conversion process: entries in, encoded images in a spool file out, one record
+each."""
 
 from __future__ import annotations
 
@@ -21,15 +22,18 @@ from hpc_mlp.errors import RejectError
 
 SUFFIXES = ("png", "jpg", "npy", "gif", "webp", "bmp", "tiff", "ppm", "jp2", "avif")
 
-_BUFFER = 1 << 20  # bytes collected for one write
+# Bytes collected for one write.
+_BUFFER = 1 << 20
 
 
 def record_type(channels: int) -> np.dtype[np.void]:
     """What the parent keeps of an image: about 170 bytes."""
     return np.dtype(
         [
-            ("entry", np.uint32),  # index into the source
-            ("spool", np.int32),  # which worker's spool file
+            # Index into the source.
+            ("entry", np.uint32),
+            # Which worker's spool file.
+            ("spool", np.int32),
             ("length", np.uint32),
             ("offset", np.int64),
             ("suffix", np.uint8),
@@ -46,7 +50,8 @@ class Chunk:
     """What became of a run of entries."""
 
     records: npt.NDArray[np.void]
-    rejects: list[tuple[int, str]]  # entry, reason
+    # Entry, reason.
+    rejects: list[tuple[int, str]]
     num_bytes: int
 
 
@@ -66,9 +71,8 @@ class ShardPlan:
     def rows(self) -> Iterator[tuple[int, int, int, int, int, int]]:
         """Key, spool, offset, length, suffix and class of each image."""
         columns = (self.spool, self.offset, self.length, self.suffix, self.label)
-        for start in range(
-            0, len(self.label), 4096
-        ):  # as Python numbers a whole shard would take much memory
+        # As Python numbers a whole shard would take much memory.
+        for start in range(0, len(self.label), 4096):
             part = [column[start : start + 4096].tolist() for column in columns]
             yield from zip(
                 range(self.first_key + start, self.first_key + len(self.label)), *part, strict=False
@@ -76,7 +80,9 @@ class ShardPlan:
 
 
 class Worker:
-    def __init__(self, source: Source, spec: ImageSpec, encoding: str, compress: bool, folder: Path) -> None:
+    def __init__(
+        self, source: Source, spec: ImageSpec, encoding: str, compress: bool, folder: Path
+    ) -> None:
         self.source, self.spec, self.folder = source, spec, folder
         self.encoding, self.compress = encoding, compress
         self.number = -1
@@ -86,7 +92,8 @@ class Worker:
         self.number = os.getpid()
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
         self._spools = {self.number: os.open(self._spool_path(self.number), flags, 0o600)}
-        self._end = self._written = 0  # bytes handed in, bytes in the file
+        # Bytes handed in, bytes in the file.
+        self._end = self._written = 0
         self._waiting: list[bytes] = []
 
     def _spool_path(self, number: int) -> Path:
@@ -98,7 +105,8 @@ class Worker:
             self._open_spool()
         spec = self.spec
         images = np.empty((len(entries), spec.height, spec.width, spec.channels), np.uint8)
-        taken: list[tuple[int, int, int, int]] = []  # entry, suffix, length, offset
+        # Entry, suffix, length, offset.
+        taken: list[tuple[int, int, int, int]] = []
         rejects: list[tuple[int, str]] = []
         num_bytes = 0
         for entry in entries.tolist():
@@ -148,7 +156,8 @@ class Worker:
         if self.encoding == "original":
             return data, image_suffix(data)
         blob = encode.encode_jpeg(out)
-        out[:] = decode_image(blob, self.spec)  # statistics and fingerprints are of the pixels as stored
+        # Statistics and fingerprints are of the pixels as stored.
+        out[:] = decode_image(blob, self.spec)
         return blob, "jpg"
 
     def write_shard(self, plan: ShardPlan) -> tuple[int, str]:
@@ -159,7 +168,8 @@ class Worker:
 
             def flush() -> None:
                 block = b"".join(pending)
-                # In a thread, since shards may be fewer than processors and hashing needs no interpreter lock.
+                # In a thread, since shards may be fewer than processors and hashing needs no
+                # interpreter lock.
                 hashed = Background(partial(digest.update, block))
                 write_all(file.fileno(), block)
                 hashed.result()

@@ -1,8 +1,8 @@
 """A ZIP read in place, by byte ranges.
 
-Not `zipfile`: its listing takes about 0.7 kB and 8 µs an entry, and each reader needs its own. This one takes
-about 80 bytes and 2 µs, is shared by all worker processes, and looks for hostile entries while it lists.
-"""
+Not `zipfile`: its listing takes about 0.7 kB and 8 µs an entry, and each reader needs its own. This
+one takes about 80 bytes and 2 µs, is shared by all worker processes, and looks for hostile entries
+while it lists."""
 
 from __future__ import annotations
 
@@ -23,12 +23,23 @@ _END = struct.Struct("<4s4H2LH")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
-_MAX_DIRECTORY = 2 << 30  # bytes; about 20 million entries
-_AT_ONCE = 4 << 20  # bytes; larger entries are read in pieces, so that they are not in memory twice
-MAX_RATIO = 200  # an entry of more than a MiB that shrank further than this is a decompression bomb
+# Bytes; about 20 million entries.
+_MAX_DIRECTORY = 2 << 30
+# Bytes; larger entries are read in pieces, so that they are not in memory twice.
+_AT_ONCE = 4 << 20
+# An entry of more than a MiB that shrank further than this is a decompression bomb.
+MAX_RATIO = 200
 
 STORED, DEFLATED = 0, 8
-_METHODS = {1: "Shrink", 6: "Implode", 9: "Deflate64", 12: "BZIP2", 14: "LZMA", 93: "Zstandard", 95: "XZ"}
+_METHODS = {
+    1: "Shrink",
+    6: "Implode",
+    9: "Deflate64",
+    12: "BZIP2",
+    14: "LZMA",
+    93: "Zstandard",
+    95: "XZ",
+}
 
 
 class ZipSource(FileWithEntries):
@@ -57,9 +68,21 @@ class ZipSource(FileWithEntries):
         at = 0
         while at + _CENTRAL.size <= length:
             fields = _CENTRAL.unpack_from(directory, at)
-            signature, made_by, _, flags, method, _, _, crc, packed, full, n_name, n_extra, n_comment = (
-                fields[:13]
-            )
+            (
+                signature,
+                made_by,
+                _,
+                flags,
+                method,
+                _,
+                _,
+                crc,
+                packed,
+                full,
+                n_name,
+                n_extra,
+                n_comment,
+            ) = fields[:13]
             attributes, local = fields[15], fields[16]
             if signature != b"PK\1\2":
                 raise self._unreadable("its list of entries is damaged")
@@ -69,12 +92,22 @@ class ZipSource(FileWithEntries):
                 extra = directory[at + n_name : at + n_name + n_extra]
                 full, packed, local = _zip64(extra, full, packed, local)
             at += n_name + n_extra + n_comment
-            self._add(name, flags, method, crc, packed, full, local, attributes if made_by >> 8 == 3 else 0)
+            self._add(
+                name,
+                flags,
+                method,
+                crc,
+                packed,
+                full,
+                local,
+                attributes if made_by >> 8 == 3 else 0,
+            )
         if at != length:
             raise self._unreadable("its list of entries is damaged")
 
     def _find_directory(self, size: int) -> tuple[int, int, int]:
-        """Offset and length of the central directory, and the length of what was put before the ZIP."""
+        """Offset and length of the central directory, and the length of what was put before the
+        ZIP."""
         tail_start = max(0, size - 65_536 - _END.size - 20 - _END64.size)
         tail = read_at(self._fd, size - tail_start, tail_start)
         end = _end_record(tail)
@@ -124,7 +157,8 @@ class ZipSource(FileWithEntries):
         elif stat.S_IFMT(mode) and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             problem = "a symbolic link" if stat.S_ISLNK(mode) else "not a regular file"
         elif method not in (STORED, DEFLATED):
-            problem = f"compressed with {_METHODS.get(method, f'method {method}')}, which is not supported"
+            way = _METHODS.get(method, f"method {method}")
+            problem = f"compressed with {way}, which is not supported"
         elif full > MAX_ENTRY_BYTES or packed > MAX_ENTRY_BYTES:
             problem = f"larger than {MAX_ENTRY_BYTES >> 20} MiB"
         elif full > 1 << 20 and full > MAX_RATIO * packed:
@@ -146,7 +180,8 @@ class ZipSource(FileWithEntries):
         end = start + _LOCAL.size + np.frombuffer(self._stored, np.uint64).astype(np.int64)
         order = np.argsort(start, kind="stable")
         reach = np.maximum.accumulate(end[order])
-        later = np.flatnonzero(start[order][1:] < reach[:-1]) + 1  # begins before an earlier one has ended
+        # Begins before an earlier one has ended.
+        later = np.flatnonzero(start[order][1:] < reach[:-1]) + 1
         for place in later.tolist():
             self.problems.setdefault(int(order[place]), "overlaps another entry")
 
@@ -154,7 +189,8 @@ class ZipSource(FileWithEntries):
         offset, packed, full = self._offset[index], self._stored[index], self._full[index]
         check_size(max(packed, full), limit)
         begin = packed if packed <= _AT_ONCE else 0
-        block = read_at(self._fd, _LOCAL.size + 512 + begin, offset)  # 512: name and extra field, mostly
+        # 512: name and extra field, mostly
+        block = read_at(self._fd, _LOCAL.size + 512 + begin, offset)
         if len(block) < _LOCAL.size or block[:4] != b"PK\3\4":
             raise RejectError("its place in the ZIP holds something else")
         n_name, n_extra = struct.unpack_from("<2H", block, 26)
@@ -188,18 +224,21 @@ class ZipSource(FileWithEntries):
                 raise RejectError("cut short")
             while piece and not unpacker.eof and unpacked.tell() <= full:
                 try:
-                    unpacked.write(unpacker.decompress(piece, min(_AT_ONCE, full + 1 - unpacked.tell())))
+                    unpacked.write(
+                        unpacker.decompress(piece, min(_AT_ONCE, full + 1 - unpacked.tell()))
+                    )
                 except zlib.error:
                     raise RejectError("its compressed data is damaged") from None
                 piece = unpacker.unconsumed_tail
         if unpacked.tell() <= full:
-            unpacked.write(unpacker.flush())  # a few bytes for which there was no room
+            # A few bytes for which there was no room.
+            unpacked.write(unpacker.flush())
         return unpacked.getvalue()
 
 
 def _end_record(tail: bytes) -> int:
-    """Where the end record begins, -1 if nowhere. Its signature may stand in the comment after it as well, so
-    that the one whose comment ends with the file is taken, else the last."""
+    """Where the end record begins, -1 if nowhere. Its signature may stand in the comment after it
+    as well, so that the one whose comment ends with the file is taken, else the last."""
     last = at = tail.rfind(b"PK\5\6", 0, len(tail) - _END.size + 4)
     while at >= 0:
         if at + _END.size + _END.unpack_from(tail, at)[7] == len(tail):
@@ -209,8 +248,9 @@ def _end_record(tail: bytes) -> int:
 
 
 def _decode_name(name: bytes, is_utf8: bool) -> tuple[str, str]:
-    """The name and, where it is not what it claims, the reason to reject the entry. Without the UTF-8 flag
-    most tools write UTF-8 nevertheless; what is not UTF-8 is the ZIP's own code page 437."""
+    """The name and, where it is not what it claims, the reason to reject the entry. Without the
+    UTF-8 flag most tools write UTF-8 nevertheless; what is not UTF-8 is the ZIP's own code page
+    437."""
     try:
         text = name.decode("utf-8")
     except UnicodeDecodeError:
@@ -227,7 +267,9 @@ def _zip64(extra: bytes, full: int, packed: int, local: int) -> tuple[int, int, 
     while at + 4 <= len(extra):
         kind, length = struct.unpack_from("<2H", extra, at)
         if kind == 1:
-            values = list(struct.unpack_from(f"<{min(length, len(extra) - at - 4) // 8}Q", extra, at + 4))
+            values = list(
+                struct.unpack_from(f"<{min(length, len(extra) - at - 4) // 8}Q", extra, at + 4)
+            )
             full = values.pop(0) if full == 0xFFFFFFFF and values else full
             packed = values.pop(0) if packed == 0xFFFFFFFF and values else packed
             local = values.pop(0) if local == 0xFFFFFFFF and values else local

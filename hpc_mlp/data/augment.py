@@ -1,10 +1,9 @@
 """Augmentation of a whole batch on its device, for training only.
 
-Order: flip, rotation, shift and crop as one affine resampling (edges continued outwards); then brightness,
-contrast, saturation and hue, with the meaning they have in torchvision; then erasing. What happens to an
-image depends on (seed, epoch, step, its place in the global batch) alone: neither on how the batch is split
-over processes nor on what was drawn before.
-"""
+Order: flip, rotation, shift and crop as one affine resampling (edges continued outwards); then
+brightness, contrast, saturation and hue, with the meaning they have in torchvision; then erasing.
+What happens to an image depends on (seed, epoch, step, its place in the global batch) alone:
+neither on how the batch is split over processes nor on what was drawn before."""
 
 from __future__ import annotations
 
@@ -24,14 +23,29 @@ from hpc_mlp.data.streaming import StreamingSplit
 from hpc_mlp.machine.device import send
 from hpc_mlp.machine.randomness import augmentation_draws
 
-Draws = dict[str, NDArray[np.float32]]  # name → uniform in [0, 1), one for each image
+# Name → uniform in [0, 1), one for each image.
+Draws = dict[str, NDArray[np.float32]]
 
 # One column of draws each. New ones go to the end, so that old ones stay what they are.
 _NAMES = (
-    "flip", "angle", "shift_x", "shift_y", "crop_area", "crop_aspect", "crop_x", "crop_y",
-    "brightness", "contrast", "saturation", "hue",
-    "erase", "erase_area", "erase_aspect", "erase_x", "erase_y",
-)  # fmt: skip
+    "flip",
+    "angle",
+    "shift_x",
+    "shift_y",
+    "crop_area",
+    "crop_aspect",
+    "crop_x",
+    "crop_y",
+    "brightness",
+    "contrast",
+    "saturation",
+    "hue",
+    "erase",
+    "erase_area",
+    "erase_aspect",
+    "erase_x",
+    "erase_y",
+)
 
 _CROP_ASPECT = 4 / 3
 _ERASED_AREA = (0.02, 0.33)
@@ -52,15 +66,18 @@ def augment(
     step: int,
     positions: slice | Tensor,
 ) -> Tensor:
-    """uint8, or float32 in [0, 1], [S·B, C, H, W] → float32 [S·B, C, H, W] in [0, 1]: B images for each of the seeds.
+    """uint8, or float32 in [0, 1], [S·B, C, H, W] → float32 [S·B, C, H, W] in [0, 1]: B images for
+    each of the seeds.
 
-    `positions` (a slice without step, or int64 [B]) are the images' places in the global batch of each.
-    """
+    `positions` (a slice without step, or int64 [B]) are the images' places in the global batch of
+    each."""
     pixels = images / 255 if images.dtype == torch.uint8 else images
     if not is_active(config) or not len(images):
         return pixels
     height, width = images.shape[-2:]
-    tables = [parameters(config, draw(seed, epoch, step, positions), height, width) for seed in seeds]
+    tables = [
+        parameters(config, draw(seed, epoch, step, positions), height, width) for seed in seeds
+    ]
     amounts = _Amounts(np.concatenate(tables), pixels.device)
     pixels = move(pixels, config, amounts)
     pixels = recolour(pixels, config, amounts)
@@ -91,11 +108,11 @@ def draw(seed: int, epoch: int, step: int, positions: slice | Tensor) -> Draws:
 
 
 def parameters(config: AugmentConfig, draws: Draws, height: int, width: int) -> NDArray[np.float32]:
-    """float32 [B, 15]: what is done to each image. Computed on the host, where small things are quick.
+    """float32 [B, 15]: what is done to each image. Computed on the host, where small things are
+    quick.
 
-    Columns: the affine matrix (6); flipped or not; the factors of brightness, contrast and saturation; turns
-    of hue; the box to erase (first row, first column, rows, columns).
-    """
+    Columns: the affine matrix (6); flipped or not; the factors of brightness, contrast and
+    saturation; turns of hue; the box to erase (first row, first column, rows, columns)."""
     flipped = draws["flip"] < config.horizontal_flip
 
     def between(name: str, strength: float) -> NDArray[np.float32]:
@@ -117,8 +134,12 @@ def move(pixels: Tensor, config: AugmentConfig, amounts: _Amounts) -> Tensor:
     """Flip, rotate, shift and crop: one resampling for all of them, none for flips alone."""
     if config.rotation or config.shift or config.min_crop < 1:
         grid = F.affine_grid(amounts.matrix, list(pixels.shape), align_corners=False)
-        return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return torch.where(amounts.flipped, pixels.flip(-1), pixels) if config.horizontal_flip else pixels
+        return F.grid_sample(
+            pixels, grid, mode="bilinear", padding_mode="border", align_corners=False
+        )
+    return (
+        torch.where(amounts.flipped, pixels.flip(-1), pixels) if config.horizontal_flip else pixels
+    )
 
 
 def affine_matrices(
@@ -126,16 +147,18 @@ def affine_matrices(
 ) -> NDArray[np.float32]:
     """float32 [B, 2, 3]: from places in the output to places in the input, both axes from −1 to 1.
 
-    Seen from the input the image is flipped, turned counter-clockwise, shifted, and cropped; the matrices go
-    back the same way. `tallness` is height over width: a turn is one of pixels, not of the unit square.
-    """
+    Seen from the input the image is flipped, turned counter-clockwise, shifted, and cropped; the
+    matrices go back the same way. `tallness` is height over width: a turn is one of pixels, not of
+    the unit square."""
     angle = np.deg2rad(config.rotation) * (2 * draws["angle"] - 1)
     cos, sin = np.cos(angle), np.sin(angle)
     sign = np.where(flipped, -1.0, 1.0)
     width, height, x, y = _crop_boxes(config.min_crop, draws)
     x = x - 2 * config.shift * (2 * draws["shift_x"] - 1)
     y = y - 2 * config.shift * (2 * draws["shift_y"] - 1)
-    turn = np.array([[sign * cos, -sign * sin * tallness], [sin / tallness, cos]]).transpose(2, 0, 1)
+    turn = np.array([[sign * cos, -sign * sin * tallness], [sin / tallness, cos]]).transpose(
+        2, 0, 1
+    )
     box = np.array([[width, 0 * x, x], [0 * y, height, y]]).transpose(2, 0, 1)
     return np.ascontiguousarray(turn @ box, dtype=np.float32)
 
@@ -146,10 +169,18 @@ def _crop_boxes(min_crop: float, draws: Draws) -> tuple[NDArray[np.float32], ...
     Its area is uniform in [min_crop, 1], its aspect log-uniform in as much of [3/4, 4/3] as fits.
     """
     area = 1 - (1 - min_crop) * draws["crop_area"]
-    low, high = np.log(np.maximum(1 / _CROP_ASPECT, area)), np.log(np.minimum(_CROP_ASPECT, 1 / area))
+    low, high = (
+        np.log(np.maximum(1 / _CROP_ASPECT, area)),
+        np.log(np.minimum(_CROP_ASPECT, 1 / area)),
+    )
     aspect = np.exp(low + (high - low) * draws["crop_aspect"])
     width, height = np.sqrt(area * aspect), np.sqrt(area / aspect)
-    return width, height, (1 - width) * (2 * draws["crop_x"] - 1), (1 - height) * (2 * draws["crop_y"] - 1)
+    return (
+        width,
+        height,
+        (1 - width) * (2 * draws["crop_x"] - 1),
+        (1 - height) * (2 * draws["crop_y"] - 1),
+    )
 
 
 def recolour(pixels: Tensor, config: AugmentConfig, amounts: _Amounts) -> Tensor:
@@ -178,14 +209,16 @@ def turn_hue(pixels: Tensor, turns: Tensor) -> Tensor:
     )
     offset = torch.arange(5, 0, -2, device=pixels.device).view(1, 3, 1, 1)
     place = offset + sixths.unsqueeze(1) + 6 * turns
-    place = place - 6 * (place / 6).floor_()  # `%` takes five times as long
+    # `%` takes five times as long
+    place = place - 6 * (place / 6).floor_()
     return value.unsqueeze(1) - chroma.unsqueeze(1) * torch.minimum(place, 4 - place).clamp_(0, 1)
 
 
 def _erased_boxes(
     probability: float, draws: Draws, height: int, width: int
 ) -> tuple[NDArray[np.float32], ...]:
-    """First row, first column, rows and columns of a box with torchvision's sizes and aspects, or of none."""
+    """First row, first column, rows and columns of a box with torchvision's sizes and aspects, or
+    of none."""
     smallest, largest = _ERASED_AREA
     area = (smallest + (largest - smallest) * draws["erase_area"]) * height * width
     aspect = np.exp(np.log(_ERASED_ASPECT) * (2 * draws["erase_aspect"] - 1))
@@ -197,7 +230,8 @@ def _erased_boxes(
 
 
 def erase(pixels: Tensor, boxes: Tensor) -> Tensor:
-    """Fill a box of each image with its mean colour; float32 [B, 4]: first row and column, rows, columns."""
+    """Fill a box of each image with its mean colour; float32 [B, 4]: first row and column, rows,
+    columns."""
     top, left, rows, columns = boxes.view(-1, 4, 1, 1).unbind(1)
     y = torch.arange(pixels.shape[-2], device=pixels.device).view(1, -1, 1)
     x = torch.arange(pixels.shape[-1], device=pixels.device).view(1, 1, -1)
@@ -221,7 +255,8 @@ def augmented_rows(
     images: int = 8,
     copies: int = 8,
 ) -> Tensor:
-    """uint8 [images, copies, C, H, W]: the first training images, each as it is and then augmented."""
+    """uint8 [images, copies, C, H, W]: the first training images, each as it is and then
+    augmented."""
     split = StreamingSplit(location, manifest, "train", workers=0, device=torch.device("cpu"))
     batches = split.in_order(images)
     original = next(iter(batches)).images
@@ -234,7 +269,9 @@ def augmented_rows(
     return torch.stack(columns, dim=1)
 
 
-def draw_augmented(location: DatasetLocation, manifest: Manifest, config: AugmentConfig, file: Path) -> None:
+def draw_augmented(
+    location: DatasetLocation, manifest: Manifest, config: AugmentConfig, file: Path
+) -> None:
     """A PNG of eight training images, each in a row: as it is, then seven times augmented."""
     from PIL import Image
 
@@ -245,5 +282,6 @@ def draw_augmented(location: DatasetLocation, manifest: Manifest, config: Augmen
     height, width = sheet.shape[0] * sheet.shape[1], sheet.shape[2] * sheet.shape[3]
     pixels = sheet.reshape(height, width, manifest.channels)
     image = Image.fromarray(pixels if manifest.channels == 3 else pixels[:, :, 0])
-    factor = max(1, 96 // manifest.image_size[0])  # small images are drawn larger
+    # Small images are drawn larger.
+    factor = max(1, 96 // manifest.image_size[0])
     save_png(image.resize((width * factor, height * factor), Image.Resampling.NEAREST), file)

@@ -1,5 +1,5 @@
-"""What of a dataset a person should know before a result is trusted, in plain lines. Imports little:
-`convert` ends with it."""
+"""What of a dataset a person should know before a result is trusted, in plain lines. Imports
+little: `convert` ends with it."""
 
 from __future__ import annotations
 
@@ -15,23 +15,28 @@ from hpc_mlp.terminal.text import count
 if TYPE_CHECKING:
     from hpc_mlp.data.manifest import Manifest
 
-MIN_TRAINING, MIN_TEST = (
-    10,
-    5,
-)  # images of a class; with fewer there is little to learn, and nothing to measure
-UNBALANCED = 3.0  # how many times the images of the smallest class the largest has, from which on it is said
+# Images of a class; with fewer there is little to learn, and nothing to measure.
+MIN_TRAINING, MIN_TEST = (10, 5)
+# How many times the images of the smallest class the largest has, from which on it is said.
+UNBALANCED = 3.0
 _NAMED = 3
 
 
-def converted_lines(manifest: Manifest, out: Path, num_images: int, seconds: float) -> Iterator[str]:
+def converted_lines(
+    manifest: Manifest, out: Path, num_images: int, seconds: float
+) -> Iterator[str]:
     """The end of a conversion, in plain lines."""
     splits = ", ".join(f"{name} {split.num_images:,}" for name, split in manifest.splits.items())
     total = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards)
-    yield f"{splits}; {total / 1e6:,.1f} MB in {out}; {num_images / max(seconds, 1e-9):,.0f} images/s"
-    reasons = Counter(reason for _, reason in read_rejects(out)) if manifest.num_rejects else Counter()
+    rate = num_images / max(seconds, 1e-9)
+    yield f"{splits}; {total / 1e6:,.1f} MB in {out}; {rate:,.0f} images/s"
+    reasons = (
+        Counter(reason for _, reason in read_rejects(out)) if manifest.num_rejects else Counter()
+    )
     if reasons:
         reason, number = reasons.most_common(1)[0]
-        yield f"{count(manifest.num_rejects, 'reject')}, see {out}/rejects.jsonl; most often: {reason} ({number:,})"
+        rejects = count(manifest.num_rejects, "reject")
+        yield f"{rejects}, see {out}/rejects.jsonl; most often: {reason} ({number:,})"
     yield from sentences(manifest)
     yield from duplicate_lines(manifest)
 
@@ -52,7 +57,8 @@ _DUPLICATES = {
     "see duplicates.jsonl",
     "leaked_images": "WARNING: leak: {leaked_images} of val or test in an earlier split as well, "
     "pixel for pixel: see duplicates.jsonl, or convert with --drop-duplicates",
-    "near_leaked_images": "WARNING: possible leak: {near_leaked_images} of val or test with one nearly equal "
+    "near_leaked_images": "WARNING: possible leak: {near_leaked_images} of val or test with one "
+    "nearly equal "
     "in an earlier split: see duplicates.jsonl",
     "groups": "{images} in {groups} of equal ones, "
     "each group in one split where the archive did not say otherwise",
@@ -60,8 +66,9 @@ _DUPLICATES = {
 
 
 def sentences(manifest: Manifest) -> Iterator[str]:
-    """One line for each, WARNING before what spoils a result: splits without images, classes with fewer than ten
-    training or five test images, and what always answering the largest class would reach."""
+    """One line for each, WARNING before what spoils a result: splits without images, classes with
+    fewer than ten training or five test images, and what always answering the largest class would
+    reach."""
     for name, split in manifest.splits.items():
         if not split.num_images:
             yield f"WARNING: {name} has no images{_why_empty(name)}"
@@ -76,27 +83,34 @@ def sentences(manifest: Manifest) -> Iterator[str]:
     if sum(test) and min(test) * UNBALANCED <= max(test):
         largest, smallest = test.index(max(test)), test.index(min(test))
         yield (
-            f"unbalanced: of the test images {_share(test, largest)} are {_name(manifest.classes[largest])} and "
-            f"{_share(test, smallest)} {_name(manifest.classes[smallest])}; always answering the first has an "
+            f"unbalanced: of the test images {_share(test, largest)} are "
+            f"{_name(manifest.classes[largest])} and "
+            f"{_share(test, smallest)} {_name(manifest.classes[smallest])}; always answering the "
+            "first has an "
             f"accuracy of {_share(test, largest)}: look at macro F1"
         )
 
 
 def _why_empty(name: str) -> str:
     if name == "val":
-        return ": no best epoch can be chosen. Give each class at least three images or a larger --val"
+        return (
+            ": no best epoch can be chosen. Give each class at least three images or a larger --val"
+        )
     if name == "test":
         return ": nothing can be measured. Give each class at least two images or a larger --test"
     return ""
 
 
-def _tiny(classes: Sequence[str], counts: Sequence[int], split: str, least: int, then: str) -> Iterator[str]:
+def _tiny(
+    classes: Sequence[str], counts: Sequence[int], split: str, least: int, then: str
+) -> Iterator[str]:
     few = sorted((count, i) for i, count in enumerate(counts) if count < least)
     if few:
         names = ", ".join(f"{_name(classes[i])} {count:,}" for count, i in few[:_NAMED])
         more = f" and {len(few) - _NAMED:,} more" if len(few) > _NAMED else ""
         yield (
-            f"WARNING: {len(few):,} of {len(classes):,} classes have fewer than {least} {_KIND[split]} images "
+            f"WARNING: {len(few):,} of {len(classes):,} classes have fewer than {least} "
+            f"{_KIND[split]} images "
             f"({names}{more}): {then}"
         )
 

@@ -1,22 +1,27 @@
 """Decoded splits on disk: the first job on a shards folder decodes, the others map what it wrote.
 
-    OUT/.cache/<digest>-<split>.npy   uint8 [N, C, H, W], memory-mapped: one copy for all jobs of a machine
-    OUT/.cache/<digest>-<split>.json  labels, shards it came from (sha256, size, time, inode), checksums of the array
-    OUT/.cache/<digest>-<split>.lock  held (flock) while one process decodes; dropped by the kernel
+In OUT/.cache:
+
+    <digest>-<split>.npy   uint8 [N, C, H, W], memory-mapped: one copy for all jobs of a machine
+    <digest>-<split>.json  labels, checksums of the array, the shards that it came from (sha256,
+                           size, time, inode)
+    <digest>-<split>.lock  held (flock) while one process decodes; dropped by the kernel
 
 What is verified when the cache is hot:
-- every byte of the array and the labels, against the checksums, at every load (0.03 s for 60 MB), and the classes'
-  counts against the manifest: a damaged or half-written array is never used, it is decoded anew;
-- every shard by size, modification time and inode; where they changed, by its full sha256. A shard that was damaged
-  or replaced after the cache was made is thus still refused, without reading intact shards again.
+- every byte of the array and the labels, against the checksums, at every load (0.03 s for 60 MB),
+  and the classes' counts against the manifest: a damaged or half-written array is never used, it
+  is decoded anew;
+- every shard by size, modification time and inode; where they changed, by its full sha256. A
+  shard that was damaged or replaced after the cache was made is thus still refused, without
+  reading intact shards again.
 
-Whoever can write into the cache decides what is trained on, as whoever can write the shards and their manifest does.
+Whoever can write into the cache decides what is trained on, as whoever can write the shards and
+their manifest does.
 
-Nothing here can fail a run: where the folder cannot be written, or less than twice the array's size is free,
-or the file system knows no locks, or another process holds the lock for too long, the split is decoded as if
-there were no cache. `HPC_MLP_CACHE=DIR` puts the cache elsewhere, for instance when the shards are on a
-read-only or slow file system.
-"""
+Nothing here can fail a run: where the folder cannot be written, or less than twice the array's size
+is free, or the file system knows no locks, or another process holds the lock for too long, the
+split is decoded as if there were no cache. `HPC_MLP_CACHE=DIR` puts the cache elsewhere, for
+instance when the shards are on a read-only or slow file system."""
 
 from __future__ import annotations
 
@@ -43,9 +48,11 @@ from hpc_mlp.files import checked
 from hpc_mlp.files.atomic import lock, replacing
 from hpc_mlp.machine.memory import num_cpus
 
-_HASHED_AT_ONCE = 1 << 24  # bytes per checksum; they are computed in parallel
+# Bytes per checksum; they are computed in parallel.
+_HASHED_AT_ONCE = 1 << 24
 
-Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]  # images [N, C, H, W], labels [N]
+# Images [N, C, H, W], labels [N].
+Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
 # Of each shard: sha256 in the manifest, then size, modification time in ns and inode of its file.
 Stats = tuple[tuple[str | int, ...], ...]
 
@@ -60,7 +67,8 @@ class _Note(checked.Record):
 
 
 def cached(folder: Path, manifest: Manifest, split: str, decode: Callable[[], Arrays]) -> Arrays:
-    """The split from the cache, or from `decode()`, which verifies the shards and then fills the cache for others."""
+    """The split from the cache, or from `decode()`, which verifies the shards and then fills the
+    cache for others."""
     entry = _Entry(folder, manifest, split)
     found = entry.read()
     if found is not None:
@@ -70,7 +78,8 @@ def cached(folder: Path, manifest: Manifest, split: str, decode: Callable[[], Ar
     except OSError:
         return decode()
     with _lock(entry.path(".lock"), entry.patience) as held:
-        found = entry.read()  # another process may have written it while we waited
+        # Another process may have written it while we waited.
+        found = entry.read()
         if found is not None:
             return found
         stats = entry.stats()
@@ -81,7 +90,8 @@ def cached(folder: Path, manifest: Manifest, split: str, decode: Callable[[], Ar
 
 @contextlib.contextmanager
 def _lock(path: Path, patience: float) -> Iterator[bool]:
-    """Hold the lock. Yields False without it: there are no locks, or none was had in `patience` seconds."""
+    """Hold the lock. Yields False without it: there are no locks, or none was had in `patience`
+    seconds."""
     try:
         file = path.open("a")
     except OSError:
@@ -99,7 +109,8 @@ class _Entry:
         self.folder = Path(place).expanduser() if place else folder / ".cache"
         self._shards_folder = folder
         self._manifest, self._split, self._record = manifest, split, manifest.split(split)
-        self._stem = re.sub(r"[^\w-]", "_", f"{manifest.digest}-{split}")  # a manifest may come from anywhere
+        # A manifest may come from anywhere.
+        self._stem = re.sub(r"[^\w-]", "_", f"{manifest.digest}-{split}")
         self._shape = [self._record.num_images, manifest.channels, *manifest.image_size]
         header = io.BytesIO()
         about = {"descr": "|u1", "fortran_order": False, "shape": tuple(self._shape)}
@@ -141,7 +152,8 @@ class _Entry:
         return images, labels
 
     def _map(self) -> NDArray[np.uint8] | None:
-        """The array; None where the file is another one than it should be, by its header and its size."""
+        """The array; None where the file is another one than it should be, by its header and its
+        size."""
         path, size = self.path(".npy"), math.prod(self._shape)
         with checked.open_file(path) as file:
             whole = file.read(len(self._header)) == self._header
@@ -153,11 +165,11 @@ class _Entry:
     def write(
         self, images: NDArray[np.uint8], labels: NDArray[np.int64], stats: Stats, *, clean: bool
     ) -> None:
-        """Array first, note last: a note is only there with its array. What it cannot write, it leaves out.
+        """Array first, note last: a note is only there with its array. What it cannot write, it
+        leaves out.
 
-        `stats` are the shards' from before they were decoded. `clean` (only while the lock is held) removes
-        what killed processes left.
-        """
+        `stats` are the shards' from before they were decoded. `clean` (only while the lock is held)
+        removes what killed processes left."""
         with contextlib.suppress(OSError):
             if clean:
                 for leftover in self.folder.glob(f".{self._stem}.*"):
@@ -167,7 +179,9 @@ class _Entry:
             with replacing(self.path(".npy")) as temporary, temporary.open("xb") as file:
                 np.lib.format.write_array(file, images, allow_pickle=False)
             sums = tuple(_checksums(images, labels))
-            self._write_note(_Note(format=1, shards=stats, labels=tuple(labels.tolist()), checksums=sums))
+            self._write_note(
+                _Note(format=1, shards=stats, labels=tuple(labels.tolist()), checksums=sums)
+            )
 
     def _write_note(self, note: _Note) -> None:
         with replacing(self.path(".json")) as temporary:
@@ -202,4 +216,7 @@ def _checksums(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> list[str
         return hashlib.sha256(flat[block[0] : block[1]].data).hexdigest()
 
     with ThreadPoolExecutor(max_workers=num_cpus()) as pool:
-        return [hashlib.sha256(labels.data).hexdigest(), *pool.map(one, blocks(flat.size, _HASHED_AT_ONCE))]
+        return [
+            hashlib.sha256(labels.data).hexdigest(),
+            *pool.map(one, blocks(flat.size, _HASHED_AT_ONCE)),
+        ]

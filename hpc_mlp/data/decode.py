@@ -1,10 +1,9 @@
 """Bytes of an image file → pixels. One place for every rule about unusual images.
 
-Rules: the EXIF rotation is applied; transparency is laid over white; 16 bits become 8 by their high byte;
-CMYK and palettes become RGB; of an animation the first frame is taken. A JPEG is decoded at the smallest
-of the scales 1, 1/2, 1/4, 1/8 (for which libjpeg has vector code) that leaves 1.5 times the wanted size,
-then resized, like the rest, with antialiasing.
-"""
+Rules: the EXIF rotation is applied; transparency is laid over white; 16 bits become 8 by their high
+byte; CMYK and palettes become RGB; of an animation the first frame is taken. A JPEG is decoded at
+the smallest of the scales 1, 1/2, 1/4, 1/8 (for which libjpeg has vector code) that leaves 1.5
+times the wanted size, then resized, like the rest, with antialiasing."""
 
 from __future__ import annotations
 
@@ -25,17 +24,22 @@ from hpc_mlp.errors import RejectError
 
 Pixels = npt.NDArray[np.uint8]  # [H, W, C]
 
-# Formats are named, so that hostile bytes reach no decoder that starts programs (EPS) or is seldom tested.
-_USUAL = ("PNG", "JPEG", "GIF", "BMP", "PPM")  # Pillow knows these without importing further modules
+# Formats are named, so that hostile bytes reach no decoder that starts programs (EPS) or is seldom
+# tested. Pillow knows these without importing further modules.
+_USUAL = ("PNG", "JPEG", "GIF", "BMP", "PPM")
 _OTHER = ("WEBP", "TIFF", "DIB", "MPO", "JPEG2000", "AVIF")
 SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tiff", "JPEG2000": "jp2", "DIB": "bmp"}
-FILTER = Image.Resampling.BILINEAR  # a triangle as wide as the scale: antialiased
-GAP = 1.0  # first a quick box filter by a whole number, as far as it goes
+# A triangle as wide as the scale: antialiased.
+FILTER = Image.Resampling.BILINEAR
+# First a quick box filter by a whole number, as far as it goes.
+GAP = 1.0
 _MIN_BYTES = 64 << 20
-# Larger images are watched and converted in bands; smaller ones take little memory however that is done.
+# Larger images are watched and converted in bands; smaller ones take little memory however that is
+# done.
 _LARGE, _BAND = 1 << 22, 1 << 20  # pixels
-# Bytes for each pixel that a decoder takes at its peak, the image itself included (measured with 67 megapixels); others
-# than these take 4. A progressive JPEG keeps all its coefficients, of 2 bytes each.
+# Bytes for each pixel that a decoder takes at its peak, the image itself included (measured with 67
+# megapixels); others than these take 4. A progressive JPEG keeps all its coefficients, of 2 bytes
+# each.
 _PER_PIXEL = {"WEBP": 17, "JPEG2000": 21, "AVIF": 17, "PPM": 11, "TIFF": 8, "GIF": 5}
 
 _TURNS = {
@@ -48,9 +52,10 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-Image.MAX_IMAGE_PIXELS = None  # our own limit is checked before any pixel is decoded
-# Pillow warns about odd metadata; the pixels are what counts. Once here and for the whole process: decoding runs
-# in threads, between which `warnings.catch_warnings` is not safe.
+# Our own limit is checked before any pixel is decoded.
+Image.MAX_IMAGE_PIXELS = None
+# Pillow warns about odd metadata; the pixels are what counts. Once here and for the whole process:
+# decoding runs in threads, between which `warnings.catch_warnings` is not safe.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -58,18 +63,20 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 class ImageSpec:
     height: int
     width: int
-    channels: int  # 3: RGB, 1: gray
+    # 3: RGB, 1: gray
+    channels: int
     max_pixels: int = MAX_PIXELS
 
     @property
     def max_bytes(self) -> int:
-        """So much may one image take in memory while it is decoded, its file included: 436 MB by default, so that a
-        process of ours, which takes 60 MB for itself, stays below 512 MB."""
+        """So much may one image take in memory while it is decoded, its file included: 436 MB by
+        default, so that a process of ours, which takes 60 MB for itself, stays below 512 MB."""
         return max(_MIN_BYTES, self.max_pixels * 13 // 2)
 
 
 def decode_image(data: bytes, spec: ImageSpec) -> Pixels:
-    """uint8 [height, width, channels]. RejectError, with the reason, where `data` is no whole image."""
+    """uint8 [height, width, channels]. RejectError, with the reason, where `data` is no whole
+    image."""
     if data[:2] == b"\xff\xd8" and (pixels := _decode_jpeg(data, spec)) is not None:
         return pixels
     if (plain := packed_rows(data)) and (pixels := _decode_png(data, *plain, spec)) is not None:
@@ -82,12 +89,14 @@ def decode_image(data: bytes, spec: ImageSpec) -> Pixels:
         raise
     except UnidentifiedImageError:
         raise RejectError("not an image") from None
-    except Exception as error:  # hostile bytes make decoders raise anything, from struct.error to KeyError
+    # Hostile bytes make decoders raise anything, from struct.error to KeyError.
+    except Exception as error:
         raise RejectError(f"damaged: {str(error) or type(error).__name__}"[:200]) from None
 
 
 def decode_whole(data: bytes, largest: int, max_pixels: int) -> Pixels:
-    """uint8 [H, W, 3] in the image's proportions, at most `largest` high and wide. RejectError as `decode_image`."""
+    """uint8 [H, W, 3] in the image's proportions, at most `largest` high and wide. RejectError as
+    `decode_image`."""
     try:
         with _open(data) as image:
             width, height = image.size
@@ -102,8 +111,9 @@ def decode_whole(data: bytes, largest: int, max_pixels: int) -> Pixels:
 
 
 def training_pixels(data: bytes, spec: ImageSpec, encoding: str) -> Pixels:
-    """The pixels that training sees of this image file on a dataset of `encoding`: uint8 [height, width, channels].
-    Only JPEG changes pixels on their way into a shard. RejectError as `decode_image`."""
+    """The pixels that training sees of this image file on a dataset of `encoding`: uint8 [height,
+    width, channels]. Only JPEG changes pixels on their way into a shard. RejectError as
+    `decode_image`."""
     pixels = decode_image(data, spec)
     return decode_image(encode_jpeg(pixels), spec) if encoding == "jpeg" else pixels
 
@@ -141,7 +151,9 @@ def _decode_jpeg(data: bytes, spec: ImageSpec) -> Pixels | None:
             return None
         gray = spec.channels == 1 or colorspace == "Gray"
         scale = 8
-        while scale > 1 and (full_height < _margin(height) * scale or full_width < _margin(width) * scale):
+        while scale > 1 and (
+            full_height < _margin(height) * scale or full_width < _margin(width) * scale
+        ):
             scale //= 2
         raw = simplejpeg.decode_jpeg(
             data,
@@ -149,16 +161,23 @@ def _decode_jpeg(data: bytes, spec: ImageSpec) -> Pixels | None:
             min_height=-(-full_height // scale),
             min_width=-(-full_width // scale),
         )
-    except ValueError:  # damaged, or a kind of JPEG that it does not know: Pillow says which
+    # Damaged, or a kind of JPEG that it does not know: Pillow says which.
+    except ValueError:
         return None
     size = (raw.shape[1], raw.shape[0])
-    image = Image.frombuffer("L", size, raw, "raw", "L", 0, 1) if gray else Image.frombytes("RGB", size, raw)
+    image = (
+        Image.frombuffer("L", size, raw, "raw", "L", 0, 1)
+        if gray
+        else Image.frombytes("RGB", size, raw)
+    )
     return _finish(image.resize((width, height), FILTER, reducing_gap=GAP), turn, spec)
 
 
-def _decode_png(data: bytes, shape: tuple[int, int, int], rows: bytes, spec: ImageSpec) -> Pixels | None:
-    """The quick way, for the usual PNG: Pillow's decoder without its reader of files, which on 28 × 28
-    pixels takes 60 % of the time. None where the whole of Pillow should have a look."""
+def _decode_png(
+    data: bytes, shape: tuple[int, int, int], rows: bytes, spec: ImageSpec
+) -> Pixels | None:
+    """The quick way, for the usual PNG: Pillow's decoder without its reader of files, which on 28 ×
+    28 pixels takes 60 % of the time. None where the whole of Pillow should have a look."""
     height, width, channels = shape
     if not 0 < height * width <= min(_LARGE, spec.max_pixels):
         return None
@@ -180,13 +199,15 @@ def _decode_any(data: bytes, spec: ImageSpec) -> Pixels:
             width, height = _wanted(_orientation_of(image), spec)
             image.draft(None, (_margin(width), _margin(height)))
         image.load()
-        turn = _orientation_of(image)  # only now: Pillow itself turns a TIFF when it loads it
+        # Only now: Pillow itself turns a TIFF when it loads it.
+        turn = _orientation_of(image)
         return _finish(_resized(image, _wanted(turn, spec)), turn, spec)
 
 
 def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """As L or RGB of this (width, height). A large image that must be converted first is so in bands, each reduced at
-    once: the same pixels as in one piece, without a second large image beside the first."""
+    """As L or RGB of this (width, height). A large image that must be converted first is so in
+    bands, each reduced at once: the same pixels as in one piece, without a second large image
+    beside the first."""
     width, height = image.size
     across, down = (
         max(1, int(length / wanted / GAP)) for length, wanted in zip(image.size, size, strict=True)
@@ -197,7 +218,9 @@ def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     rows = max(1, _BAND // (width * down)) * down
     reduced: Image.Image | None = None
     for top in range(0, height, rows):
-        band = _to_8_bits(image.crop((0, top, width, min(height, top + rows)))).reduce((across, down))
+        band = _to_8_bits(image.crop((0, top, width, min(height, top + rows)))).reduce(
+            (across, down)
+        )
         reduced = reduced or Image.new(band.mode, (-(-width // across), -(-height // down)))
         reduced.paste(band, (0, top // down))
     assert reduced is not None
@@ -219,7 +242,8 @@ def _check_size(width: int, height: int, spec: ImageSpec) -> None:
 
 
 def _check_memory(image: Image.Image, file_bytes: int, spec: ImageSpec) -> None:
-    """RejectError for an image whose pixels and file would take more memory than allowed. `image` is not loaded yet."""
+    """RejectError for an image whose pixels and file would take more memory than allowed. `image`
+    is not loaded yet."""
     if image.format == "JPEG":
         weight = 2 * len(image.getbands()) if image.info.get("progressive") else 1
     else:
@@ -227,7 +251,8 @@ def _check_memory(image: Image.Image, file_bytes: int, spec: ImageSpec) -> None:
     needed = file_bytes + image.width * image.height * weight
     if needed > spec.max_bytes:
         raise RejectError(
-            f"{image.width}×{image.height} pixels of {image.format} take {needed / 1e6:,.0f} MB to decode; with "
+            f"{image.width}×{image.height} pixels of {image.format} take {needed / 1e6:,.0f} MB to "
+            "decode; with "
             f"--max-pixels {spec.max_pixels} at most {spec.max_bytes / 1e6:,.0f} MB"
         )
 
@@ -236,7 +261,8 @@ def _orientation(data: bytes) -> int:
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             return _orientation_of(image)
-    except Exception:  # an unreadable EXIF block says nothing about the pixels
+    # An unreadable EXIF block says nothing about the pixels.
+    except Exception:
         return 1
 
 
@@ -260,7 +286,9 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     if mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if mode in ("I", "F"):
-        raise RejectError(f"{'32-bit integers' if mode == 'I' else 'floats'} as pixels have no agreed range")
+        raise RejectError(
+            f"{'32-bit integers' if mode == 'I' else 'floats'} as pixels have no agreed range"
+        )
     if mode == "1":
         return image.convert("L")
     if mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:

@@ -15,20 +15,22 @@ ENCODINGS = ("png", "jpeg", "npy", "original")
 JPEG_QUALITY = 95
 
 _BLOCK = 512
-_RECORD = 10_240  # tar files are padded to a multiple of this
+# Tar files are padded to a multiple of this.
+_RECORD = 10_240
 
 
 def encode_png(pixels: npt.NDArray[np.uint8], compress: bool) -> bytes:
     """A PNG of uint8 [H, W, 1 or 3].
 
-    Not compressed it is written fifteen times and read three times as fast. Compressed, rows are stored as
-    differences to the row above, packed by run lengths and Huffman codes: as small as Pillow's quickest
-    level, in a third of the time."""
+    Not compressed it is written fifteen times and read three times as fast. Compressed, rows are
+    stored as differences to the row above, packed by run lengths and Huffman codes: as small as
+    Pillow's quickest level, in a third of the time."""
     height, width, channels = pixels.shape
     rows = np.empty((height, 1 + width * channels), np.uint8)
     flat = pixels.reshape(height, width * channels)
     if compress:
-        rows[:, 0] = 2  # PNG's filter "up"
+        # PNG's filter "up".
+        rows[:, 0] = 2
         rows[0, 1:] = flat[0]
         np.subtract(flat[1:], flat[:-1], out=rows[1:, 1:])
         packer = zlib.compressobj(1, zlib.DEFLATED, 15, 9, zlib.Z_RLE)
@@ -68,12 +70,14 @@ def encode_npy(pixels: npt.NDArray[np.uint8]) -> bytes:
 
 
 def tar_member(name: str, data: bytes) -> bytes:
-    """A whole tar member, header to padding. Everything but name and size is fixed, so that equal input
-    makes equal bytes; the time is the epoch."""
+    """A whole tar member, header to padding. Everything but name and size is fixed, so that equal
+    input makes equal bytes; the time is the epoch."""
     text, size = name.encode("ascii"), b"%011o" % len(data)
     checksum = b"%06o\0" % (_HEADER_SUM + sum(text) + sum(size))
     fixed = _HEADER[len(text) : 124], _HEADER[135:148], _HEADER[155:]
-    return b"".join([text, fixed[0], size, fixed[1], checksum, fixed[2], data, bytes(-len(data) % _BLOCK)])
+    return b"".join(
+        [text, fixed[0], size, fixed[1], checksum, fixed[2], data, bytes(-len(data) % _BLOCK)]
+    )
 
 
 def tar_member_size(size: int | npt.NDArray[np.int64]) -> int | npt.NDArray[np.int64]:
@@ -97,4 +101,5 @@ def _empty_header() -> bytes:
 
 
 _HEADER = _empty_header()
-_HEADER_SUM = sum(_HEADER)  # a checksum counts its own field as spaces
+# A checksum counts its own field as spaces.
+_HEADER_SUM = sum(_HEADER)

@@ -25,7 +25,9 @@ def show(manifest: Manifest, out: Path, console: Console) -> None:
     mean = ", ".join(f"{value:.4f}" for value in manifest.mean)
     std = ", ".join(f"{value:.4f}" for value in manifest.std)
     parts: list[RenderableType] = [
-        Text(f"{out}: {height}×{width} {kind}, {len(manifest.classes)} classes, {manifest.encoding}"),
+        Text(
+            f"{out}: {height}×{width} {kind}, {len(manifest.classes)} classes, {manifest.encoding}"
+        ),
         Text(f"from {manifest.source.get('name')} ({manifest.layout}); digest {manifest.digest}"),
         _splits(manifest),
         _classes(manifest),
@@ -35,11 +37,14 @@ def show(manifest: Manifest, out: Path, console: Console) -> None:
         Text(line, style="bold red" if line.startswith("WARN") else "")
         for line in (*sentences(manifest), *duplicate_lines(manifest))
     ]
-    if not manifest.duplicates.get("leaked_images") and not manifest.duplicates.get("near_leaked_images"):
+    if not manifest.duplicates.get("leaked_images") and not manifest.duplicates.get(
+        "near_leaked_images"
+    ):
         parts.append(Text("no leak found between train, val and test"))
     parts += _rejects(manifest, out)
     for part in parts:
-        console.print(part, soft_wrap=isinstance(part, Text))  # a table fits the width, a line need not
+        # A table fits the width, a line need not.
+        console.print(part, soft_wrap=isinstance(part, Text))
 
 
 def _splits(manifest: Manifest) -> Table:
@@ -60,7 +65,10 @@ def _classes(manifest: Manifest) -> Table:
     table.add_column("share", justify="right", no_wrap=True)
     # On a narrow terminal the bars are cut, not wrapped.
     table.add_column("", overflow="crop")
-    totals = [sum(counts) for counts in zip(*(s.class_counts for s in manifest.splits.values()), strict=True)]
+    totals = [
+        sum(counts)
+        for counts in zip(*(s.class_counts for s in manifest.splits.values()), strict=True)
+    ]
     largest = max(totals, default=1) or 1
     for i, name in enumerate(manifest.classes[:_MAX_CLASSES]):
         counts = [f"{split.class_counts[i]:,}" for split in manifest.splits.values()]

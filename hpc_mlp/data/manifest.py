@@ -44,12 +44,14 @@ class Split(_ManifestRecord):
 class Manifest(_ManifestRecord):
     """`mean` and `std` are per channel, of all pixels of the training split, in [0, 1].
 
-    Class names are any texts, none of them empty or there twice: show them through `texts.printable`."""
+    Class names are any texts, none of them empty or there twice: show them through
+    `texts.printable`."""
 
     format: Literal[1] = 1
     digest: Text
     classes: tuple[Annotated[str, Field(min_length=1)], ...] = Field(min_length=1)
-    image_size: tuple[Side, Side]  # (height, width)
+    # (height, width)
+    image_size: tuple[Side, Side]
     channels: Literal[1, 3]
     encoding: Text
     mean: tuple[Fraction, ...]
@@ -60,13 +62,14 @@ class Manifest(_ManifestRecord):
     settings: dict[str, Any]
     num_rejects: Count = 0
     num_ignored: Count = 0
-    duplicates: dict[str, Count] = Field(default_factory=dict)  # counts, see data.duplicates
+    # Counts, see data.duplicates.
+    duplicates: dict[str, Count] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: Path, command: str = "train") -> Manifest:
-        """Read `folder/manifest.json`. UserError where there is none or it cannot be used; it names the verb `command`,
-        for which the folder was wanted."""
+        """Read `folder/manifest.json`. UserError where there is none or it cannot be used; it names
+        the verb `command`, for which the folder was wanted."""
         wrong_path.want_shards(folder, command)
         path = folder / NAME
         try:
@@ -77,7 +80,8 @@ class Manifest(_ManifestRecord):
 
     @classmethod
     def parse(cls, content: bytes, where: object) -> Manifest:
-        """The manifest in `content`, which was read from `where`. UserError where it is none or contradicts itself."""
+        """The manifest in `content`, which was read from `where`. UserError where it is none or
+        contradicts itself."""
         try:
             return cls.model_validate_json(content)
         except ValidationError as error:
@@ -99,7 +103,8 @@ class Manifest(_ManifestRecord):
 
     @model_validator(mode="after")
     def _agrees(self) -> Manifest:
-        """ValueError where two parts contradict each other: nobody who relies on one has to look at the other."""
+        """ValueError where two parts contradict each other: nobody who relies on one has to look at
+        the other."""
         name, times = Counter(self.classes).most_common(1)[0]
         if times > 1:
             raise ValueError(f"two classes are named {name!r}")
@@ -120,7 +125,8 @@ class Manifest(_ManifestRecord):
             raise ValueError(f"{name} has {split.num_images} images, its shards have {found}")
         if len(split.class_counts) != len(self.classes):
             raise ValueError(
-                f"{name} has counts of {len(split.class_counts)} classes, there are {len(self.classes)}"
+                f"{name} has counts of {len(split.class_counts)} classes, there are "
+                f"{len(self.classes)}"
             )
         if sum(split.class_counts) != split.num_images:
             raise ValueError(
@@ -128,7 +134,9 @@ class Manifest(_ManifestRecord):
             )
         for shard in split.shards:
             if shard.num_images * _SAMPLE_BYTES > shard.bytes:
-                raise ValueError(f"{shard.num_images} images do not fit into the bytes of {shard.name}")
+                raise ValueError(
+                    f"{shard.num_images} images do not fit into the bytes of {shard.name}"
+                )
 
     @property
     def num_features(self) -> int:

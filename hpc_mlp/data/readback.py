@@ -20,8 +20,8 @@ _MAX_CLASSES, _PER_CLASS = 60, 12
 
 
 def verify(folder: Path, manifest: Manifest) -> str:
-    """Check every shard's bytes, keys and classes against the manifest, and read it by webdataset's own
-    pipeline as well. UserError at the first difference."""
+    """Check every shard's bytes, keys and classes against the manifest, and read it by webdataset's
+    own pipeline as well. UserError at the first difference."""
     keys: set[str] = set()
     shards = 0
     for name, split in manifest.splits.items():
@@ -38,11 +38,15 @@ def verify(folder: Path, manifest: Manifest) -> str:
     total = sum(split.num_images for split in manifest.splits.values())
     if len(keys) != total:
         raise _differs(folder, f"{len(keys)} different keys for {total} images")
-    return f"verified: {shards} shards, {total:,} images, every byte as it was written; webdataset reads the same"
+    return (
+        f"verified: {shards} shards, {total:,} images, every byte as it was written; "
+        "webdataset reads the same"
+    )
 
 
 def _check_with_webdataset(path: Path, opened: OpenShard) -> None:
-    """UserError where webdataset reads other samples out of a shard than we do: keys, classes, image files."""
+    """UserError where webdataset reads other samples out of a shard than we do: keys, classes,
+    image files."""
     # Late: it imports torch.
     import webdataset
 
@@ -50,7 +54,9 @@ def _check_with_webdataset(path: Path, opened: OpenShard) -> None:
     shards = webdataset.SimpleShardList([str(path.absolute())])
     theirs = iter(webdataset.DataPipeline(shards, webdataset.tarfile_to_samples()))
     try:
-        for row, (key, label) in enumerate(zip(opened.keys(), opened.index.labels.tolist(), strict=True)):
+        for row, (key, label) in enumerate(
+            zip(opened.keys(), opened.index.labels.tolist(), strict=True)
+        ):
             sample = next(theirs)
             if (sample["__key__"], int(sample["cls"])) != (key, label) or opened.encoded(
                 row
@@ -58,7 +64,8 @@ def _check_with_webdataset(path: Path, opened: OpenShard) -> None:
                 raise ValueError(f"sample {row} is another")
         if next(theirs, None) is not None:
             raise ValueError("there are more samples")
-    except Exception as error:  # on what is no tar it raises anything
+    # On what is no tar it raises anything.
+    except Exception as error:
         reason = str(error) or type(error).__name__
         raise _differs(path, f"webdataset does not read the same ({reason})") from None
 
@@ -84,8 +91,9 @@ def contact_sheet(folder: Path, manifest: Manifest, file: Path) -> str:
 def first_of_each(
     folder: Path, manifest: Manifest, num_classes: int, each: int, most_shards: int | None = None
 ) -> Iterator[tuple[OpenShard, int, int]]:
-    """(shard, row, label) of the first `each` training images of every one of the first `num_classes`
-    classes, in shard order; no shard is opened after the last of them. UserError where one is gone."""
+    """(shard, row, label) of the first `each` training images of every one of the first
+    `num_classes` classes, in shard order; no shard is opened after the last of them. UserError
+    where one is gone."""
     split = manifest.split("train")
     left = [min(each, count) for count in split.class_counts[:num_classes]]
     for shard in split.shards[:most_shards]:
@@ -116,7 +124,9 @@ def _fitted(pixels: Pixels) -> Image.Image:
 
 def _draw(found: list[list[Image.Image]], classes: tuple[str, ...]) -> Image.Image:
     step = _CELL + _GAP
-    sheet = Image.new("RGB", (_LABEL + _PER_CLASS * step + _GAP, len(classes) * step + _GAP), "white")
+    sheet = Image.new(
+        "RGB", (_LABEL + _PER_CLASS * step + _GAP, len(classes) * step + _GAP), "white"
+    )
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(14)
     for row, name in enumerate(classes):
@@ -126,5 +136,7 @@ def _draw(found: list[list[Image.Image]], classes: tuple[str, ...]) -> Image.Ima
         draw.text((_GAP + 4, top + _CELL / 2), text, fill="black", font=font, anchor="lm")
         for column, image in enumerate(found[row]):
             left = _LABEL + column * step
-            sheet.paste(image, (left + (_CELL - image.width) // 2, top + (_CELL - image.height) // 2))
+            sheet.paste(
+                image, (left + (_CELL - image.width) // 2, top + (_CELL - image.height) // 2)
+            )
     return sheet

@@ -1,12 +1,13 @@
-"""Shards that lie elsewhere: `http://…`, and every other URL that webdataset opens (`gs://…`, `pipe:…`). No torch.
+"""Shards that lie elsewhere: `http://…`, and every other URL that webdataset opens (`gs://…`,
+`pipe:…`). No torch.
 
-A URL names the shards folder: `http://host/photos`. Where names do not go at its end, `{}` marks their place:
-`pipe:aws s3 cp s3://bucket/photos/{} -`.
+A URL names the shards folder: `http://host/photos`. Where names do not go at its end, `{}` marks
+their place: `pipe:aws s3 cp s3://bucket/photos/{} -`.
 
-What comes is bounded (a manifest by `checked.MAX_BYTES`, a shard by its size in the manifest), and so is the wait for
-it: `STALL_SECONDS` without a byte, in each of a few tries. It comes from a process of its own, which is ended with the
-wait: whatever a server does, no thread and no process of ours stays.
-"""
+What comes is bounded (a manifest by `checked.MAX_BYTES`, a shard by its size in the manifest), and
+so is the wait for it: `STALL_SECONDS` without a byte, in each of a few tries. It comes from a
+process of its own, which is ended with the wait: whatever a server does, no thread and no process
+of ours stays."""
 
 from __future__ import annotations
 
@@ -28,20 +29,38 @@ from hpc_mlp.data.manifest import NAME, Manifest, Shard
 from hpc_mlp.errors import RunError, UserError, printable
 from hpc_mlp.files.checked import MAX_BYTES
 
-DatasetLocation = Path | str  # a local shards folder, or a URL
+# A local shards folder, or a URL.
+DatasetLocation = Path | str
 
 STALL_SECONDS = 20.0
 _TRIES = 3
 _POLL_SECONDS = 0.2
 _PIECE = 1 << 20
-# -f: an error page is no body. A redirect stays on the network. curl tries again by itself where nothing has come yet
-# (a server that is busy); what it has written into the pipe it could not take back, hence the last limit, which only
-# counts where we were killed and cannot end it.
+# -f: an error page is no body. A redirect stays on the network. curl tries again by itself where
+# nothing has come yet (a server that is busy); what it has written into the pipe it could not
+# take back, hence the last limit, which only counts where we were killed and cannot end it.
 _CURL = (
-    "curl", "-fsSL", "--globoff", "--proto", "=http,https", "--proto-redir", "=http,https",
-    "--connect-timeout", "15", "--retry", "10", "--retry-delay", "2", "--retry-max-time", "15",
-    "--speed-limit", "1", "--speed-time", "25", "--url",
-)  # fmt: skip
+    "curl",
+    "-fsSL",
+    "--globoff",
+    "--proto",
+    "=http,https",
+    "--proto-redir",
+    "=http,https",
+    "--connect-timeout",
+    "15",
+    "--retry",
+    "10",
+    "--retry-delay",
+    "2",
+    "--retry-max-time",
+    "15",
+    "--speed-limit",
+    "1",
+    "--speed-time",
+    "25",
+    "--url",
+)
 
 
 def is_url(location: DatasetLocation) -> bool:
@@ -54,8 +73,8 @@ def dataset_location(location: Path | str) -> DatasetLocation:
 
 
 def load_manifest(location: DatasetLocation, command: str = "train") -> Manifest:
-    """The manifest of a local folder or a URL. UserError where there is none or it cannot be used; `command` as in
-    `Manifest.load`."""
+    """The manifest of a local folder or a URL. UserError where there is none or it cannot be used;
+    `command` as in `Manifest.load`."""
     if not is_url(location):
         return Manifest.load(Path(location), command)
     url, file = file_url(str(location), NAME), io.BytesIO()
@@ -72,10 +91,11 @@ def file_url(url: str, name: str) -> str:
 
 
 def download(url: str, shard: Shard, stop: threading.Event | None = None) -> IO[bytes]:
-    """An unnamed temporary file with as many bytes as the shard has; whether they are the shard's is not known yet.
+    """An unnamed temporary file with as many bytes as the shard has; whether they are the shard's
+    is not known yet.
 
-    UserError where more come, RunError where they cannot be had after several tries, or once `stop` is set.
-    """
+    UserError where more come, RunError where they cannot be had after several tries, or once `stop`
+    is set."""
     file = tempfile.TemporaryFile()  # noqa: SIM115  (the caller closes it)
     try:
         _fetch(file_url(url, shard.name), file, shard.bytes, shard.bytes, stop)
@@ -92,7 +112,8 @@ def _fetch(
     expected: int | None = None,
     stop: threading.Event | None = None,
 ) -> None:
-    """Write what is at `url` into `file`, trying again where it came short of `expected` bytes or not at all."""
+    """Write what is at `url` into `file`, trying again where it came short of `expected` bytes or
+    not at all."""
     reason = ""
     for _ in range(_TRIES):
         file.seek(0)
@@ -101,7 +122,9 @@ def _fetch(
             with closing(_pieces(url, stop)) as pieces:
                 for piece in pieces:
                     if file.tell() + len(piece) > limit:
-                        raise UserError(f"{printable(url)} is damaged: more than {limit:,} bytes came.")
+                        raise UserError(
+                            f"{printable(url)} is damaged: more than {limit:,} bytes came."
+                        )
                     file.write(piece)
             file.flush()
         except UserError:
@@ -116,7 +139,8 @@ def _fetch(
 
 
 def _pieces(url: str, stop: threading.Event | None) -> Generator[bytes]:
-    """The body as it comes. OSError where it does not come, or not whole; RunError once `stop` is set."""
+    """The body as it comes. OSError where it does not come, or not whole; RunError once `stop` is
+    set."""
     with _process(url) as (stream, problem):
         waiting = select.poll()
         waiting.register(stream, select.POLLIN)
@@ -137,8 +161,8 @@ def _pieces(url: str, stop: threading.Event | None) -> Generator[bytes]:
 
 @contextmanager
 def _process(url: str) -> Iterator[tuple[IO[bytes], Callable[[], str]]]:
-    """What the process that reads `url` puts out, and a function that waits for its end and tells what went wrong. With
-    the context the process ends, and what it has started."""
+    """What the process that reads `url` puts out, and a function that waits for its end and tells
+    what went wrong. With the context the process ends, and what it has started."""
     with _sigterm_unwinds(), tempfile.TemporaryFile() as errors, ExitStack() as stack:
         if url.lower().startswith(("http://", "https://")):
             process: subprocess.Popen[bytes] | None = subprocess.Popen(
@@ -163,14 +187,19 @@ def _process(url: str) -> Iterator[tuple[IO[bytes], Callable[[], str]]]:
                 return "what reads it does not end"
             errors.seek(0)
             # 141: a pipeline's end that did not want all that came.
-            return "" if code in (0, 141) else errors.read(1000).decode(errors="replace") or f"exit {code}"
+            return (
+                ""
+                if code in (0, 141)
+                else errors.read(1000).decode(errors="replace") or f"exit {code}"
+            )
 
         yield stream, problem
 
 
 @contextmanager
 def _sigterm_unwinds() -> Iterator[None]:
-    """Where SIGTERM would end this process on the spot, and not the one that reads: let it leave this context first."""
+    """Where SIGTERM would end this process on the spot, and not the one that reads: let it leave
+    this context first."""
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield

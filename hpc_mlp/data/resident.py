@@ -1,4 +1,5 @@
-"""Resident data: a split decoded once into one uint8 tensor on the device, gathered and normalised there."""
+"""Resident data: a split decoded once into one uint8 tensor on the device, gathered and normalised
+there."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from hpc_mlp.errors import UserError, printable
 from hpc_mlp.machine.device import branch
 from hpc_mlp.machine.memory import free_machine_memory, num_cpus
 
-_CHUNK = 256  # images decoded per task
+# Images decoded per task.
+_CHUNK = 256
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,12 @@ def load_resident(
     verify: bool = True,
     cache: bool = True,
 ) -> ResidentSplit:
-    """A split of a folder or URL on `device`, from the cache beside the shards or decoded (see `data.cache`).
+    """A split of a folder or URL on `device`, from the cache beside the shards or decoded (see
+    `data.cache`).
 
-    UserError where a shard is missing, damaged or not as the manifest says. `verify=False` skips the sha256
-    of the shards, and the cache; counts and labels are checked all the same. On a CPU the images may be a private
-    mapping of the cache file, whose memory all jobs on a machine share.
+    UserError where a shard is missing, damaged or not as the manifest says. `verify=False` skips
+    the sha256 of the shards, and the cache; counts and labels are checked all the same. On a CPU
+    the images may be a private mapping of the cache file, whose memory all jobs on a machine share.
     """
 
     def decode() -> Arrays:
@@ -68,11 +71,13 @@ def load_resident(
     return ResidentSplit(images.to(device), labels.to(device))
 
 
-def _decode_split(location: DatasetLocation, manifest: Manifest, split: str, verify: bool) -> Arrays:
+def _decode_split(
+    location: DatasetLocation, manifest: Manifest, split: str, verify: bool
+) -> Arrays:
     record = manifest.split(split)
     check_sizes(location, record.shards)
-    # Every row is written below, or an error ends it: the shards' counts add up to the split's (`Manifest`), and a
-    # shard has as many images as it says (`index_shard`).
+    # Every row is written below, or an error ends it: the shards' counts add up to the split's
+    # (`Manifest`), and a shard has as many images as it says (`index_shard`).
     images = np.empty((record.num_images, manifest.channels, *manifest.image_size), dtype=np.uint8)
     labels = np.empty(record.num_images, dtype=np.int64)
     first = 0
@@ -89,12 +94,15 @@ def _decode_split(location: DatasetLocation, manifest: Manifest, split: str, ver
             first += shard.num_images
     if not are_counted(labels, manifest, split):
         raise UserError(
-            f"the {printable(split)} shards do not hold the classes that {NAME} counts. Convert the images again."
+            f"the {printable(split)} shards do not hold the classes that {NAME} counts. Convert "
+            "the images again."
         )
     return images, labels
 
 
-def _decode_all(pool: ThreadPoolExecutor, shard: OpenShard, manifest: Manifest, images: Pixels) -> None:
+def _decode_all(
+    pool: ThreadPoolExecutor, shard: OpenShard, manifest: Manifest, images: Pixels
+) -> None:
     """Fill `images` [n, C, H, W] with the shard's samples, in parallel."""
 
     def decode_rows(start: int, stop: int) -> None:
@@ -110,17 +118,20 @@ def _decode_all(pool: ThreadPoolExecutor, shard: OpenShard, manifest: Manifest, 
 
 
 def normaliser(manifest: Manifest, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """A function uint8 [..., C, H, W] → float32 (x/255 − mean)/std on `device`: one scale, one offset.
+    """A function uint8 [..., C, H, W] → float32 (x/255 − mean)/std on `device`: one scale, one
+    offset.
 
     A channel whose std is 0 is only centred.
     """
     scale, offset = (tensor.to(device) for tensor in scale_and_offset(manifest.mean, manifest.std))
 
     def multiply_add(images: Tensor) -> Tensor:
-        return torch.addcmul(offset, images, scale)  # one kernel: the cast happens inside
+        # One kernel: the cast happens inside.
+        return torch.addcmul(offset, images, scale)
 
     def multiply_then_add(images: Tensor) -> Tensor:
-        return images.float().mul_(scale).add_(offset)  # on a CPU three times as fast as a broadcast addcmul
+        # On a CPU three times as fast as a broadcast addcmul.
+        return images.float().mul_(scale).add_(offset)
 
     return multiply_add if branch(device) == "cuda" else multiply_then_add
 
@@ -136,7 +147,8 @@ def scale_and_offset(mean: Sequence[float], std: Sequence[float]) -> tuple[Tenso
 def choose_mode(
     manifest: Manifest, config: DataConfig, device: torch.device, *, processes: int = 1
 ) -> Literal["resident", "streaming"]:
-    """Resident if all splits fit into `data.memory_fraction` of the memory that is free on the device.
+    """Resident if all splits fit into `data.memory_fraction` of the memory that is free on the
+    device.
 
     `processes` of this machine hold a copy each. UserError where `data.mode=resident` does not fit.
     """
@@ -150,16 +162,21 @@ def choose_mode(
         return "streaming"
     copies = f" in {processes} processes" if processes > 1 else ""
     raise UserError(
-        f"data.mode=resident: the images take {needed / 1e9:.2f} GB as uint8{copies}, and the budget is "
-        f"{free * config.memory_fraction / 1e9:.2f} GB (data.memory_fraction={config.memory_fraction:g} of "
-        f"{free / 1e9:.2f} GB free on {device}). Use data.mode=streaming or auto (a run that began with "
-        "its images in memory goes on only so: --overwrite starts it anew), raise data.memory_fraction, or convert "
+        f"data.mode=resident: the images take {needed / 1e9:.2f} GB as uint8{copies}, and the "
+        "budget is "
+        f"{free * config.memory_fraction / 1e9:.2f} GB "
+        f"(data.memory_fraction={config.memory_fraction:g} of "
+        f"{free / 1e9:.2f} GB free on {device}). Use data.mode=streaming or auto (a run that began "
+        "with "
+        "its images in memory goes on only so: --overwrite starts it anew), raise "
+        "data.memory_fraction, or convert "
         "with a smaller --size."
     )
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be had: of the GPU, with what torch keeps of it unused, or of this machine."""
+    """Bytes that can still be had: of the GPU, with what torch keeps of it unused, or of this
+    machine."""
     if device.type != "cuda":
         return free_machine_memory()
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -1,8 +1,8 @@
 """Reading one shard: where its samples lie, and how one is decoded. No torch.
 
-A shard is a standard WebDataset tar, `000042.png` followed by `000042.cls`. Its headers are walked once;
-after that any sample is read by its offset, so that one that is not wanted is never read or decoded.
-"""
+A shard is a standard WebDataset tar, `000042.png` followed by `000042.cls`. Its headers are walked
+once; after that any sample is read by its offset, so that one that is not wanted is never read or
+decoded."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ _SUFFIXES = {"png", "jpg", "jpeg", "npy", "gif", "webp", "bmp", "tif", "tiff", "
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Samples of a shard in tar order: int64 [n] byte offsets and sizes of the images, and labels."""
+    """Samples of a shard in tar order: int64 [n] byte offsets and sizes of the images, and
+    labels."""
 
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
@@ -111,10 +112,10 @@ def open_shard(
 ) -> OpenShard:
     """Open and index a shard; `verify` compares its sha256 with the manifest's first.
 
-    A shard at a URL is downloaded to an unnamed temporary file. `known`: from an earlier opening; a file that is still
-    the same is neither verified nor indexed again. `stop` ends a download early (RunError). Closing gives everything
-    back. UserError where the shard is missing or not the manifest's, RunError where it was, and is no longer.
-    """
+    A shard at a URL is downloaded to an unnamed temporary file. `known`: from an earlier opening; a
+    file that is still the same is neither verified nor indexed again. `stop` ends a download early
+    (RunError). Closing gives everything back. UserError where the shard is missing or not the
+    manifest's, RunError where it was, and is no longer."""
     if is_url(location):
         name = file_url(str(location), shard.name)
         file = download(str(location), shard, stop)
@@ -140,7 +141,8 @@ def open_shard(
 
 
 def _mapped(file: IO[bytes], name: str) -> mmap.mmap:
-    """For a moment: a mapped file that somebody cuts short kills whoever looks at it; one that is read does not."""
+    """For a moment: a mapped file that somebody cuts short kills whoever looks at it; one that is
+    read does not."""
     try:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (ValueError, OSError) as error:
@@ -148,7 +150,8 @@ def _mapped(file: IO[bytes], name: str) -> mmap.mmap:
 
 
 def check_sizes(location: DatasetLocation, shards: Iterable[Shard]) -> None:
-    """UserError where a shard of a local folder is missing or has another size: before hours of work, not after."""
+    """UserError where a shard of a local folder is missing or has another size: before hours of
+    work, not after."""
     if is_url(location):
         return
     for shard in shards:
@@ -205,13 +208,15 @@ def _damaged(path: object) -> UserError:
 
 def _changed(path: object) -> RunError:
     return RunError(
-        f"{printable(path)} was changed while it was in use: its bytes are no longer those in {NAME}. "
+        f"{printable(path)} was changed while it was in use: its bytes are no longer those in "
+        f"{NAME}. "
         "Start again, on shards that nobody converts or copies meanwhile."
     )
 
 
 def index_shard(data: bytes | mmap.mmap, shard: Shard, num_classes: int) -> ShardIndex:
-    """Walk the headers of the tar in `data`. UserError where samples, count or labels are not as promised."""
+    """Walk the headers of the tar in `data`. UserError where samples, count or labels are not as
+    promised."""
     images: list[tuple[int, int]] = []
     labels: list[int] = []
     keys: list[str] = []
@@ -228,13 +233,16 @@ def index_shard(data: bytes | mmap.mmap, shard: Shard, num_classes: int) -> Shar
     if len(labels) != len(images):
         raise _unusable(shard.name, "an image has no label")
     if len(images) != shard.num_images:
-        raise _unusable(shard.name, f"it holds {len(images)} images, the manifest says {shard.num_images}")
+        raise _unusable(
+            shard.name, f"it holds {len(images)} images, the manifest says {shard.num_images}"
+        )
     table = np.array(images, dtype=np.int64).reshape(-1, 2)
     return ShardIndex(table[:, 0].copy(), table[:, 1].copy(), np.array(labels, dtype=np.int64))
 
 
 def _members(data: bytes | mmap.mmap, shard: str) -> list[tuple[str, int, int]]:
-    """(name, offset, size) of every regular file. Ten times as fast as `tarfile`, which matters at start."""
+    """(name, offset, size) of every regular file. Ten times as fast as `tarfile`, which matters at
+    start."""
     members: list[tuple[str, int, int]] = []
     position = 0
     while position + _BLOCK <= len(data):
@@ -261,7 +269,9 @@ def _label(text: bytes, num_classes: int, where: str) -> int:
     except ValueError:
         label = -1
     if not 0 <= label < num_classes or len(text) == _LABEL_BYTES:
-        raise UserError(f"{printable(where)} holds {text[:20]!r}: not a class index below {num_classes}.")
+        raise UserError(
+            f"{printable(where)} holds {text[:20]!r}: not a class index below {num_classes}."
+        )
     return label
 
 
@@ -270,7 +280,8 @@ def _unusable(shard: str, reason: str) -> UserError:
 
 
 def decode(encoded: bytes, manifest: Manifest, where: str) -> Pixels:
-    """One image as uint8 [H, W, C] of the manifest's size. UserError names `where` if that cannot be had."""
+    """One image as uint8 [H, W, C] of the manifest's size. UserError names `where` if that cannot
+    be had."""
     height, width = manifest.image_size
     shape = (height, width, manifest.channels)
     try:
@@ -285,8 +296,11 @@ def decode(encoded: bytes, manifest: Manifest, where: str) -> Pixels:
                 raise unknown_name("encoding of the shards", other, ENCODINGS)
     except UserError:
         raise
-    except Exception as error:  # a decoder may raise anything on damaged bytes
-        raise UserError(f"{printable(where)} cannot be decoded ({printable(error)}). {_AGAIN}") from None
+    # A decoder may raise anything on damaged bytes.
+    except Exception as error:
+        raise UserError(
+            f"{printable(where)} cannot be decoded ({printable(error)}). {_AGAIN}"
+        ) from None
     if image.shape != shape or image.dtype != np.uint8:
         raise UserError(
             f"{printable(where)} is {image.dtype} {image.shape}, the manifest says uint8 {shape}."

@@ -1,16 +1,18 @@
-"""Data larger than memory: batches read from the shards as they are needed, by threads, ahead of time.
+"""Data larger than memory: batches read from the shards as they are needed, by threads, ahead of
+time.
 
-The order of an epoch is computed, not drawn from a stream: the number of images of every shard is known, so
-that the whole order is a function of (seed, epoch, shuffle buffer) before a byte is read. Global batch s is
-rows s·B … (s+1)·B of that order for any number of processes and workers; each process decodes its part of
-every batch and nothing else. Hence all processes take the same number of steps, every image comes exactly
-once an epoch, and a resumed epoch starts at its first missing batch without touching what came before.
+The order of an epoch is computed, not drawn from a stream: the number of images of every shard is
+known, so that the whole order is a function of (seed, epoch, shuffle buffer) before a byte is read.
+Global batch s is rows s·B … (s+1)·B of that order for any number of processes and workers; each
+process decodes its part of every batch and nothing else. Hence all processes take the same number
+of steps, every image comes exactly once an epoch, and a resumed epoch starts at its first missing
+batch without touching what came before.
 
-The order: shards in random sequence, samples in tar order, then shuffled within windows of `shuffle_buffer`
-samples whose borders fall elsewhere in every epoch. A buffer of at least the split's size is a full shuffle.
-Only the shards of the current window (and the next shard) are open. A shard at a URL is on disk only as long,
-and every process downloads it: for many processes on a machine, copy the shards there first.
-"""
+The order: shards in random sequence, samples in tar order, then shuffled within windows of
+`shuffle_buffer` samples whose borders fall elsewhere in every epoch. A buffer of at least the
+split's size is a full shuffle. Only the shards of the current window (and the next shard) are open.
+A shard at a URL is on disk only as long, and every process downloads it: for many processes on a
+machine, copy the shards there first."""
 
 from __future__ import annotations
 
@@ -39,7 +41,8 @@ from hpc_mlp.machine.randomness import window_shuffles
 Rows = NDArray[np.int64]
 
 _IMAGES_PER_TASK = 64
-_IMAGES_AHEAD = 256  # per worker
+# Per worker.
+_IMAGES_AHEAD = 256
 _SHARDS_AHEAD = 1
 _CHECK_SECONDS = 0.2
 # An image's in the order of an epoch, at its peak.
@@ -50,9 +53,8 @@ _ORDER_BYTES = 32
 class Batch:
     """This process's part of global batch `step`: uint8 [b, C, H, W] and int64 [b], on the device.
 
-    The parts are those of `torch.tensor_split`, so b may be 0. `first` is the place of the part's first image
-    in the global batch.
-    """
+    The parts are those of `torch.tensor_split`, so b may be 0. `first` is the place of the part's
+    first image in the global batch."""
 
     images: Tensor
     labels: Tensor
@@ -66,7 +68,8 @@ class Batch:
 
 
 def epoch_order(counts: list[int], *, seed: int, epoch: int, shuffle_buffer: int) -> Rows:
-    """int64 [N]: the rows (in shard order) of a split with `counts` images per shard, of an epoch."""
+    """int64 [N]: the rows (in shard order) of a split with `counts` images per shard, of an
+    epoch."""
     rng = window_shuffles(seed, epoch)
     starts = np.concatenate(([0], np.cumsum(counts)))
     ranges = [np.arange(starts[shard], starts[shard + 1]) for shard in rng.permutation(len(counts))]
@@ -84,11 +87,11 @@ def epoch_order(counts: list[int], *, seed: int, epoch: int, shuffle_buffer: int
 class StreamingSplit:
     """A split of a shards folder or URL, as batches.
 
-    Each shard's sha256 is compared with the manifest's when it is first opened, and again where its file is no longer
-    the same (a shard at a URL: whenever it is downloaded).
-    workers: threads that decode; with 0 nothing is read ahead. check: called now and then while data are waited for,
-    which may take minutes; it may raise. wait_seconds: how long the consumer has waited for data so far, in all epochs.
-    """
+    Each shard's sha256 is compared with the manifest's when it is first opened, and again where its
+    file is no longer the same (a shard at a URL: whenever it is downloaded). workers: threads that
+    decode; with 0 nothing is read ahead. check: called now and then while data are waited for,
+    which may take minutes; it may raise. wait_seconds: how long the consumer has waited for data so
+    far, in all epochs."""
 
     def __init__(
         self,
@@ -131,16 +134,22 @@ class StreamingSplit:
         rank: int = 0,
         world_size: int = 1,
     ) -> Generator[Batch, None, None]:
-        """The batches from `start_step` on, shuffled. `batch_size` is that of all processes together.
+        """The batches from `start_step` on, shuffled. `batch_size` is that of all processes
+        together.
 
         UserError where a shard is missing or damaged, RunError where a URL cannot be read.
         """
         order = epoch_order(
-            np.diff(self.starts).tolist(), seed=seed, epoch=epoch, shuffle_buffer=self._shuffle_buffer
+            np.diff(self.starts).tolist(),
+            seed=seed,
+            epoch=epoch,
+            shuffle_buffer=self._shuffle_buffer,
         )
         return self._batches(order, batch_size, start_step, rank, world_size)
 
-    def in_order(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Generator[Batch, None, None]:
+    def in_order(
+        self, batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> Generator[Batch, None, None]:
         """All batches in shard order: for validation and test."""
         return self._batches(np.arange(len(self)), batch_size, 0, rank, world_size)
 
@@ -149,7 +158,8 @@ class StreamingSplit:
         return np.searchsorted(self.starts, rows, side="right") - 1
 
     def open(self, number: int, stop: threading.Event) -> OpenShard:
-        """Open a shard; a file that was verified and indexed once is not again, as long as it is the same."""
+        """Open a shard; a file that was verified and indexed once is not again, as long as it is
+        the same."""
         shard = open_shard(
             self._place,
             self.shards[number],
@@ -211,7 +221,8 @@ class _Pending:
 
 
 class _Reader:
-    """Reads the parts of one pass, in order and ahead of the consumer; opens and closes the shards."""
+    """Reads the parts of one pass, in order and ahead of the consumer; opens and closes the
+    shards."""
 
     def __init__(self, split: StreamingSplit, parts: list[_Part]) -> None:
         self._split, self._parts = split, parts
@@ -227,9 +238,11 @@ class _Reader:
         shards, firsts = np.unique(split.shard_of(rows), return_index=True)
         sequence = np.argsort(firsts)
         self._first_use = users[firsts[sequence]].tolist()
-        self._sequence = shards[sequence].tolist()  # shards in the order in which they are needed
+        # Shards in the order in which they are needed.
+        self._sequence = shards[sequence].tolist()
         last_use = np.zeros(len(split.shards), np.int64)
-        last_use[split.shard_of(rows)] = users  # of equal indices the last one stays
+        # Of equal indices the last one stays.
+        last_use[split.shard_of(rows)] = users
         self._closing: dict[int, list[int]] = {}
         for shard in self._sequence:
             self._closing.setdefault(int(last_use[shard]), []).append(shard)
@@ -238,7 +251,9 @@ class _Reader:
     def take(self) -> tuple[Tensor, Tensor]:
         """The next part's images and labels, waited for."""
         limit = self._split.workers * _IMAGES_AHEAD
-        while self._submitted < len(self._parts) and (not self._pending or self._images_ahead < limit):
+        while self._submitted < len(self._parts) and (
+            not self._pending or self._images_ahead < limit
+        ):
             self._submit()
         pending = self._pending.popleft()
         self._images_ahead -= len(pending.labels)

@@ -1,8 +1,7 @@
 """What is read from a folder, parsed once into checked types.
 
-Every file that a person, a crash or a stranger may have changed is read into a `Record`: afterwards nobody has to ask
-whether a key is there or a number is a number.
-"""
+Every file that a person, a crash or a stranger may have changed is read into a `Record`: afterwards
+nobody has to ask whether a key is there or a number is a number."""
 
 from __future__ import annotations
 
@@ -22,19 +21,22 @@ from hpc_mlp.errors import DamagedError, printable
 
 R = TypeVar("R", bound="Record")
 
-# Far more than any record of ours has (a manifest of 100,000 shards: 15 MB), and little enough to be read at once.
+# Far more than any record of ours has (a manifest of 100,000 shards: 15 MB), and little enough to
+# be read at once.
 MAX_BYTES = 256 << 20
 
 
 class Record(BaseModel):
-    """A JSON object of known shape. Keys of a newer version are left alone; numbers are numbers, not their texts."""
+    """A JSON object of known shape. Keys of a newer version are left alone; numbers are numbers,
+    not their texts."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
 
 class JsonRecord(Record, Mapping[str, Any]):
-    """A record that also reads like the JSON object it was parsed from: `test["accuracy"]`, `test.get("loss")`,
-    `dict(test)`. What the object did not have is an attribute with its default, and no key."""
+    """A record that also reads like the JSON object it was parsed from: `test["accuracy"]`,
+    `test.get("loss")`, `dict(test)`. What the object did not have is an attribute with its default,
+    and no key."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
@@ -57,7 +59,8 @@ class JsonRecord(Record, Mapping[str, Any]):
 
 
 def parse(data: bytes | str, model: type[R], where: object, remedy: str) -> R:
-    """The record in `data`. DamagedError "WHERE is damaged (KEY: what is wrong). REMEDY" where it is none."""
+    """The record in `data`. DamagedError "WHERE is damaged (KEY: what is wrong). REMEDY" where it
+    is none."""
     try:
         return model.model_validate_json(data)
     except ValidationError as error:
@@ -68,8 +71,8 @@ def parse(data: bytes | str, model: type[R], where: object, remedy: str) -> R:
 
 
 def _without_constants(data: bytes | str) -> str | None:
-    """Before 0.1 numbers that are not finite were written as NaN and Infinity, which JSON has not: as null; None where
-    there are none."""
+    """Before 0.1 numbers that are not finite were written as NaN and Infinity, which JSON has not:
+    as null; None where there are none."""
     found: list[str] = []
     try:
         value = json.loads(data, parse_constant=found.append)
@@ -85,7 +88,8 @@ def read(path: Path, model: type[R], remedy: str) -> R | None:
 
 
 def read_bytes(path: Path, remedy: str) -> bytes | None:
-    """All of file `path`; None where there is no such file; DamagedError where it cannot be read or has no end."""
+    """All of file `path`; None where there is no such file; DamagedError where it cannot be read or
+    has no end."""
     try:
         with open_file(path) as file:
             if os.fstat(file.fileno()).st_size > MAX_BYTES:
@@ -107,8 +111,9 @@ def open_file(path: Path) -> BinaryIO:
 
 
 def objects(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file that only tells people something: damaged lines are passed over, a file that
-    cannot be read has none, and of a very large one the first `MAX_BYTES` are read."""
+    """The objects of a JSON-lines file that only tells people something: damaged lines are passed
+    over, a file that cannot be read has none, and of a very large one the first `MAX_BYTES` are
+    read."""
     with suppress(OSError), open_file(path) as file:
         left = MAX_BYTES
         while line := file.readline(left):
@@ -124,7 +129,8 @@ def _at_once(path: str, flags: int) -> int:
 
 
 def reason(error: ValidationError) -> str:
-    """The first thing that is wrong, in one line: `splits.train.num_images: Input should be a valid integer`."""
+    """The first thing that is wrong, in one line: `splits.train.num_images: Input should be a valid
+    integer`."""
     first = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(map(str, first["loc"]))
     text = first["msg"].removeprefix("Value error, ")

@@ -1,4 +1,5 @@
-"""What lies at a path that a person named where something else was wanted: the answer then has the right commands."""
+"""What lies at a path that a person named where something else was wanted: the answer then has the
+right commands."""
 
 from __future__ import annotations
 
@@ -10,9 +11,23 @@ from typing import Literal
 
 from hpc_mlp.errors import UserError, printable
 
-MANIFEST, CONFIG = "manifest.json", "config.json"  # they make a shards folder, a run folder
+# They make a shards folder, a run folder.
+MANIFEST, CONFIG = "manifest.json", "config.json"
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-_IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
+_IMAGES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".gif",
+    ".bmp",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+    ".jp2",
+    ".avif",
+)
 # So many names of a folder are looked at.
 _ENOUGH = 1000
 
@@ -56,19 +71,24 @@ def no_shards(path: Path, command: str) -> str:
         case "run" | "runs" as kind:
             runs = path if kind == "runs" else path.parent
             shown = f"the runs are shown by: {_line('table', runs)}"
-            return f"{here} holds runs, not shards. First: {_line(command)} SHARDS, with the shards folder; {shown}"
+            first = f"{_line(command)} SHARDS, with the shards folder"
+            return f"{here} holds runs, not shards. First: {first}; {shown}"
         case "nothing":
             steps = _steps(("convert", "photos.zip", path), (command, path))
             return f"{here} is not a shards folder: there is nothing. {steps}"
     inside = [path / name for name in _names(path) if (path / name / MANIFEST).is_file()]
     if inside:
-        return f"{here} is not a shards folder, but {printable(inside[0])} is: {_line(command, inside[0])}"
+        shards = inside[0]
+        return (
+            f"{here} is not a shards folder, but {printable(shards)} is: {_line(command, shards)}"
+        )
     steps = _steps(("convert", "photos.zip", "shards"), (command, "shards"))
     return f"{here} is not a shards folder (no {MANIFEST}). {steps}"
 
 
 def want_runs(path: Path, command: str) -> None:
-    """UserError, with what to do, where `hpc-mlp COMMAND path` was given something that is no folder of runs."""
+    """UserError, with what to do, where `hpc-mlp COMMAND path` was given something that is no
+    folder of runs."""
     here = printable(path)
     match kind_of(path):
         case "shards" if not _has_runs(path, _names(path)):
@@ -90,7 +110,8 @@ def want_run(path: Path, command: str) -> None:
         shards = path if kind == "shards" else Path("shards")
         first = [] if kind == "shards" else [("convert", path, shards)]
         raise UserError(
-            f"{printable(path)} holds images, not a run. {_steps(*first, ('train', shards), (command, run))}"
+            f"{printable(path)} holds images, not a run. "
+            f"{_steps(*first, ('train', shards), (command, run))}"
         )
 
 

@@ -37,9 +37,10 @@ def evaluate(
     ensemble: bool = False,
     trust_plugins: bool = False,
 ) -> Json:
-    """Metrics of `run` on a split of the shards folder (or URL) `shards`, as under "test" in result.json:
-    num_images, loss (mean cross entropy), accuracy and macro precision, recall and f1 (fractions), per_class,
-    confusion_matrix (true row, predicted column). Classes are matched by name; rows are in the run's order.
+    """Metrics of `run` on a split of the shards folder (or URL) `shards`, as under "test" in
+    result.json: num_images, loss (mean cross entropy), accuracy and macro precision, recall and f1
+    (fractions), per_class, confusion_matrix (true row, predicted column). Classes are matched by
+    name; rows are in the run's order.
 
     Pixels are normalised as in training of the run. `trust_plugins`: as of `load_run`.
     UserError where the classes or the image size differ.
@@ -76,7 +77,8 @@ def _match(
     if size != other or manifest.channels != run.image.channels:
         gray = " --grayscale" if run.image.channels == 1 else ""
         raise UserError(
-            f"{location} has images of {other[0]}×{other[1]} with {manifest.channels} channels; {run.name} takes "
+            f"{location} has images of {other[0]}×{other[1]} with {manifest.channels} channels; "
+            f"{run.name} takes "
             f"{size[0]}×{size[1]} with {run.image.channels}. "
             f"Convert the images again: hpc-mlp convert ZIP OUT --size {size[0]}x{size[1]}{gray}"
         )
@@ -84,4 +86,6 @@ def _match(
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(map(repr, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    return ", ".join(map(repr, names[:10])) + (
+        f" and {len(names) - 10} more" if len(names) > 10 else ""
+    )

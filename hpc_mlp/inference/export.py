@@ -162,7 +162,8 @@ def _onnx(run: TrainedRun, dtype: InputType) -> bytes:
         # More than 2 GB, or an operation that ONNX does not have.
         except Exception as error:
             raise RunError(
-                f"the model of {run.name} cannot be written as ONNX ({_first_line(error)}). Try --format pt2."
+                f"the model of {run.name} cannot be written as ONNX ({_first_line(error)}). Try "
+                "--format pt2."
             ) from error
 
 

@@ -32,7 +32,8 @@ class Decoded:
 
 @dataclass(frozen=True)
 class _Entries:
-    """Entries of one source. `rejects` are images that the listing alone rules out: (name, reason)."""
+    """Entries of one source. `rejects` are images that the listing alone rules out: (name,
+    reason)."""
 
     source: Source
     prefix: str
@@ -41,8 +42,9 @@ class _Entries:
 
 
 class Images:
-    """All images at `paths`: image files, folders, ZIPs, tars. UserError where a path is none of these or
-    holds no image. In folders and archives, the same files count as images as in a conversion."""
+    """All images at `paths`: image files, folders, ZIPs, tars. UserError where a path is none of
+    these or holds no image. In folders and archives, the same files count as images as in a
+    conversion."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         if not paths:
@@ -54,15 +56,19 @@ class Images:
         return sum(len(part.entries) + len(part.rejects) for part in self._parts)
 
     def batches(self, spec: ImageSpec, encoding: str, batch_size: int) -> Iterator[list[Decoded]]:
-        """Decoded by threads, one batch ahead; memory does not grow with the number of images. Those that
-        the listing rules out come last."""
-        size = max(1, min(batch_size, MAX_BATCH_BYTES // (spec.height * spec.width * spec.channels)))
+        """Decoded by threads, one batch ahead; memory does not grow with the number of images.
+        Those that the listing rules out come last."""
+        size = max(
+            1, min(batch_size, MAX_BATCH_BYTES // (spec.height * spec.width * spec.channels))
+        )
 
         def decode(entry: tuple[_Entries, int]) -> Decoded:
             part, index = entry
             name = part.prefix + part.source.names[index]
             try:
-                return Decoded(name, training_pixels(part.source.read(index, spec.max_bytes), spec, encoding))
+                return Decoded(
+                    name, training_pixels(part.source.read(index, spec.max_bytes), spec, encoding)
+                )
             except RejectError as error:
                 return Decoded(name, None, str(error))
 
@@ -110,4 +116,5 @@ def _is_archive(path: Path) -> bool:
         with path.open("rb") as file:
             return file.read(4) == b"PK\3\4"
     except OSError:
-        return False  # reading it as an image says why
+        # Reading it as an image says why.
+        return False

@@ -27,7 +27,8 @@ from hpc_mlp.runs.records import Result, RunConfig
 
 
 class Classifier(nn.Module):
-    """One trained module, or several whose probabilities are averaged, with the normalisation inside.
+    """One trained module, or several whose probabilities are averaged, with the normalisation
+    inside.
 
     Images are [N, C, H, W] of the run's size, uint8 or float, with values in 0..255.
     """
@@ -35,7 +36,9 @@ class Classifier(nn.Module):
     scale: Tensor
     offset: Tensor
 
-    def __init__(self, modules: Sequence[nn.Module], mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, modules: Sequence[nn.Module], mean: Sequence[float], std: Sequence[float]
+    ) -> None:
         super().__init__()
         self.members = nn.ModuleList(modules)
         scale, offset = scale_and_offset(mean, std)
@@ -60,11 +63,11 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run folder, ready to use. `members`: the runs whose probabilities are averaged; mostly itself alone.
+    """A run folder, ready to use. `members`: the runs whose probabilities are averaged; mostly
+    itself alone.
 
-    `image` is the size and number of channels of its images; `config` and `result` are config.json and
-    result.json (None while the run is unfinished).
-    """
+    `image` is the size and number of channels of its images; `config` and `result` are config.json
+    and result.json (None while the run is unfinished)."""
 
     path: Path
     classes: tuple[str, ...]
@@ -88,14 +91,16 @@ class TrainedRun:
 
     @torch.inference_mode()
     def probabilities(self, images: Tensor) -> Tensor:
-        """Images [N, C, H, W] in 0..255 (uint8 or float, of the run's size, RGB or gray), on any device
-        → probabilities float32 [N, K] on the CPU, columns in the order of `classes`.
+        """Images [N, C, H, W] in 0..255 (uint8 or float, of the run's size, RGB or gray), on any
+        device → probabilities float32 [N, K] on the CPU, columns in the order of `classes`.
 
         UserError where the shape is another."""
         shape = (self.image.channels, self.image.height, self.image.width)
         if images.ndim != 4 or tuple(images.shape[1:]) != shape:
-            raise UserError(f"images are {list(images.shape)}; {self.name} takes [N, {shape[0]}, "
-                            f"{shape[1]}, {shape[2]}].")  # fmt: skip
+            raise UserError(
+                f"images are {list(images.shape)}; {self.name} takes [N, {shape[0]}, "
+                f"{shape[1]}, {shape[2]}]."
+            )
         probabilities: Tensor = self.model(images.to(self.device))
         return probabilities.cpu()
 
@@ -107,14 +112,15 @@ def load_run(
     device: str | torch.device = "cpu",
     trust_plugins: bool = False,
 ) -> TrainedRun:
-    """The run in folder `path` with its best weights, to predict with: `run.classes`, `run.result`, and
-    `run.probabilities(images)`, which takes a tensor [N, C, H, W] with values in 0..255 and gives float32 [N, K].
+    """The run in folder `path` with its best weights, to predict with: `run.classes`, `run.result`,
+    and `run.probabilities(images)`, which takes a tensor [N, C, H, W] with values in 0..255 and
+    gives float32 [N, K].
 
-    `ensemble`: average the probabilities of this run and of all complete runs beside it that differ from it
-    by the seed alone. UserError where there is no such run or it has no weights yet, RunError where its files
-    are damaged. Nothing in the folder is executed, unless its model comes from Python files of a user's own: from
-    those with which this user has trained already, from others with `trust_plugins`; UserError else.
-    """
+    `ensemble`: average the probabilities of this run and of all complete runs beside it that differ
+    from it by the seed alone. UserError where there is no such run or it has no weights yet,
+    RunError where its files are damaged. Nothing in the folder is executed, unless its model comes
+    from Python files of a user's own: from those with which this user has trained already, from
+    others with `trust_plugins`; UserError else."""
     path = Path(path)
     run = _read(path)
     runs = [run, *_others_by_seed(run)] if ensemble else [run]
@@ -145,13 +151,17 @@ def _read(path: Path) -> Run:
     if run is None:
         inside = sorted(child.parent.name for child in path.glob(f"*/{CONFIG}"))
         if inside:
-            raise UserError(f"{path} is a folder of runs. Give one of them: " + ", ".join(
-                str(path / name) for name in inside[:10]) + (", …" if len(inside) > 10 else "") + ".")  # fmt: skip
-        raise UserError(f"{path} is not a run folder (no {CONFIG}). Give one such as runs/baseline-s0.")
+            names = [str(path / name) for name in inside[:10]] + ["…"] * (len(inside) > 10)
+            raise UserError(f"{path} is a folder of runs. Give one of them: {', '.join(names)}.")
+        raise UserError(
+            f"{path} is not a run folder (no {CONFIG}). Give one such as runs/baseline-s0."
+        )
     if run.state == "damaged":
         raise damage(run)
     if not (path / BEST).is_file():
-        raise UserError(f"{path} has no weights yet ({run.state}): no epoch is finished. Train it first.")
+        raise UserError(
+            f"{path} has no weights yet ({run.state}): no epoch is finished. Train it first."
+        )
     return run
 
 
@@ -184,7 +194,9 @@ def _module(run: Run, image: ImageSpec, num_classes: int, trust_plugins: bool) -
     config = build_config(run.config.config, str(run.path / CONFIG)).model
     if config.kind not in BUILT_IN:
         plugins = [
-            stored_plugin(run.path, record) if isinstance(record, PluginRecord) else read_plugin(Path(record))
+            stored_plugin(run.path, record)
+            if isinstance(record, PluginRecord)
+            else read_plugin(Path(record))
             for record in run.config.plugins
         ]
         if not trust_plugins:
@@ -195,14 +207,16 @@ def _module(run: Run, image: ImageSpec, num_classes: int, trust_plugins: bool) -
     shape = (image.channels, image.height, image.width)
     weights = load_weights(run.path / BEST)
     try:
-        # Without memory first: config.json may ask for any amount of it, the file of weights says what there is.
+        # Without memory first: config.json may ask for any amount of it, the file of weights says
+        # what there is.
         with torch.device("meta"):
             _fitting(build_module(config, shape, num_classes, run.seed), weights)
         module = build_module(config, shape, num_classes, run.seed)
         module.load_state_dict(weights)
     except HpcMlpError:
         raise
-    except Exception as error:  # torch has many for what it cannot build, and a user's own model has its own
+    # Torch has many for what it cannot build, and a user's own model has its own.
+    except Exception as error:
         raise RunError(f"{run.path / BEST} does not fit the model in {CONFIG}: {error}") from error
     return module
 

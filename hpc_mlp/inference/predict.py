@@ -20,8 +20,8 @@ BATCH = 256
 @dataclass(frozen=True)
 class Prediction:
     """`name`: the image's path, or its path inside the folder or archive behind that one's path.
-    `probabilities`: float32 [K] in the order of `classes`, summing to 1; None where the image cannot be read,
-    for the reason `problem`."""
+    `probabilities`: float32 [K] in the order of `classes`, summing to 1; None where the image
+    cannot be read, for the reason `problem`."""
 
     name: str
     classes: tuple[str, ...]
@@ -29,8 +29,8 @@ class Prediction:
     problem: str | None = None
 
     def top(self, k: int | None = None) -> list[tuple[str, float]]:
-        """The `k` most probable classes (default: all) with their probabilities, best first; [] where the
-        image cannot be read."""
+        """The `k` most probable classes (default: all) with their probabilities, best first; []
+        where the image cannot be read."""
         if self.probabilities is None:
             return []
         order = np.argsort(-self.probabilities, kind="stable")[:k]
@@ -61,11 +61,10 @@ def predict(
     """Predict every image at `images`: image files, folders, ZIPs, tars, or a sequence of these.
 
     `run` is a run folder, or what `load_run` returned (then `ensemble` and `trust_plugins` were its
-    arguments). Images are decoded
-    and resized exactly as in a conversion. One `Prediction` for each image, in the order of the paths and of
-    the files in them, as they are computed: memory does not grow with their number. UserError, at once, where
-    the run or a path cannot be used; an image that cannot be read is a `Prediction` that says so.
-    """
+    arguments). Images are decoded and resized exactly as in a conversion. One `Prediction` for each
+    image, in the order of the paths and of the files in them, as they are computed: memory does not
+    grow with their number. UserError, at once, where the run or a path cannot be used; an image
+    that cannot be read is a `Prediction` that says so."""
     if batch_size < 1:
         raise UserError(f"the batch size is {batch_size}; it is at least 1.")
     if not isinstance(run, TrainedRun):

@@ -21,11 +21,16 @@ from hpc_mlp.errors import HpcMlpWarning
 from hpc_mlp.machine.memory import cores, num_cpus
 from hpc_mlp.machine.ranks import is_launched
 
-SERIAL = 0.2  # the part of a step that threads do not shorten; 0.37, 0.23 and 0.12 in the three cases above
-WORTH_FLOPS = 5e11  # some 4 s of training: with less, starting processes takes longer than it saves
-PROCESS_BYTES = 1 << 30  # of a process without its images: torch, weights, optimizer state, activations
-CROWDED = 0.25  # the part of the threads without an idle core from which on they had better not spin
-SPINS = 1000  # of libgomp's waiting loop, instead of its 300,000
+# The part of a step that threads do not shorten; 0.37, 0.23 and 0.12 in the three cases above.
+SERIAL = 0.2
+# Some 4 s of training: with less, starting processes takes longer than it saves.
+WORTH_FLOPS = 5e11
+# Of a process without its images: torch, weights, optimizer state, activations.
+PROCESS_BYTES = 1 << 30
+# The part of the threads without an idle core from which on they had better not spin.
+CROWDED = 0.25
+# Of libgomp's waiting loop, instead of its 300,000.
+SPINS = 1000
 # Have glibc's malloc (2.35 and later) ask for pages of 2 MB where the kernel gives them on request,
 # as most do. Weights and the optimizer's state are tens of MB and read in every step: photographs
 # 12288-512-256-10, a bank of two, on one Xeon core: 36.9 → 34.1 ms of processor time a step;
@@ -51,8 +56,10 @@ def share_cores() -> None:
         return
     if "torch" in sys.modules:
         warnings.warn(
-            "others keep the cores busy, and threads that wait for each other will spin. To train faster, set "
-            f"GOMP_SPINCOUNT={SPINS} in the environment, or import torch after hpc_mlp has begun to train.",
+            "others keep the cores busy, and threads that wait for each other will spin. To train "
+            "faster, set "
+            f"GOMP_SPINCOUNT={SPINS} in the environment, or import torch after hpc_mlp has begun "
+            "to train.",
             HpcMlpWarning,
             stacklevel=2,
         )
@@ -93,7 +100,8 @@ def processes_for(specs: Sequence[RunSpec], manifest: Manifest, *, threads: int,
         each = -(-len(specs) // count)
         return round(each * (SERIAL + (1 - SERIAL) / (threads // count)), 6)
 
-    return min(range(1, most + 1), key=duration)  # of equally quick ones the fewest
+    # Of equally quick ones the fewest.
+    return min(range(1, most + 1), key=duration)
 
 
 def _flops(spec: RunSpec, manifest: Manifest) -> float:

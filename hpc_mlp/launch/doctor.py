@@ -24,9 +24,19 @@ from hpc_mlp.machine import gpus
 from hpc_mlp.machine.memory import num_cpus
 from hpc_mlp.runs.lease import Lease
 
-_PACKAGES = ("accelerate", "numpy", "pillow", "submitit", "webdataset", "safetensors", "pydantic", "rich")
+_PACKAGES = (
+    "accelerate",
+    "numpy",
+    "pillow",
+    "submitit",
+    "webdataset",
+    "safetensors",
+    "pydantic",
+    "rich",
+)
 _SHARED = (
-    "nfs", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb", "weka", "panfs", "orangefs", "9p", "fuse"
+    "nfs", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb", "weka", "panfs", "orangefs", "9p",
+    "fuse",
 )  # fmt: skip
 
 
@@ -71,7 +81,9 @@ def _python() -> Iterator[Finding]:
         found = f"missing: {', '.join(missing)}"
         yield Finding("packages", "error", found, f"pip install {' '.join(missing)}")
     else:
-        yield Finding("packages", "ok", ", ".join(f"{name} {versions[name]}" for name in _PACKAGES[:5]))
+        yield Finding(
+            "packages", "ok", ", ".join(f"{name} {versions[name]}" for name in _PACKAGES[:5])
+        )
 
 
 def _version(package: str) -> str | None:
@@ -85,7 +97,8 @@ _ASK_TORCH = """
 import json, torch, torch.distributed as dist
 gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 print(json.dumps({"version": torch.__version__, "cuda": torch.version.cuda, "gpus": gpus,
-    "nccl": dist.is_nccl_available(), "gloo": dist.is_gloo_available(), "threads": torch.get_num_threads()}))
+    "nccl": dist.is_nccl_available(), "gloo": dist.is_gloo_available(),
+    "threads": torch.get_num_threads()}))
 """
 
 
@@ -93,7 +106,11 @@ def _torch() -> Iterator[Finding]:
     """Asked in a process of its own: a broken torch must not end the doctor."""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, timeout=300, check=False
+            [sys.executable, "-c", _ASK_TORCH],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
         )
         told = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
     except (OSError, subprocess.TimeoutExpired, ValueError, IndexError):
@@ -106,7 +123,9 @@ def _torch() -> Iterator[Finding]:
         yield Finding("devices", "ok", ", ".join(told["gpus"]))
     elif visible := gpus.visible():
         advice = "Install a torch built for this driver's CUDA (nvidia-smi shows the version)."
-        yield Finding("devices", "error", f"{len(visible)} GPU(s) here, but torch sees none", advice)
+        yield Finding(
+            "devices", "error", f"{len(visible)} GPU(s) here, but torch sees none", advice
+        )
     else:
         yield Finding("devices", "ok", f"CPU only, {num_cpus()} cores (usual on a login node)")
     if told["gpus"] and not told["nccl"]:
@@ -116,7 +135,9 @@ def _torch() -> Iterator[Finding]:
     if told["gloo"]:
         yield Finding("gloo", "ok", "available")
     else:
-        yield Finding("gloo", "warning", "missing", "Jobs of several CPU tasks need a torch with gloo.")
+        yield Finding(
+            "gloo", "warning", "missing", "Jobs of several CPU tasks need a torch with gloo."
+        )
 
 
 def _folder(runs: Path) -> Iterator[Finding]:
@@ -163,7 +184,8 @@ def _file_system(path: Path) -> str:
 
     mounts = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}
     return next(
-        (mounts[place] for place in (path, *path.parents) if place in mounts), "an unknown file system"
+        (mounts[place] for place in (path, *path.parents) if place in mounts),
+        "an unknown file system",
     )
 
 
@@ -175,11 +197,15 @@ def _slurm(launch: LaunchConfig) -> Iterator[Finding]:
     missing = [name for name in commands if shutil.which(name) is None]
     if missing:
         level: Literal["warning", "error"] = "warning" if missing == ["sacct"] else "error"
-        yield Finding("Slurm commands", level, f"missing: {', '.join(missing)}", "Run this on a login node.")
+        yield Finding(
+            "Slurm commands", level, f"missing: {', '.join(missing)}", "Run this on a login node."
+        )
         if level == "error":
             return
     else:
-        yield Finding("Slurm commands", "ok", (slurm.call("sbatch", "--version") or "found").strip())
+        yield Finding(
+            "Slurm commands", "ok", (slurm.call("sbatch", "--version") or "found").strip()
+        )
     config = slurm.config()
     if config is None:
         advice = "See `scontrol ping`; ask the cluster's staff."
@@ -198,10 +224,14 @@ def _slurm(launch: LaunchConfig) -> Iterator[Finding]:
 
 def _accounting(config: dict[str, str]) -> Finding:
     kind = config.get("AccountingStorageType", "")
-    if kind.endswith("/slurmdbd") and slurm.call("sacct", "--noheader", "--allocations") is not None:
+    if (
+        kind.endswith("/slurmdbd")
+        and slurm.call("sacct", "--noheader", "--allocations") is not None
+    ):
         return Finding("accounting", "ok", "sacct answers")
     advice = (
-        f"Slurm forgets ended jobs after {config.get('MinJobAge', 'some minutes')}; a job that then "
+        f"Slurm forgets ended jobs after {config.get('MinJobAge', 'some minutes')}; a job that "
+        "then "
         "left nothing behind is shown as lost. Results are not affected."
     )
     return Finding("accounting", "warning", kind or "none", advice)
@@ -212,10 +242,13 @@ def _preemption(config: dict[str, str]) -> Iterator[Finding]:
         yield Finding("preemption", "ok", "this cluster does not preempt")
         return
     if "preempt_send_user_signal" in config.get("SlurmctldParameters", ""):
-        yield Finding("preempt_send_user_signal", "ok", "set: preempted jobs write a checkpoint first")
+        yield Finding(
+            "preempt_send_user_signal", "ok", "set: preempted jobs write a checkpoint first"
+        )
     else:
         advice = (
-            "Preempted jobs are told when GraceTime is over: KillWait is left for their checkpoint. Ask for "
+            "Preempted jobs are told when GraceTime is over: KillWait is left for their "
+            "checkpoint. Ask for "
             "SlurmctldParameters=preempt_send_user_signal."
         )
         yield Finding("preempt_send_user_signal", "warning", "not set", advice)
@@ -255,10 +288,16 @@ def _partition(launch: LaunchConfig) -> Iterator[Finding]:
     for name in wanted.split(","):
         fields = partitions.get(name)
         if fields is None:
-            yield Finding("partition", "error", f"{name} does not exist", f"launch.partition: one of {known}")
+            yield Finding(
+                "partition", "error", f"{name} does not exist", f"launch.partition: one of {known}"
+            )
         elif fields.get("State", "UP") != "UP":
-            yield Finding("partition", "error", f"{name} is {fields['State']}", f"Choose another of {known}.")
-        elif (limit := _minutes(fields.get("MaxTime", "UNLIMITED"))) and limit < launch.time_minutes:
+            yield Finding(
+                "partition", "error", f"{name} is {fields['State']}", f"Choose another of {known}."
+            )
+        elif (
+            limit := _minutes(fields.get("MaxTime", "UNLIMITED"))
+        ) and limit < launch.time_minutes:
             found = f"{name} allows {limit} minutes, not {launch.time_minutes}"
             advice = f"--set launch.time_minutes={limit}; longer runs are requeued and go on."
             yield Finding("partition", "error", found, advice)
@@ -271,5 +310,7 @@ def _minutes(text: str) -> int | None:
     if text in ("UNLIMITED", "INFINITE", "NONE"):
         return None
     days, _, clock = text.rpartition("-")
-    hours, minutes, _ = (["0", *clock.split(":")] if clock.count(":") == 1 else clock.split(":"))[:3]
+    hours, minutes, _ = (["0", *clock.split(":")] if clock.count(":") == 1 else clock.split(":"))[
+        :3
+    ]
     return int(days or 0) * 1440 + int(hours) * 60 + int(minutes)

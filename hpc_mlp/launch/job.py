@@ -25,7 +25,8 @@ from hpc_mlp.machine.stop import request_stop
 from hpc_mlp.runs.lease import CLAIM
 from hpc_mlp.terminal.output import say
 
-STOPPED = 128  # training asked to stop returns this plus the signal's number, its checkpoint written
+# Training asked to stop returns this plus the signal's number, its checkpoint written.
+STOPPED = 128
 _RENDEZVOUS_SECONDS = 600
 _WAIT_FOR_KILL_SECONDS = 600
 
@@ -40,7 +41,8 @@ class TrainingJob:
         self.pack = pack
 
     def __call__(self) -> None:
-        hand_back = signal.getsignal(signal.SIGUSR2)  # submitit's: dumps `checkpoint()`, asks for the requeue
+        # Submitit's: dumps `checkpoint()`, asks for the requeue.
+        hand_back = signal.getsignal(signal.SIGUSR2)
         code, signals = run_pack(Path(self.folder), self.pack)
         if code > STOPPED:
             _leave(self._submission(), self.pack, signals, hand_back)
@@ -51,7 +53,9 @@ class TrainingJob:
             time.sleep(_WAIT_FOR_KILL_SECONDS)
             return
         if code:
-            raise RunError(f"the pack ended with code {code}; see the runs' failed.json and this log.")
+            raise RunError(
+                f"the pack ended with code {code}; see the runs' failed.json and this log."
+            )
 
     def checkpoint(self) -> Any:
         """Called by submitit (`__submitit_checkpoint__` alone would not be, see docs/slurm.md)."""
@@ -90,7 +94,8 @@ def run_pack(folder: Path, pack: int) -> tuple[int, set[int]]:
     with signals:
         share_cores()
         train_specs = _load(submission.entry)
-        if signals.received:  # while torch was being imported: nothing has begun
+        # While torch was being imported: nothing has begun.
+        if signals.received:
             return STOPPED + max(signals.received), signals.received
         signals.training = True
         code = train_specs(
@@ -99,7 +104,8 @@ def run_pack(folder: Path, pack: int) -> tuple[int, set[int]]:
             folder.parent.parent,
             cpu=submission.cpu,
             parallel=submission.parallel,
-            overwrite=False,  # done by `submit`; a requeued job must not start over
+            # Done by `submit`; a requeued job must not start over.
+            overwrite=False,
         )
     return code, signals.received
 
@@ -156,8 +162,13 @@ def _leave(submission: Submission, pack: int, received: set[int], hand_back: Any
     would count as finished."""
     deadline = time.monotonic() + _WAIT_FOR_KILL_SECONDS
     while time.monotonic() < deadline and not submission.is_cancelled(pack):
-        if signal.SIGUSR2 in received and os.environ.get("SLURM_PROCID", "0") == "0" and callable(hand_back):
-            hand_back(signal.SIGUSR2, None)  # exits
+        if (
+            signal.SIGUSR2 in received
+            and os.environ.get("SLURM_PROCID", "0") == "0"
+            and callable(hand_back)
+        ):
+            # Exits.
+            hand_back(signal.SIGUSR2, None)
             return
         time.sleep(0.2)
 
@@ -197,7 +208,8 @@ def _agree_on_port(folder: Path, job_id: str, rank: int) -> int:
         except (FileNotFoundError, ValueError):
             time.sleep(0.1)
     raise RunError(
-        f"the first task did not write {note} in {_RENDEZVOUS_SECONDS} s: do all nodes see the folder?"
+        f"the first task did not write {note} in {_RENDEZVOUS_SECONDS} s: do all nodes see the "
+        "folder?"
     )
 
 
@@ -216,7 +228,9 @@ def main(folder: Path, pack: int) -> int:
     submission = TrainingJob(str(folder), pack)._submission()
     world = submission.resources.tasks
     if world > 1 and not ranks.is_launched():
-        code = run_processes("hpc_mlp.launch.job", [str(folder), str(pack)], world, new_sessions=False)
+        code = run_processes(
+            "hpc_mlp.launch.job", [str(folder), str(pack)], world, new_sessions=False
+        )
         tidy(folder.parent.parent / run.name for run in submission.packs[pack].runs)
         return code
     return run_pack(folder, pack)[0]

@@ -38,21 +38,29 @@ _GRACE_SECONDS = GRACE_SECONDS + 3.0
 
 def check(launch: LaunchConfig, slots: int | None, cpu: bool) -> None:
     if launch.nodes > 1:
-        raise UserError("--cluster local has one machine: leave out --nodes, or take --cluster slurm.")
+        raise UserError(
+            "--cluster local has one machine: leave out --nodes, or take --cluster slurm."
+        )
     make_slots(launch, slots, cpu)
 
 
 def submit(submission: Submission) -> Submission:
     """Start the queue, detached from this shell."""
     name = submission.id.rpartition("-")[2]
-    submission = submission.with_jobs({pack.index: f"{name}_{pack.index}" for pack in submission.packs})
+    submission = submission.with_jobs(
+        {pack.index: f"{name}_{pack.index}" for pack in submission.packs}
+    )
     submission.save()
     with (submission.logs / "queue.log").open("ab") as log:
         queue = subprocess.Popen(
             [sys.executable, "-m", "hpc_mlp.launch.local", str(submission.folder)],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd="/",
             env=local_environment(),
-        )  # fmt: skip
+        )
     deadline = time.monotonic() + 60
     while not (submission.folder / "queue.pid").exists():
         if queue.poll() is not None or time.monotonic() > deadline:
@@ -127,10 +135,16 @@ class Queue:
             with job.log.open("ab") as log:
                 try:
                     job.process = subprocess.Popen(
-                        job.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env,
-                        start_new_session=True, pass_fds=[lock.fileno() for lock in locks],
-                    )  # fmt: skip
-                except OSError as error:  # no such program, no memory for another process
+                        job.command,
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                        env=env,
+                        start_new_session=True,
+                        pass_fds=[lock.fileno() for lock in locks],
+                    )
+                # No such program, no memory for another process.
+                except OSError as error:
                     log.write(f"{error}\n".encode())
             return True
         return False
@@ -142,14 +156,16 @@ class Queue:
             return True
         code = job.process.poll()
         if code is not None:
-            _signal_group(job.process.pid, signal.SIGKILL)  # what it may have left behind
+            # What it may have left behind.
+            _signal_group(job.process.pid, signal.SIGKILL)
             release(job.locks)
             job.ended(code)
             return True
         now = time.monotonic()
         if job.asked_to_stop is None and (self.stopping or not job.wanted()):
             job.asked_to_stop = now
-            job.process.terminate()  # it alone: it ends its workers when the checkpoint is written
+            # It alone: it ends its workers when the checkpoint is written.
+            job.process.terminate()
         elif job.asked_to_stop is not None and now - job.asked_to_stop > _GRACE_SECONDS:
             _signal_group(job.process.pid, signal.SIGKILL)
         return False
@@ -179,7 +195,14 @@ def work_off(folder: Path) -> None:
 def _job(submission: Submission, index: int) -> QueuedCommand:
     cancelled = submission.folder / "cancelled" / str(index)
     return QueuedCommand(
-        command=[sys.executable, "-u", "-m", "hpc_mlp.launch.job", str(submission.folder), str(index)],
+        command=[
+            sys.executable,
+            "-u",
+            "-m",
+            "hpc_mlp.launch.job",
+            str(submission.folder),
+            str(index),
+        ],
         log=log_path(submission, index),
         wanted=lambda: not cancelled.exists(),
         ended=lambda code: _write_end(submission, index, code),
@@ -222,8 +245,11 @@ def _query(submission: Submission) -> dict[str, JobInfo]:
             known[pack.job_id] = JobInfo("over", str(error))
             continue
         if end is not None:
-            known[pack.job_id] = JobInfo("over", how_it_ended(end.code) if end.code else "COMPLETED")
-        elif starts and (queue_lives or is_alive(starts[-1])):  # a pack survives its queue's death
+            known[pack.job_id] = JobInfo(
+                "over", how_it_ended(end.code) if end.code else "COMPLETED"
+            )
+        # A pack survives its queue's death.
+        elif starts and (queue_lives or is_alive(starts[-1])):
             known[pack.job_id] = JobInfo("running", "RUNNING", node=starts[-1].host)
         elif queue_lives and not submission.is_cancelled(pack.index):
             known[pack.job_id] = JobInfo("queued", "PENDING", "waits for a free slot")
@@ -235,7 +261,8 @@ def cancel(submission: Submission, packs: Iterable[int]) -> None:
     chosen = sorted(packs)
     for index in chosen:
         submission.mark_cancelled(index)
-    if not is_held(submission.folder):  # nobody is left to look: end what still runs here ourselves
+    # Nobody is left to look: end what still runs here ourselves.
+    if not is_held(submission.folder):
         all_starts = submission.starts()
         for index in chosen:
             starts = all_starts.get(index)
@@ -256,7 +283,8 @@ def _terminate(submission: Submission, index: int, start: Start) -> None:
     words = ("hpc_mlp.launch.job", str(submission.folder), str(index))
     if not send_signal(start, signal.SIGTERM, words) and is_alive(start):
         raise RunError(
-            f"process {start.pid}, which {submission.folder}/started names, is no job of this submission: it was left "
+            f"process {start.pid}, which {submission.folder}/started names, is no job of this "
+            "submission: it was left "
             "alone."
         )
 

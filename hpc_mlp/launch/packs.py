@@ -69,7 +69,8 @@ def _one_name(name: str) -> str:
     return name
 
 
-RunName = Annotated[str, AfterValidator(_one_name)]  # of a folder directly below RUNS
+# Of a folder directly below RUNS.
+RunName = Annotated[str, AfterValidator(_one_name)]
 _JOB_ID = r"^[0-9A-Za-z]+(_[0-9]+)?$"
 
 
@@ -96,7 +97,9 @@ class FullRun(Record):
     def spec(self) -> RunSpec:
         """Without its plugins."""
         config = build_config(self.config)
-        return RunSpec(self.name, self.variant, self.seed, config, self.swept, (), self.pretrained_sha256)
+        return RunSpec(
+            self.name, self.variant, self.seed, config, self.swept, (), self.pretrained_sha256
+        )
 
 
 class PlanRecord(Record):
@@ -107,7 +110,8 @@ class JobRecord(Record):
     index: int
     name: str
     runs: list[PlannedRun] = Field(min_length=1)
-    job_id: str | None = Field(default=None, pattern=_JOB_ID)  # None: not (yet) handed over to the cluster
+    # None: not (yet) handed over to the cluster.
+    job_id: str | None = Field(default=None, pattern=_JOB_ID)
 
 
 class Start(Process):

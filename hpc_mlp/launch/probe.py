@@ -31,7 +31,12 @@ def answer(shards: Path, specs: Any, runs: Path, **_: Any) -> int:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     write_json(
         runs / _REPORT,
-        {"host": socket.gethostname(), "torch": torch.__version__, "device": device, "pid": os.getpid()},
+        {
+            "host": socket.gethostname(),
+            "torch": torch.__version__,
+            "device": device,
+            "pid": os.getpid(),
+        },
     )
     return 0
 
@@ -43,13 +48,18 @@ def send(runs: Path, cluster: Cluster, launch: LaunchConfig) -> Finding:
     small = launch.model_copy(update={"time_minutes": min(launch.time_minutes, 10)})
     begun = time.monotonic()
     try:
-        submission = new_submission(folder, cluster, folder, [pack], launch=small, entry=f"{__name__}:answer")
+        submission = new_submission(
+            folder, cluster, folder, [pack], launch=small, entry=f"{__name__}:answer"
+        )
         submission = SCHEDULERS[cluster].submit(submission)
         state = _wait_for_job(submission)
     except HpcMlpError as error:
         shutil.rmtree(folder, ignore_errors=True)
         return Finding(
-            "test job", "error", str(error), "Change the resources: --cluster-config, --set launch.…"
+            "test job",
+            "error",
+            str(error),
+            "Change the resources: --cluster-config, --set launch.…",
         )
     report = read_json(folder / _REPORT)
     took = f"{time.monotonic() - begun:.0f} s"
@@ -57,9 +67,11 @@ def send(runs: Path, cluster: Cluster, launch: LaunchConfig) -> Finding:
         shutil.rmtree(folder, ignore_errors=True)
         return Finding("test job", "ok", f"{report['device']} on {report['host']}, after {took}")
     return Finding(
-        "test job", "error", f"{state} after {took}, and no answer came back to {folder}",
+        "test job",
+        "error",
+        f"{state} after {took}, and no answer came back to {folder}",
         f"Do the nodes see this folder, and {sys.executable}? Its log: {submission.logs}",
-    )  # fmt: skip
+    )
 
 
 def _wait_for_job(submission: Submission) -> str:

@@ -1,9 +1,9 @@
 """What a submission leaves on disk, so that any shell can follow it later.
 
-RUNS/submission.json                       the newest submission and a list of all, for people and scripts
+RUNS/submission.json                       the newest submission and a list of all
 RUNS/.launch/<id>/submission.json          one submission: cluster, packs, job ids
                  /plan.json                the runs in full, as the job reads them
-                 /plugins/                 the user's own Python files that models come from, as they were
+                 /plugins/                 the user's own Python files, as they were
                  /logs/                    submitit's or the local queue's files
                  /started/<pack>.<n>.json  where and when the pack was started, n = times requeued
                  /ended/<pack>.json        local queue: the exit code
@@ -70,9 +70,11 @@ class Submission(Record):
     cpu: bool = False
     parallel: Parallel = "auto"
     entry: str = ENTRY
-    plugins: list[str] = Field(default_factory=list)  # of submissions up to 0.1: see `specs`
+    # Of submissions up to 0.1: see `specs`.
+    plugins: list[str] = Field(default_factory=list)
     format: int = 1
-    folder: Path = Field(default=Path(), exclude=True)  # where it was read from; not stored
+    # Where it was read from; not stored.
+    folder: Path = Field(default=Path(), exclude=True)
 
     @model_validator(mode="after")
     def _check(self) -> Submission:
@@ -109,7 +111,8 @@ class Submission(Record):
 
     def with_jobs(self, job_ids: dict[int, str]) -> Submission:
         packs = [
-            pack.model_copy(update={"job_id": job_ids.get(pack.index, pack.job_id)}) for pack in self.packs
+            pack.model_copy(update={"job_id": job_ids.get(pack.index, pack.job_id)})
+            for pack in self.packs
         ]
         return self.model_copy(update={"packs": packs})
 
@@ -125,14 +128,18 @@ class Submission(Record):
         # Up to 0.1 a submission named the files and kept no copies.
         old = tuple(read_plugin(Path(path)) for path in self.plugins)
         return [
-            replace(spec, plugins=tuple(stored_plugin(self.folder, record) for record in records) or old)
+            replace(
+                spec, plugins=tuple(stored_plugin(self.folder, record) for record in records) or old
+            )
             for spec, records in runs
         ]
 
     def starts(self) -> dict[int, list[Start]]:
         """For every pack that was ever started: one record for each time, oldest first."""
-        names = (re.fullmatch(r"([0-9]{1,9})\.([0-9]{1,9})\.json", path.name)
-                 for path in (self.folder / "started").glob("*.json"))  # fmt: skip
+        names = (
+            re.fullmatch(r"([0-9]{1,9})\.([0-9]{1,9})\.json", path.name)
+            for path in (self.folder / "started").glob("*.json")
+        )
         starts: dict[int, list[Start]] = {}
         for pack, restart in sorted((int(name[1]), int(name[2])) for name in names if name):
             path = self.folder / "started" / f"{pack}.{restart}.json"
@@ -172,7 +179,8 @@ def new_submission(
     **options: Unpack[TaskOptions],
 ) -> Submission:
     """A fresh folder with record and plan; nothing is started yet."""
-    now = datetime.now().strftime("%Y%m%d-%H%M%S-%f")  # the names sort by age, also within a second
+    # The names sort by age, also within a second.
+    now = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
     identity = f"{now}-{uuid.uuid4().hex[:6]}"
     folder = (runs / FOLDER / identity).resolve()
     folder.mkdir(parents=True)
@@ -193,10 +201,15 @@ def new_submission(
     try:
         for name in ("logs", "started", "ended", "cancelled"):
             (folder / name).mkdir()
-        write_plugins(folder, (plugin for pack in packs for spec in pack.specs for plugin in spec.plugins))
-        write_json(folder / PLAN, {"packs": [[_run(spec) for spec in pack.specs] for pack in packs]})
+        write_plugins(
+            folder, (plugin for pack in packs for spec in pack.specs for plugin in spec.plugins)
+        )
+        write_json(
+            folder / PLAN, {"packs": [[_run(spec) for spec in pack.specs] for pack in packs]}
+        )
         submission.save()
-    except BaseException:  # a full disk: as if it had never been tried
+    # A full disk: as if it had never been tried.
+    except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return submission
@@ -205,21 +218,29 @@ def new_submission(
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # containers without a passwd entry
+    # Containers without a passwd entry.
+    except (KeyError, OSError):
         return str(os.getuid())
 
 
 def _run(spec: RunSpec) -> dict[str, Any]:
     config = spec.config.model_dump(mode="json")
     return {
-        "name": spec.name, "variant": spec.variant, "seed": spec.seed, "swept": spec.swept, "config": config,
-        "plugins": [plugin.record() for plugin in spec.plugins], "pretrained_sha256": spec.pretrained_sha256,
-    }  # fmt: skip
+        "name": spec.name,
+        "variant": spec.variant,
+        "seed": spec.seed,
+        "swept": spec.swept,
+        "config": config,
+        "plugins": [plugin.record() for plugin in spec.plugins],
+        "pretrained_sha256": spec.pretrained_sha256,
+    }
 
 
 def _pack(pack: JobPlan) -> JobRecord:
     runs = [
-        PlannedRun(name=spec.name, variant=spec.variant, seed=spec.seed, epochs=spec.config.train.epochs)
+        PlannedRun(
+            name=spec.name, variant=spec.variant, seed=spec.seed, epochs=spec.config.train.epochs
+        )
         for spec in pack.specs
     ]
     return JobRecord(index=pack.index, name=pack.name, runs=runs)
@@ -229,12 +250,15 @@ def read_submission(folder: Path) -> Submission | None:
     """RunError where its record is damaged, or was written by another version."""
     remedy = (
         "Its jobs cannot be followed. Once none of them is left (squeue --name "
-        f"hpc-mlp-{folder.name}), delete {folder}; the runs lie elsewhere, and submitting again goes on."
+        f"hpc-mlp-{folder.name}), delete {folder}; the runs lie elsewhere, and submitting again "
+        "goes on."
     )
     record = read(folder / RECORD, Submission, remedy)
-    if record is None:  # just being made, or left by a shell that was killed right then
+    # Just being made, or left by a shell that was killed right then.
+    if record is None:
         return None
-    if record.id != folder.resolve().name:  # it names the jobs that are asked for, and cancelled
+    # It names the jobs that are asked for, and cancelled.
+    if record.id != folder.resolve().name:
         raise damaged(folder / RECORD, f"it is that of {record.id}", remedy)
     return record.model_copy(update={"folder": folder.resolve()})
 
@@ -286,5 +310,7 @@ def _line(submission: Submission) -> dict[str, Any]:
         "command": submission.command,
         "folder": f"{FOLDER}/{submission.id}",
         "job_ids": [pack.job_id for pack in submission.packs if pack.job_id],
-        "packs": [{"job_id": p.job_id, "runs": [run.name for run in p.runs]} for p in submission.packs],
+        "packs": [
+            {"job_id": p.job_id, "runs": [run.name for run in p.runs]} for p in submission.packs
+        ],
     }

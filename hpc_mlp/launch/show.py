@@ -17,7 +17,9 @@ _MAX_ROWS = 60
 def plan_table(packs: list[JobPlan], job_ids: dict[int, str] | None = None) -> Table:
     """One row a job: its runs, and its id once it has one."""
     total = sum(len(pack.specs) for pack in packs)
-    table = Table(title=f"{count(total, 'run')} in {count(len(packs), 'job')}", title_justify="left")
+    table = Table(
+        title=f"{count(total, 'run')} in {count(len(packs), 'job')}", title_justify="left"
+    )
     for name in ("job", "runs", "variants", "seeds", "epochs"):
         table.add_column(name, justify="right" if name in ("runs", "epochs") else "left")
     for pack in packs[:_MAX_ROWS]:

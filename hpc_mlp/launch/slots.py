@@ -56,7 +56,8 @@ def check_tasks(launch: LaunchConfig) -> None:
     num_gpus, tasks = max(1, launch.gpus_per_job), launch.tasks
     if tasks > num_gpus:
         raise UserError(
-            f"launch.tasks_per_node = {tasks}, but a job has {count(num_gpus, 'GPU')}, and each of its processes needs "
+            f"launch.tasks_per_node = {tasks}, but a job has {count(num_gpus, 'GPU')}, and each of "
+            "its processes needs "
             f"one of its own. Take --gpus-per-job {tasks}, or --cpu."
         )
 
@@ -66,11 +67,17 @@ def make_slots(launch: LaunchConfig, number: int | None, cpu: bool) -> list[Slot
     share the cores. `number` on a machine with GPUs bounds the slots that are used."""
     devices = [] if cpu else gpus.visible()
     per_slot = max(1, launch.gpus_per_job)
-    groups = [tuple(devices[i : i + per_slot]) for i in range(0, len(devices) - per_slot + 1, per_slot)]
+    groups = [
+        tuple(devices[i : i + per_slot]) for i in range(0, len(devices) - per_slot + 1, per_slot)
+    ]
     if launch.gpus_per_job and not groups:
-        raise RunError(f"launch.gpus_per_job = {per_slot}, but this machine shows {len(devices)} GPUs.")
+        raise RunError(
+            f"launch.gpus_per_job = {per_slot}, but this machine shows {len(devices)} GPUs."
+        )
     if per_slot > 1 and any(device.startswith("MIG-") for device in devices):
-        raise UserError("MIG devices cannot work together: leave out --gpus-per-job, or take whole GPUs.")
+        raise UserError(
+            "MIG devices cannot work together: leave out --gpus-per-job, or take whole GPUs."
+        )
     if groups:
         check_tasks(launch)
     if groups:
@@ -78,7 +85,12 @@ def make_slots(launch: LaunchConfig, number: int | None, cpu: bool) -> list[Slot
         threads = max(1, num_cpus() // len(groups))
         uuids = gpus.uuids(devices)
         return [
-            Slot(f"gpu-{'-'.join(group)}", group, threads, tuple(f"gpu-{uuids[device]}" for device in group))
+            Slot(
+                f"gpu-{'-'.join(group)}",
+                group,
+                threads,
+                tuple(f"gpu-{uuids[device]}" for device in group),
+            )
             for group in groups
         ]
     number = number or 1

@@ -26,12 +26,13 @@ NAME = "Slurm"
 # running.
 _WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 _OVER = {
-    "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE",
-    "PREEMPTED", "REVOKED",
+    "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL",
+    "DEADLINE", "PREEMPTED", "REVOKED",
 }  # fmt: skip
 _TIMEOUT_SECONDS = 60
 _CANCEL_SECONDS = 60
-_DEFAULT_MAX_ARRAY = 1001  # Slurm's own default of MaxArraySize
+# Slurm's own default of MaxArraySize.
+_DEFAULT_MAX_ARRAY = 1001
 
 
 def is_there() -> bool:
@@ -41,10 +42,13 @@ def is_there() -> bool:
 def call(*command: str) -> str | None:
     """The output of one of Slurm's commands; None where it is missing, fails or does not answer."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    if done.returncode and "Invalid job id" in done.stderr:  # the only job asked for is long forgotten
+    # The only job asked for is long forgotten.
+    if done.returncode and "Invalid job id" in done.stderr:
         return ""
     return done.stdout if done.returncode == 0 else None
 
@@ -54,12 +58,18 @@ def call(*command: str) -> str | None:
 
 def parameters(launch: LaunchConfig) -> dict[str, Any]:
     """The resources in submitit's names."""
-    extra = {key.replace("_", "-"): value for key, value in launch.sbatch.items() if value is not False}
+    extra = {
+        key.replace("_", "-"): value for key, value in launch.sbatch.items() if value is not False
+    }
     # srun does not take over --cpus-per-task from sbatch since Slurm 22.05. One of several tasks
     # that fails ends the job, since the others would wait for it for ever.
     alone = launch.nodes * launch.tasks == 1
-    srun_args = [f"--cpus-per-task={launch.cpus_per_task}", *([] if alone else ["--kill-on-bad-exit=1"])]
-    receiver = "" if _uses_srun(launch) else "B:"  # the script itself, which has become Python
+    srun_args = [
+        f"--cpus-per-task={launch.cpus_per_task}",
+        *([] if alone else ["--kill-on-bad-exit=1"]),
+    ]
+    # The script itself, which has become Python.
+    receiver = "" if _uses_srun(launch) else "B:"
     return {
         "time": launch.time_minutes,
         "nodes": launch.nodes,
@@ -75,7 +85,8 @@ def parameters(launch: LaunchConfig) -> dict[str, Any]:
         "setup": setup_lines(launch),
         "use_srun": _uses_srun(launch),
         "srun_args": [*srun_args, *launch.srun_args],
-        "wckey": None,  # submitit's own default is refused where wckeys are checked
+        # Submitit's own default is refused where wckeys are checked.
+        "wckey": None,
         "additional_parameters": {
             "requeue": True,
             "signal": f"{receiver}USR2@{launch.signal_seconds}",
@@ -122,13 +133,17 @@ def script(launch: LaunchConfig, name: str, folder: Path, num_jobs: int) -> str:
         options["mem"] = slurm._convert_mem(options["mem"])
     command = f"{_python(launch)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
     count = num_jobs if num_jobs > 1 else None
-    text: str = slurm._make_sbatch_string(command, folder, job_name=name, map_count=count, **options)
+    text: str = slurm._make_sbatch_string(
+        command, folder, job_name=name, map_count=count, **options
+    )
     return text
 
 
 def check(launch: LaunchConfig, slots: int | None, cpu: bool) -> None:
     if not is_there():
-        raise UserError("no sbatch here: run this on a login node of the cluster, or take --cluster local.")
+        raise UserError(
+            "no sbatch here: run this on a login node of the cluster, or take --cluster local."
+        )
     if launch.gpus_per_job:
         check_tasks(launch)
 
@@ -157,16 +172,22 @@ def _submit(submission: Submission, launch: LaunchConfig) -> dict[int, str]:
     packs, limit = submission.packs, max_array_size()
     chunks = [packs[start : start + limit] for start in range(0, len(packs), limit)]
     options = parameters(launch)
-    if launch.array_parallelism:  # a limit for all of them together
+    # A limit for all of them together.
+    if launch.array_parallelism:
         options["array_parallelism"] = max(1, launch.array_parallelism // len(chunks))
     job_ids: dict[int, str] = {}
     for chunk in chunks:
-        executor = SlurmExecutor(submission.logs, max_num_timeout=launch.max_requeues, python=_python(launch))
+        executor = SlurmExecutor(
+            submission.logs, max_num_timeout=launch.max_requeues, python=_python(launch)
+        )
         executor.update_parameters(job_name=submission.job_name, **options)
         try:
             # submitit prints what sbatch says and raises it as well.
             with contextlib.redirect_stderr(io.StringIO()), executor.batch():
-                jobs = [executor.submit(TrainingJob(str(submission.folder), pack.index)) for pack in chunk]
+                jobs = [
+                    executor.submit(TrainingJob(str(submission.folder), pack.index))
+                    for pack in chunk
+                ]
         except (FailedJobError, FailedSubmissionError, OSError) as error:
             raise RunError(_refused(error)) from None
         job_ids |= {pack.index: job.job_id for pack, job in zip(chunk, jobs, strict=True)}
@@ -260,12 +281,15 @@ def _read_sacct(text: str, names: dict[str, str]) -> dict[str, JobInfo]:
 
 
 def _info(word: str, reason: str, node: str, left: str) -> JobInfo:
-    word = word.split()[0].rstrip("+") if word else ""  # "CANCELLED by 1000"
+    # "CANCELLED by 1000"
+    word = word.split()[0].rstrip("+") if word else ""
     if word in _WAITING:
         return JobInfo("queued", word, reason if reason != "None" else "")
     if word in _OVER:
         return JobInfo("over", word, node=node)
-    return JobInfo("running", word, node=node, time_left=left if left not in ("UNLIMITED", "INVALID") else "")
+    return JobInfo(
+        "running", word, node=node, time_left=left if left not in ("UNLIMITED", "INVALID") else ""
+    )
 
 
 def cancel(submission: Submission, packs: Iterable[int]) -> None:
@@ -279,10 +303,12 @@ def cancel(submission: Submission, packs: Iterable[int]) -> None:
         # Before the signal: the job then ends at once, and is not requeued.
         submission.mark_cancelled(index)
     ours = _present(wanted.values(), submission.job_name)
-    for start in range(0, len(ours), 500):  # command lines have a limit
+    # Command lines have a limit.
+    for start in range(0, len(ours), 500):
         if call("scancel", *ours[start : start + 500]) is None:
             raise RunError("scancel failed: see `squeue --me` for what is left.")
-    deadline = time.monotonic() + _CANCEL_SECONDS  # Slurm's KillWait, and a margin
+    # Slurm's KillWait, and a margin.
+    deadline = time.monotonic() + _CANCEL_SECONDS
     while ours and time.monotonic() < deadline:
         time.sleep(0.5)
         ours = _present(wanted.values(), submission.job_name)

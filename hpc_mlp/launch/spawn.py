@@ -30,7 +30,8 @@ from hpc_mlp.terminal.output import say
 
 _THREADS = "OMP_NUM_THREADS"
 _PARENT = "HPC_MLP_PARENT"
-_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+# Of linux/prctl.h.
+_PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.05
 # Between a failure and the end of the others, who may fail of the same cause and say so: after a
 # signal; after an exit; where the input is wrong, which only the first process tells, and may find
@@ -77,7 +78,8 @@ def run_processes(
                 ranks.children.append(
                     subprocess.Popen(command, env=environment, start_new_session=new_sessions)
                 )
-            if ranks.asked is not None:  # one that was just being started has missed it
+            # One that was just being started has missed it.
+            if ranks.asked is not None:
                 ranks.send(signal.SIGTERM)
             return ranks.wait()
         finally:
@@ -130,7 +132,10 @@ class _Ranks:
 
     @contextmanager
     def signals_passed_on(self) -> Iterator[None]:
-        before = {n: signal.signal(n, self._forward) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+        before = {
+            n: signal.signal(n, self._forward)
+            for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        }
         try:
             yield
         finally:
@@ -178,9 +183,8 @@ class _Ranks:
         if self.asked is not None:
             return 128 + self.asked
         code = self.children[cause].returncode
-        if told is None and (
-            code < 0 or self.failed != [0]
-        ):  # the first one speaks for all, and has said why
+        # The first one speaks for all, and has said why.
+        if told is None and (code < 0 or self.failed != [0]):
             self._tell(cause)
         return code if code > 0 else 1
 
@@ -194,7 +198,8 @@ class _Ranks:
 
     def _tell(self, rank: int, more: str = "") -> None:
         code = self.children[rank].returncode
-        if code == 2 and 0 in self.failed:  # the input is wrong, and the first process has told what
+        # The input is wrong, and the first process has told what.
+        if code == 2 and 0 in self.failed:
             return
         how = f"{'was' if code < 0 else 'ended with'} {how_it_ended(code)}"
         say(f"hpc-mlp: process {rank} of {self.count} {how}{more}.", err=True)

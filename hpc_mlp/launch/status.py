@@ -58,7 +58,9 @@ def require_status(runs: Path) -> list[RunStatus]:
 def _newest(submissions: list[Submission], runs: Path) -> list[list[_SubmittedPack]]:
     """The submissions with the jobs' states, oldest first. Only packs that may still matter are
     asked for."""
-    wanted = [item for item in submissions if any(not _is_complete(runs, pack) for pack in item.packs)]
+    wanted = [
+        item for item in submissions if any(not _is_complete(runs, pack) for pack in item.packs)
+    ]
     known = {
         name: scheduler.query(item for item in wanted if item.cluster == name)
         for name, scheduler in SCHEDULERS.items()
@@ -77,10 +79,7 @@ def _is_complete(runs: Path, pack: JobRecord) -> bool:
 
 
 def _job(
-    submission: Submission,
-    pack: JobRecord,
-    known: dict[str, JobInfo] | None,
-    starts: list[Start],
+    submission: Submission, pack: JobRecord, known: dict[str, JobInfo] | None, starts: list[Start]
 ) -> _SubmittedPack:
     info = known if known is None else known.get(pack.job_id or "", UNKNOWN)
     node = starts[-1].host if starts else ""
@@ -145,7 +144,9 @@ def _over(base: RunStatus, path: Path, info: JobInfo, job: _SubmittedPack) -> Ru
         return replace(base, state="queued", detail="just submitted")
     if info.state == "unknown":
         scheduler = SCHEDULERS[job.submission.cluster]
-        return replace(base, state="lost", detail=f"{scheduler.NAME} does not know its job: submit again")
+        return replace(
+            base, state="lost", detail=f"{scheduler.NAME} does not know its job: submit again"
+        )
     return replace(base, state="failed", detail=f"job ended: {info.detail}{_last_words(job)}")
 
 
@@ -164,7 +165,9 @@ def _unasked(base: RunStatus, path: Path, job: _SubmittedPack) -> RunStatus:
         return base
     if job.submission.is_cancelled(job.pack.index):
         return replace(base, state="cancelled", detail="cancelled")
-    return replace(base, state="queued", detail="squeue does not answer here: by the files, not running")
+    return replace(
+        base, state="queued", detail="squeue does not answer here: by the files, not running"
+    )
 
 
 def _is_of_this_submission(path: Path, submission: Submission) -> bool:

@@ -59,7 +59,9 @@ def load_launch(
         if not key.startswith("launch."):
             continue
         if len(values) > 1:
-            raise UserError(f"--set {key}: one value for all jobs; give several submissions several values.")
+            raise UserError(
+                f"--set {key}: one value for all jobs; give several submissions several values."
+            )
         set_key(tree, key, values[0])
     return build_config(tree, "--set").launch
 
@@ -70,7 +72,9 @@ def _cluster_file(name: str) -> Path:
         return shipped[name]
     if name.endswith(".toml"):
         return Path(name)
-    raise UserError(f"{unknown_name('cluster profile', name, shipped)} A file of your own ends in .toml.")
+    raise UserError(
+        f"{unknown_name('cluster profile', name, shipped)} A file of your own ends in .toml."
+    )
 
 
 def make_plan(
@@ -130,13 +134,17 @@ def submit(
             for pack in plan.packs:
                 for spec in pack.specs:
                     RunFolder(runs / spec.name).clear()
-        submission = new_submission(runs, cluster, shards, plan.packs, launch=launch, slots=slots, **options)
+        submission = new_submission(
+            runs, cluster, shards, plan.packs, launch=launch, slots=slots, **options
+        )
         try:
             submission = scheduler.submit(submission)
-        except (HpcMlpError, OSError, KeyboardInterrupt):  # refused: as if it had never been tried
+        # Refused: as if it had never been tried.
+        except (HpcMlpError, OSError, KeyboardInterrupt):
             shutil.rmtree(submission.folder, ignore_errors=True)
             raise
-        with suppress(OSError):  # a full disk: the jobs are on their way, and the next submission writes it
+        # A full disk: the jobs are on their way, and the next submission writes it.
+        with suppress(OSError):
             write_index(runs)
     return submission, plan
 
@@ -150,7 +158,8 @@ def _taking_turns(runs: Path) -> Iterator[None]:
             yield
     finally:
         for folder in made:
-            with suppress(OSError):  # it is in use by now
+            # It is in use by now.
+            with suppress(OSError):
                 folder.rmdir()
 
 
@@ -182,5 +191,7 @@ def cancel(runs: Path, variants: Sequence[str] | None = None) -> list[str]:
         ended += [pack.job_id or "" for pack in packs]
         SCHEDULERS[submission.cluster].cancel(submission, [pack.index for pack in packs])
     if problems:
-        raise UserError(f"{'; '.join(problems)}: cancel all of it (without --variants), or let it run.")
+        raise UserError(
+            f"{'; '.join(problems)}: cancel all of it (without --variants), or let it run."
+        )
     return ended

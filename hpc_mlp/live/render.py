@@ -13,16 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hpc_mlp.live.rows import (
-    ACTIVE,
-    COMPLETE,
-    RunProgress,
-    RunStatus,
-    State,
-    Usage,
-    mean,
-    summary,
-)
+from hpc_mlp.live.rows import ACTIVE, COMPLETE, RunProgress, RunStatus, State, Usage, mean, summary
 from hpc_mlp.terminal.text import count, duration
 
 # From the worst on: of several states in one line the first is named.

@@ -10,21 +10,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-COMMAND = "HPC_MLP_COMMAND"  # set for processes that a command starts
+# Set for processes that a command starts.
+COMMAND = "HPC_MLP_COMMAND"
 _PROGRAMS = {"__main__.py": "hpc-mlp", "train.py": "python -m hpc_mlp.train"}
 
 
 def command_line() -> str:
     program = Path(sys.argv[0]).name
-    return os.environ.get(COMMAND) or f"{_PROGRAMS.get(program, program)} {shlex.join(sys.argv[1:])}".strip()
+    return (
+        os.environ.get(COMMAND)
+        or f"{_PROGRAMS.get(program, program)} {shlex.join(sys.argv[1:])}".strip()
+    )
 
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Around the import of torch: the collector would look for garbage in a million new objects again and again, and
-    once more at the end of the process. `import hpc_mlp.training.session` and exit take 1.3 instead of 1.65 s.
+    """Around the import of torch: the collector would look for garbage in a million new objects
+    again and again, and once more at the end of the process. `import hpc_mlp.training.session` and
+    exit take 1.3 instead of 1.65 s.
 
-    torch is told to ask for pages of 2 MB (see `launch.cores.HUGE_PAGES`, for which it is too late in this process)."""
+    torch is told to ask for pages of 2 MB (see `launch.cores.HUGE_PAGES`, for which it is too late
+    in this process)."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     gc.disable()
     try:

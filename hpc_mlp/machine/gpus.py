@@ -41,7 +41,9 @@ def uuids(devices: list[str]) -> dict[str, str]:
 
 def count() -> int:
     """How many torch can use. Its import takes seconds, and is spared where there is no device."""
-    devices = (path for pattern in ("nvidia[0-9]*", "kfd", "dxg") for path in Path("/dev").glob(pattern))
+    devices = (
+        path for pattern in ("nvidia[0-9]*", "kfd", "dxg") for path in Path("/dev").glob(pattern)
+    )
     if not visible() and not any(devices):
         return 0
     import torch
@@ -51,7 +53,9 @@ def count() -> int:
 
 def percent_used(uuid: str) -> float | None:
     """How busy the GPU is, as nvidia-smi tells, which takes long; None where it does not."""
-    told = _smi(f"--id={uuid}", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", seconds=5)
+    told = _smi(
+        f"--id={uuid}", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", seconds=5
+    )
     try:
         return float(told)
     except ValueError:

@@ -26,13 +26,19 @@ class Process(Record):
     host: str = ""
     boot: str = ""
     pid: int = Field(default=0, ge=0, lt=1 << 31)
-    started: str | None = None  # in the kernel's ticks; "" where it tells none
+    # In the kernel's ticks; "" where it tells none.
+    started: str | None = None
 
 
 def this_process() -> dict[str, Any]:
     """The record of the calling process, as a `Process` is read from."""
     pid = os.getpid()
-    return {"host": socket.gethostname(), "boot": _boot(), "pid": pid, "started": _process_start(pid)}
+    return {
+        "host": socket.gethostname(),
+        "boot": _boot(),
+        "pid": pid,
+        "started": _process_start(pid),
+    }
 
 
 def _boot() -> str:
@@ -89,7 +95,8 @@ def send_signal(process: Process, number: int, words: Sequence[str]) -> bool:
         return False
     try:
         handle = os.pidfd_open(process.pid)
-    except (AttributeError, OSError):  # not on Linux: there is nothing to prove it by
+    # Not on Linux: there is nothing to prove it by.
+    except (AttributeError, OSError):
         return False
     try:
         # Looked at again, now that the number can become no other process's.
@@ -113,5 +120,6 @@ def age(path: Path) -> float:
             return os.fstat(probe.fileno()).st_mtime - written
     except FileNotFoundError:
         raise
-    except OSError:  # we may only read there
+    # We may only read there.
+    except OSError:
         return time.time() - written

@@ -12,7 +12,8 @@ _CGROUP_FILES = (
 
 
 def cores() -> list[int]:
-    """The numbers of the cores that this process may use: a Slurm job has fewer than the machine."""
+    """The numbers of the cores that this process may use: a Slurm job has fewer than the
+    machine."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
@@ -28,7 +29,8 @@ def free_machine_memory() -> int:
     for limit, used in _CGROUP_FILES:
         try:
             free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
-        except (OSError, ValueError):  # no such control group, or "max"
+        # No such control group, or "max".
+        except (OSError, ValueError):
             continue
     return max(free, 0)
 
@@ -39,7 +41,8 @@ def machine_memory() -> int:
     for limit, _ in _CGROUP_FILES:
         try:
             most = min(most, int(Path(limit).read_text()))
-        except (OSError, ValueError):  # no such control group, or "max"
+        # No such control group, or "max".
+        except (OSError, ValueError):
             continue
     return most
 
@@ -51,4 +54,5 @@ def _available() -> int:
                 return int(line.split()[1]) * 1024
     except OSError:
         pass
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # other systems: half of all
+    # Other systems: half of all.
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

@@ -21,7 +21,8 @@ from hpc_mlp.machine.liveness import Process, is_dead, this_process
 # Between two looks for the others, at most: each takes 0.1 ms, and the last to come is seen so much
 # later.
 _LOOK_SECONDS = 0.05
-_PATIENCE_SECONDS = 2.0  # a process that is being killed closes its connections before it is gone
+# A process that is being killed closes its connections before it is gone.
+_PATIENCE_SECONDS = 2.0
 _meetings = itertools.count()
 # torch renamed it with 2.14, and warns of the old name.
 _all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
@@ -57,7 +58,8 @@ class Processes:
         for tensor in tensors:
             if tensor.numel() >= 1 << 16:
                 dist.all_reduce(tensor)
-        for dtype in dict.fromkeys(tensor.dtype for tensor in small):  # the same order everywhere
+        # The same order everywhere.
+        for dtype in dict.fromkeys(tensor.dtype for tensor in small):
             group = [tensor for tensor in small if tensor.dtype == dtype]
             flat = torch.cat([tensor.reshape(-1) for tensor in group])
             dist.all_reduce(flat)
@@ -75,7 +77,9 @@ class Processes:
         joined = rows.new_empty((self.world_size * size, *rows.shape[1:]))
         _all_gather(joined, padded)
         bounds = [Processes(rank, self.world_size).part(total) for rank in range(self.world_size)]
-        parts = [joined[r * size : r * size + stop - start] for r, (start, stop) in enumerate(bounds)]
+        parts = [
+            joined[r * size : r * size + stop - start] for r, (start, stop) in enumerate(bounds)
+        ]
         return torch.cat(parts).movedim(0, dim)
 
     def any(self, flag: bool) -> bool:
@@ -137,7 +141,11 @@ class Processes:
     def _check(self, store: Store, rank: int) -> None:
         """As far as it can be told: the process has been at a meeting, and is of this machine."""
         key = f"process-{rank}"
-        if rank != self.rank and store.check([key]) and is_dead(Process.model_validate_json(store.get(key))):
+        if (
+            rank != self.rank
+            and store.check([key])
+            and is_dead(Process.model_validate_json(store.get(key)))
+        ):
             raise RunError(f"process {rank} of {self.world_size} has died.")
 
     @contextmanager

@@ -1,9 +1,10 @@
-"""Stateless randomness: every draw is a function of where it is used, never of how often one drew before.
+"""Stateless randomness: every draw is a function of where it is used, never of how often one drew
+before.
 
-The generator is numpy's Philox 4×64 (Salmon et al., SC 2011), whose key is (seed, purpose) and whose counter is the
-position; its bit stream is guaranteed not to change between numpy versions. Draws are made on the CPU, so that a run
-sees the same numbers on every device, with any number of processes.
-"""
+The generator is numpy's Philox 4×64 (Salmon et al., SC 2011), whose key is (seed, purpose) and
+whose counter is the position; its bit stream is guaranteed not to change between numpy versions.
+Draws are made on the CPU, so that a run sees the same numbers on every device, with any number of
+processes."""
 
 from __future__ import annotations
 
@@ -13,8 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-ORDER, DROPOUT, MIXUP = 1, 2, 4  # purposes; the numbers are part of every result
-_AUGMENT = 0xA06  # sets the augmentation apart from what else is keyed by (seed, epoch)
+# Purposes; the numbers are part of every result.
+ORDER, DROPOUT, MIXUP = 1, 2, 4
+# Sets the augmentation apart from what else is keyed by (seed, epoch).
+_AUGMENT = 0xA06
 
 
 def _philox(seed: int, stream: int, position: tuple[int, int, int]) -> np.random.Philox:
@@ -22,7 +25,8 @@ def _philox(seed: int, stream: int, position: tuple[int, int, int]) -> np.random
 
 
 class _Held(threading.local):
-    """A generator for each thread, put to its place anew for each draw: to make one takes 6 µs, to put it there 1.3."""
+    """A generator for each thread, put to its place anew for each draw: to make one takes 6 µs, to
+    put it there 1.3."""
 
     def __init__(self) -> None:
         self.generator = np.random.Philox(key=0)
@@ -39,8 +43,11 @@ class _Held(threading.local):
 _held = _Held()
 
 
-def draws(purpose: int, seed: int, position: tuple[int, int, int], count: int) -> NDArray[np.uint64]:
-    """`count` uniform uint64 for one purpose, seed and position; a longer draw begins with the shorter one."""
+def draws(
+    purpose: int, seed: int, position: tuple[int, int, int], count: int
+) -> NDArray[np.uint64]:
+    """`count` uniform uint64 for one purpose, seed and position; a longer draw begins with the
+    shorter one."""
     words: NDArray[np.uint64] = _held.at(seed, purpose, position).random_raw(count)
     return words
 
@@ -49,8 +56,8 @@ def epoch_order(seed: int, epoch: int, num_images: int) -> NDArray[np.int64]:
     """The order of the training images in an epoch: a permutation of range(num_images)."""
     keys = draws(ORDER, seed, (epoch, 0, 0), num_images)
     order = np.argsort(keys)
-    # Equal keys (once in 10^10 epochs of 54,000 images) keep their order, as in a stable sort; that one takes ten times
-    # as long (14 ms against 1.4 for 54,000).
+    # Equal keys (once in 10^10 epochs of 54,000 images) keep their order, as in a stable sort; that
+    # one takes ten times as long (14 ms against 1.4 for 54,000).
     in_order = keys[order]
     if bool((in_order[1:] == in_order[:-1]).any()):
         order = np.argsort(keys, kind="stable")
@@ -62,9 +69,11 @@ def window_shuffles(seed: int, epoch: int) -> np.random.Generator:
     return np.random.Generator(_philox(seed, epoch, (0, 0, 0)))
 
 
-def augmentation_draws(seed: int, epoch: int, step: int, num_images: int, width: int) -> NDArray[np.float32]:
-    """Uniform float32 in [0, 1), [num_images, width]: row i belongs to image i of the global batch. More
-    images leave the rows of the first ones as they are."""
+def augmentation_draws(
+    seed: int, epoch: int, step: int, num_images: int, width: int
+) -> NDArray[np.float32]:
+    """Uniform float32 in [0, 1), [num_images, width]: row i belongs to image i of the global batch.
+    More images leave the rows of the first ones as they are."""
     stream = np.random.Generator(_philox(seed, epoch, (0, _AUGMENT, step)))
     return stream.random((num_images, width), dtype=np.float32)
 
@@ -72,16 +81,22 @@ def augmentation_draws(seed: int, epoch: int, step: int, num_images: int, width:
 def dropout_draws(
     seed: int, epoch: int, step: int, layer: int, batch_size: int, width: int
 ) -> NDArray[np.int16]:
-    """Uniform int16 [batch_size, width], one for each unit of a hidden layer in one step. Row i belongs to
-    image i of the global batch. A unit is dropped with rate p where its draw < round(65536 p) − 32768."""
+    """Uniform int16 [batch_size, width], one for each unit of a hidden layer in one step. Row i
+    belongs to image i of the global batch. A unit is dropped with rate p where its draw <
+    round(65536 p) − 32768."""
     count = batch_size * width
     words = draws(DROPOUT, seed, (epoch, step, layer), -(-count // 4))
     return words.view(np.int16)[:count].reshape(batch_size, width)
 
 
-def mixup_shares(seed: int, epoch: int, step: int, batch_size: int, alpha: float) -> NDArray[np.float32]:
-    """λ ~ Beta(α, α), the share of the first image, for each of the global batch [batch_size] (arXiv 1710.09412)."""
+def mixup_shares(
+    seed: int, epoch: int, step: int, batch_size: int, alpha: float
+) -> NDArray[np.float32]:
+    """λ ~ Beta(α, α), the share of the first image, for each of the global batch [batch_size]
+    (arXiv 1710.09412)."""
     key = draws(MIXUP, seed, (epoch, step, 0), 2)
     return (
-        np.random.Generator(np.random.Philox(key=key)).beta(alpha, alpha, size=batch_size).astype(np.float32)
+        np.random.Generator(np.random.Philox(key=key))
+        .beta(alpha, alpha, size=batch_size)
+        .astype(np.float32)
     )

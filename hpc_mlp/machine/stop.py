@@ -1,7 +1,8 @@
-"""Asking training to stop: a flag that the loop reads after every step, and every batch of an evaluation.
+"""Asking training to stop: a flag that the loop reads after every step, and every batch of an
+evaluation.
 
-Before anything is trained, while data are loaded, there is no loop: there the request itself raises `Stopped`.
-"""
+Before anything is trained, while data are loaded, there is no loop: there the request itself raises
+`Stopped`."""
 
 from __future__ import annotations
 
@@ -20,19 +21,23 @@ from hpc_mlp.terminal.output import say
 T = TypeVar("T")
 
 _reason: str | None = None
-_asked = 0.0  # when
-_interrupting = False  # a request raises Stopped at once
-_loading = False  # nothing is half-done that an end would spoil
+# When.
+_asked = 0.0
+# A request raises Stopped at once.
+_interrupting = False
+# Nothing is half-done that an end would spoil.
+_loading = False
 _SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
-# Between a signal and the end of a process that does not notice: while it loads; while it trains, where a checkpoint
-# takes its time (the launcher gives it 22 s).
+# Between a signal and the end of a process that does not notice: while it loads; while it trains,
+# where a checkpoint takes its time (the launcher gives it 22 s).
 _LOADING_SECONDS, _GRACE_SECONDS = 3.0, 20.0
 # 128 + signal number, as shells report it; anything else that asked us to stop counts as SIGTERM.
 EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 138}
 
 
 class Stopped(BaseException):
-    """Training was asked to stop, and has saved what there is to save. No `Exception`: nothing has failed."""
+    """Training was asked to stop, and has saved what there is to save. No `Exception`: nothing has
+    failed."""
 
 
 def request_stop(reason: str) -> None:
@@ -65,15 +70,16 @@ def unless_stopped(items: Iterable[T]) -> Iterator[T]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Within: Stopped is raised wherever the main thread is when the request comes. For work that leaves nothing
-    half-done behind."""
+    """Within: Stopped is raised wherever the main thread is when the request comes. For work that
+    leaves nothing half-done behind."""
     global _interrupting, _loading
     check()
     _interrupting = _loading = True
     try:
         yield
     except Exception:
-        check()  # what failed may have failed because the other processes have left already
+        # What failed may have failed because the other processes have left already.
+        check()
         raise
     finally:
         _interrupting = _loading = False
@@ -99,7 +105,8 @@ def stop_on_signals() -> Iterator[None]:
 
     try:
         before = {number: signal.signal(number, handle) for number in _SIGNALS}
-    except ValueError:  # not the main thread: whoever runs us handles signals
+    # Not the main thread: whoever runs us handles signals.
+    except ValueError:
         yield
         return
     try:
@@ -111,13 +118,15 @@ def stop_on_signals() -> Iterator[None]:
 
 @contextmanager
 def enforced() -> Iterator[None]:
-    """A stop signal within ends this process some seconds later, though its main thread may hang where it sees none: in
-    a library that waits for another process, or in the end of a thread. For a process that is ours alone."""
+    """A stop signal within ends this process some seconds later, though its main thread may hang
+    where it sees none: in a library that waits for another process, or in the end of a thread. For
+    a process that is ours alone."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     try:
         before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    except ValueError:  # not the main thread: whoever runs us handles signals
+    # Not the main thread: whoever runs us handles signals.
+    except ValueError:
         yield
         return
     threading.Thread(target=_end_after_signal, args=(reading,), name="stop", daemon=True).start()
@@ -142,7 +151,9 @@ def _end_after_signal(reading: int) -> None:
     name = signal.Signals(number).name
     if not ranks.rank():
         say(
-            f"hpc-mlp: ended by {name}: what was under way did not stop by itself. The same command goes on from the "
-            "last checkpoint.", err=True,
-        )  # fmt: skip
+            f"hpc-mlp: ended by {name}: what was under way did not stop by itself. The same "
+            "command goes on from the "
+            "last checkpoint.",
+            err=True,
+        )
     os._exit(exit_code(name))

@@ -48,7 +48,8 @@ def mlp(config: ModelConfig, image_shape: ImageShape, num_classes: int) -> MLP:
 
 
 class _InvertedBottleneck(nn.Module):
-    """x + Dropout(W2 act(W1 norm(x))), W1 wider by `expansion` ("Scaling MLPs", arXiv 2306.13575, eq. 2)."""
+    """x + Dropout(W2 act(W1 norm(x))), W1 wider by `expansion` ("Scaling MLPs", arXiv 2306.13575,
+    eq. 2)."""
 
     def __init__(self, width: int, expansion: int, activation: str, rate: float) -> None:
         super().__init__()
@@ -70,12 +71,17 @@ class ResidualMLP(nn.Module):
     def __init__(self, config: ModelConfig, num_features: int, num_classes: int) -> None:
         super().__init__()
         if not config.hidden:
-            raise UserError("model.hidden is empty: residual_mlp takes its width from the first number.")
+            raise UserError(
+                "model.hidden is empty: residual_mlp takes its width from the first number."
+            )
         width = config.hidden[0]
         rates = config.dropout_rates(config.blocks)
         self.embed = nn.Linear(num_features, width)
         self.blocks = nn.Sequential(
-            *(_InvertedBottleneck(width, config.expansion, config.activation, rate) for rate in rates)
+            *(
+                _InvertedBottleneck(width, config.expansion, config.activation, rate)
+                for rate in rates
+            )
         )
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, num_classes)

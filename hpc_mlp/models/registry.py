@@ -17,7 +17,8 @@ from hpc_mlp.config.plugins import Plugin
 from hpc_mlp.config.sections import ModelConfig
 from hpc_mlp.errors import UserError, unknown_name
 
-ImageShape = tuple[int, int, int]  # channels, height, width
+# Channels, height, width.
+ImageShape = tuple[int, int, int]
 Factory = Callable[[ModelConfig, ImageShape, int], nn.Module]
 
 BUILT_IN = ("mlp", "residual_mlp", "cnn", "resnet18")
@@ -42,8 +43,9 @@ def register(kind: str) -> Callable[[Factory], Factory]:
 
 
 def load_plugins(plugins: Iterable[Plugin]) -> None:
-    """Run the user's Python files, so that they can `register` models; what a file registered counts until another
-    call names another file with the same kind. UserError where a file fails, or two have the same kind."""
+    """Run the user's Python files, so that they can `register` models; what a file registered
+    counts until another call names another file with the same kind. UserError where a file fails,
+    or two have the same kind."""
     global _running
     owners: dict[str, Plugin] = {}
     for plugin in {plugin.sha256: plugin for plugin in plugins}.values():
@@ -56,7 +58,9 @@ def load_plugins(plugins: Iterable[Plugin]) -> None:
                 _running = None
         for kind in _PLUGINS[plugin.sha256]:
             if kind in owners:
-                raise UserError(f"{owners[kind].path} and {plugin.path} both register model.kind {kind!r}.")
+                raise UserError(
+                    f"{owners[kind].path} and {plugin.path} both register model.kind {kind!r}."
+                )
             owners[kind] = plugin
     for kind, plugin in owners.items():
         _FACTORIES[kind] = _PLUGINS[plugin.sha256][kind]
@@ -75,7 +79,9 @@ def _run(plugin: Plugin) -> None:
         raise UserError(f"plugin {plugin.path} failed: {why}") from error
 
 
-def build_module(config: ModelConfig, image_shape: ImageShape, num_classes: int, seed: int) -> nn.Module:
+def build_module(
+    config: ModelConfig, image_shape: ImageShape, num_classes: int, seed: int
+) -> nn.Module:
     """The module on the CPU, its initial weights a function of (config, seed) alone."""
     if config.kind not in _FACTORIES:
         raise unknown_name("model.kind", config.kind, sorted(_FACTORIES))

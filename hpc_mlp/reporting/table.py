@@ -12,13 +12,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from hpc_mlp.reporting.columns import (
-    column_of,
-    compares,
-    comparison_cells,
-    default_columns,
-    legend,
-)
+from hpc_mlp.reporting.columns import column_of, compares, comparison_cells, default_columns, legend
 from hpc_mlp.reporting.summary import Summary, summarise
 from hpc_mlp.runs.folder import list_runs
 from hpc_mlp.terminal.console import Console

@@ -1,4 +1,5 @@
-"""The run folder: what a training run leaves on disk, written whole or not at all, read without torch.
+"""The run folder: what a training run leaves on disk, written whole or not at all, read without
+torch.
 
 RUNS/<name>/config.json        resolved configuration, dataset digest, versions
             metrics.jsonl      one line an epoch; null where a number is not finite
@@ -10,9 +11,8 @@ RUNS/<name>/config.json        resolved configuration, dataset digest, versions
             live.json          while it is trained: where in its epoch it is
             plugins/           the user's own Python files that its model comes from
 
-`runfiles` has what stands in them, as checked types. A run whose files do not hold what they should is a `Run` of the
-state "damaged": it hides none of the others.
-"""
+`runfiles` has what stands in them, as checked types. A run whose files do not hold what they should
+is a `Run` of the state "damaged": it hides none of the others."""
 
 from __future__ import annotations
 
@@ -57,9 +57,13 @@ def read_json(path: Path) -> Json | None:
     except FileNotFoundError:
         return None
     except (ValueError, OSError, RecursionError) as error:
-        raise RunError(f"{path} is damaged ({error}). Delete the run folder and train again.") from None
+        raise RunError(
+            f"{path} is damaged ({error}). Delete the run folder and train again."
+        ) from None
     if not isinstance(value, dict):
-        raise RunError(f"{path} is damaged (not a JSON object). Delete the run folder and train again.")
+        raise RunError(
+            f"{path} is damaged (not a JSON object). Delete the run folder and train again."
+        )
     return value
 
 
@@ -95,9 +99,11 @@ class RunFolder:
         write_json(self.path / FAILED, {"status": "failed", "error": error, "traceback": traceback})
 
     def sweep(self) -> None:
-        """Remove the temporary files that a killed process left. Only for the one who holds the lease."""
+        """Remove the temporary files that a killed process left. Only for the one who holds the
+        lease."""
         ours = [f".{n}.*" for n in (CONFIG, METRICS, RESULT, FAILED, BEST, LAST, PREDICTIONS, LIVE)]
-        for pattern in (*ours, ".tmp??????"):  # safetensors writes under such a name
+        # Safetensors writes under such a name.
+        for pattern in (*ours, ".tmp??????"):
             for path in self.path.glob(pattern):
                 path.unlink(missing_ok=True)
 
@@ -113,8 +119,8 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class Run:
-    """One run as read back from its folder: what `table`, `report` and `status` see. Its records also read like
-    dictionaries: `run.test["accuracy"]`."""
+    """One run as read back from its folder: what `table`, `report` and `status` see. Its records
+    also read like dictionaries: `run.test["accuracy"]`."""
 
     path: Path
     name: str
@@ -151,8 +157,8 @@ def is_complete(path: Path) -> bool:
 
 
 def read_run(path: Path) -> Run | None:
-    """The run in folder `path`, of the state "damaged" where its files do not hold what they should; None where there
-    is none."""
+    """The run in folder `path`, of the state "damaged" where its files do not hold what they
+    should; None where there is none."""
     try:
         return _read_run(path)
     except DamagedError as error:
@@ -171,7 +177,9 @@ def _read_run(path: Path) -> Run | None:
         state = result.status
         classes = len(config.dataset.classes)
         if result.test and len(result.test.confusion_matrix) != classes:
-            raise damaged(path / RESULT, f"confusion_matrix is not that of {classes} classes", remedy)
+            raise damaged(
+                path / RESULT, f"confusion_matrix is not that of {classes} classes", remedy
+            )
     metrics = _read_metrics(path / METRICS, remedy)
     return Run(path, path.name, config.variant, config.seed, state, config, metrics, result, failed)
 
@@ -186,16 +194,18 @@ def _remedy(path: Path) -> str:
 
 
 def best_line(lines: Sequence[L], monitor: str = "loss") -> L | None:
-    """The line of metrics.jsonl of the best epoch, whose weights are kept: that of the lowest validation loss; with
-    `monitor` "accuracy" of the highest accuracy, and of those the lowest loss; with "last" the last. Of equal ones
-    the first, and none whose loss is not finite."""
+    """The line of metrics.jsonl of the best epoch, whose weights are kept: that of the lowest
+    validation loss; with `monitor` "accuracy" of the highest accuracy, and of those the lowest
+    loss; with "last" the last. Of equal ones the first, and none whose loss is not finite."""
 
     def order(line: L) -> tuple[float, float]:
         first = {"accuracy": "val_accuracy", "last": "epoch"}.get(monitor)
         return (-(line.get(first) or 0.0) if first else 0.0), line["val_loss"]
 
     losses = ((line, line.get("val_loss")) for line in lines)
-    finite = [line for line, loss in losses if isinstance(loss, int | float) and math.isfinite(loss)]
+    finite = [
+        line for line, loss in losses if isinstance(loss, int | float) and math.isfinite(loss)
+    ]
     return min(finite, key=order, default=None)
 
 
@@ -210,12 +220,14 @@ def _read_metrics(path: Path, remedy: str) -> list[EpochLine]:
 
 
 def list_runs(root: Path) -> list[Run]:
-    """Every run below `root`, by variant as first named, then seed, damaged ones too. UserError if there is none."""
+    """Every run below `root`, by variant as first named, then seed, damaged ones too. UserError if
+    there is none."""
     if not root.is_dir():
         raise UserError(f"no runs folder at {root}. Train first: hpc-mlp train OUT --runs {root}")
     runs = [run for path in sorted(root.iterdir()) if path.is_dir() and (run := read_run(path))]
     if not runs:
         raise UserError(f"no runs in {root}. Train first: hpc-mlp train OUT --runs {root}")
     return sorted(
-        runs, key=lambda run: (run.variant, repr(sorted(run.config.swept.items(), key=str)), run.seed)
+        runs,
+        key=lambda run: (run.variant, repr(sorted(run.config.swept.items(), key=str)), run.seed),
     )

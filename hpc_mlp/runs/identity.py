@@ -13,21 +13,27 @@ from hpc_mlp.runs.records import RunConfig
 
 
 def identity_of(spec: RunSpec, digest: str) -> Json:
-    """Of a run that is to be trained on the dataset `digest`; see `config.sections.run_identity`."""
+    """Of a run that is to be trained on the dataset `digest`; see
+    `config.sections.run_identity`."""
     tables = spec.config.model_dump(mode="json")
     return run_identity(
-        tables, spec.seed, digest, [plugin.sha256 for plugin in spec.plugins], spec.pretrained_sha256
+        tables,
+        spec.seed,
+        digest,
+        [plugin.sha256 for plugin in spec.plugins],
+        spec.pretrained_sha256,
     )
 
 
 def is_begun(path: Path, spec: RunSpec, digest: str) -> bool:
-    """Whether the run is in the folder `path` already. UserError where that holds another one: its configuration, its
-    dataset or a file of its code differs."""
+    """Whether the run is in the folder `path` already. UserError where that holds another one: its
+    configuration, its dataset or a file of its code differs."""
     old = RunFolder(path).config()
     if old is None:
         return False
     before, now = old.identity(), identity_of(spec, digest)
-    # Runs of before 0.2 do not say which files they were trained with: the same, as far as is known.
+    # Runs of before 0.2 do not say which files they were trained with: the same, as far as is
+    # known.
     if len(old.plugin_records) < len(old.plugins):
         before["plugins"] = now["plugins"]
     if before["model.pretrained.sha256"] is None:
@@ -35,9 +41,10 @@ def is_begun(path: Path, spec: RunSpec, digest: str) -> bool:
     changed = [] if before.pop("plugins") == now.pop("plugins") else _changed(old, spec)
     if lines := [*changed, *differences(before, now)]:
         raise UserError(
-            f"{printable(path)} holds another run:\n  " + "\n  ".join(map(printable, lines))
+            f"{printable(path)} holds another run:\n  "
+            + "\n  ".join(map(printable, lines))
             + "\nUse another --runs folder, or --overwrite to train it anew."
-        )  # fmt: skip
+        )
     return True
 
 
@@ -51,26 +58,34 @@ def _changed(old: RunConfig, spec: RunSpec) -> Iterable[str]:
         elif name not in before:
             yield f"{name} is a new plugin of the variant"
         elif before[name] != now[name]:
-            yield (f"{name} has changed since the run was trained (sha256 {before[name][:12]}… → "
-                   f"{now[name][:12]}…)")  # fmt: skip
+            yield (
+                f"{name} has changed since the run was trained (sha256 {before[name][:12]}… → "
+                f"{now[name][:12]}…)"
+            )
     if before == now:
         yield "the plugins stand in another order"
 
 
 def once(runs: Sequence[Run], by: Iterable[str] = ()) -> tuple[list[Run], list[str]]:
-    """The runs without copies, and a line for each that is left out. A copy has the variant and the identity of
-    another and the same values of the keys `by` (which may be such as decide no result); of several, the one that
-    still has the name it was trained under counts."""
+    """The runs without copies, and a line for each that is left out. A copy has the variant and the
+    identity of another and the same values of the keys `by` (which may be such as decide no
+    result); of several, the one that still has the name it was trained under counts."""
     keys = list(by)
     found: dict[str, list[Run]] = {}
     for run in runs:
         values = [run.config.value(key) for key in keys]
-        found.setdefault(repr((run.variant, sorted(run.config.identity().items()), values)), []).append(run)
+        found.setdefault(
+            repr((run.variant, sorted(run.config.identity().items()), values)), []
+        ).append(run)
     copies: dict[Path, Run] = {}
     for same in found.values():
         first, *others = sorted(same, key=lambda run: (run.name != run.config.name, run.name))
         copies |= {run.path: first for run in others}
     kept = [run for run in runs if run.path not in copies]
-    lines = [f"{run.name} is the same run as {copies[run.path].name} (configuration, dataset and seed): counted once."
-             for run in runs if run.path in copies]  # fmt: skip
+    lines = [
+        f"{run.name} is the same run as {copies[run.path].name} (configuration, dataset and "
+        "seed): counted once."
+        for run in runs
+        if run.path in copies
+    ]
     return kept, lines

@@ -5,13 +5,13 @@ elsewhere. The file `lease.json` in the run folder names the one process that ma
 
 How it stays right without file locks and without comparing the clocks of two machines:
 - The lease appears by `link` from a finished file: of several processes one gets it.
-- The owner beats by writing *in place* through its open file: once the lease has been taken away, its beats
-  go to a file that nobody sees any more, and never to the new owner's.
-- A lease is taken away by `rename` to a private name, looked at again, and given back if it is not the one
-  that was judged dead.
-- It is judged dead when its content has not changed for `stale_after` seconds of the *watcher's* monotonic
-  clock, or at once when its process is known to be gone (same machine), or is an earlier start of the same
-  job (claim).
+- The owner beats by writing *in place* through its open file: once the lease has been taken away,
+  its beats go to a file that nobody sees any more, and never to the new owner's.
+- A lease is taken away by `rename` to a private name, looked at again, and given back if it is
+  not the one that was judged dead.
+- It is judged dead when its content has not changed for `stale_after` seconds of the *watcher's*
+  monotonic clock, or at once when its process is known to be gone (same machine), or is an
+  earlier start of the same job (claim).
 """
 
 from __future__ import annotations
@@ -36,9 +36,12 @@ from hpc_mlp.errors import LeaseLostError, RunError, naming, printable
 from hpc_mlp.machine.liveness import Process, age, is_alive, is_dead, on_this_machine, this_process
 
 LEASE = "lease.json"
-CLAIM = "HPC_MLP_CLAIM"  # names the job over all of its starts; set by launch.job
-_SIZE = 1024  # the file never changes its length, so a reader never sees half of it
-_MISSING_RETRIES = 20  # × 50 ms: a lease that is being looked at by a contender is away for an instant
+# Names the job over all of its starts; set by launch.job.
+CLAIM = "HPC_MLP_CLAIM"
+# The file never changes its length, so a reader never sees half of it.
+_SIZE = 1024
+# × 50 ms: a lease that is being looked at by a contender is away for an instant
+_MISSING_RETRIES = 20
 
 
 class Owner(Process):
@@ -75,7 +78,9 @@ class Lease:
         self._owner: dict[str, Any] = {
             "token": uuid.uuid4().hex,
             "claim": os.environ.get(CLAIM, "") if claim is None else claim,
-            "restart": int(os.environ.get("SLURM_RESTART_COUNT", "0")) if restart is None else restart,
+            "restart": int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+            if restart is None
+            else restart,
             "job": os.environ.get("SLURM_JOB_ID", ""),
             **this_process(),
         }
@@ -94,9 +99,13 @@ class Lease:
         self._thread.start()
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
-        if os.getpid() != self._owner["pid"]:  # a forked worker holds no lease
+        # A forked worker holds no lease.
+        if os.getpid() != self._owner["pid"]:
             return
         self._stop.set()
         if self._thread is not None:
@@ -111,7 +120,11 @@ class Lease:
             self.lost = True
         if self.lost:
             other = read_owner(self.path.parent)
-            how = f"was taken over by {describe(other)}" if other else "was deleted, moved, or taken over"
+            how = (
+                f"was taken over by {describe(other)}"
+                if other
+                else "was deleted, moved, or taken over"
+            )
             raise LeaseLostError(f"{self.path.parent} {how}; this process stops writing there.")
 
     def _token_in_file(self) -> str | None:
@@ -142,12 +155,15 @@ class Lease:
                 seen, seen_since, alive = content, now, True
             owner = _parse(content)
             if self._supersedes(owner) or is_dead(owner):
-                self._take_away(content.__eq__ if not owner.token else partial(_has_token, owner.token))
+                self._take_away(
+                    content.__eq__ if not owner.token else partial(_has_token, owner.token)
+                )
             elif now - seen_since >= self.stale_after:
                 self._take_away(content.__eq__)
             elif now - start >= self.wait and (alive or is_alive(owner)):
                 raise RunError(
-                    f"{self.path.parent} is being trained by {describe(owner)}. Wait for it, or cancel it."
+                    f"{self.path.parent} is being trained by {describe(owner)}. Wait for it, or "
+                    "cancel it."
                 )
             else:
                 yield
@@ -180,9 +196,8 @@ class Lease:
             os.rename(self.path, aside)
         except FileNotFoundError:
             return
-        if not is_it(
-            _read(aside) or b""
-        ):  # someone was faster: give it back, unless a third one has the place by now
+        # Someone was faster: give it back, unless a third one has the place by now.
+        if not is_it(_read(aside) or b""):
             _give_name(aside, self.path)
         aside.unlink(missing_ok=True)
 
@@ -194,7 +209,8 @@ class Lease:
     def _beat_until_stopped(self) -> None:
         while not self._stop.wait(self.heartbeat):
             self._beat += 1
-            with contextlib.suppress(OSError):  # a full or hanging disk: the next beat may get through
+            # A full or hanging disk: the next beat may get through.
+            with contextlib.suppress(OSError):
                 os.pwrite(self._fd, self._content(), 0)
                 os.fsync(self._fd)
             if self._token_in_file() != self._owner["token"]:
@@ -235,7 +251,9 @@ def read_owner(folder: Path) -> Owner | None:
 def describe(owner: Owner) -> str:
     if not owner.host:
         return f"a process that {LEASE} does not name (it is damaged)"
-    return printable(f"process {owner.pid} on {owner.host}" + (f" (job {owner.job})" if owner.job else ""))
+    return printable(
+        f"process {owner.pid} on {owner.host}" + (f" (job {owner.job})" if owner.job else "")
+    )
 
 
 def is_held(folder: Path, stale_after: float = 60.0) -> bool:
@@ -247,7 +265,8 @@ def is_held(folder: Path, stale_after: float = 60.0) -> bool:
     if on_this_machine(owner):
         return is_alive(owner)
     try:
-        return abs(age(folder / LEASE)) < stale_after  # from the future: its clock was set, and nobody beats
+        # From the future: its clock was set, and nobody beats.
+        return abs(age(folder / LEASE)) < stale_after
     except OSError:
         return False
 

@@ -1,8 +1,8 @@
 """What stands in the files of a run folder, as checked types (see `runs` for the files).
 
-Numbers are finite, shares lie in [0, 1], counts are bounded, tables have the sizes that belong together. Keys that an
-older version did not write yet have defaults; keys of a newer one are left alone.
-"""
+Numbers are finite, shares lie in [0, 1], counts are bounded, tables have the sizes that belong
+together. Keys that an older version did not write yet have defaults; keys of a newer one are left
+alone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def _bounded(value: Any) -> Any:
     """A free JSON value without integers that no float holds."""
     if isinstance(value, int) and abs(value) > _LARGEST:
         raise ValueError("an integer is too large")
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+    for item in (
+        value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    ):
         _bounded(item)
     return value
 
@@ -59,7 +61,8 @@ class ClassMetrics(JsonRecord):
 
 
 class TestMetrics(JsonRecord):
-    """ "test" in result.json; see `bank.metrics`. `confusion_matrix`: counts [K][K], true row, predicted column."""
+    """ "test" in result.json; see `bank.metrics`. `confusion_matrix`: counts [K][K], true row,
+    predicted column."""
 
     num_images: Count
     loss: float | None
@@ -78,7 +81,9 @@ class TestMetrics(JsonRecord):
         if sum(map(sum, matrix)) != self.num_images:
             raise ValueError("confusion_matrix does not add up to num_images")
         if len(self.per_class) != len(matrix):
-            raise ValueError(f"per_class has {len(self.per_class)} classes, confusion_matrix {len(matrix)}")
+            raise ValueError(
+                f"per_class has {len(self.per_class)} classes, confusion_matrix {len(matrix)}"
+            )
         return self
 
 
@@ -107,8 +112,8 @@ class Failed(JsonRecord):
 
 
 class Dataset(JsonRecord):
-    """ "dataset" in config.json. `mean`, `std`: by channel, of training pixels in 0..1; None in runs of before these
-    keys."""
+    """ "dataset" in config.json. `mean`, `std`: by channel, of training pixels in 0..1; None in
+    runs of before these keys."""
 
     path: str = ""
     digest: str
@@ -133,7 +138,8 @@ class Dataset(JsonRecord):
 
 class RunConfig(JsonRecord):
     """config.json. `config`: {section: {key: value}}; it is checked where it is used
-    (`config.loading.build_config`), as a newer version may have keys that this one does not know."""
+    (`config.loading.build_config`), as a newer version may have keys that this one does not
+    know."""
 
     name: str = ""
     variant: str
@@ -151,9 +157,12 @@ class RunConfig(JsonRecord):
     hostname: str | None = None
 
     def identity(self) -> dict[str, Any]:
-        """See `config.sections.run_identity`; where the sha256 of a plugin is not known, its path stands for it."""
+        """See `config.sections.run_identity`; where the sha256 of a plugin is not known, its path
+        stands for it."""
         plugins = [plugin if isinstance(plugin, str) else plugin.sha256 for plugin in self.plugins]
-        return run_identity(self.config, self.seed, self.dataset.digest, plugins, self.pretrained_sha256)
+        return run_identity(
+            self.config, self.seed, self.dataset.digest, plugins, self.pretrained_sha256
+        )
 
     @property
     def plugin_records(self) -> tuple[PluginRecord, ...]:
@@ -169,5 +178,8 @@ class RunConfig(JsonRecord):
 
 # Of a run whose config.json says nothing.
 UNKNOWN = RunConfig(
-    variant="", seed=0, config={}, dataset=Dataset(digest="", classes=("",), image_size=(1, 1), channels=3)
+    variant="",
+    seed=0,
+    config={},
+    dataset=Dataset(digest="", classes=("",), image_size=(1, 1), channels=3),
 )

@@ -1,4 +1,5 @@
-"""rich's console for text that others chose: no markup, no emoji codes, and nothing of it acts on the terminal."""
+"""rich's console for text that others chose: no markup, no emoji codes, and nothing of it acts on
+the terminal."""
 
 from __future__ import annotations
 
@@ -21,6 +22,8 @@ class Console(rich.console.Console):
         """Before it is measured: what is shown of a name has its width."""
         return super().render_str(printable(text, keep="\n"), **options)
 
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
         for text, style, control in super().render(renderable, options):
             yield Segment(text if control else printable(text, keep="\n"), style, control)

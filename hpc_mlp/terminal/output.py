@@ -1,5 +1,5 @@
-"""The one way of plain text to a terminal, a pipe or a log: whatever names are in it, nothing of it acts there, and
-nothing stops the work because the output cannot encode it."""
+"""The one way of plain text to a terminal, a pipe or a log: whatever names are in it, nothing of it
+acts there, and nothing stops the work because the output cannot encode it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ import click
 from hpc_mlp.errors import printable
 
 # Where the output has no Unicode. One character for one, so that tables stay tables.
-ASCII = str.maketrans({**dict(zip("▁▂▃▄▅▆▇█", "__..--==", strict=True)), "━": "=", "╸": "-", "╺": "-", "│": "|",
-                       "─": "-", "×": "x", "·": "|", "…": "~", "–": "-", "−": "-", "→": ">", "≥": ">", "≤": "<",
-                       "±": "~", "★": "*", "’": "'"})  # fmt: skip
+ASCII = str.maketrans("▁▂▃▄▅▆▇█━╸╺│─×·…–−→≥≤±★’", "__..--==" + "=--|-x|~-->><~*'")
 
 
 def say(text: object, err: bool = False, end: bool = True) -> None:
@@ -23,7 +21,8 @@ def say(text: object, err: bool = False, end: bool = True) -> None:
 
 
 def prepare() -> None:
-    """For this process's standard streams: what they cannot encode is written in ASCII, as well as it goes."""
+    """For this process's standard streams: what they cannot encode is written in ASCII, as well as
+    it goes."""
     codecs.register_error("hpc-mlp", _in_ascii)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

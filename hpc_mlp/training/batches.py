@@ -1,8 +1,8 @@
-"""Training data as the steps of an epoch: gathered or streamed, augmented, mixed and normalised on the device.
+"""Training data as the steps of an epoch: gathered or streamed, augmented, mixed and normalised on
+the device.
 
-A step's images are a function of (seed, epoch, step) alone: any number of processes, any point of resumption and
-any company in the bank give the same.
-"""
+A step's images are a function of (seed, epoch, step) alone: any number of processes, any point of
+resumption and any company in the bank give the same."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from hpc_mlp.machine.device import branch, send
 from hpc_mlp.machine.processes import Processes
 from hpc_mlp.machine.randomness import epoch_order, mixup_shares
 
-# Processes that split each batch stop after the same step. Where one waits for data so long after it was asked to stop,
-# they will not come to it.
+# Processes that split each batch stop after the same step. Where one waits for data so long after
+# it was asked to stop, they will not come to it.
 STOP_PATIENCE = 10.0
 
 
@@ -73,14 +73,15 @@ def make_loader(
 ) -> BatchLoader:
     """Resident data where they fit the budget, else streaming (`data.mode`).
 
-    `processes` that split batches all take the same way, since the order of the images depends on it. `sharing`
-    processes, this one among them, hold a copy each in the same memory.
-    """
+    `processes` that split batches all take the same way, since the order of the images depends on
+    it. `sharing` processes, this one among them, hold a copy each in the same memory."""
     mode = choose_mode(manifest, config, device, processes=sharing)
     if not (processes or Processes()).any(mode == "streaming"):
         return ResidentBatchLoader(location, manifest, device)
     alone = processes is None or processes.alone
-    return StreamingBatchLoader(location, manifest, config, device, patience=0.0 if alone else STOP_PATIENCE)
+    return StreamingBatchLoader(
+        location, manifest, config, device, patience=0.0 if alone else STOP_PATIENCE
+    )
 
 
 def num_steps(num_images: int, batch_size: int) -> int:
@@ -99,18 +100,30 @@ class _Pixels:
         self.offset = torch.tensor(manifest.mean, device=device).view(-1, 1, 1)
 
     def of(
-        self, streams: Sequence[BatchStream], images: Tensor, epoch: int, step: int, positions: slice | Tensor
+        self,
+        streams: Sequence[BatchStream],
+        images: Tensor,
+        epoch: int,
+        step: int,
+        positions: slice | Tensor,
     ) -> Tensor:
-        """uint8 [S, b, C, H, W] at these positions of each stream's global batch → float32, augmented and normalised"""
+        """uint8 [S, b, C, H, W] at these positions of each stream's global batch → float32,
+        augmented and normalised"""
         if not any(is_active(stream.augment) for stream in streams):
             return self.normalise(images)
         # All streams at once are few launches on a GPU; a CPU's cache holds the images of one.
-        together = branch(self.device) == "cuda" and len({stream.augment for stream in streams}) == 1
+        together = (
+            branch(self.device) == "cuda" and len({stream.augment for stream in streams}) == 1
+        )
         if len(streams) > 1 and not together:
             parts = zip(streams, images.unsqueeze(1), strict=True)
-            return torch.cat([self.of([stream], part, epoch, step, positions) for stream, part in parts])
+            return torch.cat(
+                [self.of([stream], part, epoch, step, positions) for stream, part in parts]
+            )
         seeds, given = [stream.seed for stream in streams], images.flatten(0, 1)
-        pixels = augment(given, streams[0].augment, seeds=seeds, epoch=epoch, step=step, positions=positions)
+        pixels = augment(
+            given, streams[0].augment, seeds=seeds, epoch=epoch, step=step, positions=positions
+        )
         return pixels.sub_(self.offset).mul_(self.scale).view(images.shape)
 
 
@@ -118,7 +131,9 @@ def _mixup_shares(stream: BatchStream, position: BatchPosition, device: torch.de
     """λ of mixup for this process's part, [b]; 1 without mixup."""
     if not stream.mixup:
         return torch.ones(position.stop - position.start, device=device)
-    shares = mixup_shares(stream.seed, position.epoch, position.step, position.batch_size, stream.mixup)
+    shares = mixup_shares(
+        stream.seed, position.epoch, position.step, position.batch_size, stream.mixup
+    )
     return send(torch.from_numpy(shares[position.start : position.stop]), device)
 
 
@@ -143,7 +158,9 @@ class ResidentBatchLoader:
     def __init__(self, location: DatasetLocation, manifest: Manifest, device: torch.device) -> None:
         self.location, self.manifest, self.device = location, manifest, device
         self.pixels = _Pixels(manifest, device)
-        self.splits = {name: load_resident(location, manifest, name, device) for name in manifest.splits}
+        self.splits = {
+            name: load_resident(location, manifest, name, device) for name in manifest.splits
+        }
 
     @property
     def num_images(self) -> int:
@@ -170,11 +187,18 @@ class ResidentBatchLoader:
             position = BatchPosition(epoch, step, start, stop, rows.shape[1])
             images = self._gather(train, streams, rows[:, start:stop], position, slice(start, stop))
             partners = share = None
-            if any(stream.mixup for stream in streams):  # partner of image i: the i-th from the end
-                mirrored = torch.arange(position.batch_size - 1 - start, position.batch_size - 1 - stop, -1)
-                others = self._gather(train, streams, rows.flip(1)[:, start:stop], position, mirrored)
+            # Partner of image i: the i-th from the end.
+            if any(stream.mixup for stream in streams):
+                mirrored = torch.arange(
+                    position.batch_size - 1 - start, position.batch_size - 1 - stop, -1
+                )
+                others = self._gather(
+                    train, streams, rows.flip(1)[:, start:stop], position, mirrored
+                )
                 partners = truth.flip(1)[:, start:stop]
-                share = torch.stack([_mixup_shares(stream, position, self.device) for stream in streams])
+                share = torch.stack(
+                    [_mixup_shares(stream, position, self.device) for stream in streams]
+                )
                 images = _mix(images, others, share)
             full = position.batch_size == batch_size
             yield StepBatch(position, images, truth[:, start:stop], partners, share, full=full)
@@ -216,7 +240,8 @@ class StreamingBatchLoader:
         device: torch.device,
         patience: float = 0.0,
     ) -> None:
-        """`patience`: asked to stop, it waits for data so many seconds longer before it raises Stopped."""
+        """`patience`: asked to stop, it waits for data so many seconds longer before it raises
+        Stopped."""
         self.manifest, self.device = manifest, device
         self.pixels = _Pixels(manifest, device)
         self.splits = {
@@ -251,16 +276,21 @@ class StreamingBatchLoader:
         mixed = any(stream.mixup for stream in streams)
         if mixed and not processes.alone:
             raise UserError(
-                "train.mixup with streamed, split batches: use data.mode=resident or --parallel members."
+                "train.mixup with streamed, split batches: use data.mode=resident or --parallel "
+                "members."
             )
         seeds = list(dict.fromkeys(stream.seed for stream in streams))
         readers = [
             self.splits["train"].epoch(
-                seed=seed, epoch=epoch, batch_size=batch_size, start_step=start_step,
-                rank=processes.rank, world_size=processes.world_size,
+                seed=seed,
+                epoch=epoch,
+                batch_size=batch_size,
+                start_step=start_step,
+                rank=processes.rank,
+                world_size=processes.world_size,
             )
             for seed in seeds
-        ]  # fmt: skip
+        ]
         for parts in zip(*readers, strict=True):
             step, first, size = parts[0].step, parts[0].first, len(parts[0].labels)
             total = min(batch_size, self.num_images - step * batch_size)
@@ -272,7 +302,9 @@ class StreamingBatchLoader:
             partners = share = None
             if mixed:
                 partners = labels.flip(1)
-                share = torch.stack([_mixup_shares(stream, position, self.device) for stream in streams])
+                share = torch.stack(
+                    [_mixup_shares(stream, position, self.device) for stream in streams]
+                )
                 images = _mix(images, images.flip(1), share)
             yield StepBatch(position, images, labels, partners, share, full=total == batch_size)
 

@@ -1,9 +1,8 @@
 """`last.ckpt` and `best.safetensors`: safetensors files, so that loading never executes code.
 
-All runs of a bank must resume from the same step. Their checkpoints are therefore published in two phases: each is
-first written in full as `last.ckpt.new`, then all are renamed. Killed at any moment, every run holds a checkpoint of
-the newest position that all of them have reached.
-"""
+All runs of a bank must resume from the same step. Their checkpoints are therefore published in two
+phases: each is first written in full as `last.ckpt.new`, then all are renamed. Killed at any
+moment, every run holds a checkpoint of the newest position that all of them have reached."""
 
 from __future__ import annotations
 
@@ -23,14 +22,16 @@ from hpc_mlp.files.atomic import replacing
 from hpc_mlp.runs.folder import BEST, LAST
 from hpc_mlp.terminal.text import json_text
 
-LeaseCheck = Callable[[], None]  # raises if this process may no longer write
-Position = tuple[int, int]  # finished epochs, finished steps of the next one
+# Raises if this process may no longer write.
+LeaseCheck = Callable[[], None]
+# Finished epochs, finished steps of the next one.
+Position = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`tensors`: "model/…", "first/…", "second/…", "average/…", "loss_sum", and "best/…" where the best weights are
-    older ones; `state`: the member's JSON state."""
+    """`tensors`: "model/…", "first/…", "second/…", "average/…", "loss_sum", and "best/…" where the
+    best weights are older ones; `state`: the member's JSON state."""
 
     position: Position
     state: dict[str, Any]
@@ -43,11 +44,13 @@ def save_tensors(
     metadata: Mapping[str, Any],
     check_lease: LeaseCheck = lambda: None,
 ) -> None:
-    """Written under a name of its own, then renamed, if `check_lease` does not raise: it is asked at the last moment."""
+    """Written under a name of its own, then renamed, if `check_lease` does not raise: it is asked
+    at the last moment."""
     try:
         with replacing(path) as temporary:
             contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-            # One metadata key: safetensors writes several in an order that changes from call to call.
+            # One metadata key: safetensors writes several in an order that changes from call to
+            # call.
             save_file(contiguous, temporary, {"hpc_mlp": json_text(metadata)})
             check_lease()
     except (OSError, SafetensorError) as error:
@@ -55,7 +58,9 @@ def save_tensors(
 
 
 def save_checkpoints(
-    folders: Sequence[Path], checkpoints: Sequence[Checkpoint], check_lease: LeaseCheck = lambda: None
+    folders: Sequence[Path],
+    checkpoints: Sequence[Checkpoint],
+    check_lease: LeaseCheck = lambda: None,
 ) -> None:
     """Publish the checkpoints of all members of a bank, all or none."""
     for folder, checkpoint in zip(folders, checkpoints, strict=True):
@@ -67,7 +72,8 @@ def save_checkpoints(
 
 
 def load_checkpoints(folders: Sequence[Path], device: str = "cpu") -> list[Checkpoint] | None:
-    """The members' checkpoints at the newest position that all of them have; None if there is no such position."""
+    """The members' checkpoints at the newest position that all of them have; None if there is no
+    such position."""
     found = [_positions(folder) for folder in folders]
     common = set.intersection(*(set(paths) for paths in found))
     if not common:
@@ -84,8 +90,9 @@ def load_checkpoints(folders: Sequence[Path], device: str = "cpu") -> list[Check
 
 
 def finish_interrupted_save(folders: Sequence[Path], position: Position) -> None:
-    """Finish what a kill interrupted: the checkpoint of `position` becomes `last.ckpt`, and no other remains. Without,
-    the next save would overwrite a `last.ckpt.new` that is the only one of its position."""
+    """Finish what a kill interrupted: the checkpoint of `position` becomes `last.ckpt`, and no
+    other remains. Without, the next save would overwrite a `last.ckpt.new` that is the only one of
+    its position."""
     for folder in folders:
         new = _new(folder)
         if _position(new) == position:
@@ -95,7 +102,8 @@ def finish_interrupted_save(folders: Sequence[Path], position: Position) -> None
 
 
 def resumable_together(folders: Sequence[Path]) -> list[list[int]]:
-    """Indices of `folders` in groups that share a position, so that each group can go on where it was."""
+    """Indices of `folders` in groups that share a position, so that each group can go on where it
+    was."""
     groups: list[tuple[set[Position | None], list[int]]] = []
     for i, folder in enumerate(folders):
         positions: set[Position | None] = set(_positions(folder)) or {None}

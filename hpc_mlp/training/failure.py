@@ -18,12 +18,15 @@ from hpc_mlp.training.progress import ProgressListener
 
 
 def parts(members: Sequence[Member], error: Exception) -> list[list[Member]]:
-    """The parts that a bank goes on in after `error`, since each may be well without the others; [] where it would not
-    help. Models that do not stack are a part each. Where memory ran out, halves."""
-    if isinstance(error, HpcMlpError | OSError):  # not a model's: a full disk, a lost process
+    """The parts that a bank goes on in after `error`, since each may be well without the others; []
+    where it would not help. Models that do not stack are a part each. Where memory ran out,
+    halves."""
+    # Not a model's: a full disk, a lost process.
+    if isinstance(error, HpcMlpError | OSError):
         return []
     stacks = [
-        list(group) for _, group in itertools.groupby(members, key=lambda member: stack_key(member.spec))
+        list(group)
+        for _, group in itertools.groupby(members, key=lambda member: stack_key(member.spec))
     ]
     if len(stacks) > 1:
         return stacks
@@ -32,12 +35,16 @@ def parts(members: Sequence[Member], error: Exception) -> list[list[Member]]:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    # For the CPU, torch raises a RuntimeError: "[enforce fail at alloc_cpu.cpp:…] … DefaultCPUAllocator: can't …"
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+    # For the CPU, torch raises a RuntimeError: "[enforce fail at alloc_cpu.cpp:…] …
+    # DefaultCPUAllocator: can't …"
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(
+        error
+    )
 
 
 def report(members: Sequence[Member], error: Exception, view: ProgressListener) -> None:
-    """Write the failure down in the folders of those of `members` that have no result, and tell of it."""
+    """Write the failure down in the folders of those of `members` that have no result, and tell of
+    it."""
     where = _record(members, error)
     view.ended(members, "failed", one_line(error))
     names = f"{members[0].spec.name} " if len(members) == 1 else ""
@@ -69,7 +76,8 @@ def _record(members: Sequence[Member], error: Exception) -> str:
         for member in members:
             if member.folder.result() is None:
                 member.folder.write_failed(one_line(error), full(error))
-    except (OSError, RunError) as problem:  # it may be the disk that has failed
+    # It may be the disk that has failed.
+    except (OSError, RunError) as problem:
         told = "" if isinstance(error, OSError | HpcMlpError) else full(error)
         return f"failed.json could not be written: {one_line(problem)}\n{told}".rstrip()
     return f"the traceback is in {members[0].folder.path}/failed.json"

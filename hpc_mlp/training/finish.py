@@ -30,13 +30,17 @@ class FinishedRun:
 
 
 def write_result(
-    run: FinishedRun, loader: BatchLoader, batches: Iterable[tuple[Tensor, Tensor]], check_lease: LeaseCheck
+    run: FinishedRun,
+    loader: BatchLoader,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    check_lease: LeaseCheck,
 ) -> float | None:
-    """→ test accuracy; None where the run diverged before its first epoch ended. `batches`: the test split's images
-    and labels, looked at where there are weights to look with. `check_lease` is asked before each file.
+    """→ test accuracy; None where the run diverged before its first epoch ended. `batches`: the
+    test split's images and labels, looked at where there are weights to look with. `check_lease` is
+    asked before each file.
 
-    best.safetensors is written right before result.json, and then the checkpoint has done its part: it is removed,
-    unless `train.keep_checkpoint`."""
+    best.safetensors is written right before result.json, and then the checkpoint has done its part:
+    it is removed, unless `train.keep_checkpoint`."""
     member, manifest, test = run.member, loader.manifest, None
     spec, folder = member.spec, member.folder
     if member.best_epoch:
@@ -50,7 +54,9 @@ def write_result(
         check_lease()
         write_bytes(folder.path / PREDICTIONS, buffer.getvalue())
     if run.best:
-        save_best(folder.path, run.best, {"epoch": member.best_epoch, "name": spec.name}, check_lease)
+        save_best(
+            folder.path, run.best, {"epoch": member.best_epoch, "name": spec.name}, check_lease
+        )
     check_lease()
     folder.write_result(member.result(test, run.num_parameters, str(loader.device), run.bank_size))
     if not spec.config.train.keep_checkpoint:

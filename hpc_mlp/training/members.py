@@ -1,4 +1,5 @@
-"""What is known of each run while its bank trains: history, best epoch, whether and why it stopped."""
+"""What is known of each run while its bank trains: history, best epoch, whether and why it
+stopped."""
 
 from __future__ import annotations
 
@@ -14,12 +15,17 @@ from hpc_mlp.runs.folder import Json, RunFolder, best_line
 class Member:
     spec: RunSpec
     folder: RunFolder
-    history: list[Json] = field(default_factory=list)  # the lines of metrics.jsonl
+    # The lines of metrics.jsonl.
+    history: list[Json] = field(default_factory=list)
     best_epoch: int = 0
-    stopped: str | None = None  # "epochs", "early", "max_seconds", "diverged"
-    seconds: float = 0.0  # of training and validation so far, over all sessions
-    images: int = 0  # trained on in the epochs of `history`
-    data_mode: str = ""  # "resident" or "streaming": the order of the images depends on it
+    # "epochs", "early", "max_seconds", "diverged"
+    stopped: str | None = None
+    # Of training and validation so far, over all sessions.
+    seconds: float = 0.0
+    # Trained on in the epochs of `history`.
+    images: int = 0
+    # "resident" or "streaming": the order of the images depends on it
+    data_mode: str = ""
 
     def state(self) -> Json:
         """JSON for the checkpoint."""
@@ -56,8 +62,8 @@ class Member:
         return math.inf if limit is None else limit - self.seconds
 
     def finish_epoch(self, line: Json, images: int, *, cut: bool = False) -> bool:
-        """Take in the line of an epoch of so many images; decide whether the run goes on. `cut`: its time was up
-        within this epoch. True if this is the best epoch so far."""
+        """Take in the line of an epoch of so many images; decide whether the run goes on. `cut`:
+        its time was up within this epoch. True if this is the best epoch so far."""
         self.history.append(line)
         self.images += images
         train = self.spec.config.train

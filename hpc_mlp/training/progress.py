@@ -127,7 +127,9 @@ class RunMonitor(ProgressListener):
     def note(self, text: str) -> None:
         self.display.note(text)
 
-    def _set(self, member: Member, state: State, detail: str = "", accuracy: float | None = None) -> None:
+    def _set(
+        self, member: Member, state: State, detail: str = "", accuracy: float | None = None
+    ) -> None:
         train = member.spec.config.train
         with self._lock:
             self.statuses[member.spec.name] = replace(
@@ -272,6 +274,8 @@ def watch(
     """A listener for a process that trains `own`; shown on `console`, where there is one, with all
     of `specs`."""
     monitor = RunMonitor(specs if console else own, own, runs, device)
-    shown = open_display(console, monitor.snapshot, log_format) if console else nullcontext(Display())
+    shown = (
+        open_display(console, monitor.snapshot, log_format) if console else nullcontext(Display())
+    )
     with shown as monitor.display, monitor.watching():
         yield monitor

@@ -1,4 +1,5 @@
-"""From a list of runs to finished run folders: what is already done, who trains what, one bank after another."""
+"""From a list of runs to finished run folders: what is already done, who trains what, one bank
+after another."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ from hpc_mlp.training.progress import ProgressListener, watch
 from hpc_mlp.training.setup import TrainSetup, check, prepare, unfinished
 from hpc_mlp.training.trainer import BankTrainer
 
-_SAME_FAILURE_SECONDS = 20.0  # in which processes that share batches come upon the same failure
+# In which processes that share batches come upon the same failure.
+_SAME_FAILURE_SECONDS = 20.0
 
 
 def train_specs(
@@ -50,17 +52,18 @@ def train_specs(
     overwrite: bool = False,
     log_format: LogFormat = "auto",
 ) -> int:
-    """Train every run that is not complete; → exit code 0, 1 (a run failed) or 128 + signal (stopped on request).
+    """Train every run that is not complete; → exit code 0, 1 (a run failed) or 128 + signal
+    (stopped on request).
 
-    Under several processes (Accelerate's environment) the runs are dealt out over them, or each batch is split.
-    UserError, before anything is written, where the input is wrong.
-    """
+    Under several processes (Accelerate's environment) the runs are dealt out over them, or each
+    batch is split. UserError, before anything is written, where the input is wrong."""
     stop.clear()
     plugins = [plugin for spec in specs for plugin in spec.plugins]
     load_plugins(plugins)
     trust(plugins)
     keep_freed_memory()
-    torch.backends.cudnn.deterministic = True  # else a resumed CNN would not give the same bits
+    # Else a resumed CNN would not give the same bits.
+    torch.backends.cudnn.deterministic = True
     with stop.stop_on_signals():
         try:
             return _train_specs(shards, specs, runs, cpu, parallel, overwrite, log_format)
@@ -80,16 +83,18 @@ def _train_specs(
     overwrite: bool,
     log_format: LogFormat,
 ) -> int:
-    with stop.interruptible():  # nothing is written before the end of this
+    # Nothing is written before the end of this.
+    with stop.interruptible():
         manifest = load_manifest(shards)
         setup = TrainSetup(shards, manifest, list(specs), runs)
         check(setup)
         # Several processes without a GPU: Accelerate wants to be told, or each would train alone.
         cpu = cpu or (ranks.world_size() > 1 and not torch.cuda.is_available())
-        # Of the rendezvous and of a step. Where processes may be hours apart, they meet by `Processes.meet`.
+        # Of the rendezvous and of a step. Where processes may be hours apart, they meet by
+        # `Processes.meet`.
         patience = InitProcessGroupKwargs(backend=backend(cpu), timeout=timedelta(minutes=10))
-        # Accelerate keeps its state for the whole process: a second training in it, as notebooks have, would go to the
-        # device of the first one without a word.
+        # Accelerate keeps its state for the whole process: a second training in it, as notebooks
+        # have, would go to the device of the first one without a word.
         AcceleratorState._reset_state(reset_partial_state=True)
         accelerator = Accelerator(cpu=cpu, kwargs_handlers=[patience])
         device = accelerator.device
@@ -101,7 +106,8 @@ def _train_specs(
         if console is not None and len(todo) < len(setup.specs):
             done = len(setup.specs) - len(todo)
             console.print(
-                f"{done} of {len(setup.specs)} runs are complete; --overwrite trains them anew.", style="dim"
+                f"{done} of {len(setup.specs)} runs are complete; --overwrite trains them anew.",
+                style="dim",
             )
         split = splits_batches(parallel, todo, world.world_size, gpu=branch(device) != "cpu")
         own_runs = runs_of_rank(todo, Processes() if split else world)
@@ -112,9 +118,12 @@ def _train_specs(
             else _data_sections(setup, own_runs)
         )
         configs = dict.fromkeys(data.values())
-        loaders = {c: make_loader(setup.shards, manifest, c, device, group, per_device) for c in configs}
+        loaders = {
+            c: make_loader(setup.shards, manifest, c, device, group, per_device) for c in configs
+        }
         loader_of = {name: loaders[config] for name, config in data.items()}
-        world.wait()  # nobody has written anything until everybody has read everything
+        # Nobody has written anything until everybody has read everything.
+        world.wait()
     if world.lead:
         prepare(setup, todo, device, overwrite)
     world.wait()
@@ -126,9 +135,11 @@ def _train_specs(
         else nullcontext(ProgressListener()) as view
     ):
         code = _train(setup, own_runs, loader_of, group, device, view)
-        if not split:  # the others may train on for hours, and are watched meanwhile
+        # The others may train on for hours, and are watched meanwhile.
+        if not split:
             code = max(world.meet(code))
-            if code == 1 and not world.lead:  # told by the lead: this process has done its part
+            # Told by the lead: this process has done its part.
+            if code == 1 and not world.lead:
                 code = 0
     accelerator.end_training()
     return code
@@ -147,11 +158,13 @@ def _stopped(note: Callable[[str], None]) -> int:
 
 
 def _data_sections(setup: TrainSetup, specs: Sequence[RunSpec]) -> dict[str, DataConfig]:
-    """Run's name → its data section. A run that has begun keeps the mode that `data.mode=auto` chose then: its order of
-    the images depends on it, and there may be more or less memory now. New runs beside it join it, so that no images
-    are loaded twice."""
+    """Run's name → its data section. A run that has begun keeps the mode that `data.mode=auto`
+    chose then: its order of the images depends on it, and there may be more or less memory now. New
+    runs beside it join it, so that no images are loaded twice."""
     auto = [spec for spec in specs if spec.config.data.mode == "auto"]
-    begun = {spec.name: mode for spec in auto if (mode := data_mode(setup.folder(spec).path)) is not None}
+    begun = {
+        spec.name: mode for spec in auto if (mode := data_mode(setup.folder(spec).path)) is not None
+    }
     joined = {spec.config.data: begun[spec.name] for spec in auto if spec.name in begun}
     sections = {spec.name: spec.config.data for spec in specs}
     for spec in auto:
@@ -169,14 +182,21 @@ def banks(
     processes: Processes,
     device: torch.device,
 ) -> list[list[RunSpec]]:
-    """Runs that can share batches and precision, and go on from the same step, together: on a GPU as many as its memory
-    holds, and those whose steps are captured apart from the others. `loader_of`: by run's name"""
+    """Runs that can share batches and precision, and go on from the same step, together: on a GPU
+    as many as its memory holds, and those whose steps are captured apart from the others.
+    `loader_of`: by run's name"""
     gpu = branch(device) == "cuda"
     groups: dict[object, list[RunSpec]] = {}
     for spec in specs:
         train = spec.config.train
         captured = gpu and processes.alone and is_capturable(spec)
-        key = (train.batch_size, train.precision, train.checkpoint_every, id(loader_of[spec.name]), captured)
+        key = (
+            train.batch_size,
+            train.precision,
+            train.checkpoint_every,
+            id(loader_of[spec.name]),
+            captured,
+        )
         groups.setdefault(key, []).append(spec)
     ordered = [bank_order(group) for group in groups.values()]
     together = [
@@ -205,7 +225,8 @@ def _train(
         try:
             with _leases(members, processes) as check_lease:
                 done = _train_bank(members, loader_of[specs[0].name], processes, view, check_lease)
-        except LeaseLostError as error:  # the folders are another's now: nothing may be written there
+        # The folders are another's now: nothing may be written there.
+        except LeaseLostError as error:
             view.ended(members, "lost", str(error))
             failure.tell(view, str(error))
             done = 1
@@ -223,8 +244,8 @@ def _train_bank(
     view: ProgressListener,
     check_lease: LeaseCheck,
 ) -> int:
-    """→ 0, or 1: some have failed, which is recorded in their run folders. The others go on, from the bank's last
-    checkpoint and so with the bits that they would have had without those."""
+    """→ 0, or 1: some have failed, which is recorded in their run folders. The others go on, from
+    the bank's last checkpoint and so with the bits that they would have had without those."""
     code, waiting = 0, [list(members)]
     while waiting:
         group, cause = waiting.pop(0), None
@@ -235,16 +256,23 @@ def _train_bank(
         except Exception as error:
             cause = failure.cause(error, processes)
             together = _everywhere(processes)
-            if not processes.lead:  # the lead writes the folders
-                text = failure.one_line(cause) if isinstance(cause, HpcMlpError) else failure.full(cause)
+            # The lead writes the folders.
+            if not processes.lead:
+                text = (
+                    failure.one_line(cause)
+                    if isinstance(cause, HpcMlpError)
+                    else failure.full(cause)
+                )
                 say(f"hpc-mlp (process {processes.rank}): {text}", err=True)
             group = [member for member in group if member.folder.result() is None]
             rest = failure.parts(group, cause) if together else []
             if processes.lead:
-                check_lease()  # what failed may have failed because another process took over
+                # What failed may have failed because another process took over.
+                check_lease()
                 if rest:
                     view.note(
-                        f"{failure.one_line(cause)}: the bank goes on in {len(rest)} parts, to see whose that is"
+                        f"{failure.one_line(cause)}: the bank goes on in {len(rest)} parts, to see "
+                        "whose that is"
                     )
                 else:
                     failure.report(group, cause, view)
@@ -262,30 +290,36 @@ def _train_group(
     view: ProgressListener,
     check_lease: LeaseCheck,
 ) -> int:
-    """Those of them that are unfinished, each first tried alone; → 0, or 1: one has failed by itself, and recorded."""
+    """Those of them that are unfinished, each first tried alone; → 0, or 1: one has failed by
+    itself, and recorded."""
     if processes.lead:
         for member in members:
             member.folder.sweep()
     unfinished_members = [
         Member(member.spec, member.folder) for member in members if member.folder.result() is None
     ]
-    errors = [trial.failure(member.spec, loader.manifest, loader.device) for member in unfinished_members]
+    errors = [
+        trial.failure(member.spec, loader.manifest, loader.device) for member in unfinished_members
+    ]
     failed = torch.tensor([float(error is not None) for error in errors])
-    processes.sum([failed])  # of one that fails in one of the processes, none trains it
+    # Of one that fails in one of the processes, none trains it.
+    processes.sum([failed])
     for member, error, flag in zip(unfinished_members, errors, failed.tolist(), strict=True):
         if flag and processes.lead:
             error = error or RunError("it cannot be trained in one of the processes.")
             check_lease()
             failure.report([member], error, view)
-    healthy = [member for member, flag in zip(unfinished_members, failed.tolist(), strict=True) if not flag]
+    healthy = [
+        member for member, flag in zip(unfinished_members, failed.tolist(), strict=True) if not flag
+    ]
     if healthy and not BankTrainer(healthy, loader, processes, view, check_lease).run():
         return 1
     return int(len(healthy) < len(unfinished_members))
 
 
 def _everywhere(processes: Processes) -> bool:
-    """Whether all processes have failed at the same place, as they do where a model's code raises: then they can go on
-    together. Else the others wait for this one, and only its end ends them."""
+    """Whether all processes have failed at the same place, as they do where a model's code raises:
+    then they can go on together. Else the others wait for this one, and only its end ends them."""
     if processes.alone:
         return True
     deadline = time.monotonic() + _SAME_FAILURE_SECONDS
@@ -303,7 +337,8 @@ def _everywhere(processes: Processes) -> bool:
 
 @contextmanager
 def _leases(members: Sequence[Member], processes: Processes) -> Iterator[LeaseCheck]:
-    """Hold the run folders, so that one process at a time writes them; → a check to call before writing."""
+    """Hold the run folders, so that one process at a time writes them; → a check to call before
+    writing."""
     with ExitStack() as stack:
         problem: BaseException | None = None
         leases: Sequence[Lease] = []
@@ -314,11 +349,14 @@ def _leases(members: Sequence[Member], processes: Processes) -> Iterator[LeaseCh
                 )
         except (RunError, stop.Stopped) as error:
             problem = error
-        except OSError as error:  # a full disk, no permission: said here, as other processes may find none
+        # A full disk, no permission: said here, as other processes may find none.
+        except OSError as error:
             problem = RunError(f"{error.filename}: {error.strerror}.")
         if processes.any(problem is not None):
             stop.check()
-            raise LeaseLostError(str(problem or "the lead process could not get hold of the run folders."))
+            raise LeaseLostError(
+                str(problem or "the lead process could not get hold of the run folders.")
+            )
 
         def check_lease() -> None:
             for lease in leases:

@@ -49,7 +49,9 @@ class TrainSetup:
             "plugins": [plugin.record() for plugin in spec.plugins],
             "pretrained_sha256": spec.pretrained_sha256,
             "dataset": {
-                "path": str(self.shards) if is_url(self.shards) else str(Path(self.shards).resolve()),
+                "path": str(self.shards)
+                if is_url(self.shards)
+                else str(Path(self.shards).resolve()),
                 "digest": manifest.digest,
                 "classes": list(manifest.classes),
                 "image_size": list(manifest.image_size),
@@ -79,16 +81,21 @@ def check(setup: TrainSetup) -> None:
     if setup.runs.exists() and not setup.runs.is_dir():
         raise UserError(f"--runs {setup.runs}: this is a file; name a folder.")
     if (setup.runs / NAME).is_file():
-        raise UserError(f"--runs {setup.runs}: this is a shards folder; name another one for the runs.")
+        raise UserError(
+            f"--runs {setup.runs}: this is a shards folder; name another one for the runs."
+        )
     for split in ("train", "val", "test"):
         if manifest.split(split).num_images == 0:
             raise UserError(
-                f"{setup.shards} has no {split} images. Convert with larger --val and --test shares."
+                f"{setup.shards} has no {split} images. Convert with larger --val and --test "
+                "shares."
             )
     for spec in setup.specs:
         config = spec.config
         if config.model.batchnorm and config.train.batch_size < 2:
-            raise UserError(f"{spec.name}: batch normalisation needs train.batch_size of at least 2.")
+            raise UserError(
+                f"{spec.name}: batch normalisation needs train.batch_size of at least 2."
+            )
         check_trackers(spec)
         if spec.pretrained_sha256 not in (None, pretrained_sha256(config)):
             raise UserError(
@@ -107,7 +114,9 @@ def unfinished(setup: TrainSetup, device: torch.device) -> list[RunSpec]:
     return todo
 
 
-def prepare(setup: TrainSetup, todo: Sequence[RunSpec], device: torch.device, overwrite: bool) -> None:
+def prepare(
+    setup: TrainSetup, todo: Sequence[RunSpec], device: torch.device, overwrite: bool
+) -> None:
     """Make the run folders of `todo`; remove what a kill left in those that are complete."""
     unfinished_names = {spec.name for spec in todo}
     for spec in setup.specs:

@@ -21,8 +21,8 @@ from hpc_mlp.training.batches import BatchLoader, num_steps
 class BankState:
     """Built for the members present after `count` steps, and built anew when some leave.
 
-    `tensors`: what `member_tensors` gave for each of them, or their checkpoints hold; without: a new start.
-    """
+    `tensors`: what `member_tensors` gave for each of them, or their checkpoints hold; without: a
+    new start."""
 
     def __init__(
         self,
@@ -49,7 +49,9 @@ class BankState:
         counts = manifest.split("train").class_counts
         loss = BankLoss(configs, counts, device, None if reduce is None else lambda t: reduce([t]))
         graph = processes.alone and all(is_capturable(spec) for spec in specs)
-        self.train_step = TrainStep(self.bank, self.optimizer, loss, configs[0].precision, graph=graph)
+        self.train_step = TrainStep(
+            self.bank, self.optimizer, loss, configs[0].precision, graph=graph
+        )
         self.steps_per_epoch = num_steps(loader.num_images, configs[0].batch_size)
         self._constant = all(
             param_group.schedule.name == "constant" and not param_group.schedule.warmup_epochs
@@ -70,7 +72,7 @@ class BankState:
         """The tensors of each member's checkpoint, as views (without "loss_sum")."""
         weights, optim, average = (
             held.member_states() for held in (self.bank, self.optimizer, self.average)
-        )  # fmt: skip
+        )
         return [
             {f"model/{key}": t for key, t in weights[i].items()} | optim[i] | average[i]
             for i in range(len(weights))
@@ -106,10 +108,15 @@ class BankState:
 
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The entries whose names begin with `prefix`, without it."""
-    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+    return {
+        key.removeprefix(prefix): tensor
+        for key, tensor in tensors.items()
+        if key.startswith(prefix)
+    }
 
 
 def best_weights(spec: RunSpec, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights that are evaluated and kept: the averages where there are some (integer buffers have none)."""
+    """The weights that are evaluated and kept: the averages where there are some (integer buffers
+    have none)."""
     weights = part(tensors, "model/")
     return weights | part(tensors, "average/") if spec.config.train.ema else weights

@@ -1,4 +1,5 @@
-"""Experiment trackers, through Accelerate: the lines of metrics.jsonl, also where people watch them."""
+"""Experiment trackers, through Accelerate: the lines of metrics.jsonl, also where people watch
+them."""
 
 from __future__ import annotations
 
@@ -12,12 +13,18 @@ from hpc_mlp.runs.folder import Json, RunFolder
 
 def check_trackers(spec: RunSpec) -> None:
     """UserError where a tracker is asked for that is not installed."""
-    if "tensorboard" in spec.config.train.trackers and importlib.util.find_spec("tensorboard") is None:
-        raise UserError("train.trackers: tensorboard is not installed: pip install 'hpc-mlp[tensorboard]'")
+    if (
+        "tensorboard" in spec.config.train.trackers
+        and importlib.util.find_spec("tensorboard") is None
+    ):
+        raise UserError(
+            "train.trackers: tensorboard is not installed: pip install 'hpc-mlp[tensorboard]'"
+        )
 
 
 class Trackers:
-    """The trackers of one run. TensorBoard's event files lie in the run folder, in `tensorboard/`."""
+    """The trackers of one run. TensorBoard's event files lie in the run folder, in
+    `tensorboard/`."""
 
     def __init__(self, spec: RunSpec, folder: RunFolder) -> None:
         self._open: list[Any] = []
@@ -25,7 +32,8 @@ class Trackers:
             from accelerate.tracking import TensorBoardTracker
 
             tracker = TensorBoardTracker("tensorboard", folder.path)
-            tracker.main_process_only = False  # every process logs the runs that it trains
+            # Every process logs the runs that it trains.
+            tracker.main_process_only = False
             tracker.start()
             self._open.append(tracker)
 

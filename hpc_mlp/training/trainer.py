@@ -34,11 +34,13 @@ from hpc_mlp.training.progress import ProgressListener
 from hpc_mlp.training.state import BankState, best_weights, part
 from hpc_mlp.training.trackers import Trackers
 
-AGREE_EVERY = 8  # steps after which data-parallel processes agree on stopping and saving
+# Steps after which data-parallel processes agree on stopping and saving.
+AGREE_EVERY = 8
 
 
 class BankTrainer:
-    """`members` in `bank_order`, all unfinished. `check_lease` raises if this process may no longer write the run folders."""
+    """`members` in `bank_order`, all unfinished. `check_lease` raises if this process may no longer
+    write the run folders."""
 
     def __init__(
         self,
@@ -51,34 +53,45 @@ class BankTrainer:
         self.members = list(members)
         for member in self.members:
             member.data_mode = loader.mode
-        self.loader, self.processes, self.view, self.check_lease = loader, processes, view, check_lease
+        self.loader, self.processes, self.view, self.check_lease = (
+            loader,
+            processes,
+            view,
+            check_lease,
+        )
         self.manifest: Manifest = loader.manifest
         self.device = loader.device
         self.reference = loader.reference()
-        self.train_config = members[0].spec.config.train  # batch size and precision are the same for all
+        # Batch size and precision are the same for all.
+        self.train_config = members[0].spec.config.train
         set_precision(self.train_config.precision)
         self.bank_size = len(members)
         self.healthy = True
-        self.epoch = self.step = 0  # finished epochs; finished steps of the next one
+        # Finished epochs; finished steps of the next one.
+        self.epoch = self.step = 0
         self.steps_per_epoch = num_steps(loader.num_images, self.train_config.batch_size)
         self.save_seconds, self.save_steps = parse_interval(self.train_config.checkpoint_every)
         self.saved_at, self.saved_count = time.monotonic(), 0
-        # Run's name → weights of its best epoch on the CPU, where they are newer than best.safetensors.
+        # Run's name → weights of its best epoch on the CPU, where they are newer than
+        # best.safetensors.
         self.unsaved: dict[str, dict[str, Tensor]] = {}
         self.waited = loader.wait_seconds
         self.trackers = {
-            member.spec.name: Trackers(member.spec, member.folder) for member in members if processes.lead
+            member.spec.name: Trackers(member.spec, member.folder)
+            for member in members
+            if processes.lead
         }
 
     def run(self) -> bool:
-        """Train until every member has stopped; False where one has failed at its test. Asked to stop: write a
-        checkpoint and raise Stopped."""
+        """Train until every member has stopped; False where one has failed at its test. Asked to
+        stop: write a checkpoint and raise Stopped."""
         self._resume()
         self.view.start(self.members, lambda: self.loader.wait_seconds)
         self._finish_stopped()
         while self.members:
             if self.processes.any(stop.stop_reason() is not None):
-                # An epoch's end writes none of its own unless one is due; at the very start there is nothing to keep.
+                # An epoch's end writes none of its own unless one is due; at the very start there
+                # is nothing to keep.
                 if self.epoch or self.step:
                     self._save()
                 raise stop.Stopped
@@ -105,7 +118,9 @@ class BankTrainer:
                 member.folder.write_metrics(member.history)
         self.processes.wait()
         if self.processes.lead:
-            finish_interrupted_save([member.folder.path for member in self.members], checkpoints[0].position)
+            finish_interrupted_save(
+                [member.folder.path for member in self.members], checkpoints[0].position
+            )
         self._build([checkpoint.tensors for checkpoint in checkpoints])
         self.state.restore_losses(torch.stack([c.tensors["loss_sum"] for c in checkpoints], 1))
         self.saved_count = self._count
@@ -123,7 +138,8 @@ class BankTrainer:
         return self.epoch * self.steps_per_epoch + self.step
 
     def _save(self) -> None:
-        """Checkpoints of all members, and the files of best weights that are newer than those on disk."""
+        """Checkpoints of all members, and the files of best weights that are newer than those on
+        disk."""
         losses = self.state.loss_table()
         if self.processes.lead:
             folders, checkpoints = [], []
@@ -145,8 +161,8 @@ class BankTrainer:
         return 0 < member.best_epoch == self.epoch + (self.step > 0)
 
     def _best_beside(self, member: Member) -> dict[str, Tensor]:
-        """The best weights for the checkpoint, where they are not the present ones: so that it never depends on a file
-        that is newer, or was not written any more."""
+        """The best weights for the checkpoint, where they are not the present ones: so that it
+        never depends on a file that is newer, or was not written any more."""
         if not member.best_epoch or self._is_best(member):
             return {}
         best = self.unsaved.get(member.spec.name) or load_weights(member.folder.path / BEST)
@@ -154,7 +170,9 @@ class BankTrainer:
 
     def _best_in(self, member: Member, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The best weights in a checkpoint; {} where there are none yet."""
-        return best_weights(member.spec, tensors) if self._is_best(member) else part(tensors, "best/")
+        return (
+            best_weights(member.spec, tensors) if self._is_best(member) else part(tensors, "best/")
+        )
 
     def _save_best(self, member: Member, weights: dict[str, Tensor]) -> None:
         about = {"epoch": member.best_epoch, "name": member.spec.name}
@@ -178,7 +196,9 @@ class BankTrainer:
             if self.processes.alone or self.step % AGREE_EVERY == 0:
                 # They must stop and save at the same step.
                 stopping, due, late = self.processes.any_of(
-                    stop.stop_reason() is not None, due or self._time_due(), self._has_passed(started + left)
+                    stop.stop_reason() is not None,
+                    due or self._time_due(),
+                    self._has_passed(started + left),
                 )
             if stopping or due:
                 self._clock(started, before)
@@ -192,10 +212,14 @@ class BankTrainer:
         self._clock(started, before)
 
     def _epoch_batches(self, started: float, before: Sequence[float]) -> Iterator[StepBatch]:
-        """The rest of the present epoch. Raises Stopped where a stop is asked for while the data do not come, which may
-        take minutes: where no other process has to agree, with a checkpoint."""
+        """The rest of the present epoch. Raises Stopped where a stop is asked for while the data do
+        not come, which may take minutes: where no other process has to agree, with a checkpoint."""
         batches = self.loader.epoch(
-            self.state.bank.streams, self.epoch, self.step, self.train_config.batch_size, self.processes
+            self.state.bank.streams,
+            self.epoch,
+            self.step,
+            self.train_config.batch_size,
+            self.processes,
         )
         try:
             yield from batches
@@ -209,13 +233,16 @@ class BankTrainer:
         return self.save_steps is not None and self._count - self.saved_count >= self.save_steps
 
     def _time_due(self) -> bool:
-        return self.save_seconds is not None and time.monotonic() - self.saved_at >= self.save_seconds
+        return (
+            self.save_seconds is not None and time.monotonic() - self.saved_at >= self.save_seconds
+        )
 
     def _has_passed(self, moment: float) -> bool:
         return self.processes.lead and time.perf_counter() >= moment
 
     def _clock(self, started: float, before: Sequence[float]) -> None:
-        """Add the time since `started`, by the lead's clock: `max_seconds` must mean the same to every process."""
+        """Add the time since `started`, by the lead's clock: `max_seconds` must mean the same to
+        every process."""
         elapsed = time.perf_counter() - started
         if not self.processes.alone:
             leads = torch.tensor(elapsed if self.processes.lead else 0.0, dtype=torch.float64)
@@ -235,17 +262,20 @@ class BankTrainer:
         return sums
 
     def _batches(self, split: str, processes: Processes) -> Iterator[tuple[Tensor, Tensor]]:
-        """All images of a split once. Raises Stopped when asked to stop: of several processes, which would have to
-        agree on the batch, each goes on to the end."""
+        """All images of a split once. Raises Stopped when asked to stop: of several processes,
+        which would have to agree on the batch, each goes on to the end."""
         batches = self.loader.in_order(split, processes)
         return stop.unless_stopped(batches) if self.processes.alone else batches
 
     def _finish_epoch(self) -> None:
-        """Validation, bookkeeping, and a checkpoint where one is due. After the last step this is for all members,
-        before it for those whose time is up: what they have trained is an epoch too."""
+        """Validation, bookkeeping, and a checkpoint where one is due. After the last step this is
+        for all members, before it for those whose time is up: what they have trained is an epoch
+        too."""
         whole = self.step == self.steps_per_epoch
         images = self.loader.num_images if whole else self.step * self.train_config.batch_size
-        rates = dict(zip(self.state.optimizer.param_groups, self.state.rates(self._count - 1), strict=True))
+        rates = dict(
+            zip(self.state.optimizer.param_groups, self.state.rates(self._count - 1), strict=True)
+        )
         started, before = time.perf_counter(), [member.seconds for member in self.members]
         trained = [member.epoch_seconds for member in self.members]
         losses = self.state.losses()
@@ -268,7 +298,8 @@ class BankTrainer:
                 "learning_rate": rates[param_group_of(member.spec)],
                 "images_per_second": images / max(trained[i], 1e-9),
                 "seconds": member.epoch_seconds,
-                "data_wait_seconds": self.loader.wait_seconds - self.waited,  # of the lead process
+                # Of the lead process.
+                "data_wait_seconds": self.loader.wait_seconds - self.waited,
             }
             improved[i] = member.finish_epoch(line, images, cut=not whole)
         if whole:
@@ -296,11 +327,15 @@ class BankTrainer:
         """Members that have stopped get their result and leave the bank."""
         if not any(member.stopped for member in self.members):
             return
-        if any(member.stopped and member.spec.config.train.keep_checkpoint for member in self.members):
+        if any(
+            member.stopped and member.spec.config.train.keep_checkpoint for member in self.members
+        ):
             self._save()
         kept, losses = self.state.member_tensors(), self.state.loss_table()
         try:
-            for member, parameters in zip(self.members, self.state.bank.num_parameters, strict=True):
+            for member, parameters in zip(
+                self.members, self.state.bank.num_parameters, strict=True
+            ):
                 if member.stopped:
                     self._finish(member, parameters)
             # For the lead, whom the test split may take long.
@@ -317,7 +352,8 @@ class BankTrainer:
             self.state.restore_losses(losses[:, staying])
 
     def _finish(self, member: Member, parameters: int) -> None:
-        """By the lead. What a model raises here, on the test images, is that member's failure alone."""
+        """By the lead. What a model raises here, on the test images, is that member's failure
+        alone."""
         accuracy = None
         if self.processes.lead:
             batches = self._batches("test", Processes())

@@ -1,5 +1,5 @@
-"""Each model tried before it trains: whether it works alone, so that one that cannot fails without its bank, and what
-it takes of memory."""
+"""Each model tried before it trains: whether it works alone, so that one that cannot fails without
+its bank, and what it takes of memory."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ BYTES_PER_PARAMETER = 16
 
 
 def shape_of(spec: RunSpec, manifest: Manifest) -> nn.Module | None:
-    """The run's module without memory for its weights; None where a plugin's cannot be built so. UserError where a
-    built-in one cannot be built at all."""
+    """The run's module without memory for its weights; None where a plugin's cannot be built so.
+    UserError where a built-in one cannot be built at all."""
     model = spec.config.model
     try:
         with torch.device("meta"):
@@ -31,12 +31,15 @@ def shape_of(spec: RunSpec, manifest: Manifest) -> nn.Module | None:
         raise
     except Exception as error:
         if model.kind in BUILT_IN:
-            raise UserError(f"{spec.name} cannot be built: {' '.join(str(error).split())}") from None
+            raise UserError(
+                f"{spec.name} cannot be built: {' '.join(str(error).split())}"
+            ) from None
         return None
 
 
 def check_memory(spec: RunSpec, manifest: Manifest, device: torch.device) -> None:
-    """UserError where the run's weights can't be trained in the memory of this device, whatever else is in it."""
+    """UserError where the run's weights can't be trained in the memory of this device, whatever
+    else is in it."""
     module = shape_of(spec, manifest)
     count = 0 if module is None else count_parameters(module)
     there = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else machine_memory()
@@ -44,8 +47,10 @@ def check_memory(spec: RunSpec, manifest: Manifest, device: torch.device) -> Non
     if needed > there:
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else "this machine"
         raise UserError(
-            f"{spec.name} has {count:,} parameters: weights, gradient and the optimizer's two moments take "
-            f"{needed / 2**30:,.1f} GiB ({BYTES_PER_PARAMETER} bytes for each), {where} has {there / 2**30:,.1f}. "
+            f"{spec.name} has {count:,} parameters: weights, gradient and the optimizer's two "
+            "moments take "
+            f"{needed / 2**30:,.1f} GiB ({BYTES_PER_PARAMETER} bytes for each), {where} has "
+            f"{there / 2**30:,.1f}. "
             "Make model.hidden, or the images, smaller."
         )
 
@@ -53,11 +58,11 @@ def check_memory(spec: RunSpec, manifest: Manifest, device: torch.device) -> Non
 def member_bytes(spec: RunSpec, manifest: Manifest) -> int:
     """About what a member of a bank takes of a GPU's memory, rather more, in bytes.
 
-    Of each parameter, float32 each: weight, gradient, two moments, and while the step is captured the weight and the
-    moments once more; with an average that and the weight's copy while it stands in: 28 or 36. Of each image of a batch
-    20 a pixel (its stream's, if it has that alone) and 80 a hidden unit of an MLP, in the eager steps before the capture
-    and in the graph; in evaluation 20. What lies between the layers of other models is not counted.
-    """
+    Of each parameter, float32 each: weight, gradient, two moments, and while the step is captured
+    the weight and the moments once more; with an average that and the weight's copy while it stands
+    in: 28 or 36. Of each image of a batch 20 a pixel (its stream's, if it has that alone) and 80 a
+    hidden unit of an MLP, in the eager steps before the capture and in the graph; in evaluation 20.
+    What lies between the layers of other models is not counted."""
     config, module = spec.config, shape_of(spec, manifest)
     parameters = 0 if module is None else count_parameters(module)
     hidden = sum(config.model.hidden) if config.model.kind == "mlp" else 0
@@ -82,24 +87,32 @@ def fitting(specs: Sequence[RunSpec], manifest: Manifest, free: int) -> list[lis
 
 
 def failure(spec: RunSpec, manifest: Manifest, device: torch.device) -> Exception | None:
-    """Why the run's model cannot be trained or evaluated, by itself and on two black images; None where it can.
+    """Why the run's model cannot be trained or evaluated, by itself and on two black images; None
+    where it can.
 
-    It is built for this alone: neither weights nor random draws of the training are touched. Stacked MLPs are our own
-    code, whatever their settings, and are not tried: 20 of them would take a second, and torch without memory for the
-    weights would first import its compiler.
-    """
+    It is built for this alone: neither weights nor random draws of the training are touched.
+    Stacked MLPs are our own code, whatever their settings, and are not tried: 20 of them would take
+    a second, and torch without memory for the weights would first import its compiler."""
     model, expected = spec.config.model, (2, len(manifest.classes))
     if model.kind == "mlp":
         return None
-    mixed = torch.autocast(device.type, torch.bfloat16, enabled=spec.config.train.precision == "bf16")
+    mixed = torch.autocast(
+        device.type, torch.bfloat16, enabled=spec.config.train.precision == "bf16"
+    )
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), mixed:
             module = build_module(model, _image_shape(manifest), expected[1], spec.seed).to(device)
             images = torch.zeros(2, *_image_shape(manifest), device=device)
             logits = module.train()(images)
             if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != expected:
-                found = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-                raise RunError(f"the model gives {found} for two images; logits {list(expected)} are needed.")
+                found = (
+                    list(logits.shape)
+                    if isinstance(logits, torch.Tensor)
+                    else type(logits).__name__
+                )
+                raise RunError(
+                    f"the model gives {found} for two images; logits {list(expected)} are needed."
+                )
             labels = torch.zeros(2, dtype=torch.int64, device=device)
             torch.autograd.backward(F.cross_entropy(logits.float(), labels))
             with torch.no_grad():

@@ -1,4 +1,5 @@
-"""The moving average of the weights (EMA): the formula, by member, and what is evaluated and saved."""
+"""The moving average of the weights (EMA): the formula, by member, and what is evaluated and
+saved."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ def floats(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def test_every_member_has_its_own_average_or_none() -> None:
     decays = "train.ema=0.0,0.5,0.99"
-    bank = BankUnderTest(specs_of("batchnorm", [0], "model.hidden=[6,4]", "optim.lr=0.01", decays), batch=8)
+    bank = BankUnderTest(
+        specs_of("batchnorm", [0], "model.hidden=[6,4]", "optim.lr=0.01", decays), batch=8
+    )
     assert [spec.config.train.ema for spec in bank.specs] == [0.0, 0.5, 0.99]
     average = WeightAverage(bank.bank)
     expected = [floats(state) for state in bank.bank.member_states()]
@@ -29,7 +32,11 @@ def test_every_member_has_its_own_average_or_none() -> None:
         bank.train(1)
         average.update(count)
         for mean, state, spec in zip(expected, bank.bank.member_states(), bank.specs, strict=True):
-            decay = min(spec.config.train.ema, (1 + count) / (10 + count)) if spec.config.train.ema else 0.0
+            decay = (
+                min(spec.config.train.ema, (1 + count) / (10 + count))
+                if spec.config.train.ema
+                else 0.0
+            )
             for key in mean:
                 mean[key] = decay * mean[key] + (1 - decay) * state[key]
     before = [floats(state) for state in bank.bank.member_states()]
@@ -57,4 +64,6 @@ def test_the_average_is_what_is_evaluated_and_saved(
         assert torch.equal(tensor, last[f"{'model' if same else 'average'}/{key}"])
     shown = cli("evaluate", folder, digits, "--split", "val", "--format", "json")
     assert shown.exit_code == 0, shown.output
-    assert json.loads(shown.stdout)["loss"] == pytest.approx(metrics(folder)[0]["val_loss"], rel=1e-5)
+    assert json.loads(shown.stdout)["loss"] == pytest.approx(
+        metrics(folder)[0]["val_loss"], rel=1e-5
+    )

@@ -35,7 +35,9 @@ from hpc_mlp.models.registry import ImageShape
 @settings(max_examples=12, deadline=None)
 @given(
     hidden=st.lists(st.integers(1, 20), min_size=1, max_size=3),
-    variants=st.lists(st.sampled_from([*FOUR.split(","), "dropout_l2"]), min_size=1, max_size=5, unique=True),
+    variants=st.lists(
+        st.sampled_from([*FOUR.split(","), "dropout_l2"]), min_size=1, max_size=5, unique=True
+    ),
     seeds=st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=3, unique=True),
     batch=st.integers(2, 40),
     rate=st.sampled_from([1e-3, 1e-2]),
@@ -55,14 +57,17 @@ def test_members_equal_plain_modules_trained_alone(
             continue
         expected = module.state_dict()
         assert list(state) == list(expected) or set(state) == set(expected)
-        # Adam divides by the root of tiny second moments: rounding shows up to some thousandths of a step
+        # Adam divides by the root of tiny second moments: rounding shows up to some thousandths of
+        # a step
         tolerance = 4 * rate * 0.05
         for key, tensor in expected.items():
             assert torch.allclose(state[key].to(tensor.dtype), tensor, atol=tolerance, rtol=1e-3), (
                 spec.name,
                 key,
             )
-        assert torch.allclose(logits[i], module(images.flatten(1)), atol=20 * tolerance, rtol=1e-2), spec.name
+        assert torch.allclose(
+            logits[i], module(images.flatten(1)), atol=20 * tolerance, rtol=1e-2
+        ), spec.name
 
 
 def test_rates_and_decay_belong_to_the_member() -> None:
@@ -78,7 +83,8 @@ def test_rates_and_decay_belong_to_the_member() -> None:
 
 
 def test_initial_weights_are_those_of_nn_linear() -> None:
-    """uniform ± 1/√fan_in, for weights and biases; one seed, one set of weights; members of a seed share them."""
+    """uniform ± 1/√fan_in, for weights and biases; one seed, one set of weights; members of a seed
+    share them."""
     specs = specs_of("baseline,batchnorm", [3, 4], "model.hidden=[300,200]")
     states = Bank(specs, SHAPE, CLASSES).member_states()
     for state in states:
@@ -118,7 +124,8 @@ def test_a_batch_of_one_uses_the_running_statistics_and_leaves_them() -> None:
     for old, new in zip(before, bank.bank.member_states(), strict=True):
         assert all(torch.isfinite(tensor).all() for tensor in new.values())
         for key in old:
-            if "running" in key:  # the first two steps of the second `train` moved them, the third did not
+            # The first two steps of the second `train` moved them, the third did not.
+            if "running" in key:
                 assert int(new[key.rsplit(".", 1)[0] + ".num_batches_tracked"]) == 4
 
 
@@ -147,9 +154,11 @@ def test_dropout_drops_at_its_rate_and_scales(rate: float) -> None:
     spread = (rate * (1 - rate) / (250 * 400)) ** 0.5
     assert ((kept - (1 - rate)).abs() < 5 * spread).all()
     assert torch.allclose(mask[mask > 0], torch.tensor(1 / (1 - rate)), rtol=1e-4)
-    assert not torch.equal(mask[0], mask[1])  # seeds differ
+    # Seeds differ.
+    assert not torch.equal(mask[0], mask[1])
     columns = (mask > 0).double().mean((0, 1))
-    assert (columns - (1 - rate)).abs().max() < 6 * (rate * (1 - rate) / 500) ** 0.5  # every unit alike
+    # Every unit alike.
+    assert (columns - (1 - rate)).abs().max() < 6 * (rate * (1 - rate) / 500) ** 0.5
 
 
 def test_draws_depend_on_place_and_seed_alone() -> None:
@@ -162,7 +171,9 @@ def test_draws_depend_on_place_and_seed_alone() -> None:
 @settings(max_examples=10, deadline=None)
 @given(order=st.permutations(range(24)))
 def test_bank_order_keeps_every_run_once_and_stacks_side_by_side(order: list[int]) -> None:
-    specs = plan_runs(parse_variants(FOUR + ",dropout_l2,cnn"), [0, 1], (), parse_set(["optim.lr=0.1,0.01"]))
+    specs = plan_runs(
+        parse_variants(FOUR + ",dropout_l2,cnn"), [0, 1], (), parse_set(["optim.lr=0.1,0.01"])
+    )
     ordered = bank_order([specs[i] for i in order])
     assert sorted(s.name for s in ordered) == sorted(s.name for s in specs)
     kinds = [kind for kind, _ in itertools.groupby(spec.config.model.kind for spec in ordered)]
@@ -195,7 +206,9 @@ def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("variant", FOUR.split(","))
-def test_best_weights_load_into_a_plain_sequential(trained: Path, digits: Path, variant: str) -> None:
+def test_best_weights_load_into_a_plain_sequential(
+    trained: Path, digits: Path, variant: str
+) -> None:
     from safetensors.torch import load_file
 
     from hpc_mlp.data.manifest import Manifest
@@ -239,7 +252,9 @@ def test_the_best_epoch_is_what_was_saved(trained: Path, digits: Path) -> None:
         assert about == {"epoch": result(folder)["best_epoch"], "name": f"{variant}-s0"}
 
 
-def test_models_beside_the_stack_train_in_the_same_bank(digits: Path, tmp_path: Path, cli: Cli) -> None:
+def test_models_beside_the_stack_train_in_the_same_bank(
+    digits: Path, tmp_path: Path, cli: Cli
+) -> None:
     ran = cli("train", digits, "--runs", tmp_path, "--variants", "baseline,cnn", "--cpu", "--set", "train.epochs=2",
               "--set", "model.channels=[8,16]", "--set", "optim.lr=0.01")  # fmt: skip
     assert ran.exit_code == 0, ran.output
@@ -248,9 +263,14 @@ def test_models_beside_the_stack_train_in_the_same_bank(digits: Path, tmp_path: 
 
 
 def trained_bits(
-    variants: str, seeds: list[int], threads: int, case: tuple[str, ImageShape, int, int], *sets: str
+    variants: str,
+    seeds: list[int],
+    threads: int,
+    case: tuple[str, ImageShape, int, int],
+    *sets: str,
 ) -> dict[str, list[Tensor]]:
-    """Run → its weights after three steps (the last of a smaller batch), logits of evaluation, summed loss."""
+    """Run → its weights after three steps (the last of a smaller batch), logits of evaluation,
+    summed loss."""
     hidden, shape, classes, batch = case
     torch.set_num_threads(threads)
     specs = specs_of(variants, seeds, f"model.hidden=[{hidden}]", *sets)
@@ -261,7 +281,11 @@ def trained_bits(
     logits = bank.bank.eval()(images).detach()
     states = bank.bank.member_states()
     return {
-        spec.name: [*(t.clone() for t in states[i].values()), logits[i], bank.step.loss_sum[i].clone()]
+        spec.name: [
+            *(t.clone() for t in states[i].values()),
+            logits[i],
+            bank.step.loss_sum[i].clone(),
+        ]
         for i, spec in enumerate(specs)
     }
 
@@ -274,7 +298,9 @@ FASHION: ImageShape = (1, 28, 28)
     "case, sets",
     [
         (("512,256", FASHION, 10, 32), []),
-        pytest.param(("512,256", FASHION, 7, 20), ["model.activation=gelu"], marks=pytest.mark.slow),
+        pytest.param(
+            ("512,256", FASHION, 7, 20), ["model.activation=gelu"], marks=pytest.mark.slow
+        ),
         (("300,77", (3, 16, 16), 100, 7), ["optim.clip_norm=0.5"]),
         (("100,10", (1, 8, 8), 100, 1), []),
         pytest.param(
@@ -293,7 +319,8 @@ FASHION: ImageShape = (1, 28, 28)
 def test_no_bit_depends_on_threads_or_company(
     case: tuple[str, ImageShape, int, int], sets: list[str]
 ) -> None:
-    """Each variant alone, two of them, the four, the four with two seeds; widths and classes of every kind."""
+    """Each variant alone, two of them, the four, the four with two seeds; widths and classes of
+    every kind."""
     before = torch.get_num_threads()
     try:
         alone: dict[str, list[Tensor]] = {}

@@ -1,4 +1,5 @@
-"""Steps captured and replayed, without a GPU: the GPU's branches on the CPU's tensors (tests/taped.py)."""
+"""Steps captured and replayed, without a GPU: the GPU's branches on the CPU's tensors
+(tests/taped.py)."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ SHORT = "train.batch_size=200"
 def test_a_captured_step_is_a_function_of_its_buffers(
     name: str, banks: int, digits: Path, tmp_path: Path
 ) -> None:
-    """Replayed with other images, draws and rates, and captured anew when members leave, it trains as the CPU does."""
+    """Replayed with other images, draws and rates, and captured anew when members leave, it trains
+    as the CPU does."""
     counts = dict[str, int]()
     assert worst_difference(name, digits, tmp_path, gpu_branch(counts), SHORT, cpu=True) < 3e-6
     assert counts == {"captures": banks, "replays": 7 * max(2, banks)}
@@ -52,7 +54,8 @@ def test_a_captured_step_is_a_function_of_its_buffers(
 
 @pytest.mark.parametrize("failing", [0, 1, 2])
 def test_a_capture_that_fails_leaves_no_trace(failing: int, digits: Path, tmp_path: Path) -> None:
-    """In one of the two steps before it, or itself: the run goes on without, as if there had been none."""
+    """In one of the two steps before it, or itself: the run goes on without, as if there had been
+    none."""
     calls = itertools.count()
 
     def compute(self: Any, *arguments: Any) -> None:
@@ -76,7 +79,10 @@ def test_where_memory_runs_out_a_bank_goes_on_in_halves(digits: Path, tmp_path: 
         REAL_COMPUTE(self, *arguments)
 
     specs = specs_of("all", [0], SMALL, SHORT, "train.epochs=1")
-    with gpu_branch(None, (TrainStep, "compute", compute)), pytest.warns(HpcMlpWarning, match="planted"):
+    with (
+        gpu_branch(None, (TrainStep, "compute", compute)),
+        pytest.warns(HpcMlpWarning, match="planted"),
+    ):
         assert session.train_specs(digits, specs, tmp_path, cpu=True) == 0
     assert {result(tmp_path / spec.name)["bank_size"] for spec in specs} == {1}
 
@@ -85,11 +91,15 @@ def test_where_memory_runs_out_a_bank_goes_on_in_halves(digits: Path, tmp_path: 
 def test_a_planted_fault_is_seen(fault: str, digits: Path, tmp_path: Path) -> None:
     """Else the comparison above would say nothing."""
     with FAULTS[fault]:
-        assert worst_difference("adamw, cosine", digits, tmp_path, gpu_branch(), SHORT, cpu=True) > 1e-3
+        assert (
+            worst_difference("adamw, cosine", digits, tmp_path, gpu_branch(), SHORT, cpu=True)
+            > 1e-3
+        )
 
 
 def test_a_bank_that_was_left_is_freed_without_the_collector() -> None:
-    """A bank is rebuilt at each departure of a member; what kept the old one would keep the device's memory."""
+    """A bank is rebuilt at each departure of a member; what kept the old one would keep the
+    device's memory."""
     gc.collect()
     gc.disable()
     try:
@@ -127,8 +137,11 @@ def test_a_bank_is_let_go_before_the_next_is_built(
     assert alive == [0, 0, 0]
 
 
-def test_a_model_that_is_not_captured_leaves_the_others_their_graph(digits: Path, tmp_path: Path) -> None:
-    """And their bits: it trains in a bank of its own, but on a CPU, where nothing is captured, with them."""
+def test_a_model_that_is_not_captured_leaves_the_others_their_graph(
+    digits: Path, tmp_path: Path
+) -> None:
+    """And their bits: it trains in a bank of its own, but on a CPU, where nothing is captured, with
+    them."""
     own = variant(tmp_path, "nowhere", 0)
     both = specs_of(f"baseline,{own},dropout", [0], SMALL, SHORT, "train.epochs=2")
     assert session.train_specs(digits, both, tmp_path / "cpu", cpu=True) == 0
@@ -163,7 +176,8 @@ def test_a_bank_is_as_large_as_the_memory_of_the_device(
 
 
 def accumulator(parameter: Tensor) -> Node:
-    """The parameter's AccumulateGrad node: the one that an autograd graph still holds, else a new one."""
+    """The parameter's AccumulateGrad node: the one that an autograd graph still holds, else a new
+    one."""
     node = parameter.view_as(parameter).grad_fn
     assert node is not None and node.next_functions[0][0] is not None
     return node.next_functions[0][0]
@@ -171,8 +185,8 @@ def accumulator(parameter: Tensor) -> Node:
 
 @pytest.mark.parametrize("branch", [nullcontext, gpu_branch])
 def test_no_autograd_graph_outlives_its_step(branch: Any) -> None:
-    """A node that does belongs to the stream of its step: a later capture on another stream meets it and dies, at each
-    resumption anew."""
+    """A node that does belongs to the stream of its step: a later capture on another stream meets
+    it and dies, at each resumption anew."""
     with branch():
         test = BankUnderTest(specs_of("all", [0], SMALL), batch=8)
         test.train(1)
@@ -180,7 +194,9 @@ def test_no_autograd_graph_outlives_its_step(branch: Any) -> None:
     for parameter in trained.values():
         accumulator(parameter).metadata["seen"] = True
     assert trained
-    assert not [name for name, parameter in trained.items() if "seen" in accumulator(parameter).metadata]
+    assert not [
+        name for name, parameter in trained.items() if "seen" in accumulator(parameter).metadata
+    ]
 
 
 def test_a_second_training_in_a_process_gets_the_device_it_asks_for(

@@ -1,9 +1,9 @@
 """What a seed means is pinned: no release may change results unsaid.
 
-When a value here changes on purpose: say so in CHANGELOG.md ("results of a seed differ from before: …"), then write the
-new value, which the failing test prints. Draws come from integers and are the same everywhere. Weights after training
-are sums of products, whose last bits depend on the CPU and the library, so they are pinned to a tolerance.
-"""
+When a value here changes on purpose: say so in CHANGELOG.md ("results of a seed differ from before:
+…"), then write the new value, which the failing test prints. Draws come from integers and are the
+same everywhere. Weights after training are sums of products, whose last bits depend on the CPU and
+the library, so they are pinned to a tolerance."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ def test_split_and_order_of_conversion() -> None:
 def test_initial_weights() -> None:
     (spec,) = specs_of("baseline", [3], "model.hidden=[48,24]")
     state = build_module(spec.config.model, (1, 8, 8), 10, 3).state_dict()
-    assert {key: digest(tensor.numpy()) for key, tensor in state.items() if "weight" in key} == GOLDEN_INITIAL
+    assert {
+        key: digest(tensor.numpy()) for key, tensor in state.items() if "weight" in key
+    } == GOLDEN_INITIAL
 
 
 GOLDEN_INITIAL = {
@@ -81,7 +83,10 @@ def test_weights_after_ten_steps(variant: str) -> None:
         bank = BankUnderTest(specs_of(variant, [3], "model.hidden=[48,24]"), 16, (1, 8, 8))
         draws = randomness.augmentation_draws(1, 1, 1, 160, 64).reshape(10, 1, 16, 1, 8, 8)
         labels = (randomness.epoch_order(1, 1, 160) % 5).reshape(10, 1, 16)
-        bank.data = lambda t, size=None: (torch.from_numpy(draws[t]) - 0.5, torch.from_numpy(labels[t]))  # type: ignore[method-assign]
+        bank.data = lambda t, size=None: (
+            torch.from_numpy(draws[t]) - 0.5,
+            torch.from_numpy(labels[t]),
+        )  # type: ignore[method-assign]
         bank.train(10)
     finally:
         torch.set_num_threads(before)
@@ -142,7 +147,11 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_shards(shards: Path) -> None:
     """Split, order, resizing, encoding and statistics, to the byte (Pillow resizes)."""
     manifest = Manifest.load(shards)
-    found = {shard.name: shard.sha256[:16] for split in manifest.splits.values() for shard in split.shards}
+    found = {
+        shard.name: shard.sha256[:16]
+        for split in manifest.splits.values()
+        for shard in split.shards
+    }
     assert found == {
         "train-000000.tar": "86bcd2b60392dd10",
         "val-000000.tar": "4957fb98ffaae5ed",
@@ -154,7 +163,8 @@ def test_shards(shards: Path) -> None:
 
 
 def test_augmented_images(shards: Path) -> None:
-    """Sums of the pixels, the first of each row as it is; rounding may differ by one of 255 for some pixels."""
+    """Sums of the pixels, the first of each row as it is; rounding may differ by one of 255 for
+    some pixels."""
     config = AugmentConfig(horizontal_flip=0.5, rotation=20, shift=0.1, brightness=0.3, erasing=0.5)
     rows = augmented_rows(shards, Manifest.load(shards), config, 3, images=2, copies=4)
     sums = rows.long().sum((2, 3, 4))

@@ -81,14 +81,17 @@ def test_mixup_is_the_mixture_of_two_losses(smoothing: float) -> None:
     mixed = BankLoss([config] * 2, [1] * 4, CPU)(logits, Targets(first, second, share), 6)
     for v in range(2):
         one, other = (
-            nn.functional.cross_entropy(logits[v], labels[v], reduction="none", label_smoothing=smoothing)
+            nn.functional.cross_entropy(
+                logits[v], labels[v], reduction="none", label_smoothing=smoothing
+            )
             for labels in (first, second)
         )
         assert torch.allclose(mixed[v], (share[v] * one + (1 - share[v]) * other).mean(), rtol=1e-5)
 
 
 def test_mixup_with_class_weights_is_one_with_every_label_as_an_image_of_its_own() -> None:
-    """Both labels of an image count by their share: as the weighted mean over twice as many images."""
+    """Both labels of an image count by their share: as the weighted mean over twice as many
+    images."""
     counts = [3, 10, 40, 0]
     logits, share = torch.randn(1, 6, 4), torch.rand(1, 6)
     first, second = torch.randint(0, 4, (2, 1, 6))

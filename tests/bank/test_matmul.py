@@ -9,7 +9,8 @@ from hpc_mlp.bank import matmul
 from hpc_mlp.bank.fused_hidden import ACTIVATIONS, Mask, hidden
 from hpc_mlp.bank.norm import StackedBatchNorm
 
-SMALL, LARGE = (60, 33), (600, 260)  # below and above the border between kernels
+# Below and above the border between kernels.
+SMALL, LARGE = (60, 33), (600, 260)
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -22,7 +23,11 @@ def test_products_are_those_of_plain_torch(size: tuple[int, int], batch: int) ->
     width, height = size
     torch.manual_seed(0)
     weight, bias = torch.randn(3, height, width), torch.randn(3, height)
-    own, shared, dy = torch.randn(3, batch, width), torch.randn(batch, width), torch.randn(3, batch, height)
+    own, shared, dy = (
+        torch.randn(3, batch, width),
+        torch.randn(batch, width),
+        torch.randn(3, batch, height),
+    )
     assert close(matmul.own_inputs(own, weight, bias), own @ weight.mT + bias[:, None])
     assert close(matmul.shared_input(shared, weight, bias), shared @ weight.mT + bias[:, None])
     assert close(matmul.input_gradient(dy, weight), dy @ weight)
@@ -81,7 +86,9 @@ def test_no_bit_depends_on_the_number_of_threads(
         for threads in (2, 3):
             for rows in (slice(0, 3), slice(1, 3), slice(1, 2)):
                 found = made(threads, rows)
-                assert all(torch.equal(a, b[rows]) for a, b in zip(found, expected, strict=True)), threads
+                assert all(torch.equal(a, b[rows]) for a, b in zip(found, expected, strict=True)), (
+                    threads
+                )
     finally:
         torch.set_num_threads(before)
 

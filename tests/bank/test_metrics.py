@@ -9,7 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, precision_recall_fscore_support
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    log_loss,
+    precision_recall_fscore_support,
+)
 
 from hpc_mlp.bank.metrics import Metrics, MetricSums
 from hpc_mlp.machine.processes import Processes
@@ -49,18 +54,27 @@ def test_metrics_are_those_of_scikit_learn(
         predicted = logits[v].argmax(1).numpy()
         truth = labels.numpy()
         assert json["num_images"] == count
-        assert json["confusion_matrix"] == confusion_matrix(truth, predicted, labels=range(classes)).tolist()
+        assert (
+            json["confusion_matrix"]
+            == confusion_matrix(truth, predicted, labels=range(classes)).tolist()
+        )
         assert json["accuracy"] == pytest.approx(accuracy_score(truth, predicted))
         assert sums.accuracies()[v] == pytest.approx(json["accuracy"])
         probabilities = logits[v].double().softmax(1).numpy()
-        assert json["loss"] == pytest.approx(log_loss(truth, probabilities, labels=range(classes)), rel=1e-5)
+        assert json["loss"] == pytest.approx(
+            log_loss(truth, probabilities, labels=range(classes)), rel=1e-5
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             per_class = precision_recall_fscore_support(
                 truth, predicted, labels=range(classes), zero_division=0
             )
-            macro = precision_recall_fscore_support(truth, predicted, average="macro", zero_division=0)
-        for name, mean, values in zip(("precision", "recall", "f1"), macro[:3], per_class[:3], strict=True):
+            macro = precision_recall_fscore_support(
+                truth, predicted, average="macro", zero_division=0
+            )
+        for name, mean, values in zip(
+            ("precision", "recall", "f1"), macro[:3], per_class[:3], strict=True
+        ):
             assert json[name] == pytest.approx(mean)
             assert [row[name] for row in json["per_class"]] == pytest.approx(list(values))
         assert [row["support"] for row in json["per_class"]] == per_class[3].tolist()
@@ -94,7 +108,13 @@ def test_sums_over_processes_are_those_of_one(count: int, world: int, batch: int
 def test_a_class_never_predicted_has_precision_zero() -> None:
     metrics = Metrics(0.5, np.array([[3, 0], [2, 0]], dtype=np.int64))
     json = metrics.as_json(["cat", "dog"])
-    assert json["per_class"][1] == {"class": "dog", "precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 2}
+    assert json["per_class"][1] == {
+        "class": "dog",
+        "precision": 0.0,
+        "recall": 0.0,
+        "f1": 0.0,
+        "support": 2,
+    }
     assert json["precision"] == pytest.approx(0.3) and json["recall"] == pytest.approx(0.5)
 
 
@@ -103,12 +123,16 @@ def test_before_any_image_all_is_zero() -> None:
     sums.add(torch.zeros(2, 0, 3), torch.zeros(0, dtype=torch.int64))
     assert sums.losses() == sums.accuracies() == [0.0, 0.0]
     json = Metrics(0.0, sums.confusions()[0]).as_json(["a", "b", "c"])
-    assert [json[name] for name in ("num_images", "accuracy", "precision", "recall", "f1")] == [0] * 5
+    assert [json[name] for name in ("num_images", "accuracy", "precision", "recall", "f1")] == [
+        0
+    ] * 5
 
 
 def test_counts_are_whole_numbers_on_the_device_given() -> None:
     assert MetricSums(1, 2, CPU).confusions().dtype == np.int64
-    assert {tensor.device.type for tensor in MetricSums(1, 2, torch.device("meta")).tensors()} == {"meta"}
+    assert {tensor.device.type for tensor in MetricSums(1, 2, torch.device("meta")).tensors()} == {
+        "meta"
+    }
 
 
 def test_classes_and_counts_must_fit_together() -> None:

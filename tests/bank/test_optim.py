@@ -29,7 +29,9 @@ def torch_optimizer(spec: RunSpec, module: nn.Module) -> torch.optim.Optimizer:
          "weight_decay": optim.weight_decay if optim.decay_bias_and_norm else 0.0},
     ]  # fmt: skip
     if optim.name == "sgd":
-        return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov)
+        return torch.optim.SGD(
+            groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov
+        )
     kind = torch.optim.AdamW if optim.name == "adamw" else torch.optim.Adam
     return kind(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
 
@@ -81,12 +83,20 @@ def test_decay_spares_biases_and_norms_on_request() -> None:
             if "running" in key or "num_batches" in key or not old[key].any():
                 continue
             decayed = new[key].abs().sum() < 0.95 * old[key].abs().sum()
-            assert decayed == (old[key].dim() > 1 or spec.config.optim.decay_bias_and_norm), (spec.name, key)
+            assert decayed == (old[key].dim() > 1 or spec.config.optim.decay_bias_and_norm), (
+                spec.name,
+                key,
+            )
 
 
 def test_clipping_spares_neighbours() -> None:
     both = specs_of(
-        "baseline", [0], "model.hidden=[10]", "optim.name=sgd", "optim.lr=0.1", "optim.clip_norm=0.01,1000"
+        "baseline",
+        [0],
+        "model.hidden=[10]",
+        "optim.name=sgd",
+        "optim.lr=0.1",
+        "optim.clip_norm=0.01,1000",
     )
     (free,) = specs_of("baseline", [0], "model.hidden=[10]", "optim.name=sgd", "optim.lr=0.1")
     bank, alone = BankUnderTest(both, 16), BankUnderTest([free], 16)
@@ -151,7 +161,12 @@ def test_clipping_is_torchs_for_the_smallest_gradients_too(scale: float) -> None
     """The norm is divided by with 1e-6 added."""
     clip = 0.1 * scale
     (spec,) = specs_of(
-        "cnn", [0], "model.channels=[3]", "optim.name=sgd", "optim.momentum=0", f"optim.clip_norm={clip}"
+        "cnn",
+        [0],
+        "model.channels=[3]",
+        "optim.name=sgd",
+        "optim.momentum=0",
+        f"optim.clip_norm={clip}",
     )
     bank, module = Bank([spec], SHAPE, 5), build_module(spec.config.model, SHAPE, 5, 0)
     optimizer = BankOptimizer(bank)
@@ -168,8 +183,11 @@ def test_clipping_is_torchs_for_the_smallest_gradients_too(scale: float) -> None
 
 
 def test_gradients_of_parts_of_a_batch_are_summed_over_the_processes() -> None:
-    """What no stack forms of the whole batch already goes through `reduce`: here as if two processes were alike."""
-    (spec,) = specs_of("cnn", [0], "model.channels=[3]", "optim.name=sgd", "optim.momentum=0", "optim.lr=0.1")
+    """What no stack forms of the whole batch already goes through `reduce`: here as if two
+    processes were alike."""
+    (spec,) = specs_of(
+        "cnn", [0], "model.channels=[3]", "optim.name=sgd", "optim.momentum=0", "optim.lr=0.1"
+    )
     moved = []
     for reduce in (None, lambda gradients: torch._foreach_mul_(gradients, 2.0)):
         bank = BankUnderTest([spec], 8)
@@ -253,7 +271,9 @@ def test_a_module_of_ones_own_may_have_layers_called_linears() -> None:
     assert bank.bank.member_states()[0]["linears.0.weight"].abs().sum().item() < 0.95 * before
 
 
-def test_runs_of_different_lengths_have_schedules_of_their_own(digits: Path, tmp_path: Path) -> None:
+def test_runs_of_different_lengths_have_schedules_of_their_own(
+    digits: Path, tmp_path: Path
+) -> None:
     """Members that differ in nothing but train.epochs: each rate falls over its own run."""
     from hpc_mlp.training.session import train_specs
 
@@ -266,7 +286,8 @@ def test_runs_of_different_lengths_have_schedules_of_their_own(digits: Path, tmp
 
 
 def test_gradients_of_any_layout() -> None:
-    """A module whose gradient has other strides than its weight: fused kernels go through memory as it lies."""
+    """A module whose gradient has other strides than its weight: fused kernels go through memory as
+    it lies."""
     from hpc_mlp.models.registry import register
 
     class Own(nn.Module):

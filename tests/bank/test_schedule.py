@@ -10,12 +10,15 @@ from hypothesis import strategies as st
 from hpc_mlp.bank.schedule import learning_rate
 from hpc_mlp.config.sections import OptimConfig, ScheduleConfig
 
-STEPS = 40  # an epoch
+# An epoch.
+STEPS = 40
 
 
 def rates(epochs: int = 10, lr: float = 0.1, **schedule: object) -> list[float]:
     config = ScheduleConfig.model_validate(schedule)
-    return [learning_rate(config, OptimConfig(lr=lr), s, STEPS, epochs) for s in range(epochs * STEPS)]
+    return [
+        learning_rate(config, OptimConfig(lr=lr), s, STEPS, epochs) for s in range(epochs * STEPS)
+    ]
 
 
 def torch_rates(make: object, lr: float, steps: int) -> list[float]:
@@ -44,7 +47,9 @@ def test_step_is_step_lr(step_epochs: float, gamma: float) -> None:
 def test_cosine_is_cosine_annealing_that_ends_with_the_last_step(final: float) -> None:
     total = 10 * STEPS
     wanted = torch_rates(
-        lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, total - 1, eta_min=0.1 * final), 0.1, total
+        lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, total - 1, eta_min=0.1 * final),
+        0.1,
+        total,
     )
     mine = rates(name="cosine", final_fraction=final)
     assert mine == pytest.approx(wanted, abs=1e-9)
@@ -56,7 +61,8 @@ def test_onecycle_rises_to_the_peak_and_falls_to_the_end() -> None:
     assert mine[0] == pytest.approx(0.1 / 25) and max(mine) == mine[100] == pytest.approx(0.1)
     assert mine[-1] == pytest.approx(0.0, abs=1e-12)
     assert mine[:101] == sorted(mine[:101]) and mine[100:] == sorted(mine[100:], reverse=True)
-    total = 10 * STEPS  # torch's peak is one step earlier: its phase of n steps ends at n − 1
+    # Torch's peak is one step earlier: its phase of n steps ends at n − 1.
+    total = 10 * STEPS
     wanted = torch_rates(
         lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=total, pct_start=0.25, final_div_factor=1e9),
         0.1, total,
@@ -71,12 +77,19 @@ def test_a_rate_falls_as_cosine_annealing_that_ends_with_the_last_step(
 ) -> None:
     """From the end of the rise, at step `begin`, to the last step, however short the run."""
     config = ScheduleConfig.model_validate(
-        {"name": name, "peak_fraction": begin / steps, "warmup_epochs": begin / steps, "final_fraction": 0.25}
+        {
+            "name": name,
+            "peak_fraction": begin / steps,
+            "warmup_epochs": begin / steps,
+            "final_fraction": 0.25,
+        }
     )
     mine = [learning_rate(config, OptimConfig(lr=0.1), s, steps, 1) for s in range(begin, steps)]
     left = max(1, steps - 1 - begin)
     wanted = torch_rates(
-        lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, left, eta_min=0.1 * 0.25), 0.1, steps - begin
+        lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, left, eta_min=0.1 * 0.25),
+        0.1,
+        steps - begin,
     )
     assert mine == pytest.approx(wanted, abs=1e-12)
 

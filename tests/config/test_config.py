@@ -22,7 +22,14 @@ from hpc_mlp.config.loading import (
     set_key,
 )
 from hpc_mlp.config.plan import parse_set, parse_variants, plan_runs
-from hpc_mlp.config.sections import Config, differences, flatten, identity, known_keys, parse_interval
+from hpc_mlp.config.sections import (
+    Config,
+    differences,
+    flatten,
+    identity,
+    known_keys,
+    parse_interval,
+)
 from hpc_mlp.errors import UserError, nearest, unknown_name
 
 VALUES: dict[str, st.SearchStrategy[Any]] = {
@@ -146,13 +153,18 @@ def test_default_toml_names_every_key_with_its_default() -> None:
         ({"model": {"dropout": 1.0}}, ["model.dropout", "less than 1"]),
         ({"model": {"hidden": [0]}}, ["model.hidden", "greater than or equal to 1"]),
         ({"model": {"hidden": 512}}, ["model.hidden"]),
-        ({"train": {"checkpoint_every": "5 minutes"}}, ["train.checkpoint_every", "60 s", "200 steps"]),
+        (
+            {"train": {"checkpoint_every": "5 minutes"}},
+            ["train.checkpoint_every", "60 s", "200 steps"],
+        ),
         ({"train": {"checkpoint_every": "0 steps"}}, ["train.checkpoint_every"]),
         ({"train": {"epochs": 0}}, ["train.epochs"]),
         ({"train": {"epochs": 2.5}}, ["train.epochs"]),
     ],
 )
-def test_wrong_values_are_answered_with_the_right_ones(tree: dict[str, Any], says: list[str]) -> None:
+def test_wrong_values_are_answered_with_the_right_ones(
+    tree: dict[str, Any], says: list[str]
+) -> None:
     with pytest.raises(UserError) as error:
         build_config(tree, "somewhere")
     message = str(error.value)
@@ -179,7 +191,9 @@ def test_values_that_cannot_be_read(tmp_path: Path, value: str) -> None:
     with pytest.raises(UserError, match="cannot read"):
         read_toml(path)
     if value[0] == "[":
-        with pytest.raises(UserError, match="cannot read a value of --set: nested more than 32 levels deep"):
+        with pytest.raises(
+            UserError, match="cannot read a value of --set: nested more than 32 levels deep"
+        ):
             parse_value(value)
     else:
         assert parse_value(value) == value
@@ -187,7 +201,12 @@ def test_values_that_cannot_be_read(tmp_path: Path, value: str) -> None:
 
 @pytest.mark.parametrize(
     "text, wanted",
-    [("60 s", (60.0, None)), ("0.5 seconds", (0.5, None)), ("200 steps", (None, 200)), ("1 step", (None, 1))],
+    [
+        ("60 s", (60.0, None)),
+        ("0.5 seconds", (0.5, None)),
+        ("200 steps", (None, 200)),
+        ("1 step", (None, 1)),
+    ],
 )
 def test_intervals(text: str, wanted: tuple[float | None, int | None]) -> None:
     assert parse_interval(text) == wanted
@@ -220,8 +239,10 @@ def test_dropout_rates_by_layer() -> None:
     ("wrong", "right"),
     [
         ("lr", "Did you mean 'optim.lr'?"), ("epochs", "Did you mean 'train.epochs'?"),
-        ("name", "Did you mean 'optim.name' or 'schedule.name'?"), ("epoch", "Did you mean 'train.epochs'?"),
-        ("optim.learning_rate", "Known: optim.name, optim.lr"), ("model.dropot", "Did you mean 'model.dropout'?"),
+        ("name", "Did you mean 'optim.name' or 'schedule.name'?"), ("epoch", "Did you mean "
+                                                                             "'train.epochs'?"),
+        ("optim.learning_rate", "Known: optim.name, optim.lr"), ("model.dropot", "Did you mean "
+                                                                                 "'model.dropout'?"),
         ("train.lr", "Did you mean 'optim.lr'?"),
     ],
 )  # fmt: skip
@@ -247,9 +268,11 @@ def test_the_names_that_are_near() -> None:
 @pytest.mark.parametrize("value", ["10", "512,256", "128-64", "[a]"])
 @pytest.mark.parametrize("key", ["model.hidden", "model.channels", "optim.betas"])
 def test_how_to_write_a_list(key: str, value: str) -> None:
-    example = {"model.hidden": "[512,256]", "model.channels": "[32,64,128]", "optim.betas": "[0.9,0.999]"}[
-        key
-    ]
+    example = {
+        "model.hidden": "[512,256]",
+        "model.channels": "[32,64,128]",
+        "optim.betas": "[0.9,0.999]",
+    }[key]
     with pytest.raises(UserError, match=re.escape(f"--set '{key}={example}'")):
         plan_runs(parse_variants("baseline"), [0], sets=parse_set([f"{key}={value}"]))
     plan_runs(parse_variants("baseline"), [0], sets=parse_set([f"{key}={example}"]))

@@ -25,7 +25,8 @@ from hpc_mlp.errors import UserError
 
 def names(variants: str, seeds: str = "0", *sets: str, files: tuple[Path, ...] = ()) -> list[str]:
     return [
-        spec.name for spec in plan_runs(parse_variants(variants), parse_seeds(seeds), files, parse_set(sets))
+        spec.name
+        for spec in plan_runs(parse_variants(variants), parse_seeds(seeds), files, parse_set(sets))
     ]
 
 
@@ -42,7 +43,9 @@ def test_every_shipped_variant_loads_and_says_how_to_run_it() -> None:
         assert 5 <= len(lines) <= 15
         (spec,) = plan_runs(parse_variants(name), [0])
         assert spec.variant == name
-    by_name = {spec.variant: spec.config for spec in plan_runs(parse_variants("all,dropout_l2"), [0])}
+    by_name = {
+        spec.variant: spec.config for spec in plan_runs(parse_variants("all,dropout_l2"), [0])
+    }
     assert {n: (c.model.dropout, c.model.batchnorm, c.optim.weight_decay) for n, c in by_name.items()} == {
         "baseline": (0.0, False, 0.0), "dropout": (0.5, False, 0.0), "batchnorm": (0.0, True, 0.0),
         "dropout_batchnorm": (0.5, True, 0.0), "dropout_l2": (0.5, False, 1e-4),
@@ -67,7 +70,19 @@ def test_seeds(text: str, wanted: list[int]) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "x", "-1", "3-1", "1,,2", "1.5", "0-", "99999999999", "0-2147483648", "2147483648", "0-100000"],
+    [
+        "",
+        "x",
+        "-1",
+        "3-1",
+        "1,,2",
+        "1.5",
+        "0-",
+        "99999999999",
+        "0-2147483648",
+        "2147483648",
+        "0-100000",
+    ],
 )
 def test_wrong_seeds(text: str) -> None:
     with pytest.raises(UserError, match="--seeds"):
@@ -87,7 +102,8 @@ def test_seeds_are_innermost_and_names_tell_what_was_swept() -> None:
         "dropout-s0-optim.lr=0.01", "dropout-s1-optim.lr=0.01",
         "dropout-s0-optim.lr=0.001", "dropout-s1-optim.lr=0.001",
     ]  # fmt: skip
-    assert names("dropout", "0", "optim.lr=0.01") == ["dropout-s0"]  # one value is no sweep
+    # One value is no sweep.
+    assert names("dropout", "0", "optim.lr=0.01") == ["dropout-s0"]
     assert names("dropout", "0", "model.hidden=[64,32],[16]") == [
         "dropout-s0-model.hidden=64x32", "dropout-s0-model.hidden=16"
     ]  # fmt: skip
@@ -95,9 +111,14 @@ def test_seeds_are_innermost_and_names_tell_what_was_swept() -> None:
 
 def test_the_swept_value_is_in_the_run() -> None:
     specs = plan_runs(
-        parse_variants("dropout"), [0], (), parse_set(["model.dropout=0.1:0.5:0.1", "train.epochs=7"])
+        parse_variants("dropout"),
+        [0],
+        (),
+        parse_set(["model.dropout=0.1:0.5:0.1", "train.epochs=7"]),
     )
-    assert [spec.swept for spec in specs] == [{"model.dropout": d} for d in (0.1, 0.2, 0.3, 0.4, 0.5)]
+    assert [spec.swept for spec in specs] == [
+        {"model.dropout": d} for d in (0.1, 0.2, 0.3, 0.4, 0.5)
+    ]
     assert [spec.config.model.dropout for spec in specs] == [0.1, 0.2, 0.3, 0.4, 0.5]
     assert {spec.config.train.epochs for spec in specs} == {7}
 
@@ -123,7 +144,10 @@ def test_values_of_set(text: str, wanted: list[object]) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(
-    start=st.integers(0, 1000), steps=st.integers(0, 50), digits=st.integers(0, 4), step=st.integers(1, 99)
+    start=st.integers(0, 1000),
+    steps=st.integers(0, 50),
+    digits=st.integers(0, 4),
+    step=st.integers(1, 99),
 )
 def test_ranges_hold_their_ends(start: int, steps: int, digits: int, step: int) -> None:
     def decimal(units: int) -> str:
@@ -153,7 +177,10 @@ def test_equal_values_are_refused() -> None:
 def test_what_makes_a_variant_stays(tmp_path: Path) -> None:
     """Neither --config nor --set changes a fixed key; a sweep over it concerns the others only."""
     (tmp_path / "c.toml").write_text("[model]\ndropout = 0.25\nbatchnorm = true\nhidden = [8]\n")
-    specs = {s.variant: s.config.model for s in plan_runs(parse_variants("all"), [0], [tmp_path / "c.toml"])}
+    specs = {
+        s.variant: s.config.model
+        for s in plan_runs(parse_variants("all"), [0], [tmp_path / "c.toml"])
+    }
     assert {n: (m.dropout, m.batchnorm, m.hidden) for n, m in specs.items()} == {
         "baseline": (0.0, False, (8,)), "dropout": (0.25, False, (8,)),
         "batchnorm": (0.0, True, (8,)), "dropout_batchnorm": (0.25, True, (8,)),
@@ -215,7 +242,9 @@ def test_a_file_of_ones_own_names_its_plugins_beside_it(
 def test_by_default_the_four_run_with_seed_0(tmp_path: Path) -> None:
     assert [(spec.variant, spec.seed) for spec in make_specs()] == [(name, 0) for name in ALL]
     (tmp_path / "c.toml").write_text("[train]\nepochs = 3\n")
-    assert {spec.config.train.epochs for spec in make_specs("all", "0", [tmp_path / "c.toml"])} == {3}
+    assert {spec.config.train.epochs for spec in make_specs("all", "0", [tmp_path / "c.toml"])} == {
+        3
+    }
 
 
 def test_values_become_part_of_a_folders_name() -> None:
@@ -225,7 +254,8 @@ def test_values_become_part_of_a_folders_name() -> None:
 
 def test_several_swept_keys_stand_one_after_the_other() -> None:
     assert (
-        names("dropout", "0", "optim.lr=1,2", "train.epochs=3,4")[1] == "dropout-s0-optim.lr=1-train.epochs=4"
+        names("dropout", "0", "optim.lr=1,2", "train.epochs=3,4")[1]
+        == "dropout-s0-optim.lr=1-train.epochs=4"
     )
 
 

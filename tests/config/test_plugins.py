@@ -1,4 +1,5 @@
-"""A user's own code: part of a run's identity, kept with the run, run for nobody who did not train with it."""
+"""A user's own code: part of a run's identity, kept with the run, run for nobody who did not train
+with it."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from hpc_mlp.launch.job import run_pack
 from hpc_mlp.launch.packs import plan_jobs
 from hpc_mlp.launch.records import new_submission
 from hpc_mlp.models.registry import build_module
-from hpc_mlp.training.setup import Job, check, prepare, unfinished
+from hpc_mlp.training.setup import TrainSetup, check, prepare, unfinished
 
 # `{ran}`: a file that comes to be when the code runs.
 CODE = """
@@ -89,7 +90,9 @@ def test_two_versions_of_a_file_live_beside_each_other(digits: Path, mine: Path)
     first = mine / "before" / first.name
     write(mine, "ReLU")
     second = train(digits, mine)
-    kinds = [type(hpc_mlp.load_run(run).model.members[0][-1]).__name__ for run in (first, second, first)]
+    kinds = [
+        type(hpc_mlp.load_run(run).model.members[0][-1]).__name__ for run in (first, second, first)
+    ]
     assert kinds == ["Tanh", "ReLU", "Tanh"]
 
 
@@ -110,7 +113,8 @@ def test_a_job_trains_with_the_code_that_was_submitted(digits: Path, mine: Path)
         submission.specs(0)
 
 
-# ── trust ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── trust
+# ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture
@@ -197,7 +201,8 @@ def test_where_nothing_can_be_remembered_training_goes_on(
     assert cli("evaluate", run, digits, "--trust-plugins").exit_code == 0
 
 
-# ── what a file may be called, and register ─────────────────────────────────────────────────────────────
+# ── what a file may be called, and register
+# ─────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -213,7 +218,9 @@ def test_where_nothing_can_be_remembered_training_goes_on(
         ("x = 1\0", "failed: SyntaxError|failed: ValueError"),
     ],
 )
-def test_what_a_file_must_not_do_is_one_message(digits: Path, mine: Path, code: str, why: str) -> None:
+def test_what_a_file_must_not_do_is_one_message(
+    digits: Path, mine: Path, code: str, why: str
+) -> None:
     (mine / "model.py").write_text(code)
     with pytest.raises(UserError, match=rf"plugin .*model\.py failed: .*|{why}") as raised:
         train(digits, mine)
@@ -224,15 +231,21 @@ def test_two_files_of_one_kind_are_refused(digits: Path, mine: Path) -> None:
     shutil.copy(mine / "own.toml", mine / "other.toml")
     (mine / "other.toml").write_text('plugins = ["other.py"]\n[model]\nkind = "one_layer"\n')
     (mine / "other.py").write_text((mine / "model.py").read_text() + "\n# another file\n")
-    with pytest.raises(UserError, match=r"model\.py and .*other\.py both register model\.kind 'one_layer'"):
-        hpc_mlp.train(digits, variants=[str(mine / "own.toml"), str(mine / "other.toml")], runs=mine / "runs")
+    with pytest.raises(
+        UserError, match=r"model\.py and .*other\.py both register model\.kind 'one_layer'"
+    ):
+        hpc_mlp.train(
+            digits, variants=[str(mine / "own.toml"), str(mine / "other.toml")], runs=mine / "runs"
+        )
     # The same bytes under two names are one.
     shutil.copy(mine / "model.py", mine / "other.py")
     hpc_mlp.train(digits, variants=[str(mine / "own.toml"), str(mine / "other.toml")], runs=mine / "runs",
                   settings=SMALL, cpu=True)  # fmt: skip
 
 
-def test_a_file_that_is_not_there_is_named_before_anything_begins(digits: Path, mine: Path, cli: Cli) -> None:
+def test_a_file_that_is_not_there_is_named_before_anything_begins(
+    digits: Path, mine: Path, cli: Cli
+) -> None:
     (mine / "model.py").unlink()
     refused = cli("train", digits, "--runs", mine / "runs", "--variants", mine / "own.toml")
     assert refused.exit_code == 2 and "model.py does not exist" in refused.stderr
@@ -243,22 +256,23 @@ def test_code_with_data_classes_runs(digits: Path, mine: Path) -> None:
     """They look their module up by its name."""
     code = (mine / "model.py").read_text()
     (mine / "model.py").write_text(
-        "from __future__ import annotations\nimport dataclasses\n@dataclasses.dataclass\nclass A:\n    x: int = 0\n"
-        + code
+        "from __future__ import annotations\nimport dataclasses\n@dataclasses.dataclass\nclass "
+        "A:\n    x: int = 0\n" + code
     )
     assert train(digits, mine).is_dir()
 
 
-# ── first weights ───────────────────────────────────────────────────────────────────────────────────────
+# ── first weights
+# ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_changed_first_weights_are_another_run(digits: Path, tmp_path: Path) -> None:
     weights = tmp_path / "weights.safetensors"
 
-    def job(value: float) -> Job:
+    def job(value: float) -> TrainSetup:
         save_file(module.state_dict() | {"fc.bias": torch.full((10,), value)}, weights)
         specs = make_specs("resnet18", sets=[f"model.pretrained={weights}"])
-        return Job(digits, Manifest.load(digits), specs, tmp_path / "runs")
+        return TrainSetup(digits, Manifest.load(digits), specs, tmp_path / "runs")
 
     module = build_module(ModelConfig(kind="resnet18"), (1, 8, 8), 10, 0)
     first, cpu = job(0.0), torch.device("cpu")
@@ -268,6 +282,7 @@ def test_changed_first_weights_are_another_run(digits: Path, tmp_path: Path) -> 
     with pytest.raises(UserError, match=r"model\.pretrained\.sha256: '"):
         unfinished(job(1.0), cpu)
     with pytest.raises(
-        UserError, match=r"weights\.safetensors has changed, or is gone, since resnet18-s0 was planned"
+        UserError,
+        match=r"weights\.safetensors has changed, or is gone, since resnet18-s0 was planned",
     ):
         check(first)

@@ -46,9 +46,15 @@ def entries(*paths: Path, scratch: Path) -> dict[str, bytes | str]:
     return found
 
 
-# ── honest archives ─────────────────────────────────────────────────────────────────────────────────────
+# ── honest archives
+# ─────────────────────────────────────────────────────────────────────────────────────
 
-FILES = {"a/1.txt": b"one" * 500, "a/ü.txt": b"", "b/very/deep.bin": os.urandom(3000), "日本.txt": b"x"}
+FILES = {
+    "a/1.txt": b"one" * 500,
+    "a/ü.txt": b"",
+    "b/very/deep.bin": os.urandom(3000),
+    "日本.txt": b"x",
+}
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
@@ -80,14 +86,18 @@ def test_zips_with_comment_prefix_zip64_and_data_descriptors(tmp_path: Path) -> 
         def write(self, data: bytes) -> int:  # type: ignore[override]
             return self.file.write(data)
 
-    with (tmp_path / "streamed.zip").open("wb") as file, zipfile.ZipFile(Unseekable(file), "w") as archive:  # type: ignore[arg-type]
+    with (
+        (tmp_path / "streamed.zip").open("wb") as file,
+        zipfile.ZipFile(Unseekable(file), "w") as archive,
+    ):  # type: ignore[arg-type]
         for name, data in FILES.items():
             archive.writestr(name, data)
     assert entries(tmp_path / "streamed.zip", scratch=tmp_path) == FILES
 
 
 def zip_with_a_hole(path: Path, before: dict[str, bytes], after: dict[str, bytes]) -> Path:
-    """A ZIP64 in a sparse file: entries, then one that takes 5 GiB of nothing, then entries beyond 4 GiB."""
+    """A ZIP64 in a sparse file: entries, then one that takes 5 GiB of nothing, then entries beyond
+    4 GiB."""
     with path.open("wb") as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
         for name, data in before.items():
             archive.writestr(name, data)
@@ -127,18 +137,27 @@ def test_a_zip_of_more_than_four_gigabytes_is_converted(tmp_path: Path) -> None:
     found = converted(big, tmp_path / "big", *options)
     assert found.digest == expected.digest and found.num_rejects == 0 and found.num_ignored == 1
     assert sum(split.num_images for split in found.splits.values()) == 80
-    tars = [{k: v for k, v in contents(tmp_path / n).items() if k.endswith(".tar")} for n in ("small", "big")]
+    tars = [
+        {k: v for k, v in contents(tmp_path / n).items() if k.endswith(".tar")}
+        for n in ("small", "big")
+    ]
     assert tars[0] == tars[1] and len(tars[0]) == 3
     with big.open("rb") as file:
         assert found.source["sha256"] == hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def test_backslashes_and_old_encodings(tmp_path: Path) -> None:
-    path = make_zip(tmp_path / "a.zip", {"cat/x1.png": b"1", "cat/x2.png": b"2", "cat/x3.png": b"3"})
+    path = make_zip(
+        tmp_path / "a.zip", {"cat/x1.png": b"1", "cat/x2.png": b"2", "cat/x3.png": b"3"}
+    )
     data = path.read_bytes().replace(b"cat/x1", b"cat\\x1").replace(b"x2.png", b"\x81\x82.png").replace(
         b"x3.png", "ü3.pn".encode())  # fmt: skip
     path.write_bytes(data)
-    assert entries(path, scratch=tmp_path) == {"cat/x1.png": b"1", "cat/üé.png": b"2", "cat/ü3.pn": b"3"}
+    assert entries(path, scratch=tmp_path) == {
+        "cat/x1.png": b"1",
+        "cat/üé.png": b"2",
+        "cat/ü3.pn": b"3",
+    }
 
 
 def pack(path: Path, files: dict[str, bytes]) -> Path:
@@ -161,7 +180,10 @@ def unpack(path: Path, files: dict[str, bytes]) -> Path:
 def test_zip_tar_and_folder_give_the_same_shards(tmp_path: Path) -> None:
     files = dict(sorted(two_classes(12).items()))
     made: list[Path] = [make_zip(tmp_path / "a.zip", files), unpack(tmp_path / "a", files)]
-    made += [pack(tmp_path / name, files) for name in ("a.tar", "a.tar.gz", "a.tgz", "a.tar.xz", "a.tar.bz2")]
+    made += [
+        pack(tmp_path / name, files)
+        for name in ("a.tar", "a.tar.gz", "a.tgz", "a.tar.xz", "a.tar.bz2")
+    ]
     digests = {converted(path, tmp_path / f"out-{path.name}", "--size", 8).digest for path in made}
     assert len(digests) == 1
     assert converted(made[0], tmp_path / "again", "--size", 8).source["sha256"]
@@ -173,9 +195,14 @@ def test_several_archives_are_one_dataset(tmp_path: Path) -> None:
     dogs = pack(tmp_path / "dogs.tar", {n: d for n, d in files.items() if "dog" in n})
     manifest = converted(cats, dogs, tmp_path / "out", "--size", 8)
     assert manifest.classes == ("cat", "dog") and manifest.source["name"] == "cats.zip + dogs.tar"
-    more = make_zip(tmp_path / "more.zip", {f"photos/2024/{n}": d for n, d in two_classes(3).items()})
+    more = make_zip(
+        tmp_path / "more.zip", {f"photos/2024/{n}": d for n, d in two_classes(3).items()}
+    )
     manifest = converted(make_zip(tmp_path / "a.zip", files), more, tmp_path / "both", "--size", 8)
-    assert manifest.classes == ("cat", "dog") and sum(s.num_images for s in manifest.splits.values()) == 22
+    assert (
+        manifest.classes == ("cat", "dog")
+        and sum(s.num_images for s in manifest.splits.values()) == 22
+    )
 
 
 def test_links_in_a_folder_are_followed_but_not_round_in_circles(tmp_path: Path) -> None:
@@ -190,7 +217,8 @@ def test_links_in_a_folder_are_followed_but_not_round_in_circles(tmp_path: Path)
     assert list(rejects(tmp_path / "out")) == ["dog/broken.png"]
 
 
-# ── hostile archives ────────────────────────────────────────────────────────────────────────────────────
+# ── hostile archives
+# ────────────────────────────────────────────────────────────────────────────────────
 
 
 def special(mode: int) -> zipfile.ZipInfo:
@@ -253,7 +281,8 @@ def test_a_wrong_entry_is_rejected_with_its_reason(
     edited(path, edit)
     converted(path, tmp_path / "out", "--size", 8)
     found = rejects(tmp_path / "out")
-    assert "cat/special.png" in found or edit is set_bad_utf8  # whose name is another
+    # Whose name is another.
+    assert "cat/special.png" in found or edit is set_bad_utf8
     assert all(EDITS[edit] in reason for reason in found.values()) and 1 <= len(found) <= 2
 
 
@@ -288,12 +317,18 @@ def test_the_second_of_two_entries_of_one_name_is_rejected(tmp_path: Path) -> No
 
 def test_bombs_are_rejected(tmp_path: Path) -> None:
     bomb = bytes(300 << 20)
-    files = two_classes(6) | {"cat/bomb.bmp": bomb, "dog/bomb.png": encoded(picture(1)) + bytes(8 << 20)}
+    files = two_classes(6) | {
+        "cat/bomb.bmp": bomb,
+        "dog/bomb.png": encoded(picture(1)) + bytes(8 << 20),
+    }
     pixels = encoded(picture(1, (10, 10)).resize((9000, 9000), 0), "PNG")
     path = make_zip(tmp_path / "a.zip", files | {"dog/large.png": pixels})
     converted(path, tmp_path / "out", "--size", 8)
     found = rejects(tmp_path / "out")
-    assert "decompression bomb" in found["cat/bomb.bmp"] and "decompression bomb" in found["dog/bomb.png"]
+    assert (
+        "decompression bomb" in found["cat/bomb.bmp"]
+        and "decompression bomb" in found["dog/bomb.png"]
+    )
     assert "--max-pixels" in found["dog/large.png"] and len(found) == 3
 
 
@@ -302,15 +337,20 @@ def test_bombs_are_rejected(tmp_path: Path) -> None:
 )
 def test_names_that_lead_out_are_refused(tmp_path: Path, name: str) -> None:
     refused(
-        convert(make_zip(tmp_path / "a.zip", two_classes(3) | {name: b"x"}), tmp_path / "out"), "leads out"
+        convert(make_zip(tmp_path / "a.zip", two_classes(3) | {name: b"x"}), tmp_path / "out"),
+        "leads out",
     )
     assert [p.name for p in tmp_path.iterdir()] == ["a.zip"]
 
 
-ORIGINAL = {f"{c}/{i}.png": encoded(picture(i + 10 * (c == "b"), (9, 7))) for c in "ab" for i in range(3)}
+ORIGINAL = {
+    f"{c}/{i}.png": encoded(picture(i + 10 * (c == "b"), (9, 7))) for c in "ab" for i in range(3)
+}
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.data())
 def test_a_mutated_zip_never_makes_a_traceback_or_anything_outside_out(
     tmp_path: Path, data: st.DataObject
@@ -349,14 +389,17 @@ def test_a_mutated_zip_never_makes_a_traceback_or_anything_outside_out(
     assert [p.name for p in tmp_path.iterdir()] == ["home"]
 
 
-# ── damaged tars, descriptors, large entries ────────────────────────────────────────────────────────────
+# ── damaged tars, descriptors, large entries
+# ────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("suffix", [".tar.gz", ".tar.bz2", ".tar.xz", ".tar"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "zeros"])
 def test_a_damaged_tar_is_said_in_one_line(tmp_path: Path, suffix: str, damage: str) -> None:
     """By `convert` as by `predict`, and nothing is left over."""
-    path = pack(tmp_path / f"a{suffix}", {f"{c}/{i}.png": os.urandom(3000) for c in "ab" for i in range(9)})
+    path = pack(
+        tmp_path / f"a{suffix}", {f"{c}/{i}.png": os.urandom(3000) for c in "ab" for i in range(9)}
+    )
     data = bytearray(path.read_bytes())
     middle = len(data) // 2
     if damage == "flip":
@@ -368,7 +411,8 @@ def test_a_damaged_tar_is_said_in_one_line(tmp_path: Path, suffix: str, damage: 
     path.write_bytes(data)
     result = convert(path, tmp_path / "out", "--size", 4)
     assert not (tmp_path / "out").exists()
-    if suffix == ".tar" and damage == "flip":  # the bytes of an image, about which a tar knows nothing
+    # The bytes of an image, about which a tar knows nothing.
+    if suffix == ".tar" and damage == "flip":
         refused(result, "no images")
         return
     refused(result, "a.tar", "cannot be read as a tar" if "no images" not in result.stderr else "")
@@ -377,9 +421,13 @@ def test_a_damaged_tar_is_said_in_one_line(tmp_path: Path, suffix: str, damage: 
     assert os.listdir(tmp_path) == [path.name]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.sampled_from([".gz", ".bz2", ".xz"]), st.data())
-def test_a_mutated_compressed_tar_is_read_or_refused(tmp_path: Path, kind: str, data: st.DataObject) -> None:
+def test_a_mutated_compressed_tar_is_read_or_refused(
+    tmp_path: Path, kind: str, data: st.DataObject
+) -> None:
     path = pack(tmp_path / f"a.tar{kind}", ORIGINAL)
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
@@ -396,7 +444,8 @@ def num_descriptors() -> int:
 
 
 def test_descriptors_stay_constant(tmp_path: Path) -> None:
-    """Of the tenth conversion as many are open as of the first; the same for what `predict` opens."""
+    """Of the tenth conversion as many are open as of the first; the same for what `predict`
+    opens."""
     archives = [make_zip(tmp_path / "a.zip", ORIGINAL), pack(tmp_path / "a.tar.gz", ORIGINAL)]
     bad = make_zip(tmp_path / "bad.zip", {"x.txt": b""})
     text = tmp_path / "text.zip"
@@ -416,7 +465,9 @@ def test_descriptors_stay_constant(tmp_path: Path) -> None:
 
 def test_a_closed_source_holds_nothing_open(tmp_path: Path) -> None:
     before = num_descriptors()
-    source = open_source([make_zip(tmp_path / "a.zip", FILES), pack(tmp_path / "a.tar", FILES)], tmp_path)
+    source = open_source(
+        [make_zip(tmp_path / "a.zip", FILES), pack(tmp_path / "a.tar", FILES)], tmp_path
+    )
     assert num_descriptors() == before + 2
     source.close()
     assert num_descriptors() == before
@@ -440,10 +491,14 @@ def test_large_entries_are_read_in_pieces(tmp_path: Path, method: int) -> None:
 @pytest.mark.parametrize("name", ["a.parquet", "labels.csv", "a.rar", "a.7z"])
 def test_what_is_no_archive_of_ours_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"PAR1")
-    refused(convert(tmp_path / name, tmp_path / "out"), f".{name.split('.')[-1]} file", "not supported")
+    refused(
+        convert(tmp_path / name, tmp_path / "out"), f".{name.split('.')[-1]} file", "not supported"
+    )
 
 
-def test_a_bomb_in_a_compressed_tar_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bomb_in_a_compressed_tar_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("hpc_mlp.conversion.tarsource._MIN_BOMB", 10 << 20)
     path = pack(tmp_path / "a.tar.xz", {"a/1.png": bytes(100 << 20)})
     refused(convert(path, tmp_path / "out"), "decompression bomb")

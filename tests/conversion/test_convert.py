@@ -37,7 +37,8 @@ from hpc_mlp.data.manifest import Manifest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-# ── what comes out ──────────────────────────────────────────────────────────────────────────────────────
+# ── what comes out
+# ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_every_image_is_once_in_the_shards_with_its_class(tmp_path: Path) -> None:
@@ -78,7 +79,16 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> Non
     }
     archive = make_zip(tmp_path / "a.zip", files)
     for workers in (1, 2, 5):
-        converted(archive, tmp_path / str(workers), "--size", 8, "--workers", workers, "--shard-mb", "0.05")
+        converted(
+            archive,
+            tmp_path / str(workers),
+            "--size",
+            8,
+            "--workers",
+            workers,
+            "--shard-mb",
+            "0.05",
+        )
     first = contents(tmp_path / "1")
     assert len(first) > 8
     assert first == contents(tmp_path / "2") == contents(tmp_path / "5")
@@ -88,7 +98,9 @@ def test_another_seed_draws_other_splits_of_the_same_sizes(tmp_path: Path) -> No
     archive = make_zip(tmp_path / "a.zip", two_classes(20))
     a, b = (converted(archive, tmp_path / s, "--size", 8, "--seed", s) for s in "01")
     assert a.digest != b.digest
-    assert [s.class_counts for s in a.splits.values()] == [s.class_counts for s in b.splits.values()]
+    assert [s.class_counts for s in a.splits.values()] == [
+        s.class_counts for s in b.splits.values()
+    ]
     assert {p.tobytes() for p in pixels(tmp_path / "0", "test")} != {
         p.tobytes() for p in pixels(tmp_path / "1", "test")
     }
@@ -102,19 +114,25 @@ def test_shards_are_plain_tars_of_the_wanted_size_with_fixed_times(tmp_path: Pat
     assert sum(shard.num_images for shard in shards) == manifest.splits["train"].num_images
     for path in (tmp_path / "out").glob("*.tar"):
         with tarfile.open(path) as tar:
-            assert all(member.mtime == 0 and member.isreg() and member.uname == "" for member in tar)
+            assert all(
+                member.mtime == 0 and member.isreg() and member.uname == "" for member in tar
+            )
 
 
 def test_classes_are_in_natural_order(tmp_path: Path) -> None:
     data = encoded(picture(0))
-    archive = make_zip(tmp_path / "a.zip", {f"x/{c}/{i}.png": data for c in (10, 9, 2, 1) for i in range(3)})
+    archive = make_zip(
+        tmp_path / "a.zip", {f"x/{c}/{i}.png": data for c in (10, 9, 2, 1) for i in range(3)}
+    )
     assert converted(archive, tmp_path / "out", "--size", 8).classes == ("1", "2", "9", "10")
 
 
 def test_small_classes_reach_every_split_they_can(tmp_path: Path) -> None:
     counts = {"one": 1, "two": 2, "three": 3, "many": 12}
     files = {
-        f"{c}/{i}.png": encoded(picture(100 * n + i)) for n, c in enumerate(counts) for i in range(counts[c])
+        f"{c}/{i}.png": encoded(picture(100 * n + i))
+        for n, c in enumerate(counts)
+        for i in range(counts[c])
     }
     manifest = converted(make_zip(tmp_path / "a.zip", files), tmp_path / "out", "--size", 8)
     by_class = {
@@ -124,7 +142,8 @@ def test_small_classes_reach_every_split_they_can(tmp_path: Path) -> None:
     assert by_class == {"one": (1, 0, 0), "two": (1, 0, 1), "three": (1, 1, 1), "many": (10, 1, 1)}
 
 
-# ── layouts ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── layouts
+# ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("val", ["val", "valid", None])
@@ -139,9 +158,13 @@ def test_the_splits_of_the_archive_are_kept(tmp_path: Path, val: str | None) -> 
     manifest = converted(make_zip(tmp_path / "a.zip", files), tmp_path / "out", "--size", "20x24")
     assert manifest.layout == "split folders"
     counts = {name: split.num_images for name, split in manifest.splits.items()}
-    assert counts == ({"train": 40, "val": 8, "test": 10} if val else {"train": 36, "val": 4, "test": 10})
+    assert counts == (
+        {"train": 40, "val": 8, "test": 10} if val else {"train": 36, "val": 4, "test": 10}
+    )
     expected = {
-        picture(10_000 * list(sizes).index("test") + 100 * k + i).tobytes() for k in (0, 1) for i in range(5)
+        picture(10_000 * list(sizes).index("test") + 100 * k + i).tobytes()
+        for k in (0, 1)
+        for i in range(5)
     }
     assert {image.tobytes() for image in pixels(tmp_path / "out", "test")} == expected
 
@@ -173,7 +196,9 @@ def test_what_is_no_image_is_ignored(tmp_path: Path) -> None:
         8,
     )
     assert (
-        manifest.classes == ("cat", "dog") and manifest.num_rejects == 0 and manifest.num_ignored == len(junk)
+        manifest.classes == ("cat", "dog")
+        and manifest.num_rejects == 0
+        and manifest.num_ignored == len(junk)
     )
 
 
@@ -202,7 +227,8 @@ def test_damaged_images_are_listed_and_left_out(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zip", "out"]
 
 
-# ── wrong input ─────────────────────────────────────────────────────────────────────────────────────────
+# ── wrong input
+# ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def text_file(path: Path) -> Path:
@@ -274,7 +300,9 @@ def test_out_is_replaced_only_when_asked_and_only_shards(tmp_path: Path) -> None
     refused(convert(archive, mine, "--overwrite"), "not a shards folder")
     assert (mine / "thesis.txt").read_text() == "important"
     before = contents(out)
-    refused(convert(make_zip(tmp_path / "bad.zip", {"a/1.png": b""}), out, "--overwrite"), "one class")
+    refused(
+        convert(make_zip(tmp_path / "bad.zip", {"a/1.png": b""}), out, "--overwrite"), "one class"
+    )
     assert contents(out) == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zip", "bad.zip", "mine", "out"]
 
@@ -283,14 +311,18 @@ def run_tool(*arguments: object, before: str = "") -> subprocess.CompletedProces
     """The tool in a shell of its own; `before` is a shell command, such as a ulimit."""
     words = [sys.executable, ROOT / "tools" / "zip_to_shards.py", *arguments]
     line = before + " ".join(f"'{word}'" for word in words)
-    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd="/", timeout=100)
+    return subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, cwd="/", timeout=100
+    )
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_full_disk_is_said_in_one_line_and_leaves_nothing(tmp_path: Path, workers: int) -> None:
     archive = make_zip(tmp_path / "a.zip", two_classes(40))
     done = run_tool(archive, tmp_path / "out", "--workers", workers, before="ulimit -f 20; ")
-    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "cannot be written" in done.stderr
+    assert (
+        done.returncode == 1 and done.stderr.count("\n") == 1 and "cannot be written" in done.stderr
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["a.zip"]
 
 
@@ -304,7 +336,10 @@ def test_the_tool_converts_without_an_installation(tmp_path: Path) -> None:
 
 def test_convert_and_inspect_do_not_import_torch(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "a.zip", two_classes(5))
-    for words in (["convert", str(archive), str(tmp_path / "out")], ["inspect", str(tmp_path / "out")]):
+    for words in (
+        ["convert", str(archive), str(tmp_path / "out")],
+        ["inspect", str(tmp_path / "out")],
+    ):
         code = f"""
 import sys
 from hpc_mlp.cli import main
@@ -332,22 +367,29 @@ def test_progress_tells_speed_and_rejects_so_far(tmp_path: Path) -> None:
     ]
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 200, 0, 0))
-    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=theirs, env=environment()) as process:
+    with subprocess.Popen(
+        words, stdout=subprocess.DEVNULL, stderr=theirs, env=environment()
+    ) as process:
         os.close(theirs)
         shown = b""
-        with contextlib.suppress(OSError):  # the other end is closed
+        # The other end is closed.
+        with contextlib.suppress(OSError):
             while more := os.read(ours, 4096):
                 shown += more
     os.close(ours)
     assert process.returncode == 0
     assert re.search(
-        rb"/803 [\d,]+ img/s, [\d.,]+ MB/s, 3 rejects", re.sub(rb"\x1b\[[^a-zA-Z]*[a-zA-Z]", b"", shown)
+        rb"/803 [\d,]+ img/s, [\d.,]+ MB/s, 3 rejects",
+        re.sub(rb"\x1b\[[^a-zA-Z]*[a-zA-Z]", b"", shown),
     )
 
 
-def test_progress_in_a_log_is_a_line_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_in_a_log_is_a_line_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     archive = make_zip(tmp_path / "a.zip", two_classes(40))
-    assert not convert(archive, tmp_path / "soon").stderr  # less than half a minute
+    # Less than half a minute.
+    assert not convert(archive, tmp_path / "soon").stderr
     monkeypatch.setattr("hpc_mlp.cli.data._LINE_SECONDS", 0.0)
     lines = convert(archive, tmp_path / "long").stderr.splitlines()
     assert len(lines) == 2 and re.fullmatch(r"80 images: [\d,]+ img/s, [\d.,]+ MB/s", lines[-1])

@@ -1,4 +1,5 @@
-"""A conversion that dies, or whose disk is full, at any point whatever: OUT is old or new, and nothing is left over."""
+"""A conversion that dies, or whose disk is full, at any point whatever: OUT is old or new, and
+nothing is left over."""
 
 from __future__ import annotations
 
@@ -24,7 +25,10 @@ from hpc_mlp.data.readback import verify
 from hpc_mlp.errors import HpcMlpError, UserError
 
 Happens = Callable[[], None]
-NEW, OLD = Settings(height=4, width=4, workers=1, overwrite=True), Settings(height=3, width=3, workers=1)
+NEW, OLD = (
+    Settings(height=4, width=4, workers=1, overwrite=True),
+    Settings(height=3, width=3, workers=1),
+)
 
 
 def no_renameat2(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,9 +37,12 @@ def no_renameat2(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Steps:
-    """Calls `happens` right after the `k`-th change that this process makes on the disk, or in its place."""
+    """Calls `happens` right after the `k`-th change that this process makes on the disk, or in its
+    place."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, k: int, happens: Happens, instead: bool) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, k: int, happens: Happens, instead: bool
+    ) -> None:
         self.k, self.happens, self.instead, self.count = k, happens, instead, 0
         for name in ("rename", "replace", "unlink", "rmdir", "mkdir", "write", "open", "chmod"):
             monkeypatch.setattr(os, name, self._watched(getattr(os, name)))
@@ -55,7 +62,8 @@ class Steps:
 
 
 def in_child(work: Callable[[], None]) -> int:
-    """Exit code of a forked process that does `work`: 0, or 1 after an error of ours, 3 after any other."""
+    """Exit code of a forked process that does `work`: 0, or 1 after an error of ours, 3 after any
+    other."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -83,8 +91,9 @@ def dies() -> None:
 def test_after_every_step_out_is_old_or_new(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool, exchange: bool, happens: Happens
 ) -> None:
-    """`before`: whether OUT was there already. Without an exchange OUT may be out of sight after a death: between two
-    renames, and the next conversion puts it back before it does anything else."""
+    """`before`: whether OUT was there already. Without an exchange OUT may be out of sight after a
+    death: between two renames, and the next conversion puts it back before it does anything
+    else."""
     archive = make_zip(tmp_path / "a.zip", two_classes(2))
     convert([archive], tmp_path / "old", OLD)
     convert([archive], tmp_path / "new", NEW)
@@ -118,9 +127,15 @@ def test_after_every_step_out_is_old_or_new(
 
 
 def broken(
-    archive: Path, out: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool, k: int, happens: Happens
+    archive: Path,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    exchange: bool,
+    k: int,
+    happens: Happens,
 ) -> None:
-    """A conversion with something happening after step `k`; a file says that there was such a step."""
+    """A conversion with something happening after step `k`; a file says that there was such a
+    step."""
     if not exchange:
         no_renameat2(monkeypatch)
     touch = out.parent / "steps"
@@ -133,7 +148,8 @@ def broken(
     convert([archive], out, NEW)
 
 
-# ── others at work meanwhile ────────────────────────────────────────────────────────────────────────────
+# ── others at work meanwhile
+# ────────────────────────────────────────────────────────────────────────────
 
 
 class Meanwhile:
@@ -166,7 +182,9 @@ def test_a_folder_that_appears_meanwhile_is_left_alone(
         (out / "notes.txt").write_text("precious")
 
     settings = Settings(height=4, width=4, workers=1, overwrite=overwrite)
-    with pytest.raises(UserError, match="not a shards folder" if overwrite else "exists: it appeared"):
+    with pytest.raises(
+        UserError, match="not a shards folder" if overwrite else "exists: it appeared"
+    ):
         convert([archive], out, settings, Meanwhile(appears))
     assert (out / "notes.txt").read_text() == "precious"
     assert sorted(os.listdir(tmp_path)) == ["a.zip", "out"]
@@ -220,7 +238,8 @@ def test_an_out_that_is_removed_meanwhile_is_simply_made(
 def test_of_four_conversions_to_one_out_one_wins(tmp_path: Path) -> None:
     archives = [
         make_zip(
-            tmp_path / f"{n}.zip", {f"{c}{n}/{i}.png": encoded(picture(i)) for c in "ab" for i in range(40)}
+            tmp_path / f"{n}.zip",
+            {f"{c}{n}/{i}.png": encoded(picture(i)) for c in "ab" for i in range(40)},
         )
         for n in range(4)
     ]
@@ -247,7 +266,8 @@ def test_of_four_conversions_to_one_out_one_wins(tmp_path: Path) -> None:
 
 
 def test_what_the_first_versions_left_is_put_back_or_removed(tmp_path: Path) -> None:
-    """A death between their two renames: the new folder whole, the old one out of sight, both without a lock."""
+    """A death between their two renames: the new folder whole, the old one out of sight, both
+    without a lock."""
     archive = make_zip(tmp_path / "a.zip", two_classes(3))
     out = tmp_path / "out"
     convert([archive], out, OLD)

@@ -12,7 +12,16 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support.archives import convert, converted, encoded, make_zip, picture, rejects, samples, two_classes
+from support.archives import (
+    convert,
+    converted,
+    encoded,
+    make_zip,
+    picture,
+    rejects,
+    samples,
+    two_classes,
+)
 
 from hpc_mlp.cli import main
 from hpc_mlp.conversion import split
@@ -40,7 +49,9 @@ def test_equal_images_stay_in_one_split(tmp_path: Path) -> None:
     }
     for seed in range(4):
         out = tmp_path / str(seed)
-        manifest = converted(make_zip(tmp_path / "a.zip", files), out, "--size", "20x24", "--seed", seed)
+        manifest = converted(
+            make_zip(tmp_path / "a.zip", files), out, "--size", "20x24", "--seed", seed
+        )
         assert all(len(names) == 1 for names in split_of_pixels(out).values())
         assert manifest.duplicates == {
             "groups": 16, "images": 40, "conflicting_groups": 0, "leaked_images": 0, "near_leaked_images": 0,
@@ -52,7 +63,10 @@ def test_equal_means_equal_after_decoding(tmp_path: Path) -> None:
     files = two_classes(10) | {"cat/copy.bmp": encoded(picture(1003), "BMP")}
     manifest = converted(make_zip(tmp_path / "a.zip", files), tmp_path / "out", "--size", 16)
     assert manifest.duplicates["groups"] == 1
-    assert [i["name"] for i in listed(tmp_path / "out")[0]["images"]] == ["cat/3.png", "cat/copy.bmp"]
+    assert [i["name"] for i in listed(tmp_path / "out")[0]["images"]] == [
+        "cat/3.png",
+        "cat/copy.bmp",
+    ]
 
 
 def test_one_image_with_two_classes_is_named_loudly(tmp_path: Path) -> None:
@@ -81,7 +95,9 @@ def test_leaks_between_the_splits_of_the_archive_are_reported(tmp_path: Path) ->
     assert "leak: 1 image of val or test in an earlier split as well" in shown
     clean = converted(archive, tmp_path / "clean", "--size", 16, "--drop-duplicates")
     assert clean.duplicates["leaked_images"] == 0 and clean.splits["test"].num_images == 5
-    assert rejects(tmp_path / "clean") == {"train/cat/4.png": "the same pixels as test/cat/leak.png"}
+    assert rejects(tmp_path / "clean") == {
+        "train/cat/4.png": "the same pixels as test/cat/leak.png"
+    }
 
 
 def test_dropping_duplicates_keeps_one_of_each(tmp_path: Path) -> None:
@@ -110,10 +126,16 @@ def test_nearly_equal_images_across_splits_are_reported(tmp_path: Path) -> None:
     }
     others = {f"test/b/{i}.png": encoded(picture(9000 + i, (80, 80))) for i in range(20)}
     out = tmp_path / "out"
-    manifest = converted(make_zip(tmp_path / "a.zip", train | near | others), out, "--size", 64, "--val", 0)
+    manifest = converted(
+        make_zip(tmp_path / "a.zip", train | near | others), out, "--size", 64, "--val", 0
+    )
     assert {line["images"][0]["name"] for line in listed(out)} == set(near)
-    assert {line["images"][1]["name"] for line in listed(out)} == {f"train/a/{i}.png" for i in range(3)}
-    assert manifest.duplicates["near_leaked_images"] == 3 and manifest.duplicates["leaked_images"] == 0
+    assert {line["images"][1]["name"] for line in listed(out)} == {
+        f"train/a/{i}.png" for i in range(3)
+    }
+    assert (
+        manifest.duplicates["near_leaked_images"] == 3 and manifest.duplicates["leaked_images"] == 0
+    )
     assert "nearly equal" in CliRunner().invoke(main, ["inspect", str(out)]).output
 
 
@@ -122,7 +144,9 @@ def test_thousands_of_images_alike_are_not_compared_each_with_each() -> None:
     prints = rng.integers(100, 103, (30_000, 64)).astype(np.uint8)
     splits = rng.choice([0, 0, 0, 1, 2], len(prints)).astype(np.int8)
     means = np.full((len(prints), 3), 101, np.int16)
-    nearest = nearest_in_earlier_split(prints, means, splits, np.arange(len(prints)), np.arange(len(prints)))
+    nearest = nearest_in_earlier_split(
+        prints, means, splits, np.arange(len(prints)), np.arange(len(prints))
+    )
     assert (nearest.other[splits > 0] >= 0).mean() > 0.99 and (nearest.other[splits == 0] < 0).all()
 
 
@@ -149,7 +173,9 @@ def test_the_split_keeps_groups_and_reaches_every_class(
     for label in set(home.tolist()):
         groups = len(set(group[home == label].tolist()))
         here = {s for s in splits[home == label].tolist()}
-        wanted = {0} | ({2} if test and groups > 1 else set()) | ({1} if val and groups > 2 else set())
+        wanted = (
+            {0} | ({2} if test and groups > 1 else set()) | ({1} if val and groups > 2 else set())
+        )
         assert wanted <= here and (val or 1 not in here) and (test or 2 not in here)
 
 

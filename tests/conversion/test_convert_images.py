@@ -1,4 +1,5 @@
-"""Unusual images, each by its rule; encodings; how near the quick JPEG decoding is to the full one."""
+"""Unusual images, each by its rule; encodings; how near the quick JPEG decoding is to the full
+one."""
 
 from __future__ import annotations
 
@@ -15,7 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_sample_image
-from support.archives import converted, encoded, make_zip, picture, pixels, rejects, samples, two_classes
+from support.archives import (
+    converted,
+    encoded,
+    make_zip,
+    picture,
+    pixels,
+    rejects,
+    samples,
+    two_classes,
+)
 from support.process import environment
 
 from hpc_mlp.data import decode
@@ -74,7 +84,8 @@ def test_transparency_is_laid_over_white() -> None:
     same(encoded(half), Image.blend(white, image, 128 / 255), 1)
     palette = image.quantize(16)
     see_through = [
-        (255, 255, 255) if i == 3 else tuple(palette.getpalette()[3 * i : 3 * i + 3]) for i in range(16)
+        (255, 255, 255) if i == 3 else tuple(palette.getpalette()[3 * i : 3 * i + 3])
+        for i in range(16)
     ]
     expected = Image.fromarray(np.array(see_through, np.uint8)[np.asarray(palette)])
     same(encoded(palette, "PNG", transparency=3), expected)
@@ -90,7 +101,8 @@ def test_ycck_jpeg() -> None:
     image = picture(6).convert("YCbCr")
     planes = [*image.split(), Image.new("L", image.size, 0)]
     plain = encoded(Image.merge("CMYK", planes), "JPEG", quality=100, subsampling=0)
-    # Pillow writes CMYK with an Adobe marker whose last byte is the transform: 0 is CMYK, 2 is YCCK.
+    # Pillow writes CMYK with an Adobe marker whose last byte is the transform: 0 is CMYK, 2 is
+    # YCCK.
     at = plain.index(b"\xff\xee") + 4
     assert plain[at : at + 5] == b"Adobe"
     ycck = plain[: at + 11] + b"\2" + plain[at + 12 :]
@@ -131,8 +143,12 @@ def test_odd_sizes(size: tuple[int, int], kind: str) -> None:
 def test_more_pixels_than_allowed_are_rejected_before_they_are_decoded() -> None:
     for kind in ("PNG", "JPEG", "GIF"):
         with pytest.raises(RejectError, match="--max-pixels"):
-            decode_image(encoded(Image.new("L", (200, 300)), kind), ImageSpec(8, 8, 3, max_pixels=59_999))
-        decode_image(encoded(Image.new("L", (200, 300)), kind), ImageSpec(8, 8, 3, max_pixels=60_000))
+            decode_image(
+                encoded(Image.new("L", (200, 300)), kind), ImageSpec(8, 8, 3, max_pixels=59_999)
+            )
+        decode_image(
+            encoded(Image.new("L", (200, 300)), kind), ImageSpec(8, 8, 3, max_pixels=60_000)
+        )
 
 
 @settings(max_examples=60, deadline=None)
@@ -176,15 +192,18 @@ def outcome(data: bytes) -> bytes | str:
 @pytest.mark.parametrize("name", ["china.jpg", "flower.jpg"])
 @pytest.mark.parametrize("scale", [1, 2, 4, 8])
 def test_quick_jpeg_decoding_is_near_to_the_full_one(name: str, scale: int) -> None:
-    """Mean absolute difference at most 1.5 of 255 on photographs, at every scale that libjpeg uses."""
-    photograph = Image.fromarray(load_sample_image(name))  # 640×427
+    """Mean absolute difference at most 1.5 of 255 on photographs, at every scale that libjpeg
+    uses."""
+    # 640×427
+    photograph = Image.fromarray(load_sample_image(name))
     data = encoded(photograph.resize((100 * scale, 97 * scale)), "JPEG", quality=90)
     full = Image.open(io.BytesIO(data)).resize((64, 64), Image.Resampling.BILINEAR)
     quick = decode_image(data, ImageSpec(64, 64, 3))
     assert np.abs(quick.astype(int) - np.asarray(full)).mean() <= 1.5
 
 
-# ── encodings ───────────────────────────────────────────────────────────────────────────────────────────
+# ── encodings
+# ───────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_every_lossless_encoding_stores_the_same_pixels(tmp_path: Path) -> None:
@@ -195,7 +214,9 @@ def test_every_lossless_encoding_stores_the_same_pixels(tmp_path: Path) -> None:
     expected = pixels(tmp_path / "png", "train")
     assert (pixels(tmp_path / "small", "train") == expected).all()
     assert (np.stack([s["npy"] for s in samples(tmp_path / "npy", "train")]) == expected).all()  # type: ignore[misc]
-    assert plain.mean == small.mean == raw.mean and len({plain.digest, small.digest, raw.digest}) == 3
+    assert (
+        plain.mean == small.mean == raw.mean and len({plain.digest, small.digest, raw.digest}) == 3
+    )
 
 
 def test_jpeg_statistics_are_those_of_the_stored_pixels(tmp_path: Path) -> None:
@@ -226,7 +247,9 @@ def test_original_keeps_the_bytes(tmp_path: Path) -> None:
 
 def test_a_wrong_suffix_does_not_matter(tmp_path: Path) -> None:
     files = two_classes(4) | {"cat/really.jpg": encoded(picture(99))}
-    converted(make_zip(tmp_path / "a.zip", files, zipfile.ZIP_STORED), tmp_path / "out", "--size", 8)
+    converted(
+        make_zip(tmp_path / "a.zip", files, zipfile.ZIP_STORED), tmp_path / "out", "--size", 8
+    )
     assert not rejects(tmp_path / "out")
 
 
@@ -235,16 +258,32 @@ def test_odd_metadata_is_no_warning_to_the_user(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x010E] = "a description that is cut off in the file"
     block = exif.tobytes()[:-20]
-    files = {f"{c}/{i}.jpg": encoded(picture(i), "JPEG", exif=block) for c in "ab" for i in range(3)}
+    files = {
+        f"{c}/{i}.jpg": encoded(picture(i), "JPEG", exif=block) for c in "ab" for i in range(3)
+    }
     archive = make_zip(tmp_path / "a.zip", files)
-    words = [sys.executable, "-m", "hpc_mlp", "convert", str(archive), str(tmp_path / "out"), "--size", "8"]
+    words = [
+        sys.executable,
+        "-m",
+        "hpc_mlp",
+        "convert",
+        str(archive),
+        str(tmp_path / "out"),
+        "--size",
+        "8",
+    ]
     done = subprocess.run(words, capture_output=True, text=True, env=environment())
     assert done.returncode == 0 and "arning" not in done.stderr
-    with pytest.warns(UserWarning, match="Truncated"), Image.open(io.BytesIO(files["a/0.jpg"])) as image:
+    with (
+        pytest.warns(UserWarning, match="Truncated"),
+        Image.open(io.BytesIO(files["a/0.jpg"])) as image,
+    ):
         image.getexif()
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "see-through", "1", "I;16", "CMYK", "RGB", "L"])
+@pytest.mark.parametrize(
+    "mode", ["RGBA", "LA", "P", "see-through", "1", "I;16", "CMYK", "RGB", "L"]
+)
 def test_large_images_are_converted_in_bands_to_the_same_pixels(
     mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

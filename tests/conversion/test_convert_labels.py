@@ -28,7 +28,9 @@ def images(*names: str) -> dict[str, bytes]:
     return {name: encoded(picture(i)) for i, name in enumerate(names)}
 
 
-def taken(tmp_path: Path, files: Mapping[str, bytes] | list[Mapping[str, bytes]]) -> tuple[Manifest, str]:
+def taken(
+    tmp_path: Path, files: Mapping[str, bytes] | list[Mapping[str, bytes]]
+) -> tuple[Manifest, str]:
     """The manifest, and what was said."""
     parts = files if isinstance(files, list) else [files]
     archives = [make_zip(tmp_path / f"{i}.zip", part) for i, part in enumerate(parts)]
@@ -48,8 +50,10 @@ GIVEN = {"train": (4, 4), "val": (1, 1), "test": (1, 1)}
     ("filename,label,split", [NAMES, CLASSES, SPLITS],
      "labels.csv: took column 1 'filename' as file, 2 'label' as class, 3 'split' as split\n"),
     ("id,note,filename,size,label,set", [CLASSES, CLASSES, NAMES, CLASSES, CLASSES, SPLITS],
-     "took column 3 'filename' as file, 5 'label' as class, 6 'set' as split; not used: 1 'id', 2 'note', 4 'size'\n"),
-    ("", [NAMES, CLASSES, [s.upper() for s in SPLITS]], "took column 1 as file, 2 as class, 3 as split\n"),
+     "took column 3 'filename' as file, 5 'label' as class, 6 'set' as split; not used: 1 'id', 2 "
+     "'note', 4 'size'\n"),
+    ("", [NAMES, CLASSES, [s.upper() for s in SPLITS]], "took column 1 as file, 2 as class, 3 as "
+                                                        "split\n"),
     ("partition,species,image", [["Training"] * 8 + ["Validation"] * 2 + ["testing"] * 2, CLASSES, NAMES],
      "took column 3 'image' as file, 2 'species' as class, 1 'partition' as split\n"),
 ])  # fmt: skip
@@ -68,7 +72,10 @@ def test_a_column_that_is_not_used_is_named(tmp_path: Path) -> None:
     fold = [str(i % 3) for i in range(12)]
     content = table(NAMES, CLASSES, NAMES, fold, head="file name,Class,size,fold")
     manifest, output = taken(tmp_path, IMAGES | {"labels.csv": content})
-    assert "took column 1 'file name' as file, 2 'Class' as class; not used: 3 'size', 4 'fold'" in output
+    assert (
+        "took column 1 'file name' as file, 2 'Class' as class; not used: 3 'size', 4 'fold'"
+        in output
+    )
     assert sum(split.num_images for split in manifest.splits.values()) == 12
 
 
@@ -89,9 +96,11 @@ def test_one_hot_columns_are_the_classes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("head, columns, words", [
-    ("image,cat,dog", [NAMES, ["1"] * 12, ["0", "1"] * 6], "line 3: 2 of the columns of classes are 1"),
+    ("image,cat,dog", [NAMES, ["1"] * 12, ["0", "1"] * 6], "line 3: 2 of the columns of classes "
+                                                           "are 1"),
     ("", [NAMES, ["1", "0"] * 6, ["0", "1"] * 6], "no headings"),
-    ("image,wings,legs", [NAMES, ["2"] * 12, ["0", "1"] * 6], "which of its columns is the class: wings, legs?"),
+    ("image,wings,legs", [NAMES, ["2"] * 12, ["0", "1"] * 6], "which of its columns is the class: "
+                                                              "wings, legs?"),
     ("image", [NAMES], "no column of classes"),
 ])  # fmt: skip
 def test_a_table_that_cannot_be_understood_is_refused(
@@ -104,8 +113,13 @@ def test_a_table_that_cannot_be_understood_is_refused(
 def test_an_image_of_two_classes_is_not_taken(tmp_path: Path) -> None:
     content = table([*NAMES, NAMES[0]], [*CLASSES, "eel"])
     manifest, _ = taken(tmp_path, IMAGES | {"labels.csv": content})
-    assert sum(split.num_images for split in manifest.splits.values()) == 11 and manifest.num_rejects == 1
-    assert rejects(tmp_path / "out") == {NAMES[0]: "listed twice in labels.csv, as 'cat' and as 'eel'"}
+    assert (
+        sum(split.num_images for split in manifest.splits.values()) == 11
+        and manifest.num_rejects == 1
+    )
+    assert rejects(tmp_path / "out") == {
+        NAMES[0]: "listed twice in labels.csv, as 'cat' and as 'eel'"
+    }
 
 
 def test_split_folders_count_beside_a_table_of_classes(tmp_path: Path) -> None:
@@ -117,11 +131,15 @@ def test_split_folders_count_beside_a_table_of_classes(tmp_path: Path) -> None:
 def test_numbers_beside_a_list_of_classes_are_said(tmp_path: Path) -> None:
     content = table(NAMES, [str(int(name == "dog")) for name in CLASSES])
     _, output = taken(tmp_path, IMAGES | {"labels.csv": content, "classes.txt": b"cat\ndog"})
-    assert "the classes in labels.csv are numbers, and stay numbers: classes.txt is not used" in output
+    assert (
+        "the classes in labels.csv are numbers, and stay numbers: classes.txt is not used" in output
+    )
 
 
 def test_splits_inside_class_folders_are_used(tmp_path: Path) -> None:
-    files = images(*(f"{c}/{s}/{n}" for c, s, n in zip(CLASSES, SPLITS, NAMES, strict=True)), "cat/stray.png")
+    files = images(
+        *(f"{c}/{s}/{n}" for c, s, n in zip(CLASSES, SPLITS, NAMES, strict=True)), "cat/stray.png"
+    )
     manifest, output = taken(tmp_path, {f"top/{name}": data for name, data in files.items()})
     assert counts(manifest) == GIVEN and manifest.layout == "class folders with splits inside"
     assert rejects(tmp_path / "out") == {
@@ -142,7 +160,10 @@ def test_archives_of_different_layouts_are_read_each_by_its_own(tmp_path: Path) 
     other = images(*(f"{c}/more{i}.png" for c in ("cat", "dog") for i in range(3)))
     third = images(*(f"{i}.png" for i in range(4))) | {"labels.csv": b"0,cat\n1,dog\n2,cat\n3,dog"}
     manifest, output = taken(tmp_path, [one, other, third])
-    assert counts(manifest) == {"train": (9, 9), "val": (1, 1), "test": (1, 1)} and manifest.num_rejects == 0
+    assert (
+        counts(manifest) == {"train": (9, 9), "val": (1, 1), "test": (1, 1)}
+        and manifest.num_rejects == 0
+    )
     assert "0.zip: split folders, 12 images\n" in output
     assert "1.zip: class folders, 6 images, without splits: all go to training\n" in output
     assert "2.zip: labels.csv, 4 images, without splits: all go to training\n" in output
@@ -150,7 +171,11 @@ def test_archives_of_different_layouts_are_read_each_by_its_own(tmp_path: Path) 
 
 def test_each_split_may_be_an_archive_and_the_table_too(tmp_path: Path) -> None:
     parts = [
-        {f"{split}/{c}/{i}.png": encoded(picture(100 * k + i)) for c in ("cat", "dog") for i in range(3)}
+        {
+            f"{split}/{c}/{i}.png": encoded(picture(100 * k + i))
+            for c in ("cat", "dog")
+            for i in range(3)
+        }
         for k, split in enumerate(("train", "test"))
     ]
     manifest, _ = taken(tmp_path, parts)
@@ -184,7 +209,9 @@ def test_a_table_that_is_not_read_is_named(tmp_path: Path, name: str) -> None:
     refused(convert(flat, tmp_path / "no"), "only one class", f"It holds {name}", "labels.csv")
     folders = images(*(f"{c}/{i}.png" for c in ("cat", "dog") for i in range(6)))
     _, output = taken(tmp_path, folders | {name: b"x"})
-    assert (f"not used: {name} (of tables only labels.csv is read)" in output) == (name != "list.txt")
+    assert (f"not used: {name} (of tables only labels.csv is read)" in output) == (
+        name != "list.txt"
+    )
 
 
 def test_names_that_would_act_on_a_terminal_are_shown_harmless(tmp_path: Path) -> None:
@@ -194,11 +221,15 @@ def test_names_that_would_act_on_a_terminal_are_shown_harmless(tmp_path: Path) -
     manifest, output = taken(tmp_path, files)
     lines = [
         output,
-        convert(make_zip(tmp_path / "one.zip", {f"{evil}/1.png": files["cat/1.png"]}), tmp_path / "x").output,
+        convert(
+            make_zip(tmp_path / "one.zip", {f"{evil}/1.png": files["cat/1.png"]}), tmp_path / "x"
+        ).output,
     ]
     content = table(NAMES, CLASSES, SPLITS, head=f"filename,label,split{evil}")
     lines.append(
-        convert(make_zip(tmp_path / "b.zip", IMAGES | {"labels.csv": content}), tmp_path / "y").output
+        convert(
+            make_zip(tmp_path / "b.zip", IMAGES | {"labels.csv": content}), tmp_path / "y"
+        ).output
     )
     for text in lines:
         assert not set(text) & set("\x1b\x07\x9b\u202e") and "\\x1b" in text
@@ -215,7 +246,8 @@ def test_several_tables_each_for_its_own_folder(tmp_path: Path) -> None:
     assert counts(manifest) == GIVEN and output.count(": took column") == 3
 
 
-# ── tiny and unbalanced classes ─────────────────────────────────────────────────────────────────────────
+# ── tiny and unbalanced classes
+# ─────────────────────────────────────────────────────────────────────────
 
 
 def test_tiny_and_unbalanced_classes_are_said_by_convert_and_inspect(tmp_path: Path) -> None:
@@ -224,10 +256,13 @@ def test_tiny_and_unbalanced_classes_are_said_by_convert_and_inspect(tmp_path: P
     manifest, output = taken(tmp_path, images(*names))
     assert counts(manifest)["train"] == (96, 3, 48) and counts(manifest)["test"] == (12, 1, 6)
     lines = [
-        "WARNING: 1 of 3 classes have fewer than 10 training images ('rare' 3): there is little to learn from",
-        "WARNING: 1 of 3 classes have fewer than 5 test images ('rare' 1): their precision, recall and F1 say next to "
+        "WARNING: 1 of 3 classes have fewer than 10 training images ('rare' 3): there is little to "
+        "learn from",
+        "WARNING: 1 of 3 classes have fewer than 5 test images ('rare' 1): their precision, recall "
+        "and F1 say next to "
         "nothing",
-        "unbalanced: of the test images 63.2 % are 'many' and 5.3 % 'rare'; always answering the first has an accuracy "
+        "unbalanced: of the test images 63.2 % are 'many' and 5.3 % 'rare'; always answering the "
+        "first has an accuracy "
         "of 63.2 %: look at macro F1",
     ]
     shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "out")]).stdout
@@ -243,12 +278,12 @@ def test_balanced_classes_that_are_large_enough_are_not_spoken_of(tmp_path: Path
 def test_a_split_without_images_is_said(tmp_path: Path) -> None:
     _, output = taken(tmp_path, images(*(f"{c}/{i}.png" for c in "abcd" for i in range(2))))
     assert (
-        "WARNING: val has no images: no best epoch can be chosen. Give each class at least three images"
-        in output
+        "WARNING: val has no images: no best epoch can be chosen. Give each class at least three "
+        "images" in output
     )
     assert (
-        "WARNING: 4 of 4 classes have fewer than 10 training images ('a' 1, 'b' 1, 'c' 1 and 1 more)"
-        in output
+        "WARNING: 4 of 4 classes have fewer than 10 training images ('a' 1, 'b' 1, 'c' 1 and 1 "
+        "more)" in output
     )
 
 

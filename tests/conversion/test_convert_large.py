@@ -36,16 +36,27 @@ def many(path: Path, count: int, image: Callable[[int], bytes]) -> Path:
             name = b"%s/%08d.ppm" % ((b"cat", b"dog")[i % 2], i)
             data = image(i)
             crc = zlib.crc32(data)
-            fields = struct.pack("<5H3L2H", 20, 0x800, 0, 0, 0x21, crc, len(data), len(data), len(name), 0)
+            fields = struct.pack(
+                "<5H3L2H", 20, 0x800, 0, 0, 0x21, crc, len(data), len(data), len(name), 0
+            )
             file.write(b"PK\3\4" + fields + name + data)
             central += (
-                b"PK\1\2" + struct.pack("<H", 20) + fields + struct.pack("<3H2L", 0, 0, 0, 0, offset) + name
+                b"PK\1\2"
+                + struct.pack("<H", 20)
+                + fields
+                + struct.pack("<3H2L", 0, 0, 0, 0, offset)
+                + name
             )
             offset += 30 + len(name) + len(data)
         file.write(central)
-        file.write(b"PK\6\6" + struct.pack("<Q2H2L4Q", 44, 45, 45, 0, 0, count, count, len(central), offset))
+        file.write(
+            b"PK\6\6"
+            + struct.pack("<Q2H2L4Q", 44, 45, 45, 0, 0, count, count, len(central), offset)
+        )
         file.write(b"PK\6\7" + struct.pack("<LQL", 0, offset + len(central), 1))
-        file.write(b"PK\5\6" + struct.pack("<4H2LH", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0))
+        file.write(
+            b"PK\5\6" + struct.pack("<4H2LH", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+        )
     return path
 
 
@@ -67,7 +78,8 @@ def run_watched(archive: Path, out: Path, *options: str) -> tuple[int, int, str]
     while process.poll() is None:
         try:
             most = max(most, proportional_memory(process.pid))
-        except OSError:  # ended in between
+        # Ended in between.
+        except OSError:
             continue
         time.sleep(0.05)
     assert process.stderr is not None
@@ -77,7 +89,11 @@ def run_watched(archive: Path, out: Path, *options: str) -> tuple[int, int, str]
 def test_a_hundred_thousand_empty_files_are_refused_quickly(tmp_path: Path) -> None:
     archive = many(tmp_path / "a.zip", 100_000, lambda i: b"")
     code, most, message = run_watched(archive, tmp_path / "out")
-    assert code == 2 and "no images" in message and "100,000, the first cat/00000000.ppm: empty" in message
+    assert (
+        code == 2
+        and "no images" in message
+        and "100,000, the first cat/00000000.ppm: empty" in message
+    )
     assert most < 200e6
     assert [p.name for p in tmp_path.iterdir()] == ["a.zip"]
 
@@ -106,7 +122,8 @@ def test_an_interrupted_conversion_leaves_nothing_that_looks_finished(
     words = [sys.executable, str(TOOL), str(archive), str(out), "--workers", "2"]
     process = subprocess.Popen(
         words, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background shells ignore it
+        # Background shells ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     while not any(path.name.startswith("spool") for path in tmp_path.glob(".out.partial-*/*/*")):
         assert process.poll() is None
@@ -118,7 +135,8 @@ def test_an_interrupted_conversion_leaves_nothing_that_looks_finished(
     if how != signal.SIGKILL:
         assert process.returncode == 130 and message == "hpc-mlp: interrupted.\n"
         assert [p.name for p in tmp_path.iterdir()] == ["a.zip"]
-    for _ in range(100):  # no worker lives on
+    # No worker lives on.
+    for _ in range(100):
         if not any(Path(f"/proc/{child}/cmdline").exists() for child in children):
             break
         time.sleep(0.05)
@@ -138,5 +156,9 @@ def test_a_killed_worker_is_said_and_leaves_nothing(tmp_path: Path) -> None:
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[0]), signal.SIGKILL)
     message = process.communicate(timeout=30)[1]
-    assert process.returncode == 1 and "worker process was killed" in message and message.count("\n") == 1
+    assert (
+        process.returncode == 1
+        and "worker process was killed" in message
+        and message.count("\n") == 1
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["a.zip"]

@@ -61,18 +61,24 @@ def written(
     with TemporaryDirectory() as folder:
         found = report.write(Path(folder), first_places(pictures), PIXELS)
         text = (Path(folder) / "duplicates.jsonl").read_text(encoding="utf-8")
-    assert "\\u" not in text  # names as they are
+    # Names as they are.
+    assert "\\u" not in text
     return report, found, [json.loads(line) for line in text.splitlines()]
 
 
 def described(images: list[tuple[int, int, int]], i: int) -> dict[str, str]:
-    return {"name": f"entry {2 * i + 1} é", "class": CLASSES[images[i][1]], "split": NAMED[images[i][2]]}
+    return {
+        "name": f"entry {2 * i + 1} é",
+        "class": CLASSES[images[i][1]],
+        "split": NAMED[images[i][2]],
+    }
 
 
 @settings(max_examples=100, deadline=None)
 @given(IMAGES)
 def test_equal_images_are_counted_and_named(images: list[tuple[int, int, int]]) -> None:
-    """Of each group an image that stays, as `repeats` leaves it; different pictures are not near each other."""
+    """Of each group an image that stays, as `repeats` leaves it; different pictures are not near
+    each other."""
     images = [(picture, label, max(split, 0)) if not any(p == picture and s >= 0 for p, _, s in images)
               else (picture, label, split) for picture, label, split in images]  # fmt: skip
     pictures = np.array([picture for picture, _, _ in images])
@@ -106,7 +112,8 @@ def shades(values: list[int]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int
 
 def test_near_images_are_named_with_the_nearest_of_an_earlier_split() -> None:
     prints, sums = shades([100, 101, 101, 160, 160, 162, 220])
-    prints[5, :21] += 1  # 2 and a third of a level
+    # 2 and a third of a level
+    prints[5, :21] += 1
     prints[5, 43:] -= 1
     prints[5, 0] -= 1
     images = [(0, 0, 0), (1, 0, 2), (2, 1, 1), (3, 2, 0), (4, 2, 2), (5, 2, 1), (6, 0, -1)]
@@ -133,7 +140,11 @@ def test_of_equal_images_one_in_each_split_is_compared() -> None:
     images = [(0, 0, 0), (0, 0, 2), (1, 0, 2), (1, 0, 2), (1, 0, 1), (0, 0, -1)]
     _, found, lines = written(images, prints, sums)
     near = [[image["name"] for image in line["images"]] for line in lines if line["kind"] == "near"]
-    assert near == [["entry 3 é", "entry 9 é"], ["entry 5 é", "entry 1 é"], ["entry 9 é", "entry 1 é"]]
+    assert near == [
+        ["entry 3 é", "entry 9 é"],
+        ["entry 5 é", "entry 1 é"],
+        ["entry 9 é", "entry 1 é"],
+    ]
     assert found["near_leaked_images"] == 3 and found["groups"] == 2
 
 

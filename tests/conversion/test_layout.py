@@ -25,7 +25,9 @@ class Listing:
     ) -> None:
         self.files = files if isinstance(files, Mapping) else dict.fromkeys(files, b"")
         self.names = Names(self.files)
-        self.problems = {list(self.files).index(name): why for name, why in (problems or {}).items()}
+        self.problems = {
+            list(self.files).index(name): why for name, why in (problems or {}).items()
+        }
 
     def read(self, index: int) -> bytes:
         if index in self.problems:
@@ -79,11 +81,15 @@ def test_folders(kind: str, wanted: dict[str, tuple[str, str]], lost: list[str])
     for names in ([*wanted, *lost], [*lost, *reversed(wanted)]):
         source = Listing(names)
         layout = find_layout(source)
-        assert (layout.kind, layout.classes) == (kind, tuple(sorted({c for c, _ in wanted.values()})))
+        assert (layout.kind, layout.classes) == (
+            kind,
+            tuple(sorted({c for c, _ in wanted.values()})),
+        )
         assert placed(layout, source) == wanted and layout.num_ignored == 0
         assert sorted(name for name, _ in layout.rejects) == sorted(lost)
         assert {why for _, why in layout.rejects} <= {
-            "not in a class folder" + (" below train, val or test" if kind == "split folders" else ""),
+            "not in a class folder"
+            + (" below train, val or test" if kind == "split folders" else ""),
             "class 'eel' has no training images",
         }
 
@@ -99,11 +105,15 @@ INSIDE = "class folders with splits inside"
     ("class folders", {"cat/train/1.png": ("cat", ""), "dog/1.png": ("dog", "")}, []),
     ("class folders", {"cat/val/1.png": ("cat", ""), "dog/test/1.png": ("dog", "")}, []),
 ])  # fmt: skip
-def test_splits_inside_class_folders(kind: str, wanted: dict[str, tuple[str, str]], lost: list[str]) -> None:
+def test_splits_inside_class_folders(
+    kind: str, wanted: dict[str, tuple[str, str]], lost: list[str]
+) -> None:
     source = Listing([*lost, *wanted])
     layout = find_layout(source)
     assert layout.kind == kind and placed(layout, source) == wanted
-    assert layout.rejects == [(n, "not in a folder train, val or test below its class folder") for n in lost]
+    assert layout.rejects == [
+        (n, "not in a folder train, val or test below its class folder") for n in lost
+    ]
 
 
 def test_folders_below_a_class_are_said() -> None:
@@ -125,7 +135,9 @@ def test_each_of_several_archives_may_have_a_top_folder_of_its_own() -> None:
 
 
 def test_classes_are_in_natural_order() -> None:
-    layout = find_layout(source := Listing(["10/a.png", "9/a.b.png", "x/1.2.3.JPG", "x/png", "9/c.png.txt"]))
+    layout = find_layout(
+        source := Listing(["10/a.png", "9/a.b.png", "x/1.2.3.JPG", "x/png", "9/c.png.txt"])
+    )
     assert layout.classes == ("9", "10", "x") and layout.num_ignored == 2
     assert set(placed(layout, source)) == {"10/a.png", "9/a.b.png", "x/1.2.3.JPG"}
 
@@ -135,7 +147,9 @@ def test_what_is_no_image_is_ignored_or_named() -> None:
         "cat/", "cat/1.JPG", "cat/notes.txt", "cat/noend", "cat/Thumbs.db", "cat/.2.png", ".git/cat/3.png",
         "__MACOSX/cat/4.png", "x/__MACOSX/5.png", "dog/more.zip", "dog/6.webp", "dog/bad.png", "dog/7.TAR",
     ]  # fmt: skip
-    layout = find_layout(source := Listing(names, {"dog/bad.png": "is encrypted", "cat/notes.txt": "twice"}))
+    layout = find_layout(
+        source := Listing(names, {"dog/bad.png": "is encrypted", "cat/notes.txt": "twice"})
+    )
     assert set(placed(layout, source)) == {"cat/1.JPG", "dog/6.webp"}
     assert layout.num_ignored == 7
     inside = "an archive inside the archive is not opened"
@@ -146,7 +160,9 @@ def test_what_is_no_image_is_ignored_or_named() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["/cat/1.png", "../1.png", "cat/../../1.png", "C:/cat/1.png", "c:cat.png"])
+@pytest.mark.parametrize(
+    "name", ["/cat/1.png", "../1.png", "cat/../../1.png", "C:/cat/1.png", "c:cat.png"]
+)
 def test_a_name_that_leads_out_of_the_archive_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="leads out of the archive"):
         find_layout(Listing([*CAT_AND_DOG, name]))
@@ -183,7 +199,8 @@ def test_natural_order() -> None:
     assert sorted(reversed(names), key=natural_key) == names
 
 
-# ── labels.csv ──────────────────────────────────────────────────────────────────────────────────────────
+# ── labels.csv
+# ──────────────────────────────────────────────────────────────────────────────────────────
 
 IMAGES = ["images/1.png", "images/2.png", "images/3.jpg", "images/more/1.png"]
 
@@ -211,7 +228,8 @@ def test_a_labels_file_names_images_by_path_or_by_a_base_name_that_is_unique(tex
     layout, classes = labelled(text)
     assert classes == {"images/1.png": "cat", "images/2.png": "dog"} and layout.num_ignored == 0
     assert [(n, why) for n, why in layout.rejects if "not listed" in why] == [
-        ("images/3.jpg", "not listed in labels.csv"), ("images/more/1.png", "not listed in labels.csv")
+        ("images/3.jpg", "not listed in labels.csv"), ("images/more/1.png", "not listed in "
+                                                                            "labels.csv")
     ]  # fmt: skip
 
 
@@ -264,7 +282,9 @@ def test_of_several_labels_files_the_uppermost_counts_and_names_lie_below_it() -
     assert {name: c for name, (c, _) in placed(layout, source).items()} == dict(
         zip(images[:3], ["cat", "dog", "cat"], strict=True)
     )
-    assert layout.num_ignored == 2 and layout.rejects == [("4.png", "not listed in top/set/Labels.CSV")]
+    assert layout.num_ignored == 2 and layout.rejects == [
+        ("4.png", "not listed in top/set/Labels.CSV")
+    ]
 
 
 @pytest.mark.parametrize("text, says", [
@@ -307,14 +327,21 @@ def test_folders_called_val_and_test_without_train_are_no_splits_of_a_table() ->
 
 
 def test_one_hot_columns_may_be_words() -> None:
-    _, classes = labelled("image,cat,dog\nimages/1.png,TRUE,false\nimages/2.png,False,true\n3.jpg,1,0.0\n")
+    _, classes = labelled(
+        "image,cat,dog\nimages/1.png,TRUE,false\nimages/2.png,False,true\n3.jpg,1,0.0\n"
+    )
     assert classes == {"images/1.png": "cat", "images/2.png": "dog", "images/3.jpg": "cat"}
 
 
 def test_the_line_of_headings_tells_the_delimiter_and_the_columns() -> None:
-    layout, classes = labelled("copy;label;File- Name\n2;a, b, c;images/1.png\nimages/1.png;d, e, f;2\n")
+    layout, classes = labelled(
+        "copy;label;File- Name\n2;a, b, c;images/1.png\nimages/1.png;d, e, f;2\n"
+    )
     assert classes == {"images/1.png": "a, b, c", "images/2.png": "d, e, f"}
-    assert "took column 3 'File- Name' as file, 2 'label' as class; not used: 1 'copy'" in layout.notes[0]
+    assert (
+        "took column 3 'File- Name' as file, 2 'label' as class; not used: 1 'copy'"
+        in layout.notes[0]
+    )
 
 
 def test_a_row_that_ends_early_has_no_class() -> None:
@@ -329,7 +356,9 @@ def test_a_row_that_ends_early_has_no_class() -> None:
     (["train"], "train 2; val and test drawn from train"),
 ])  # fmt: skip
 def test_the_splits_of_the_archive_are_said(splits: list[str], said: str) -> None:
-    layout = find_layout(Listing([f"{split}/{c}/1.png" for split in splits for c in ("cat", "dog")]))
+    layout = find_layout(
+        Listing([f"{split}/{c}/1.png" for split in splits for c in ("cat", "dog")])
+    )
     assert layout.notes == [f"splits as the archive says: {said}"]
 
 
@@ -344,20 +373,26 @@ def test_tables_that_are_not_read_are_named(tables: list[str], said: str) -> Non
 
 def test_flat_images_beside_a_text_are_told_of_it_but_not_of_a_readme() -> None:
     with pytest.raises(UserError) as error:
-        find_layout(Listing(["1.png", "README.txt", "License.txt", "readme.TXT", "list.txt", "notes.md"]))
+        find_layout(
+            Listing(["1.png", "README.txt", "License.txt", "readme.TXT", "list.txt", "notes.md"])
+        )
     assert "It holds list.txt: " in str(error.value) and "no class folders" in str(error.value)
 
 
 def test_several_tables_apart_from_the_images_are_refused() -> None:
     parts = [Listing(CAT_AND_DOG), Listing({"x/labels.csv": b""}), Listing({"labels.tsv": b""})]
-    with pytest.raises(UserError, match=r"several labels files: x/labels\.csv, labels\.tsv\. Give one"):
+    with pytest.raises(
+        UserError, match=r"several labels files: x/labels\.csv, labels\.tsv\. Give one"
+    ):
         find_layout(SeveralSources(parts))
 
 
 def test_what_each_of_several_archives_gives_is_said() -> None:
     one = Listing(["train/cat/1.png", "train/dog/1.png", "val/cat/1.png"])
     one.label = "one.zip"
-    layout = find_layout(SeveralSources([one, Listing(["cat/2.png", "dog/2.png"]), Listing(["readme.txt"])]))
+    layout = find_layout(
+        SeveralSources([one, Listing(["cat/2.png", "dog/2.png"]), Listing(["readme.txt"])])
+    )
     assert layout.notes[:3] == [
         "one.zip: split folders, 3 images",
         "a.zip: class folders, 2 images, without splits: all go to training",

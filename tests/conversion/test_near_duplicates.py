@@ -35,13 +35,16 @@ def each_with_each(
     means: npt.NDArray[np.int16],
     group: npt.NDArray[np.int64],
 ) -> list[list[tuple[bool, float, int]]]:
-    """For each image the near ones that count, by the documented rule: whether in val, distance, place."""
+    """For each image the near ones that count, by the documented rule: whether in val, distance,
+    place."""
     result: list[list[tuple[bool, float, int]]] = []
     for i in range(len(prints)):
         found: list[tuple[bool, float, int]] = []
         for j in range(len(prints)):
             cells = np.abs(prints[i].astype(int) - prints[j])
-            alike = cells.mean() <= 2 and cells.max() <= 8 and np.abs(means[i] - means[j]).max() <= 3
+            alike = (
+                cells.mean() <= 2 and cells.max() <= 8 and np.abs(means[i] - means[j]).max() <= 3
+            )
             if alike and splits[j] < splits[i] and group[i] != group[j]:
                 found.append((bool(splits[j] > 0), float(cells.mean()), j))
         result.append(found)
@@ -50,8 +53,8 @@ def each_with_each(
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_what_is_found_is_what_each_with_each_finds(channels: int) -> None:
-    """A few pictures, each several times with noise, some of them in a group of equals. What is found is near; the
-    nearest one is missed once in 200 (buckets part it in every grid)."""
+    """A few pictures, each several times with noise, some of them in a group of equals. What is
+    found is near; the nearest one is missed once in 200 (buckets part it in every grid)."""
     missed = []
     for seed in range(50):
         rng = np.random.default_rng(seed)
@@ -126,13 +129,15 @@ def pairs_among_others(
     prints = rng.integers(8, 248, (count, 64))
     means = rng.integers(8, 248, (count, 3))
     again = prints + rng.integers(-2, 3, prints.shape), means + rng.integers(-1, 2, means.shape)
-    return np.concatenate([prints, again[0]]).astype(np.uint8), np.concatenate([means, again[1]]).astype(
-        np.int16
-    )
+    return np.concatenate([prints, again[0]]).astype(np.uint8), np.concatenate(
+        [means, again[1]]
+    ).astype(np.int16)
 
 
 @pytest.mark.parametrize("batch", [50_000, 7])
-def test_near_pairs_are_found_among_many_images(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_near_pairs_are_found_among_many_images(
+    batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(near_duplicates, "_BATCH", batch)
     count = 3000 if batch > 7 else 200
     prints, means = pairs_among_others(count, np.random.default_rng(1))
@@ -149,14 +154,19 @@ def test_one_that_is_not_near_spoils_no_other() -> None:
 
 
 quarters = np.kron(
-    np.arange(4).reshape(2, 2), np.ones((4, 4), int)
-).ravel()  # number of the quarter of each cell
+    np.arange(4).reshape(2, 2),
+    np.ones((4, 4), int),
+    # Number of the quarter of each cell.
+).ravel()
 
 
-@pytest.mark.parametrize("by", ["first quarters", "last quarters", "middle", "red", "green", "blue"])
+@pytest.mark.parametrize(
+    "by", ["first quarters", "last quarters", "middle", "red", "green", "blue"]
+)
 def test_pictures_of_equal_brightness_are_told_apart(by: str) -> None:
-    """1,500 pictures and each again with noise. All are equally bright and differ by quarters, by the middle against
-    its surroundings, or by colour alone: held against any 24 of them, nearly none would meet its copy."""
+    """1,500 pictures and each again with noise. All are equally bright and differ by quarters, by
+    the middle against its surroundings, or by colour alone: held against any 24 of them, nearly
+    none would meet its copy."""
     rng = np.random.default_rng(3)
     count = 1500
     one = rng.integers(-60, 61, (count, 1))
@@ -174,6 +184,8 @@ def test_pictures_of_equal_brightness_are_told_apart(by: str) -> None:
         means[:, ["red", "green", "blue"].index(by)] += one[:, 0]
     again = cells + rng.integers(-1, 2, cells.shape)
     prints = np.concatenate([cells, again]).astype(np.uint8)
-    nearest = search(prints, np.repeat([0, 2], count), np.concatenate([means, means]).astype(np.int16))
+    nearest = search(
+        prints, np.repeat([0, 2], count), np.concatenate([means, means]).astype(np.int16)
+    )
     found = nearest.other[count:] == np.arange(count)
     assert found.mean() > 0.85

@@ -1,4 +1,5 @@
-"""Splits: what the archive brings stays, equal images stay together, every class gets its share, at random."""
+"""Splits: what the archive brings stays, equal images stay together, every class gets its share, at
+random."""
 
 from __future__ import annotations
 
@@ -11,7 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from hpc_mlp.conversion.split import TEST, TRAIN, VAL, assign, groups_of_equals, random_keys, shuffled
+from hpc_mlp.conversion.split import (
+    TEST,
+    TRAIN,
+    VAL,
+    assign,
+    groups_of_equals,
+    random_keys,
+    shuffled,
+)
 
 FRACTIONS = st.sampled_from([0.0, 0.05, 0.1, 0.25, 0.4])
 
@@ -20,7 +29,9 @@ FRACTIONS = st.sampled_from([0.0, 0.05, 0.1, 0.25, 0.4])
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=40))
 def test_equal_images_carry_the_place_of_the_first(digests: list[tuple[int, int]]) -> None:
     found = groups_of_equals(np.array(digests, np.uint64).reshape(-1, 2))
-    assert found.dtype == np.int64 and found.tolist() == [digests.index(digest) for digest in digests]
+    assert found.dtype == np.int64 and found.tolist() == [
+        digests.index(digest) for digest in digests
+    ]
 
 
 def none(count: int) -> npt.NDArray[np.int8]:
@@ -38,12 +49,19 @@ def none(count: int) -> npt.NDArray[np.int8]:
     seed=st.integers(0, 2**63 - 1),
 )
 def test_a_split_is_cut_out_of_train_by_class(
-    count: int, classes: int, pictures: int, brought: tuple[int, ...], val: float, test: float, seed: int
+    count: int,
+    classes: int,
+    pictures: int,
+    brought: tuple[int, ...],
+    val: float,
+    test: float,
+    seed: int,
 ) -> None:
     """Images of some pictures: equal pictures are a group, of whatever classes."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, count)
-    picture = (pictures * rng.random(count) ** 2).astype(int)  # groups of very different sizes
+    # Groups of very different sizes.
+    picture = (pictures * rng.random(count) ** 2).astype(int)
     given_splits = rng.choice(brought, count)
     group = groups_of_equals(np.stack([picture, picture], axis=1).astype(np.uint64))
     splits = assign(labels.astype(np.int32), group, given_splits.astype(np.int8), seed, val, test)
@@ -59,7 +77,9 @@ def test_a_split_is_cut_out_of_train_by_class(
     by_class: dict[int, dict[int, list[int]]] = {}
     for places in members.values():
         (split,) = {int(s) for s in splits[places]}
-        by_class.setdefault(int(labels[places[0]]), {TRAIN: [], VAL: [], TEST: []})[split].append(len(places))
+        by_class.setdefault(int(labels[places[0]]), {TRAIN: [], VAL: [], TEST: []})[split].append(
+            len(places)
+        )
     for sizes in by_class.values():
         count = sum(map(len, sizes.values()))
         total = sum(map(sum, sizes.values()))
@@ -95,18 +115,25 @@ def test_where_two_groups_are_left_the_test_split_goes_before_the_validation_spl
 def test_every_image_is_as_likely_in_the_test_split_as_another() -> None:
     """Of equal groups; and independently from one class and one seed to the next."""
     labels = np.repeat(np.arange(2, dtype=np.int32), 10)
-    drawn = np.array([assign(labels, np.arange(20), none(20), seed, 0.2, 0.2) for seed in range(1000)])
+    drawn = np.array(
+        [assign(labels, np.arange(20), none(20), seed, 0.2, 0.2) for seed in range(1000)]
+    )
     for split in (VAL, TEST):
         counts = (drawn == split).sum(0)
-        assert (counts.reshape(2, 10).sum(1) == 2000).all() and stats.chisquare(counts).pvalue > 0.001
+        assert (counts.reshape(2, 10).sum(1) == 2000).all() and stats.chisquare(
+            counts
+        ).pvalue > 0.001
     classes = [(drawn[:, c * 10 : c * 10 + 10] == TEST) for c in (0, 1)]
     together = (classes[0] & classes[1]).sum()
-    assert abs(together - 400) < 80  # 10 · 1000 · 0.2²; a standard deviation is about 19
+    # 10 · 1000 · 0.2²; a standard deviation is about 19
+    assert abs(together - 400) < 80
 
 
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 2**63 - 1), places=st.sets(st.integers(0, 99)))
-def test_a_shuffle_keeps_its_places_and_their_order_among_fewer(seed: int, places: set[int]) -> None:
+def test_a_shuffle_keeps_its_places_and_their_order_among_fewer(
+    seed: int, places: set[int]
+) -> None:
     chosen = np.array(sorted(places), np.int64)
     mixed = shuffled(chosen, seed, 100).tolist()
     assert sorted(mixed) == sorted(places)
@@ -114,7 +141,9 @@ def test_a_shuffle_keeps_its_places_and_their_order_among_fewer(seed: int, place
 
 
 def test_keys_are_random_numbers() -> None:
-    streams = [random_keys(seed, 5000, stream) for seed, stream in ((0, 1), (0, 2), (1, 1), (2**63 - 1, 1))]
+    streams = [
+        random_keys(seed, 5000, stream) for seed, stream in ((0, 1), (0, 2), (1, 1), (2**63 - 1, 1))
+    ]
     for keys in streams:
         assert keys.dtype == np.uint64 and len(set(keys.tolist())) == 5000
         assert np.array_equal(keys[:100], random_keys(0, 100, 1)) == (keys is streams[0])

@@ -26,7 +26,9 @@ def test_sums_and_statistics_are_exact_for_any_shape(of: tuple[int, int, int, in
     count, height, width, channels = images.shape
     measures, wide = measure(images), images.astype(np.int64)
     assert measures.sums.dtype == measures.squares.dtype == np.int64
-    assert (measures.sums == wide.sum((1, 2))).all() and (measures.squares == (wide**2).sum((1, 2))).all()
+    assert (measures.sums == wide.sum((1, 2))).all() and (
+        measures.squares == (wide**2).sum((1, 2))
+    ).all()
     sums, squares = measures.sums.sum(0).tolist(), measures.squares.sum(0).tolist()
     mean, std = mean_and_std(sums, squares, count * height * width)
     values = images.reshape(-1, channels) / 255
@@ -41,7 +43,9 @@ def test_equal_pixels_have_no_spread_at_all() -> None:
 def test_sums_over_many_white_rows_are_exact() -> None:
     """float32 holds whole numbers up to 2^24 = 258 · 255²."""
     measures = measure(np.full((1, 5000, 3, 1), 255, np.uint8))
-    assert measures.sums.tolist() == [[15_000 * 255]] and measures.squares.tolist() == [[15_000 * 255**2]]
+    assert measures.sums.tolist() == [[15_000 * 255]] and measures.squares.tolist() == [
+        [15_000 * 255**2]
+    ]
 
 
 def cells(length: int) -> list[slice]:
@@ -51,7 +55,9 @@ def cells(length: int) -> list[slice]:
 
 @settings(max_examples=40, deadline=None)
 @given(IMAGES)
-def test_fingerprints_are_the_rounded_means_of_8_by_8_cells(of: tuple[int, int, int, int, int]) -> None:
+def test_fingerprints_are_the_rounded_means_of_8_by_8_cells(
+    of: tuple[int, int, int, int, int],
+) -> None:
     """Cells of less than a pixel hold one. Halves are rounded up."""
     images = drawn(of)
     prints = measure(images).prints

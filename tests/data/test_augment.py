@@ -1,4 +1,5 @@
-"""Augmentation: each operation against torchvision's, and randomness that only the place decides."""
+"""Augmentation: each operation against torchvision's, and randomness that only the place
+decides."""
 
 from __future__ import annotations
 
@@ -26,12 +27,16 @@ def photos(count: int = 6, height: int = 48, width: int = 64, channels: int = 3)
     """Smooth random uint8 images [count, channels, height, width]."""
     coarse = torch.rand(count, channels, 5, 5, generator=torch.Generator().manual_seed(0)) * 255
     size = (height, width)
-    return torch.nn.functional.interpolate(coarse, size, mode="bicubic").clamp(0, 255).to(torch.uint8)
+    return (
+        torch.nn.functional.interpolate(coarse, size, mode="bicubic").clamp(0, 255).to(torch.uint8)
+    )
 
 
 def run(images: Tensor, step: int = 0, first: int = 0, **config: float) -> Tensor:
     positions = slice(first, first + len(images))
-    return augment(images, AugmentConfig(**config), seeds=[7], epoch=2, step=step, positions=positions)
+    return augment(
+        images, AugmentConfig(**config), seeds=[7], epoch=2, step=step, positions=positions
+    )
 
 
 def drawn(count: int) -> dict[str, np.ndarray]:
@@ -52,7 +57,8 @@ def test_flip() -> None:
     flipped = (out == images.flip(-1) / 255).flatten(1).all(1)
     kept = (out == images / 255).flatten(1).all(1)
     assert bool((flipped ^ kept).all()) and 30 < flipped.sum() < 90
-    resampled = run(images, horizontal_flip=0.3, rotation=1e-6)  # the other way to do it
+    # The other way to do it.
+    resampled = run(images, horizontal_flip=0.3, rotation=1e-6)
     assert torch.allclose(out, resampled, atol=1e-4)
 
 
@@ -63,7 +69,8 @@ def test_rotation_turns_as_torchvision_does() -> None:
         angle = 30.0 * (2 * float(u) - 1)
         options = {"interpolation": tv.InterpolationMode.BILINEAR}
         expected = tv.rotate(image / 255, angle, **options)
-        known = tv.rotate(torch.ones(1, 48, 64), angle, **options)[0] > 0.999  # inside the turned image
+        # Inside the turned image.
+        known = tv.rotate(torch.ones(1, 48, 64), angle, **options)[0] > 0.999
         assert known.float().mean() > 0.6
         assert (result - expected)[:, known].abs().max() < 2e-3
 
@@ -89,7 +96,12 @@ def test_shift_moves_as_torchvision_does_and_continues_the_edge() -> None:
 def test_crop_is_torchvisions_resized_crop() -> None:
     """Boxes of whole pixels, so that torchvision can cut the same ones."""
     images = photos(6, 48, 48)
-    for top, left, height, width in ((0, 0, 48, 48), (4, 10, 30, 24), (0, 24, 24, 24), (20, 0, 28, 36)):
+    for top, left, height, width in (
+        (0, 0, 48, 48),
+        (4, 10, 30, 24),
+        (0, 24, 24, 24),
+        (20, 0, 28, 36),
+    ):
         area = height * width / 48**2
         low, high = np.log(max(3 / 4, area)), np.log(min(4 / 3, 1 / area))
         numbers = {
@@ -101,10 +113,16 @@ def test_crop_is_torchvisions_resized_crop() -> None:
         draws = {name: np.full(6, 0.5, np.float32) for name in drawn(1)} | {
             name: np.full(6, value, np.float32) for name, value in numbers.items()
         }
-        matrix = torch.from_numpy(affine_matrices(AugmentConfig(min_crop=0.2), draws, np.zeros(6, bool), 1.0))
+        matrix = torch.from_numpy(
+            affine_matrices(AugmentConfig(min_crop=0.2), draws, np.zeros(6, bool), 1.0)
+        )
         grid = torch.nn.functional.affine_grid(matrix, [6, 3, 48, 48], align_corners=False)
-        out = torch.nn.functional.grid_sample(images / 255, grid, padding_mode="border", align_corners=False)
-        expected = tv.resized_crop(images / 255, top, left, height, width, [48, 48], antialias=False)
+        out = torch.nn.functional.grid_sample(
+            images / 255, grid, padding_mode="border", align_corners=False
+        )
+        expected = tv.resized_crop(
+            images / 255, top, left, height, width, [48, 48], antialias=False
+        )
         assert (out - expected)[:, :, 2:-2, 2:-2].abs().max() < 2e-3
 
 
@@ -207,11 +225,19 @@ def test_every_seed_epoch_and_step_draws_anew() -> None:
 def test_a_sheet_begins_with_the_originals(tmp_path: Path) -> None:
     images, labels = random_arrays(20, size=16)
     manifest = write_shards(tmp_path, {"train": (images, labels)}, shard_size=6)
-    sheet = augmented_rows(tmp_path, manifest, AugmentConfig(**EVERYTHING), seed=0, images=5, copies=4)
+    sheet = augmented_rows(
+        tmp_path, manifest, AugmentConfig(**EVERYTHING), seed=0, images=5, copies=4
+    )
     assert sheet.shape == (5, 4, 3, 16, 16) and sheet.dtype == torch.uint8
     assert np.array_equal(sheet[:, 0].numpy(), images[:5].transpose(0, 3, 1, 2))
     assert len({sheet[0, copy].numpy().tobytes() for copy in range(4)}) == 4
-    assert augmented_rows(tmp_path, manifest, AugmentConfig(), seed=0, images=50).shape == (20, 8, 3, 16, 16)
+    assert augmented_rows(tmp_path, manifest, AugmentConfig(), seed=0, images=50).shape == (
+        20,
+        8,
+        3,
+        16,
+        16,
+    )
 
 
 @pytest.mark.gpu

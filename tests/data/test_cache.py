@@ -1,4 +1,5 @@
-"""The cache of decoded splits: used when it is right, never when it is not, and never in the way."""
+"""The cache of decoded splits: used when it is right, never when it is not, and never in the
+way."""
 
 from __future__ import annotations
 
@@ -55,9 +56,14 @@ def test_the_second_load_does_not_decode(
         split = load_resident(folder, manifest, "train", CPU)
         assert_right(split, arrays)
     assert len(calls) == 1
-    split.images.zero_()  # whoever changes a loaded tensor changes nobody else's
+    # Whoever changes a loaded tensor changes nobody else's.
+    split.images.zero_()
     assert_right(load_resident(folder, manifest, "train", CPU), arrays)
-    assert sorted(path.suffix for path in (folder / ".cache").iterdir()) == [".json", ".lock", ".npy"]
+    assert sorted(path.suffix for path in (folder / ".cache").iterdir()) == [
+        ".json",
+        ".lock",
+        ".npy",
+    ]
 
 
 @pytest.mark.parametrize("victim", [".npy", ".json"])
@@ -69,7 +75,12 @@ def test_a_damaged_cache_is_not_used_and_is_made_anew(
     (path,) = (folder / ".cache").glob("*" + victim)
     whole = path.read_bytes()
     calls = count_decodes(monkeypatch)
-    damages = [b"", whole[: len(whole) // 2], whole[:-1], whole + b"x" if victim == ".json" else whole[1:]]
+    damages = [
+        b"",
+        whole[: len(whole) // 2],
+        whole[:-1],
+        whole + b"x" if victim == ".json" else whole[1:],
+    ]
     for position in (*np.random.default_rng(1).integers(0, len(whole), 8), len(whole) - 1):
         changed = bytearray(whole)
         changed[position] ^= 0x11
@@ -77,14 +88,18 @@ def test_a_damaged_cache_is_not_used_and_is_made_anew(
     for damage in damages:
         path.write_bytes(damage)
         assert_right(load_resident(folder, manifest, "train", CPU), arrays)
-    assert len(calls) >= len(damages) - (8 if victim == ".json" else 1)  # some changes are to times or spaces
+    # Some changes are to times or spaces.
+    assert len(calls) >= len(damages) - (8 if victim == ".json" else 1)
     before = len(calls)
     assert_right(load_resident(folder, manifest, "train", CPU), arrays)
     assert len(calls) == before
 
 
-def test_a_hostile_cache_is_not_used(dataset: tuple[Path, Manifest, Arrays], tmp_path: Path) -> None:
-    """Valid JSON of another shape, labels that no class has, arrays that are none: never used, never run."""
+def test_a_hostile_cache_is_not_used(
+    dataset: tuple[Path, Manifest, Arrays], tmp_path: Path
+) -> None:
+    """Valid JSON of another shape, labels that no class has, arrays that are none: never used,
+    never run."""
     folder, manifest, arrays = dataset
     load_resident(folder, manifest, "train", CPU)
     (note,), (array,) = (folder / ".cache").glob("*.json"), (folder / ".cache").glob("*.npy")
@@ -120,7 +135,9 @@ def test_an_unverified_load_fills_no_cache(dataset: tuple[Path, Manifest, Arrays
     assert not (folder / ".cache").exists()
 
 
-def test_a_shard_damaged_after_the_cache_was_made_is_refused(dataset: tuple[Path, Manifest, Arrays]) -> None:
+def test_a_shard_damaged_after_the_cache_was_made_is_refused(
+    dataset: tuple[Path, Manifest, Arrays],
+) -> None:
     folder, manifest, arrays = dataset
     load_resident(folder, manifest, "train", CPU)
     path = folder / "train-000001.tar"
@@ -170,23 +187,27 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 
 LOAD = """
 import sys, pathlib, torch
-from hpc_mlp.data import source
+from hpc_mlp.data import resident
 from hpc_mlp.data.manifest import Manifest
-plain = source._decode_split
+plain = resident._decode_split
 def decoding(*args):
     print("decoded", flush=True)
     return plain(*args)
-source._decode_split = decoding
+resident._decode_split = decoding
 folder = pathlib.Path(sys.argv[1])
-split = source.load_resident(folder, Manifest.load(folder), "train", torch.device("cpu"))
+split = resident.load_resident(folder, Manifest.load(folder), "train", torch.device("cpu"))
 print(int(split.images.long().sum()), flush=True)
 """
 
 
-def test_of_many_processes_started_at_once_one_decodes(dataset: tuple[Path, Manifest, Arrays]) -> None:
+def test_of_many_processes_started_at_once_one_decodes(
+    dataset: tuple[Path, Manifest, Arrays],
+) -> None:
     folder, _, arrays = dataset
     jobs = [
-        subprocess.Popen([sys.executable, "-c", LOAD, str(folder)], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", LOAD, str(folder)], stdout=subprocess.PIPE, text=True
+        )
         for _ in range(4)
     ]
     printed = [job.communicate()[0].split() for job in jobs]
@@ -194,10 +215,14 @@ def test_of_many_processes_started_at_once_one_decodes(dataset: tuple[Path, Mani
     assert sum("decoded" in words for words in printed) == 1
 
 
-def test_a_process_killed_while_it_decodes_stops_nobody(dataset: tuple[Path, Manifest, Arrays]) -> None:
+def test_a_process_killed_while_it_decodes_stops_nobody(
+    dataset: tuple[Path, Manifest, Arrays],
+) -> None:
     folder, manifest, arrays = dataset
     stuck = LOAD.replace("return plain(*args)", "import time; time.sleep(1000)")
-    job = subprocess.Popen([sys.executable, "-c", stuck, str(folder)], stdout=subprocess.PIPE, text=True)
+    job = subprocess.Popen(
+        [sys.executable, "-c", stuck, str(folder)], stdout=subprocess.PIPE, text=True
+    )
     assert job.stdout is not None and job.stdout.readline() == "decoded\n"
     leftover = folder / ".cache" / f".{manifest.digest}-train.npy.0123"
     leftover.write_bytes(b"half")

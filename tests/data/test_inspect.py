@@ -43,7 +43,9 @@ def inspect(*words: object) -> Result:
     return CliRunner().invoke(main, ["inspect", *map(str, words)], catch_exceptions=False)
 
 
-def test_a_class_takes_one_line_on_a_narrow_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_class_takes_one_line_on_a_narrow_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     converted(make_zip(tmp_path / "a.zip", two_classes(30)), tmp_path / "out", "--size", 8)
     for columns in (80, 44):
         monkeypatch.setenv("COLUMNS", str(columns))
@@ -79,7 +81,8 @@ def test_verify_notices_every_change_of_a_shard(tmp_path: Path) -> None:
 
 
 def test_verify_notices_what_webdataset_alone_does_not_read(tmp_path: Path) -> None:
-    """A header with a wrong checksum, which our own reader passes over; the folder's name is a pattern."""
+    """A header with a wrong checksum, which our own reader passes over; the folder's name is a
+    pattern."""
     out = tmp_path / "{a,b}"
     manifest = converted(make_zip(tmp_path / "a.zip", two_classes(20)), out, "--size", 8)
     assert "webdataset reads the same" in inspect(out, "--verify").output
@@ -102,20 +105,29 @@ def test_verify_notices_a_manifest_that_counts_wrongly(tmp_path: Path) -> None:
     refused(inspect(out, "--verify"), "train", "not counted right")
 
 
-@pytest.mark.parametrize("options", [[], ["--grayscale"], ["--encoding", "original"], ["--size", "20x60"]])
-def test_the_contact_sheet_has_a_row_of_images_for_each_class(tmp_path: Path, options: list[str]) -> None:
-    white = {f"white/{i}.png": encoded(Image.new("RGB", (9, 9), (255, 255, 250 - i))) for i in range(9)}
+@pytest.mark.parametrize(
+    "options", [[], ["--grayscale"], ["--encoding", "original"], ["--size", "20x60"]]
+)
+def test_the_contact_sheet_has_a_row_of_images_for_each_class(
+    tmp_path: Path, options: list[str]
+) -> None:
+    white = {
+        f"white/{i}.png": encoded(Image.new("RGB", (9, 9), (255, 255, 250 - i))) for i in range(9)
+    }
     black = {f"black/{i}.png": encoded(Image.new("RGB", (9, 9), (0, 0, i))) for i in range(9)}
     converted(make_zip(tmp_path / "a.zip", white | black), tmp_path / "out", *options)
     sheet = tmp_path / "sheet.png"
     result = inspect(tmp_path / "out", "--contact-sheet", sheet)
     assert result.exit_code == 0 and str(sheet) in result.output
     drawn = np.asarray(Image.open(sheet).convert("L")).astype(int)
-    row, left = drawn.shape[0] // 2, 150  # a row for each class, names to the left of the images
+    # A row for each class, names to the left of the images.
+    row, left = drawn.shape[0] // 2, 150
     assert drawn[32:48, left + 36].max() < 20 and drawn[row + 32 : row + 48, left + 36].min() > 240
     assert (drawn[:row, :left] < 128).any() and (drawn[row:, :left] < 128).any()
 
 
 def test_a_contact_sheet_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     converted(make_zip(tmp_path / "a.zip", two_classes(5)), tmp_path / "out", "--size", 8)
-    refused(inspect(tmp_path / "out", "--contact-sheet", tmp_path / "no" / "sheet.png"), "sheet.png")
+    refused(
+        inspect(tmp_path / "out", "--contact-sheet", tmp_path / "no" / "sheet.png"), "sheet.png"
+    )

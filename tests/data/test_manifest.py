@@ -1,4 +1,5 @@
-"""The manifest: parsed once into checked types, and refused where it contradicts itself or asks for too much."""
+"""The manifest: parsed once into checked types, and refused where it contradicts itself or asks for
+too much."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ Json = dict[str, Any]
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("good")
-    splits = {name: random_arrays(count) for name, count in (("train", 23), ("val", 4), ("test", 5))}
+    splits = {
+        name: random_arrays(count) for name, count in (("train", 23), ("val", 4), ("test", 5))
+    }
     write_shards(folder, splits, shard_size=10)
     return folder
 
@@ -50,14 +53,22 @@ def shard(manifest: Json, number: int = 0) -> Json:
 CONTRADICTIONS: dict[str, Callable[[Json], object]] = {
     "test has 960 images, its shards have 5": lambda m: m["splits"]["test"].update(num_images=960),
     "train has 22 images, its shards have 23": lambda m: m["splits"]["train"].update(num_images=22),
-    "train has 23 images, its classes have 24": lambda m: m["splits"]["train"].update(class_counts=[8, 8, 8]),
-    "val has counts of 2 classes, there are 3": lambda m: m["splits"]["val"].update(class_counts=[2, 2]),
+    "train has 23 images, its classes have 24": lambda m: m["splits"]["train"].update(
+        class_counts=[8, 8, 8]
+    ),
+    "val has counts of 2 classes, there are 3": lambda m: m["splits"]["val"].update(
+        class_counts=[2, 2]
+    ),
     "two classes are named 'a'": lambda m: m.update(classes=["a", "b", "a"]),
     "mean and std are not of 3 channels": lambda m: m.update(std=[0.1, 0.2]),
     "mean and std are not of 1 channels": lambda m: m.update(channels=1),
     "it has no test split": lambda m: m["splits"].pop("test"),
-    "the shard train-000000.tar is there twice": lambda m: shard(m, 1).update(name="train-000000.tar"),
-    "10 images do not fit into the bytes of train-000000.tar": lambda m: shard(m).update(bytes=10_240),
+    "the shard train-000000.tar is there twice": lambda m: shard(m, 1).update(
+        name="train-000000.tar"
+    ),
+    "10 images do not fit into the bytes of train-000000.tar": lambda m: shard(m).update(
+        bytes=10_240
+    ),
 }
 WRONG: dict[str, Callable[[Json], object]] = {
     "image_size.1": lambda m: m.update(image_size=[8, 100_000]),
@@ -95,7 +106,10 @@ def test_a_contradiction_is_named(good: Path, tmp_path: Path, cli: Cli, text: st
     folder = changed(good, tmp_path / "shards", CONTRADICTIONS[text])
     for arguments in (["inspect", folder], ["train", folder, "--runs", tmp_path / "runs", "--cpu"]):
         done = cli(*arguments)
-        assert done.exit_code == 2 and f"manifest.json does not agree with itself ({text})" in done.stderr
+        assert (
+            done.exit_code == 2
+            and f"manifest.json does not agree with itself ({text})" in done.stderr
+        )
     assert not (tmp_path / "runs").exists()
 
 
@@ -125,7 +139,15 @@ def test_keys_of_a_newer_version_are_kept(good: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"[]", b"null", b"\xff\xfe{}", b"{" * 100_000, b'{"format": 2}', b'{"format": 1' + b"0" * 9999],
+    [
+        b"",
+        b"[]",
+        b"null",
+        b"\xff\xfe{}",
+        b"{" * 100_000,
+        b'{"format": 2}',
+        b'{"format": 1' + b"0" * 9999,
+    ],
 )
 def test_what_is_no_manifest_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "manifest.json").write_bytes(content)
@@ -142,7 +164,13 @@ def test_a_manifest_without_end_is_refused(tmp_path: Path) -> None:
 
 def places(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Every place of a JSON tree."""
-    inside = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    inside = (
+        tree.items()
+        if isinstance(tree, dict)
+        else enumerate(tree)
+        if isinstance(tree, list)
+        else ()
+    )
     return [path, *(found for key, value in inside for found in places(value, (*path, key)))]
 
 
@@ -153,7 +181,8 @@ VALUES = st.one_of(
 
 
 def test_whatever_a_manifest_says_no_image_or_label_is_made_up(good: Path, tmp_path: Path) -> None:
-    """Mutated anywhere: it is refused, or all that is loaded are the shards' own images and labels."""
+    """Mutated anywhere: it is refused, or all that is loaded are the shards' own images and
+    labels."""
     tree = json.loads((good / "manifest.json").read_text())
     own = {
         name: load_resident(good, Manifest.load(good), name, torch.device("cpu"), cache=False)
@@ -184,7 +213,9 @@ def test_whatever_a_manifest_says_no_image_or_label_is_made_up(good: Path, tmp_p
         taken += 1
         for name, split in found.items():
             assert torch.equal(split.labels, own[name].labels)
-            assert split.images.shape != own[name].images.shape or torch.equal(split.images, own[name].images)
+            assert split.images.shape != own[name].images.shape or torch.equal(
+                split.images, own[name].images
+            )
 
     mutate()
     assert taken

@@ -1,4 +1,5 @@
-"""Shards at a URL whose server stalls, never ends, cuts, fails, or sends one elsewhere: an error; nothing is left."""
+"""Shards at a URL whose server stalls, never ends, cuts, fails, or sends one elsewhere: an error;
+nothing is left."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ CPU = torch.device("cpu")
 
 
 class Server(ThreadingHTTPServer):
-    """Serves a shards folder. `faults`: path → what is done instead, given the handler and the right body."""
+    """Serves a shards folder. `faults`: path → what is done instead, given the handler and the
+    right body."""
 
     daemon_threads = True
 
@@ -114,7 +116,9 @@ def first(fault: Fault) -> Fault:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    splits = {name: random_arrays(count) for name, count in (("train", 40), ("val", 9), ("test", 9))}
+    splits = {
+        name: random_arrays(count) for name, count in (("train", 40), ("val", 9), ("test", 9))
+    }
     write_shards(tmp_path / "served", splits, shard_size=20)
     server = Server(tmp_path / "served")
     yield server
@@ -151,7 +155,10 @@ def reading(request: pytest.FixtureRequest, server: Server) -> tuple[str, Callab
 
 @pytest.mark.parametrize("fault", [stalled, stalled_halfway])
 def test_a_stalled_server_is_an_error(
-    server: Server, reading: tuple[str, Callable[[], object]], fault: Fault, monkeypatch: pytest.MonkeyPatch
+    server: Server,
+    reading: tuple[str, Callable[[], object]],
+    fault: Fault,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert 50 < remote.STALL_SECONDS * remote._TRIES < 70
     monkeypatch.setattr(remote, "STALL_SECONDS", 0.3)
@@ -181,7 +188,10 @@ SLOW = pytest.mark.slow
     "fault", [cut, failing, *(pytest.param(f, marks=SLOW) for f in (stalled, stalled_halfway))]
 )
 def test_one_fault_is_survived(
-    server: Server, reading: tuple[str, Callable[[], object]], fault: Fault, monkeypatch: pytest.MonkeyPatch
+    server: Server,
+    reading: tuple[str, Callable[[], object]],
+    fault: Fault,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(remote, "STALL_SECONDS", 3)
     name, read = reading
@@ -203,7 +213,9 @@ def test_a_body_that_is_always_cut_is_an_error(
 @pytest.mark.parametrize("scheme", ["file://", "FILE://", "ftp://127.0.0.1", "gopher://127.0.0.1"])
 def test_a_redirect_stays_on_the_web(server: Server, scheme: str) -> None:
     place = f"{scheme}{server.folder}/manifest.json"
-    server.faults["manifest.json"] = lambda request, body: request.begin(0, status=302, Location=place)
+    server.faults["manifest.json"] = lambda request, body: request.begin(
+        0, status=302, Location=place
+    )
     with pytest.raises(UserError, match=r"manifest\.json \(curl: \(1\)"):
         load_manifest(server.url)
 
@@ -211,11 +223,15 @@ def test_a_redirect_stays_on_the_web(server: Server, scheme: str) -> None:
 def test_a_redirect_on_the_web_is_followed(server: Server) -> None:
     (server.folder / "elsewhere").write_bytes((server.folder / "manifest.json").read_bytes())
     place = f"{server.url}/elsewhere"
-    server.faults["manifest.json"] = lambda request, body: request.begin(0, status=302, Location=place)
+    server.faults["manifest.json"] = lambda request, body: request.begin(
+        0, status=302, Location=place
+    )
     assert load_manifest(server.url) == Manifest.load(server.folder)
 
 
-def test_what_a_pipe_starts_is_ended_with_it(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_pipe_starts_is_ended_with_it(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(remote, "STALL_SECONDS", 0.3)
     with pytest.raises(UserError, match="no byte came"):
         load_manifest("pipe:sleep 1000 | cat; echo {}")
@@ -235,9 +251,13 @@ def test_what_a_pipe_starts_is_ended_with_it(server: Server, monkeypatch: pytest
         pytest.param("validation", signal.SIGTERM, marks=SLOW),
     ],
 )
-def test_a_stop_ends_the_wait(server: Server, tmp_path: Path, phase: str, number: signal.Signals) -> None:
+def test_a_stop_ends_the_wait(
+    server: Server, tmp_path: Path, phase: str, number: signal.Signals
+) -> None:
     """Long before the minute is over."""
-    name = {"manifest": "manifest.json", "validation": "val-000000.tar"}.get(phase, "train-000000.tar")
+    name = {"manifest": "manifest.json", "validation": "val-000000.tar"}.get(
+        phase, "train-000000.tar"
+    )
     server.faults[name] = stalled
     mode = "resident" if phase == "resident" else "streaming"
     training = subprocess.Popen(
@@ -263,7 +283,9 @@ def test_a_stop_ends_the_wait(server: Server, tmp_path: Path, phase: str, number
 
 
 @pytest.mark.slow
-def test_a_stop_ends_the_wait_of_processes_that_split_batches(server: Server, tmp_path: Path) -> None:
+def test_a_stop_ends_the_wait_of_processes_that_split_batches(
+    server: Server, tmp_path: Path
+) -> None:
     server.faults["val-000000.tar"] = stalled
     training = subprocess.Popen(
         command("train", server.url, "--runs", tmp_path / "runs", "--variants", "baseline", "--cpu",

@@ -29,7 +29,9 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("encoding", ["png", "npy"])
-def test_lossless_encodings_come_back_in_shard_order(tmp_path: Path, encoding: str, channels: int) -> None:
+def test_lossless_encodings_come_back_in_shard_order(
+    tmp_path: Path, encoding: str, channels: int
+) -> None:
     images, labels = random_arrays(23, size=9, channels=channels)
     manifest = write_shards(tmp_path, {"train": (images, labels)}, encoding=encoding, shard_size=7)
     split = load_resident(tmp_path, manifest, "train", CPU)
@@ -41,7 +43,11 @@ def test_lossless_encodings_come_back_in_shard_order(tmp_path: Path, encoding: s
 
 
 def test_jpeg_comes_back_nearly(tmp_path: Path) -> None:
-    ramp = np.arange(16, dtype=np.uint8)[None, :, None, None] * np.ones((5, 1, 16, 3), dtype=np.uint8) * 15
+    ramp = (
+        np.arange(16, dtype=np.uint8)[None, :, None, None]
+        * np.ones((5, 1, 16, 3), dtype=np.uint8)
+        * 15
+    )
     manifest = write_shards(tmp_path, {"train": (ramp, np.zeros(5, np.int64))}, encoding="jpeg")
     split = load_resident(tmp_path, manifest, "train", CPU)
     assert np.abs(split.images.numpy().transpose(0, 2, 3, 1).astype(int) - ramp).mean() < 2
@@ -52,19 +58,34 @@ def png_chunk(name: bytes, body: bytes) -> bytes:
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(0, 4), st.sampled_from([1, 3]), st.integers(1, 9), st.integers(1, 9), st.integers(0, 99))
+@given(
+    st.integers(0, 4),
+    st.sampled_from([1, 3]),
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.integers(0, 99),
+)
 def test_png_of_any_filter_decodes_as_pillow_does(
     kind: int, channels: int, height: int, width: int, seed: int
 ) -> None:
     """Files written by hand with one filter for all rows, which Pillow itself does not write."""
-    rows = np.random.default_rng(seed).integers(0, 256, (height, 1 + width * channels), dtype=np.uint8)
+    rows = np.random.default_rng(seed).integers(
+        0, 256, (height, 1 + width * channels), dtype=np.uint8
+    )
     rows[:, 0] = kind
     head = (
-        width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes((8, 2 if channels == 3 else 0, 0, 0, 0))
+        width.to_bytes(4, "big")
+        + height.to_bytes(4, "big")
+        + bytes((8, 2 if channels == 3 else 0, 0, 0, 0))
     )
     packed = zlib.compress(rows.tobytes())
     half = len(packed) // 2
-    chunks = {b"IHDR": [head], b"tEXt": [b"a\0b"], b"IDAT": [packed[:half], packed[half:]], b"IEND": [b""]}
+    chunks = {
+        b"IHDR": [head],
+        b"tEXt": [b"a\0b"],
+        b"IDAT": [packed[:half], packed[half:]],
+        b"IEND": [b""],
+    }
     data = b"\x89PNG\r\n\x1a\n" + b"".join(
         png_chunk(k, body) for k, bodies in chunks.items() for body in bodies
     )
@@ -123,12 +144,15 @@ def test_what_convert_wrote_comes_back_with_its_statistics(tmp_path: Path, encod
 
 def test_normaliser_gives_zero_mean_and_unit_deviation(tmp_path: Path) -> None:
     images, labels = random_arrays(50)
-    images[..., 1] = 77  # a channel without any spread is only centred
+    # A channel without any spread is only centred.
+    images[..., 1] = 77
     manifest = write_shards(tmp_path, {"train": (images, labels)})
     split = load_resident(tmp_path, manifest, "train", CPU)
     pixels = normaliser(manifest, CPU)(split.images)
     assert pixels.dtype == torch.float32 and pixels.shape == split.images.shape
-    expected = (images / 255.0 - manifest.mean) / np.where(np.array(manifest.std) > 1e-7, manifest.std, 1.0)
+    expected = (images / 255.0 - manifest.mean) / np.where(
+        np.array(manifest.std) > 1e-7, manifest.std, 1.0
+    )
     assert np.allclose(pixels.numpy(), expected.transpose(0, 3, 1, 2), atol=1e-5)
     assert pixels[:, 1].abs().max() < 1e-5
     rows = torch.tensor([3, 3, 0])
@@ -170,7 +194,8 @@ def test_unverified_damage_is_never_a_traceback(tmp_path: Path) -> None:
 
     @settings(deadline=None, max_examples=60)
     @given(
-        st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(0, 255)), max_size=4), st.booleans()
+        st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(0, 255)), max_size=4),
+        st.booleans(),
     )
     def damage(changes: list[tuple[int, int]], cut: bool) -> None:
         damaged = bytearray(whole)
@@ -204,6 +229,8 @@ def test_counts_labels_and_encoding_are_checked(tmp_path: Path) -> None:
         load_resident(tmp_path, manifest.model_copy(update={"encoding": "jxl"}), "train", CPU)
     arrays = write_shards(tmp_path / "npy", {"train": random_arrays(6)}, encoding="npy")
     with pytest.raises(UserError, match="the manifest says uint8"):
-        load_resident(tmp_path / "npy", arrays.model_copy(update={"image_size": (4, 4)}), "train", CPU)
+        load_resident(
+            tmp_path / "npy", arrays.model_copy(update={"image_size": (4, 4)}), "train", CPU
+        )
     with pytest.raises(UserError, match="no further split"):
         load_resident(tmp_path, manifest, "further", CPU)

@@ -53,7 +53,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Path, M
     return made
 
 
-def open_split(folder: tuple[Path, Manifest], split: str = "train", **options: int) -> StreamingSplit:
+def open_split(
+    folder: tuple[Path, Manifest], split: str = "train", **options: int
+) -> StreamingSplit:
     return StreamingSplit(*folder, split, device=CPU, **options)  # type: ignore[arg-type]
 
 
@@ -63,9 +65,11 @@ def rows(batch: Batch) -> list[int]:
 
 @settings(deadline=None, max_examples=150)
 @given(data=st.data())
-def test_every_image_exactly_once(folders: dict[int, tuple[Path, Manifest]], data: st.DataObject) -> None:
-    """For any shards, split, workers, processes, batch size and buffer; and batches do not depend on
-    workers or processes."""
+def test_every_image_exactly_once(
+    folders: dict[int, tuple[Path, Manifest]], data: st.DataObject
+) -> None:
+    """For any shards, split, workers, processes, batch size and buffer; and batches do not depend
+    on workers or processes."""
     folder = folders[data.draw(st.sampled_from(sorted(folders)), "shard size")]
     split = data.draw(st.sampled_from(sorted(SIZES)), "split")
     batch_size = data.draw(st.integers(1, 60), "batch size")
@@ -78,7 +82,10 @@ def test_every_image_exactly_once(folders: dict[int, tuple[Path, Manifest]], dat
     def passes(world_size: int, workers: int, start: int = 0) -> list[list[Batch]]:
         stream = open_split(folder, split, workers=workers, shuffle_buffer=buffer)
         if not shuffled:
-            return [list(stream.in_order(batch_size, rank, world_size))[start:] for rank in range(world_size)]
+            return [
+                list(stream.in_order(batch_size, rank, world_size))[start:]
+                for rank in range(world_size)
+            ]
         return [
             list(
                 stream.epoch(
@@ -175,14 +182,16 @@ def test_a_resumed_epoch_decodes_and_opens_only_what_is_left(
     stream = open_split(folders[5], shuffle_buffer=5)
     list(stream.epoch(seed=3, epoch=1, batch_size=4, start_step=11))
     assert len(decoded) == 53 - 44
-    assert len(opened) == len(set(opened)) <= 4  # of eleven
+    # Of eleven.
+    assert len(opened) == len(set(opened)) <= 4
 
 
 def test_leaving_an_epoch_early_leaves_no_thread_and_no_open_file(
     folders: dict[int, tuple[Path, Manifest]],
 ) -> None:
     def descriptors() -> int:
-        gc.collect()  # what other tests have left to be collected
+        # What other tests have left to be collected.
+        gc.collect()
         return len(list(Path("/proc/self/fd").iterdir()))
 
     stream = open_split(folders[1], workers=3)
@@ -207,7 +216,9 @@ def test_streaming_agrees_with_resident(tmp_path: Path) -> None:
     assert torch.equal(torch.cat([batch.labels for batch in ordered]), resident.labels)
     shuffled = list(stream.epoch(seed=0, epoch=0, batch_size=32))
     assert len(stream) == len(resident)
-    assert torch.equal(torch.cat([batch.labels for batch in shuffled]).bincount(), resident.labels.bincount())
+    assert torch.equal(
+        torch.cat([batch.labels for batch in shuffled]).bincount(), resident.labels.bincount()
+    )
     total = sum(int(batch.images.long().sum()) for batch in shuffled)
     assert total == int(resident.images.long().sum())
 
@@ -251,7 +262,9 @@ def test_shards_over_http(server: tuple[str, Path]) -> None:
     there = StreamingSplit(f"{url}/set", manifest, "train", shuffle_buffer=10, device=CPU)
     for epoch in (0, 1):
         batches = list(there.epoch(seed=5, epoch=epoch, batch_size=6))
-        assert [rows(b) for b in batches] == [rows(b) for b in here.epoch(seed=5, epoch=epoch, batch_size=6)]
+        assert [rows(b) for b in batches] == [
+            rows(b) for b in here.epoch(seed=5, epoch=epoch, batch_size=6)
+        ]
         assert sorted(row for batch in batches for row in rows(batch)) == list(range(40))
     assert len(load_resident(f"{url}/set", manifest, "train", CPU)) == 40
 
@@ -284,7 +297,9 @@ def test_shards_through_a_pipe(tmp_path: Path) -> None:
     hostile = json.loads((tmp_path / "manifest.json").read_bytes())
     hostile["splits"]["train"]["shards"][0]["name"] = f"x; touch {tmp_path}/owned"
     (tmp_path / "manifest.json").write_text(json.dumps(hostile))
-    with pytest.raises(UserError, match=r"manifest\.json cannot be used \(splits\.train\.shards\.0\.name"):
+    with pytest.raises(
+        UserError, match=r"manifest\.json cannot be used \(splits\.train\.shards\.0\.name"
+    ):
         load_manifest(f"pipe:cat {tmp_path}")
     assert not (tmp_path / "owned").exists()
 
@@ -302,7 +317,9 @@ def test_the_mode_follows_the_memory_budget(
     assert choose_mode(manifest, DataConfig(), CPU) == "resident"
     assert choose_mode(manifest, DataConfig(), CPU, processes=2) == "streaming"
     assert choose_mode(manifest, DataConfig(memory_fraction=0.4), CPU) == "streaming"
-    assert choose_mode(manifest, DataConfig(mode="resident", memory_fraction=1.0), CPU) == "resident"
+    assert (
+        choose_mode(manifest, DataConfig(mode="resident", memory_fraction=1.0), CPU) == "resident"
+    )
     huge = manifest.model_copy(update={"image_size": (10_000, 10_000)})
     with pytest.raises(UserError, match=r"take 18\.30 GB as uint8.*data\.mode=streaming"):
         choose_mode(huge, DataConfig(mode="resident"), CPU)
@@ -311,10 +328,20 @@ def test_the_mode_follows_the_memory_budget(
 def test_processes_of_a_machine_share_the_budget(
     digits: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One copy fits, two do not: what a process may do depends on how many were started beside it."""
+    """One copy fits, two do not: what a process may do depends on how many were started beside
+    it."""
     size = resident_bytes(Manifest.load(digits))
-    monkeypatch.setattr(resident, "free_memory", lambda device: 3 * size)  # half of it is the budget
-    settings = ("--cpu", "--variants", "baseline", "--set", "model.hidden=[8]", "--set", "train.epochs=1")
+    # Half of it is the budget.
+    monkeypatch.setattr(resident, "free_memory", lambda device: 3 * size)
+    settings = (
+        "--cpu",
+        "--variants",
+        "baseline",
+        "--set",
+        "model.hidden=[8]",
+        "--set",
+        "train.epochs=1",
+    )
     waits = {}
     for count in (1, 2):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(count))
@@ -326,7 +353,9 @@ def test_processes_of_a_machine_share_the_budget(
     assert ran.exit_code == 2 and "in 2 processes" in ran.output
 
 
-def test_data_is_read_ahead_while_the_consumer_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_is_read_ahead_while_the_consumer_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     manifest = write_shards(tmp_path, {"train": random_arrays(64)})
     plain = OpenShard.image
 
@@ -339,7 +368,8 @@ def test_data_is_read_ahead_while_the_consumer_works(tmp_path: Path, monkeypatch
     for workers in (0, 2):
         stream = StreamingSplit(tmp_path, manifest, "train", workers=workers, device=CPU)
         for _ in stream.epoch(seed=0, epoch=0, batch_size=8):
-            time.sleep(0.02)  # a step that takes longer than two workers need for its data
+            # A step that takes longer than two workers need for its data.
+            time.sleep(0.02)
         waits[workers] = stream.wait_seconds
     assert waits[2] < 0.5 * waits[0]
 
@@ -351,6 +381,8 @@ def test_a_gpu_gets_the_same_batches(folders: dict[int, tuple[Path, Manifest]]) 
     for device in ("cpu", "cuda"):
         stream = StreamingSplit(*folders[5], "train", device=torch.device(device))
         batches = list(stream.epoch(seed=1, epoch=0, batch_size=6))
-        assert all(batch.images.device.type == batch.labels.device.type == device for batch in batches)
+        assert all(
+            batch.images.device.type == batch.labels.device.type == device for batch in batches
+        )
         passes.append([rows(batch) for batch in batches])
     assert passes[0] == passes[1]

@@ -32,14 +32,18 @@ ANSWERS = {
         f"is an archive, not a shards folder. First: {ZIP}; then: hpc-mlp train shards",
     ),
     ("inspect", "my photos.zip"): (f"First: {ZIP}; then: hpc-mlp inspect shards",),
-    ("submit", "my photos.zip", "--cluster", "local"): (f"First: {ZIP}; then: hpc-mlp submit shards",),
+    ("submit", "my photos.zip", "--cluster", "local"): (
+        f"First: {ZIP}; then: hpc-mlp submit shards",
+    ),
     ("evaluate", "runs/baseline-s0", "my photos.zip"): (
         f"First: {ZIP}; then: hpc-mlp evaluate runs/baseline-s0 shards",
     ),
     ("predict", "my photos.zip", "my photos.zip"): (
         f"First: {ZIP}; then: hpc-mlp train shards; then: hpc-mlp predict runs/baseline-s0",
     ),
-    ("export", "data/shards"): ("First: hpc-mlp train data/shards; then: hpc-mlp export runs/baseline-s0",),
+    ("export", "data/shards"): (
+        "First: hpc-mlp train data/shards; then: hpc-mlp export runs/baseline-s0",
+    ),
     ("train", "images"): ("is a folder of images", f"First: {IMAGES}; then: hpc-mlp train shards"),
     ("train", "runs"): ("holds runs, not shards", "hpc-mlp table runs", "hpc-mlp train SHARDS"),
     ("train", "runs/baseline-s0"): ("holds runs, not shards", "hpc-mlp table runs"),
@@ -47,8 +51,12 @@ ANSWERS = {
     ("train", "data/shards", "--runs", "data/shards"): (
         "this is a shards folder; name another one for the runs",
     ),
-    ("train", "nothing"): ("First: hpc-mlp convert photos.zip nothing; then: hpc-mlp train nothing",),
-    ("inspect", "empty"): ("First: hpc-mlp convert photos.zip shards; then: hpc-mlp inspect shards",),
+    ("train", "nothing"): (
+        "First: hpc-mlp convert photos.zip nothing; then: hpc-mlp train nothing",
+    ),
+    ("inspect", "empty"): (
+        "First: hpc-mlp convert photos.zip shards; then: hpc-mlp inspect shards",
+    ),
     ("table", "data/shards"): (
         "is a shards folder",
         "First: hpc-mlp train data/shards; then: hpc-mlp table runs",
@@ -56,13 +64,17 @@ ANSWERS = {
     ("report", "data/shards"): ("First: hpc-mlp train data/shards; then: hpc-mlp report runs",),
     ("status", "data/shards"): ("First: hpc-mlp train data/shards; then: hpc-mlp status runs",),
     ("cancel", "data/shards"): ("First: hpc-mlp train data/shards; then: hpc-mlp cancel runs",),
-    ("table", "my photos.zip"): (f"First: {ZIP}; then: hpc-mlp train shards; then: hpc-mlp table runs",),
+    ("table", "my photos.zip"): (
+        f"First: {ZIP}; then: hpc-mlp train shards; then: hpc-mlp table runs",
+    ),
     ("table", "runs/baseline-s0"): ("is one run", "hpc-mlp table runs"),
 }
 
 
 @pytest.mark.parametrize("arguments", ANSWERS, ids=" ".join)
-def test_the_answer_has_the_right_commands(home: Path, cli: Cli, arguments: tuple[str, ...]) -> None:
+def test_the_answer_has_the_right_commands(
+    home: Path, cli: Cli, arguments: tuple[str, ...]
+) -> None:
     before = {path for path in home.rglob("*") if path.name != ".launch"}
     done = cli(*arguments)
     assert done.exit_code == 2 and done.stderr.count("\n") == 1, done.stderr
@@ -81,11 +93,17 @@ def test_it_comes_before_torch_is_imported(home: Path, verb: str) -> None:
     (blocked / "__init__.py").write_text("raise SystemExit('torch was imported')")
     env = environment()
     env["PYTHONPATH"] = f"{blocked.parent}:{env['PYTHONPATH']}"
-    done = subprocess.run(command(verb, *paths), env=env, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and "hpc-mlp convert 'my photos.zip' shards" in done.stderr, done.stderr
+    done = subprocess.run(
+        command(verb, *paths), env=env, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2 and "hpc-mlp convert 'my photos.zip' shards" in done.stderr, (
+        done.stderr
+    )
 
 
 def test_a_shards_folder_that_holds_runs_has_a_table(home: Path, cli: Cli) -> None:
     (home / "runs").rename(home / "data" / "shards" / "runs")
-    (home / "data" / "shards" / "runs" / "baseline-s0").rename(home / "data" / "shards" / "baseline-s0")
+    (home / "data" / "shards" / "runs" / "baseline-s0").rename(
+        home / "data" / "shards" / "baseline-s0"
+    )
     assert cli("table", "data/shards").exit_code == 0

@@ -1,4 +1,5 @@
-"""`hpc-mlp export`: what is written gives the model's probabilities in other programs, and says what it is."""
+"""`hpc-mlp export`: what is written gives the model's probabilities in other programs, and says
+what it is."""
 
 from __future__ import annotations
 
@@ -47,16 +48,26 @@ def expected(run: Path, images: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_onnx_gives_the_probabilities_of_the_model(trained: Trained, tmp_path: Path, name: str) -> None:
+def test_onnx_gives_the_probabilities_of_the_model(
+    trained: Trained, tmp_path: Path, name: str
+) -> None:
     file = tmp_path / "model.onnx"
     result = call("export", trained.run(name), "--out", file)
     assert result.exit_code == 0, result.output
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     (given,), (returned,) = session.get_inputs(), session.get_outputs()
     assert (given.name, given.type, given.shape) == ("images", "tensor(uint8)", ["batch", 3, *SIZE])
-    assert (returned.name, returned.type, returned.shape) == ("probabilities", "tensor(float)", ["batch", 3])
+    assert (returned.name, returned.type, returned.shape) == (
+        "probabilities",
+        "tensor(float)",
+        ["batch", 3],
+    )
     about = json.loads(session.get_modelmeta().custom_metadata_map["hpc_mlp"])
-    assert about["classes"] == CLASSES and about["image_size"] == list(SIZE) and about["runs"] == [name]
+    assert (
+        about["classes"] == CLASSES
+        and about["image_size"] == list(SIZE)
+        and about["runs"] == [name]
+    )
     for n in (1, 2, 7, 65):
         images = random_images(n, n)
         (probabilities,) = session.run(None, {"images": images})
@@ -72,12 +83,16 @@ def test_float_input_in_the_same_range(trained: Trained, n: int, seed: int) -> N
     if not file.exists():
         hpc_mlp.export(run, "onnx", file, dtype="float32")
     images = random_images(n, seed)
-    (probabilities,) = onnxruntime.InferenceSession(file).run(None, {"images": images.astype(np.float32)})
+    (probabilities,) = onnxruntime.InferenceSession(file).run(
+        None, {"images": images.astype(np.float32)}
+    )
     assert probabilities == pytest.approx(expected(run, images), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_pt2_gives_the_probabilities_of_the_model(trained: Trained, tmp_path: Path, name: str) -> None:
+def test_pt2_gives_the_probabilities_of_the_model(
+    trained: Trained, tmp_path: Path, name: str
+) -> None:
     file = tmp_path / "model.pt2"
     assert call("export", trained.run(name), "--format", "pt2", "--out", file).exit_code == 0
     extra = {"hpc_mlp.json": ""}
@@ -90,11 +105,15 @@ def test_pt2_gives_the_probabilities_of_the_model(trained: Trained, tmp_path: Pa
         assert probabilities == pytest.approx(expected(trained.run(name), images), abs=1e-6)
 
 
-def test_safetensors_holds_the_best_weights_and_all_to_use_them(trained: Trained, tmp_path: Path) -> None:
+def test_safetensors_holds_the_best_weights_and_all_to_use_them(
+    trained: Trained, tmp_path: Path
+) -> None:
     run, file = trained.run("dropout-s0"), tmp_path / "weights.safetensors"
     assert call("export", run, "--format", "safetensors", "--out", file).exit_code == 0
     weights, best = load_file(file), load_file(run / "best.safetensors")
-    assert weights.keys() == best.keys() and all(torch.equal(weights[key], best[key]) for key in best)
+    assert weights.keys() == best.keys() and all(
+        torch.equal(weights[key], best[key]) for key in best
+    )
     with safe_open(file, "pt") as opened:
         about = json.loads(opened.metadata()["hpc_mlp"])
     # By hand, from the file alone: normalise, two hidden layers, softmax.
@@ -129,10 +148,12 @@ def test_the_card_tells_use_data_recipe_metrics_limits(
         assert text in card
     for row in test["per_class"]:
         assert f"| {row['class']} | {row['support']} | {100 * row['precision']:.1f} |" in card
-    assert str(trained.root) not in card  # no paths of this machine
+    # No paths of this machine.
+    assert str(trained.root) not in card
     (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
     names: dict[str, Any] = {}
-    exec(code, names)  # the example must run as it stands
+    # The example must run as it stands.
+    exec(code, names)
     if form == "safetensors":
         assert names["about"]["classes"] == CLASSES and "0.weight" in names["weights"]
     else:
@@ -173,7 +194,10 @@ def test_two_formats_have_two_cards(
         again = call("export", trained.run("batchnorm-s0"), "--format", form)
         assert again.exit_code == 2 and "exists" in again.stderr
     assert (
-        call("export", trained.run("batchnorm-s0"), "--format", "safetensors", "--overwrite").exit_code == 0
+        call(
+            "export", trained.run("batchnorm-s0"), "--format", "safetensors", "--overwrite"
+        ).exit_code
+        == 0
     )
     assert '"batchnorm-s0.safetensors"' in (tmp_path / "batchnorm-s0.md").read_text()
     assert len(list(tmp_path.iterdir())) == 4
@@ -183,17 +207,27 @@ HOSTILE = "<img src=x onerror=alert(1)>[a](javascript:b)|`c`*d*\x1b]52;c;x\x07\u
 
 
 def test_names_in_a_card_are_names(trained: Trained, tmp_path: Path) -> None:
-    """A received run: whatever its files say is neither HTML nor Markdown nor anything that acts on a terminal."""
+    """A received run: whatever its files say is neither HTML nor Markdown nor anything that acts on
+    a terminal."""
     folder = shutil.copytree(trained.run("batchnorm-s0"), tmp_path / "run")
-    config, result = (json.loads((folder / name).read_text()) for name in ("config.json", "result.json"))
-    config["dataset"] |= {"classes": [HOSTILE, "<script>", "a"], "source": HOSTILE, "encoding": "png"}
+    config, result = (
+        json.loads((folder / name).read_text()) for name in ("config.json", "result.json")
+    )
+    config["dataset"] |= {
+        "classes": [HOSTILE, "<script>", "a"],
+        "source": HOSTILE,
+        "encoding": "png",
+    }
     config |= {"variant": HOSTILE, "versions": {HOSTILE: HOSTILE}, "device": HOSTILE}
     for row in result["test"]["per_class"]:
         row["class"] = HOSTILE
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "result.json").write_text(json.dumps(result))
     assert (
-        call("export", folder, "--format", "safetensors", "--out", tmp_path / "m.safetensors").exit_code == 0
+        call(
+            "export", folder, "--format", "safetensors", "--out", tmp_path / "m.safetensors"
+        ).exit_code
+        == 0
     )
     card = (tmp_path / "m.md").read_text()
     assert "\n# e" not in card
@@ -212,8 +246,10 @@ def test_names_in_a_card_are_names(trained: Trained, tmp_path: Path) -> None:
         ("config.json", {"dataset": {}}, "config.json (dataset.digest"),
         ("config.json", {"dataset": {"digest": "d", "classes": ["a"], "image_size": [10**30, 1], "channels": 3}},
          "config.json (dataset.image_size.0"),
-        ("config.json", {"config": {"model": {"hidden": [10**30]}}}, "config.json (config: an integer is too large"),
-        ("config.json", {"config": {"model": {"hidden": [10**15]}}}, "does not fit the model in config.json"),
+        ("config.json", {"config": {"model": {"hidden": [10**30]}}}, "config.json (config: an "
+                                                                     "integer is too large"),
+        ("config.json", {"config": {"model": {"hidden": [10**15]}}}, "does not fit the model in "
+                                                                     "config.json"),
         ("config.json", {"config": {"model": {"kind": "nothing"}}}, "model.kind 'nothing'"),
         ("config.json", {"config": {"modle": {}}}, "Did you mean 'model'?"),
     ],
@@ -230,7 +266,9 @@ def test_files_that_do_not_hold_what_they_should_are_one_message(
 
 def test_a_card_of_an_older_run_says_what_it_knows(trained: Trained, tmp_path: Path) -> None:
     folder = shutil.copytree(trained.run("batchnorm-s0"), tmp_path / "run")
-    config, result = (json.loads((folder / name).read_text()) for name in ("config.json", "result.json"))
+    config, result = (
+        json.loads((folder / name).read_text()) for name in ("config.json", "result.json")
+    )
     for key in ("num_parameters", "versions", "device", "plugins", "pretrained_sha256"):
         config.pop(key)
     for key in ("stopped", "best_val_accuracy", "num_parameters"):
@@ -239,10 +277,17 @@ def test_a_card_of_an_older_run_says_what_it_knows(trained: Trained, tmp_path: P
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "result.json").write_text(json.dumps(result))
     assert (
-        call("export", folder, "--format", "safetensors", "--out", tmp_path / "m.safetensors").exit_code == 0
+        call(
+            "export", folder, "--format", "safetensors", "--out", tmp_path / "m.safetensors"
+        ).exit_code
+        == 0
     )
     card = (tmp_path / "m.md").read_text()
-    assert "an unknown number of parameters" in card and "an unknown device" in card and "not finite" in card
+    assert (
+        "an unknown number of parameters" in card
+        and "an unknown device" in card
+        and "not finite" in card
+    )
 
 
 def test_without_the_extra_packages_the_message_says_what_to_install(
@@ -261,7 +306,8 @@ def test_a_model_that_cannot_be_traced_is_failed_work(trained: Trained, tmp_path
         "    def forward(self, x):\n"
         "        y = super().forward(x.flatten(1))\n"
         "        return y if float(y.detach().sum()) > 0 else y * 1.0\n"
-        f"@register('odd')\ndef odd(config, shape, k):\n    return Odd({3 * SIZE[0] * SIZE[1]}, k)\n"
+        f"@register('odd')\ndef odd(config, shape, k):\n    return Odd({3 * SIZE[0] * SIZE[1]}, "
+        "k)\n"
     )
     (tmp_path / "odd.toml").write_text('plugins = ["odd.py"]\n[model]\nkind = "odd"\n')
     (run,) = train(trained.root, str(tmp_path / "odd.toml"))
@@ -270,6 +316,8 @@ def test_a_model_that_cannot_be_traced_is_failed_work(trained: Trained, tmp_path
         assert result.exit_code == 1 and result.stderr.count("\n") == 1, result.stderr
         assert "cannot be exported" in result.stderr and not (tmp_path / f"odd.{form}").exists()
     assert (
-        call("export", run.path, "--format", "safetensors", "--out", tmp_path / "odd.safetensors").exit_code
+        call(
+            "export", run.path, "--format", "safetensors", "--out", tmp_path / "odd.safetensors"
+        ).exit_code
         == 0
     )

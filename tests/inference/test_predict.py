@@ -1,4 +1,5 @@
-"""`hpc-mlp predict` and `hpc-mlp evaluate`: the same pixels, the same probabilities, the same metrics."""
+"""`hpc-mlp predict` and `hpc-mlp evaluate`: the same pixels, the same probabilities, the same
+metrics."""
 
 from __future__ import annotations
 
@@ -21,7 +22,16 @@ import torch
 from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.trained import SIZE, Trained, class_images, every_kind, image_bytes, same_rows, train, write_zip
+from support.trained import (
+    SIZE,
+    Trained,
+    class_images,
+    every_kind,
+    image_bytes,
+    same_rows,
+    train,
+    write_zip,
+)
 
 import hpc_mlp
 from hpc_mlp.cli import main
@@ -56,12 +66,20 @@ def probabilities(rows: list[dict[str, str]]) -> Any:
     return np.array([[float(row[name]) for name in columns] for row in rows], np.float32)
 
 
-# ── the same pixels, the same probabilities ─────────────────────────────────────────────────────────────
+# ── the same pixels, the same probabilities
+# ─────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
     ("encoding", "grayscale"),
-    [("png", False), ("jpeg", False), ("npy", False), ("original", False), ("png", True), ("jpeg", True)],
+    [
+        ("png", False),
+        ("jpeg", False),
+        ("npy", False),
+        ("original", False),
+        ("png", True),
+        ("jpeg", True),
+    ],
 )
 def test_pixels_are_those_of_the_shards(tmp_path: Path, encoding: str, grayscale: bool) -> None:
     write_zip(tmp_path / "all.zip")
@@ -74,10 +92,16 @@ def test_pixels_are_those_of_the_shards(tmp_path: Path, encoding: str, grayscale
         grayscale=grayscale,
         workers=1,
     )
-    stored = load_resident(tmp_path / "shards", manifest, "test", torch.device("cpu"), cache=False).images
+    stored = load_resident(
+        tmp_path / "shards", manifest, "test", torch.device("cpu"), cache=False
+    ).images
     expected = sorted(image.permute(1, 2, 0).numpy().tobytes() for image in stored)
     spec = ImageSpec(*SIZE, manifest.channels)
-    found = [image for batch in Images([tmp_path / "test.zip"]).batches(spec, encoding, 5) for image in batch]
+    found = [
+        image
+        for batch in Images([tmp_path / "test.zip"]).batches(spec, encoding, 5)
+        for image in batch
+    ]
     assert all(image.problem is None for image in found)
     assert sorted(image.pixels.tobytes() for image in found if image.pixels is not None) == expected
 
@@ -100,7 +124,9 @@ def test_files_folders_zips_and_tars_give_the_same(trained: Trained, tmp_path: P
         tar.add(tmp_path / "folder", ".")
     run = trained.run("batchnorm-s0")
     by_zip = table(run, trained.images)
-    files = [tmp_path / "folder" / row["image"].removeprefix(f"{trained.images}/") for row in by_zip]
+    files = [
+        tmp_path / "folder" / row["image"].removeprefix(f"{trained.images}/") for row in by_zip
+    ]
     by_file = table(run, *files)
     assert [row["image"] for row in by_file] == [str(file) for file in files]
     assert probabilities(by_file) == pytest.approx(probabilities(by_zip), abs=2e-6)
@@ -118,7 +144,9 @@ def test_prediction_needs_no_shards_folder(trained: Trained, tmp_path: Path) -> 
     )
 
 
-def test_a_run_of_before_these_keys_finds_them_in_the_manifest(trained: Trained, tmp_path: Path) -> None:
+def test_a_run_of_before_these_keys_finds_them_in_the_manifest(
+    trained: Trained, tmp_path: Path
+) -> None:
     old = tmp_path / "old"
     shutil.copytree(trained.run("cnn-s0"), old)
     config = json.loads((old / "config.json").read_text())
@@ -137,17 +165,27 @@ def test_a_run_of_before_these_keys_finds_them_in_the_manifest(trained: Trained,
 def test_batches_do_not_matter(trained: Trained, batch_size: int, k: int) -> None:
     run = load_run(trained.run("dropout-s0"))
     all_at_once = list(hpc_mlp.predict(run, trained.images))
-    for a, b in zip(all_at_once, hpc_mlp.predict(run, trained.images, batch_size=batch_size), strict=True):
+    for a, b in zip(
+        all_at_once, hpc_mlp.predict(run, trained.images, batch_size=batch_size), strict=True
+    ):
         assert a.name == b.name and a.probabilities is not None and b.probabilities is not None
         assert b.probabilities == pytest.approx(a.probabilities, abs=2e-6)
         top = b.top(k)
-        assert len(top) == min(k, 3) and [p for _, p in top] == sorted((p for _, p in top), reverse=True)
+        assert len(top) == min(k, 3) and [p for _, p in top] == sorted(
+            (p for _, p in top), reverse=True
+        )
         assert {name: b.probabilities[run.classes.index(name)] for name, _ in top} == dict(top)
 
 
 def test_ensemble_averages_the_seeds_of_the_variant(trained: Trained) -> None:
     result = call(
-        "predict", trained.run("batchnorm-s0"), trained.images, "--ensemble", "--format", "csv", "--cpu"
+        "predict",
+        trained.run("batchnorm-s0"),
+        trained.images,
+        "--ensemble",
+        "--format",
+        "csv",
+        "--cpu",
     )
     rows = list(csv.DictReader(io.StringIO(result.stdout)))
     mean = (trained.predictions("batchnorm-s0") + trained.predictions("batchnorm-s1")) / 2
@@ -157,7 +195,9 @@ def test_ensemble_averages_the_seeds_of_the_variant(trained: Trained) -> None:
     assert alone.exit_code == 0 and "no ensemble" in alone.stderr
 
 
-def test_ensemble_takes_complete_runs_of_the_same_recipe_only(trained: Trained, tmp_path: Path) -> None:
+def test_ensemble_takes_complete_runs_of_the_same_recipe_only(
+    trained: Trained, tmp_path: Path
+) -> None:
     for name in ("batchnorm-s0", "batchnorm-s1"):
         shutil.copytree(trained.run(name), tmp_path / name)
     shutil.copytree(trained.run("batchnorm-s1"), tmp_path / "batchnorm-s2")
@@ -166,7 +206,10 @@ def test_ensemble_takes_complete_runs_of_the_same_recipe_only(trained: Trained, 
     config = json.loads((tmp_path / "batchnorm-s3" / "config.json").read_text())
     config["config"]["optim"]["lr"] = 0.5
     (tmp_path / "batchnorm-s3" / "config.json").write_text(json.dumps(config))
-    assert load_run(tmp_path / "batchnorm-s0", ensemble=True).members == ("batchnorm-s0", "batchnorm-s1")
+    assert load_run(tmp_path / "batchnorm-s0", ensemble=True).members == (
+        "batchnorm-s0",
+        "batchnorm-s1",
+    )
 
 
 def test_memory_does_not_grow_with_the_archive(trained: Trained, tmp_path: Path) -> None:
@@ -193,18 +236,24 @@ def test_memory_does_not_grow_with_the_archive(trained: Trained, tmp_path: Path)
 def test_a_gpu_gives_the_same(trained: Trained, name: str) -> None:
     run = load_run(trained.run(name), device="cuda", ensemble=True)
     found = np.stack(
-        [p.probabilities for p in hpc_mlp.predict(run, trained.images) if p.probabilities is not None]
+        [
+            p.probabilities
+            for p in hpc_mlp.predict(run, trained.images)
+            if p.probabilities is not None
+        ]
     )
     on_cpu = hpc_mlp.predict(trained.run(name), trained.images, ensemble=True)
     expected = np.stack([p.probabilities for p in on_cpu if p.probabilities is not None])
-    assert found == pytest.approx(expected, abs=1e-3)  # TF32 convolutions
+    # TF32 convolutions.
+    assert found == pytest.approx(expected, abs=1e-3)
     metrics = hpc_mlp.evaluate(run, trained.shards)
     assert metrics["loss"] == pytest.approx(
         hpc_mlp.evaluate(trained.run(name), trained.shards, ensemble=True)["loss"], rel=1e-2
     )
 
 
-# ── what people see ─────────────────────────────────────────────────────────────────────────────────────
+# ── what people see
+# ─────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture
@@ -239,14 +288,23 @@ def test_images_that_cannot_be_read_do_not_stop_the_rest(trained: Trained, folde
 
 def test_top_k_in_csv_is_columns_by_rank(trained: Trained, folder: Path) -> None:
     result = call(
-        "predict", trained.run("cnn-s0"), folder / "0-china.png", "--top-k", 2, "--format", "csv", "--cpu"
+        "predict",
+        trained.run("cnn-s0"),
+        folder / "0-china.png",
+        "--top-k",
+        2,
+        "--format",
+        "csv",
+        "--cpu",
     )
     (row,) = csv.DictReader(io.StringIO(result.stdout))
     assert list(row) == ["image", "class", "probability", "error", "class_2", "probability_2"]
     assert float(row["probability"]) >= float(row["probability_2"])
 
 
-def test_an_archive_in_an_archive_and_a_damaged_entry_are_named(trained: Trained, tmp_path: Path) -> None:
+def test_an_archive_in_an_archive_and_a_damaged_entry_are_named(
+    trained: Trained, tmp_path: Path
+) -> None:
     with zipfile.ZipFile(tmp_path / "odd.zip", "w") as archive:
         archive.writestr("good.png", image_bytes(class_images()["digit"][0], "png"))
         archive.writestr("inner.zip", b"PK")
@@ -255,7 +313,8 @@ def test_an_archive_in_an_archive_and_a_damaged_entry_are_named(trained: Trained
     rows = table(trained.run("cnn-s0"), tmp_path / "odd.zip", code=1)
     errors = {Path(row["image"]).name: row["error"] for row in rows}
     assert errors == {
-        "good.png": "", "text.png": "not an image", "inner.zip": "an archive inside the archive is not opened",
+        "good.png": "", "text.png": "not an image", "inner.zip": "an archive inside the archive is "
+                                                                 "not opened",
     }  # fmt: skip
 
 
@@ -298,7 +357,11 @@ def test_damaged_weights_are_failed_work(trained: Trained, tmp_path: Path) -> No
     weights = tmp_path / "cnn-s0" / "best.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     result = call("predict", tmp_path / "cnn-s0", trained.images, "--cpu")
-    assert result.exit_code == 1 and "best.safetensors" in result.stderr and result.stderr.count("\n") == 1
+    assert (
+        result.exit_code == 1
+        and "best.safetensors" in result.stderr
+        and result.stderr.count("\n") == 1
+    )
     shutil.copy(trained.run("batchnorm-s0") / "best.safetensors", weights)
     result = call("predict", tmp_path / "cnn-s0", trained.images, "--cpu")
     assert result.exit_code == 1 and "does not fit the model" in result.stderr
@@ -341,7 +404,8 @@ def test_models_of_the_user(trained: Trained, tmp_path: Path) -> None:
     assert bad.returncode == 2 and "model.kind 'mine'" in bad.stderr
 
 
-# ── evaluate ────────────────────────────────────────────────────────────────────────────────────────────
+# ── evaluate
+# ────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("name", ["batchnorm-s0", "cnn-s0"])
@@ -351,7 +415,15 @@ def test_evaluating_on_its_own_shards_gives_its_test_metrics(trained: Trained, n
     metrics = json.loads(result.stdout)
     test = json.loads((trained.run(name) / "result.json").read_text())["test"]
     assert metrics["loss"] == pytest.approx(test["loss"], rel=1e-5)
-    for key in ("num_images", "accuracy", "precision", "recall", "f1", "per_class", "confusion_matrix"):
+    for key in (
+        "num_images",
+        "accuracy",
+        "precision",
+        "recall",
+        "f1",
+        "per_class",
+        "confusion_matrix",
+    ):
         assert metrics[key] == test[key]
     shown = call("evaluate", trained.run(name), trained.shards, "--cpu")
     assert f"accuracy {100 * test['accuracy']:.2f} %" in shown.stdout
@@ -373,7 +445,8 @@ def test_classes_are_matched_by_name(trained: Trained, tmp_path: Path) -> None:
     run = load_run(trained.run("cnn-s0"))
     metrics = hpc_mlp.evaluate(run, turned)
     own = hpc_mlp.evaluate(run, trained.shards)["confusion_matrix"]
-    assert metrics["confusion_matrix"] == [own[1], own[2], own[0]]  # what is called china here was digit, …
+    # What is called china here was digit, …
+    assert metrics["confusion_matrix"] == [own[1], own[2], own[0]]
     assert [row["class"] for row in metrics["per_class"]] == list(run.classes)
 
 
@@ -382,14 +455,18 @@ def test_ensembles_can_be_evaluated(trained: Trained) -> None:
     labels = np.load(trained.run("batchnorm-s0") / "predictions.npz")["labels"]
     metrics = hpc_mlp.evaluate(trained.run("batchnorm-s0"), trained.shards, ensemble=True)
     assert metrics["accuracy"] == pytest.approx(np.mean(mean.argmax(1) == labels))
-    assert metrics["loss"] == pytest.approx(-np.log(mean[np.arange(len(labels)), labels]).mean(), rel=1e-4)
+    assert metrics["loss"] == pytest.approx(
+        -np.log(mean[np.arange(len(labels)), labels]).mean(), rel=1e-4
+    )
 
 
 def test_other_classes_and_sizes_are_refused(trained: Trained, tmp_path: Path) -> None:
     run = trained.run("cnn-s0")
     other = relabelled(trained, tmp_path / "other", ["china", "digit", "tulip"])
     result = call("evaluate", run, other, "--cpu")
-    assert result.exit_code == 2 and "lacks 'flower'" in result.stderr and "'tulip'" in result.stderr
+    assert (
+        result.exit_code == 2 and "lacks 'flower'" in result.stderr and "'tulip'" in result.stderr
+    )
     hpc_mlp.convert(trained.root / "all.zip", tmp_path / "large", size=16, workers=1)
     result = call("evaluate", run, tmp_path / "large", "--cpu")
     assert result.exit_code == 2 and "--size 10x12" in result.stderr

@@ -21,7 +21,8 @@ from hpc_mlp.launch.cores import PROCESS_BYTES, processes_for, share_cores
 from hpc_mlp.machine.memory import num_cpus
 
 PLENTY = 64 << 30
-BIG = ("model.hidden=[2048,2048]", "train.epochs=14")  # of two runs on the digits: some 10 s on one core
+# Of two runs on the digits: some 10 s on one core.
+BIG = ("model.hidden=[2048,2048]", "train.epochs=14")
 
 
 def specs_of(variants: str, seeds: int, *sets: str) -> list[RunSpec]:
@@ -34,26 +35,35 @@ def test_no_process_is_idle(digits: Path, runs: int, threads: int) -> None:
     count = processes_for(specs, Manifest.load(digits), threads=threads, free=1 << 50)
     assert 1 <= count <= min(runs, threads)
     longest = -(-runs // count)
-    assert count == 1 or -(-runs // (count - 1)) > longest  # fewer processes would take longer
+    # Fewer processes would take longer.
+    assert count == 1 or -(-runs // (count - 1)) > longest
 
 
 @pytest.mark.parametrize("runs, threads, count", [
     (1, 2, 1), (2, 2, 2), (4, 2, 2), (20, 2, 2), (4, 16, 4), (20, 64, 20),
-    (5, 2, 1),  # as 3 + 2, one core would stand idle for a third of the time
-    (5, 4, 2), (6, 4, 2),  # two threads each
+    # As 3 + 2, one core would stand idle for a third of the time.
+    (5, 2, 1),
+    # Two threads each.
+    (5, 4, 2), (6, 4, 2),
 ])  # fmt: skip
-def test_runs_are_dealt_out_where_that_is_quicker(digits: Path, runs: int, threads: int, count: int) -> None:
+def test_runs_are_dealt_out_where_that_is_quicker(
+    digits: Path, runs: int, threads: int, count: int
+) -> None:
     specs = specs_of("baseline", runs, "train.epochs=100000")
     assert processes_for(specs, Manifest.load(digits), threads=threads, free=1 << 50) == count
 
 
 @pytest.mark.parametrize("variants, sets, free, count", [
-    ("all", (), PLENTY, 1),  # too little to do
+    # Too little to do.
+    ("all", (), PLENTY, 1),
     ("all", BIG, PLENTY, 4),
-    ("all", BIG, 3 * PROCESS_BYTES, 2),  # three would be 2 + 1 + 1, no quicker than two
-    ("all", (*BIG, "data.mode=streaming"), PLENTY, 1),  # each would decode all images again
+    # Three would be 2 + 1 + 1, no quicker than two.
+    ("all", BIG, 3 * PROCESS_BYTES, 2),
+    # Each would decode all images again.
+    ("all", (*BIG, "data.mode=streaming"), PLENTY, 1),
     ("all", (*BIG, "data.memory_fraction=1e-9"), PLENTY, 1),
-    ("baseline,cnn", ("train.epochs=100000",), PLENTY, 1),  # unequal work
+    # Unequal work.
+    ("baseline,cnn", ("train.epochs=100000",), PLENTY, 1),
     ("cnn", ("train.epochs=100000",), PLENTY, 1),
     ("all", ("model.hidden=[2048],[1024]", "train.epochs=1000"), PLENTY, 1),
 ])  # fmt: skip
@@ -67,9 +77,11 @@ def test_one_process_where_more_would_not_pay(
 @pytest.fixture
 def no_waiting_set(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "RANK"):
-        monkeypatch.setenv(name, "")  # so that it is put back after the test
+        # So that it is put back after the test.
+        monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    monkeypatch.delitem(sys.modules, "torch", raising=False)  # as where a command begins
+    # As where a command begins.
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
 
 
 @pytest.mark.usefixtures("no_waiting_set")
@@ -151,7 +163,9 @@ print(os.environ.get("GOMP_SPINCOUNT"), *[w.message for w in told if w.category 
         [sys.executable, "-c", code], cwd=tmp_path, env=environ, capture_output=True, text=True
     )
     said = done.stdout
-    assert "set GOMP_SPINCOUNT=1000" in said if torch_first else said == "1000\n", said + done.stderr
+    assert "set GOMP_SPINCOUNT=1000" in said if torch_first else said == "1000\n", (
+        said + done.stderr
+    )
 
 
 def start(shards: Path, runs: Path, threads: int, *more: str) -> subprocess.Popen[str]:
@@ -175,11 +189,14 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.slow
-def test_dealt_out_killed_and_resumed_the_bits_are_those_of_one_process(digits: Path, tmp_path: Path) -> None:
-    """By default on two cores two processes train. Killed with the process that started them, they leave nobody
-    behind, and the same command goes on from what they had."""
+def test_dealt_out_killed_and_resumed_the_bits_are_those_of_one_process(
+    digits: Path, tmp_path: Path
+) -> None:
+    """By default on two cores two processes train. Killed with the process that started them, they
+    leave nobody behind, and the same command goes on from what they had."""
     names = ("baseline-s0", "batchnorm-s0")
-    one = start(digits, tmp_path / "one", 1)  # not two threads: on a busy machine they wait for each other
+    # Not two threads: on a busy machine they wait for each other.
+    one = start(digits, tmp_path / "one", 1)
     _, errors = one.communicate(timeout=300)
     assert one.returncode == 0, errors
 
@@ -196,12 +213,15 @@ def test_dealt_out_killed_and_resumed_the_bits_are_those_of_one_process(digits: 
     second = start(digits, tmp_path / "dealt", 2)
     output, errors = second.communicate(timeout=300)
     assert second.returncode == 0, errors
-    assert output.count("★") >= 1  # one table, of both
+    # One table, of both.
+    assert output.count("★") >= 1
     for name in names:
         mine, theirs = tmp_path / "dealt" / name, tmp_path / "one" / name
         assert result(mine)["bank_size"] == 1 and result(theirs)["bank_size"] == 2
         assert timeless(mine) == timeless(theirs)
-        assert (mine / "best.safetensors").read_bytes() == (theirs / "best.safetensors").read_bytes()
+        assert (mine / "best.safetensors").read_bytes() == (
+            theirs / "best.safetensors"
+        ).read_bytes()
 
 
 @pytest.mark.slow
@@ -214,5 +234,6 @@ def test_interrupted_dealt_out_runs_go_on(digits: Path, tmp_path: Path) -> None:
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert time.monotonic() - began < 20
-    assert "hpc-mlp train" in errors and "--processes" not in errors  # the command that goes on
+    # The command that goes on.
+    assert "hpc-mlp train" in errors and "--processes" not in errors
     assert not (tmp_path / "baseline-s0" / "result.json").exists()

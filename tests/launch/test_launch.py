@@ -77,7 +77,12 @@ def test_packs_hold_every_run_once_and_none_is_too_large(seeds: int, size: int) 
 def test_one_job_per_variant_unless_told_otherwise() -> None:
     plan = specs("all", "0-2")
     by_variant = plan_jobs(plan, parse_per_job(None))
-    assert [pack.name for pack in by_variant] == ["baseline", "dropout", "batchnorm", "dropout_batchnorm"]
+    assert [pack.name for pack in by_variant] == [
+        "baseline",
+        "dropout",
+        "batchnorm",
+        "dropout_batchnorm",
+    ]
     assert all(len(pack.specs) == 3 for pack in by_variant)
     assert len(plan_jobs(plan, parse_per_job("all"))) == 1
     assert len(plan_jobs(plan, parse_per_job("5"))) == 3
@@ -93,7 +98,9 @@ def test_a_wrong_per_job_says_what_is_right(text: str) -> None:
 
 
 def test_resources_come_from_profile_then_config_then_set(tmp_path: Path) -> None:
-    (tmp_path / "site.toml").write_text('[launch]\npartition = "a"\naccount = "x"\ntime_minutes = 5\n')
+    (tmp_path / "site.toml").write_text(
+        '[launch]\npartition = "a"\naccount = "x"\ntime_minutes = 5\n'
+    )
     (tmp_path / "mine.toml").write_text('[launch]\naccount = "y"\n[train]\nepochs = 3\n')
     launch = load_launch(
         str(tmp_path / "site.toml"),
@@ -135,8 +142,8 @@ def test_shards_may_lie_elsewhere(shards: Path, tmp_path: Path) -> None:
     place = f"pipe:cat {shards}/{{}}"
     result = run("submit", place, "--runs", tmp_path / "runs", "--cluster", "slurm", "--dry-run")
     assert result.exit_code == 0 and "4 runs in 4 jobs" in result.output
-    assert new_submission(tmp_path, "slurm", place, []).place == place
-    assert new_submission(tmp_path, "slurm", shards, []).place == shards
+    assert new_submission(tmp_path, "slurm", place, []).location == place
+    assert new_submission(tmp_path, "slurm", shards, []).location == shards
 
 
 def test_no_shards_folder_is_the_users_mistake(tmp_path: Path) -> None:
@@ -144,7 +151,9 @@ def test_no_shards_folder_is_the_users_mistake(tmp_path: Path) -> None:
     assert result.exit_code == 2 and "hpc-mlp convert" in result.stderr
 
 
-def test_dry_run_shows_plan_resources_and_script_and_writes_nothing(shards: Path, tmp_path: Path) -> None:
+def test_dry_run_shows_plan_resources_and_script_and_writes_nothing(
+    shards: Path, tmp_path: Path
+) -> None:
     result = run(
         "submit", shards, "--runs", tmp_path / "runs", "--seeds", "0-4", "--cluster", "slurm", "--dry-run",
         "--gpus-per-job", "4", "--nodes", "2", "--cluster-config", "gpu", "--set", "launch.partition=a100",
@@ -153,13 +162,15 @@ def test_dry_run_shows_plan_resources_and_script_and_writes_nothing(shards: Path
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     for line in (
-        "20 runs in 4 jobs", "#SBATCH --array=0-3%3", "#SBATCH --gpus-per-node=4", "#SBATCH --nodes=2",
+        "20 runs in 4 jobs", "#SBATCH --array=0-3%3", "#SBATCH --gpus-per-node=4", "#SBATCH "
+                                                                                   "--nodes=2",
         "#SBATCH --ntasks-per-node=4", "#SBATCH --partition=a100", "#SBATCH --mail-type=END",
         "#SBATCH --requeue", "#SBATCH --time=240", "#SBATCH --mem=32GB", "module load cuda",
         f"export PYTHONPATH={Path(__file__).parents[2]}", sys.executable,
     ):  # fmt: skip
         assert line in result.output, line
-    assert "wckey" not in result.output  # sites that check wckeys refuse submitit's own
+    # Sites that check wckeys refuse submitit's own.
+    assert "wckey" not in result.output
     assert not (tmp_path / "runs").exists()
 
 
@@ -170,7 +181,9 @@ def test_only_what_is_not_done_is_planned(tmp_path: Path) -> None:
     plan = specs()
     finish(tmp_path, plan[0])
     planned = make_plan(plan, tmp_path, "d1", None)
-    assert [spec.name for pack in planned.packs for spec in pack.specs] == [spec.name for spec in plan[1:]]
+    assert [spec.name for pack in planned.packs for spec in pack.specs] == [
+        spec.name for spec in plan[1:]
+    ]
     assert [status.name for status in planned.left_out] == [plan[0].name]
     again = make_plan(plan, tmp_path, "d1", None, overwrite=True)
     assert len(again.packs[0].specs) == len(plan)
@@ -191,7 +204,9 @@ def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
 
 def test_a_job_reads_back_exactly_the_runs_that_were_planned(tmp_path: Path) -> None:
     plan = plan_runs(
-        parse_variants("all,dropout_l2"), [0, 7], sets={"optim.lr": [1e-3, 3e-4], "model.hidden": [[16, 8]]}
+        parse_variants("all,dropout_l2"),
+        [0, 7],
+        sets={"optim.lr": [1e-3, 3e-4], "model.hidden": [[16, 8]]},
     )
     packs = plan_jobs(plan, 3)
     submission = new_submission(tmp_path, "slurm", tmp_path, packs)
@@ -209,7 +224,8 @@ def test_the_callable_is_small_and_offers_a_checkpoint(
         "SLURM_JOB_ID": "7",
     }.items():
         monkeypatch.setenv(name, value)
-    (tmp_path / "7_submitted.pkl.save_tmp").touch()  # as left by an earlier start, killed in the middle
+    # As left by an earlier start, killed in the middle.
+    (tmp_path / "7_submitted.pkl.save_tmp").touch()
     assert len(pickle.dumps(job)) < 500
     again = pickle.loads(pickle.dumps(job.checkpoint()))
     assert again.function.folder == str(tmp_path) and again.function.pack == 3
@@ -217,7 +233,8 @@ def test_the_callable_is_small_and_offers_a_checkpoint(
 
 
 def test_submissions_written_at_once_are_all_in_the_index(tmp_path: Path) -> None:
-    """Each process makes one submission and writes the index; whoever is last must have seen all."""
+    """Each process makes one submission and writes the index; whoever is last must have seen
+    all."""
     code = """
 import sys
 from pathlib import Path
@@ -251,7 +268,9 @@ def test_launching_needs_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_thousand_runs_are_planned_and_put_down_in_five_seconds(shards: Path, tmp_path: Path) -> None:
+def test_a_thousand_runs_are_planned_and_put_down_in_five_seconds(
+    shards: Path, tmp_path: Path
+) -> None:
     begun = time.perf_counter()
     plan = make_plan(specs("all", "0-249"), tmp_path / "runs", "d1", 1)
     assert len(plan.packs) == 1000

@@ -37,7 +37,9 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
 
-def start(runs: Path, variants: str, seeds: str, *sets: str, slots: int | None = None) -> Submission | None:
+def start(
+    runs: Path, variants: str, seeds: str, *sets: str, slots: int | None = None
+) -> Submission | None:
     values = parse_set(sets)
     specs = plan_runs(parse_variants(variants), parse_seeds(seeds), [], values)
     submission, _ = submit(
@@ -72,10 +74,13 @@ def shell_job(folder: Path, number: int, script: str) -> QueuedCommand:
 
 
 def test_five_hundred_jobs_on_two_slots_never_run_more_than_two_at_a_time(tmp_path: Path) -> None:
-    """Every job counts, in the file system and not in the queue, who else is running; some crash."""
+    """Every job counts, in the file system and not in the queue, who else is running; some
+    crash."""
     counted = tmp_path / "running"
     counted.mkdir()
-    script = f"touch {counted}/$$; ls {counted} | wc -l >> {tmp_path}/seen; rm {counted}/$$; exit $CODE"
+    script = (
+        f"touch {counted}/$$; ls {counted} | wc -l >> {tmp_path}/seen; rm {counted}/$$; exit $CODE"
+    )
     codes: list[int] = []
     jobs = [shell_job(tmp_path, i, f"CODE={int(i % 10 == 3)}; {script}") for i in range(500)]
     for job in jobs:
@@ -125,7 +130,9 @@ def test_each_job_is_pinned_to_its_own_gpu(tmp_path: Path) -> None:
 
 
 def test_a_submission_runs_to_its_end_and_is_not_sent_again(tmp_path: Path) -> None:
-    assert start(tmp_path / "runs", "baseline,dropout", "0-1", "train.epochs=1", slots=2) is not None
+    assert (
+        start(tmp_path / "runs", "baseline,dropout", "0-1", "train.epochs=1", slots=2) is not None
+    )
     wait_until(lambda: set(states(tmp_path / "runs").values()) == {"done"})
     assert start(tmp_path / "runs", "baseline,dropout", "0-1", "train.epochs=1") is None
     more = start(tmp_path / "runs", "baseline,dropout", "0-2", "train.epochs=1")
@@ -143,7 +150,11 @@ def test_a_failed_run_does_not_stop_the_rest_and_is_sent_again(tmp_path: Path) -
     shown = CliRunner().invoke(main, ["status", str(tmp_path)])
     assert shown.exit_code == 1 and "ValueError: told to fail for seed 1" in shown.output
     again = start(tmp_path, "baseline,dropout,batchnorm", "0-1", *sets)
-    assert again is not None and len(again.packs) == 3 and all(len(pack.runs) == 1 for pack in again.packs)
+    assert (
+        again is not None
+        and len(again.packs) == 3
+        and all(len(pack.runs) == 1 for pack in again.packs)
+    )
     wait_until(lambda: not set(states(tmp_path).values()) & {"queued", "running"})
 
 
@@ -162,10 +173,18 @@ def test_states_on_the_way_and_cancel_of_a_variant_and_of_all(tmp_path: Path) ->
     assert running.progress.epochs == 1000 and running.node == os.uname().nodename
     assert (running.progress.seconds_left or 0) > 10
     assert (
-        start(tmp_path, "baseline,batchnorm", "0", "train.epochs=1000", "model.options.seconds=0.02") is None
+        start(
+            tmp_path, "baseline,batchnorm", "0", "train.epochs=1000", "model.options.seconds=0.02"
+        )
+        is None
     )
-    assert CliRunner().invoke(main, ["cancel", str(tmp_path), "--variants", "dropout"]).exit_code == 0
-    assert states(tmp_path)["dropout-s0"] == "cancelled" and states(tmp_path)["baseline-s0"] == "running"
+    assert (
+        CliRunner().invoke(main, ["cancel", str(tmp_path), "--variants", "dropout"]).exit_code == 0
+    )
+    assert (
+        states(tmp_path)["dropout-s0"] == "cancelled"
+        and states(tmp_path)["baseline-s0"] == "running"
+    )
     assert (tmp_path / "dropout-s0" / "last.ckpt").exists()
     wait_until(lambda: states(tmp_path)["batchnorm-s0"] == "running")
     assert len(cancel(tmp_path)) == 2
@@ -173,7 +192,8 @@ def test_states_on_the_way_and_cancel_of_a_variant_and_of_all(tmp_path: Path) ->
     submission = list_submissions(tmp_path)[0]
     pids = [int((submission.folder / "queue.pid").read_text())]
     pids += [record.pid for records in submission.starts().values() for record in records]
-    assert len(pids) == 4  # detached as they are: the queue and its packs have gone
+    # Detached as they are: the queue and its packs have gone.
+    assert len(pids) == 4
     wait_until(lambda: all(has_gone(pid) for pid in pids))
     assert cancel(tmp_path) == []
     resumed = start(tmp_path, "dropout", "0", "train.epochs=1000", "model.options.seconds=0.02")
@@ -195,17 +215,31 @@ def test_a_variant_that_shares_its_job_is_not_cancelled_alone(tmp_path: Path) ->
     values = parse_set(["train.epochs=1000", "model.options.seconds=0.02"])
     specs = plan_runs(parse_variants("baseline,dropout"), [0], [], values)
     submit(
-        specs, Path("/"), "x", tmp_path, "local", LaunchConfig(), per_job=None, entry="standin:train_specs"
+        specs,
+        Path("/"),
+        "x",
+        tmp_path,
+        "local",
+        LaunchConfig(),
+        per_job=None,
+        entry="standin:train_specs",
     )
     refused = CliRunner().invoke(main, ["cancel", str(tmp_path), "--variants", "dropout"])
     assert refused.exit_code == 2 and "also trains baseline-s0" in refused.stderr
-    assert "dropuot" in CliRunner().invoke(main, ["cancel", str(tmp_path), "--variants", "dropuot"]).stderr
+    assert (
+        "dropuot"
+        in CliRunner().invoke(main, ["cancel", str(tmp_path), "--variants", "dropuot"]).stderr
+    )
     assert len(cancel(tmp_path)) == 1
 
 
 def test_a_killed_job_is_failed_and_a_killed_queue_leaves_the_rest_lost(tmp_path: Path) -> None:
     submission = start(
-        tmp_path, "baseline,dropout,batchnorm", "0", "train.epochs=1000", "model.options.seconds=0.02"
+        tmp_path,
+        "baseline,dropout,batchnorm",
+        "0",
+        "train.epochs=1000",
+        "model.options.seconds=0.02",
     )
     assert submission is not None
     wait_until(lambda: 0 in submission.starts())
@@ -215,18 +249,24 @@ def test_a_killed_job_is_failed_and_a_killed_queue_leaves_the_rest_lost(tmp_path
     wait_until(lambda: by_name(tmp_path)["dropout-s0"].progress.epoch >= 1)
     os.kill(int((submission.folder / "queue.pid").read_text()), signal.SIGKILL)
     wait_until(lambda: states(tmp_path)["batchnorm-s0"] == "lost")
-    assert states(tmp_path)["dropout-s0"] == "running"  # it lives on, and is ended with the rest
+    # It lives on, and is ended with the rest.
+    assert states(tmp_path)["dropout-s0"] == "running"
     cancel(tmp_path)
     assert states(tmp_path)["dropout-s0"] == "cancelled"
     again = start(
-        tmp_path, "baseline,dropout,batchnorm", "0", "train.epochs=1000", "model.options.seconds=0.02"
+        tmp_path,
+        "baseline,dropout,batchnorm",
+        "0",
+        "train.epochs=1000",
+        "model.options.seconds=0.02",
     )
     assert again is not None and len(again.packs) == 3
     cancel(tmp_path)
 
 
 def test_the_queue_is_detached_from_its_shell(tmp_path: Path) -> None:
-    """A shell of its own submits, is killed with its whole process group, and the runs are trained all the same."""
+    """A shell of its own submits, is killed with its whole process group, and the runs are trained
+    all the same."""
     code = f"""
 import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
 from pathlib import Path
@@ -235,7 +275,9 @@ here.start(Path({str(tmp_path)!r}), "baseline", "0-3", "train.epochs=2", "model.
 print("sent", flush=True)
 import time; time.sleep(60)
 """
-    shell = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+    shell = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True
+    )
     assert shell.stdout is not None and shell.stdout.readline() == b"sent\n"
     os.killpg(shell.pid, signal.SIGHUP)
     shell.wait()
@@ -260,13 +302,18 @@ def test_status_as_json_and_watch_as_lines(tmp_path: Path) -> None:
     start(tmp_path, "baseline", "0-1", "train.epochs=2", "model.options.seconds=0.05")
     watched = CliRunner().invoke(main, ["status", str(tmp_path), "--watch"])
     assert watched.exit_code == 0 and "baseline-s0: done epoch 2/2" in watched.output
-    assert watched.output.splitlines()[-1].split()[:2] == ["baseline", "0-1"]  # the table, in the end
-    told = json.loads(CliRunner().invoke(main, ["status", str(tmp_path), "--format", "json"]).output)
+    # The table, in the end.
+    assert watched.output.splitlines()[-1].split()[:2] == ["baseline", "0-1"]
+    told = json.loads(
+        CliRunner().invoke(main, ["status", str(tmp_path), "--format", "json"]).output
+    )
     assert [run["state"] for run in told] == ["done", "done"]
 
 
 def test_the_doctor_sends_a_local_job_through(tmp_path: Path) -> None:
-    shown = CliRunner().invoke(main, ["doctor", "--runs", str(tmp_path), "--cluster", "local", "--test-job"])
+    shown = CliRunner().invoke(
+        main, ["doctor", "--runs", str(tmp_path), "--cluster", "local", "--test-job"]
+    )
     assert shown.exit_code == 0, shown.output
     assert "test job" in shown.output and "gloo" in shown.output
     assert [path.name for path in tmp_path.iterdir()] == ["tmp"]

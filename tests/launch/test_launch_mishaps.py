@@ -54,17 +54,22 @@ def test_a_record_cut_in_half_is_named_and_hides_no_run(fake: Path, tmp_path: Pa
     for damaged in (record.read_text()[:100], '{"id": 3}', '{"packs": []}', "[]"):
         record.write_text(damaged)
         result = run("status", tmp_path)
-        assert result.exit_code == 1 and "damaged" in result.stdout and "dropout-s0" in result.stdout
+        assert (
+            result.exit_code == 1 and "damaged" in result.stdout and "dropout-s0" in result.stdout
+        )
         with pytest.raises(RunError, match="squeue --name hpc-mlp-"):
-            send(tmp_path, variants="baseline")  # what became of it cannot be told
-    assert send(tmp_path, variants="batchnorm") is not None  # its plan says that this is none of its runs
+            # What became of it cannot be told.
+            send(tmp_path, variants="baseline")
+    # Its plan says that this is none of its runs.
+    assert send(tmp_path, variants="batchnorm") is not None
     result = run("cancel", tmp_path)
     assert result.exit_code == 1 and f"{record} is damaged" in result.stderr
     assert "Cancelled 2 jobs" in result.stdout
     (folder / "plan.json").write_text("[]")
     with pytest.raises(RunError, match="is damaged"):
         send(tmp_path, variants="dropout_batchnorm")
-    shutil.rmtree(folder)  # as the message says
+    # As the message says.
+    shutil.rmtree(folder)
     assert send(tmp_path, variants="baseline") is not None
 
 
@@ -79,10 +84,7 @@ def test_a_record_cut_in_half_is_named_and_hides_no_run(fake: Path, tmp_path: Pa
     ],
 )
 def test_an_sbatch_that_fails_halfway_leaves_nothing_in_the_queue(
-    fake: Path,
-    tmp_path: Path,
-    script: str,
-    told: str,
+    fake: Path, tmp_path: Path, script: str, told: str
 ) -> None:
     """It may have got through all the same: the jobs are withdrawn by their name."""
     shutil.copy(fake / "sbatch", fake / "real")
@@ -96,9 +98,7 @@ def test_an_sbatch_that_fails_halfway_leaves_nothing_in_the_queue(
 
 
 def test_a_queue_that_does_not_answer(
-    fake: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     send(tmp_path)
     shutil.copy(fake / "squeue", fake / "real")
@@ -107,11 +107,13 @@ def test_a_queue_that_does_not_answer(
     assert {run.detail for run in by_variant(tmp_path).values()} == {
         "squeue does not answer here: by the files, not running"
     }
-    assert send(tmp_path) is None  # they may well run: nothing is sent a second time
+    # They may well run: nothing is sent a second time.
+    assert send(tmp_path) is None
     result = run("cancel", tmp_path)
     assert result.exit_code == 1 and "nothing was cancelled" in result.stderr
     shutil.copy(fake / "real", fake / "squeue")
-    assert {run.state for run in read_status(tmp_path)} == {"queued"}  # and none is marked as cancelled
+    # And none is marked as cancelled.
+    assert {run.state for run in read_status(tmp_path)} == {"queued"}
     assert not list(tmp_path.glob(".launch/*/cancelled/*"))
 
 
@@ -159,7 +161,8 @@ def held_elsewhere(folder: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("seconds", "held"),
-    [(0, True), (-30, True), (2, True), (-90, False), (3600, False)],  # 2: mtimes in whole or even seconds
+    # 2: mtimes in whole or even seconds
+    [(0, True), (-30, True), (2, True), (-90, False), (3600, False)],
 )
 def test_a_heartbeat_from_another_machine_goes_by_the_file_systems_clock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: int, held: bool
@@ -172,9 +175,7 @@ def test_a_heartbeat_from_another_machine_goes_by_the_file_systems_clock(
 
 
 def test_a_submission_by_a_shell_with_another_clock_is_not_lost(
-    fake: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Slurm knows a job only a moment after its submission."""
     send(tmp_path, variants="baseline")
@@ -190,7 +191,9 @@ def test_mtimes_in_whole_seconds_do_not_hide_a_failure(fake: Path, tmp_path: Pat
     assert submission is not None
     folder = tmp_path / "baseline-s0"
     dataset = {"digest": "d1", "classes": ["a", "b"], "image_size": [8, 8], "channels": 1}
-    write_json(folder / "config.json", {"variant": "baseline", "seed": 0, "config": {}, "dataset": dataset})
+    write_json(
+        folder / "config.json", {"variant": "baseline", "seed": 0, "config": {}, "dataset": dataset}
+    )
     write_json(folder / "failed.json", {"error": "boom", "traceback": "ValueError: boom"})
     for path in (submission.folder / "plan.json", folder / "failed.json"):
         os.utime(path, (int(path.stat().st_mtime),) * 2)
@@ -241,11 +244,17 @@ def test_a_full_disk_is_one_sentence(small_disk: Path, digits: Path) -> None:
     assert isinstance(result.exception, SystemExit) and "Traceback" not in result.stderr
     assert "No space left on device" in result.stderr
     (small_disk / "filler").unlink()
-    assert len(list_submissions(runs)) == 1  # nothing half-made
-    assert run(*train, "--set", "model.hidden=[8]", "--set", "train.epochs=1", "--overwrite").exit_code == 0
+    # Nothing half-made.
+    assert len(list_submissions(runs)) == 1
+    assert (
+        run(*train, "--set", "model.hidden=[8]", "--set", "train.epochs=1", "--overwrite").exit_code
+        == 0
+    )
 
 
-def test_a_disk_that_fills_up_in_mid_training_is_one_sentence(small_disk: Path, digits: Path) -> None:
+def test_a_disk_that_fills_up_in_mid_training_is_one_sentence(
+    small_disk: Path, digits: Path
+) -> None:
     """Neither the checkpoint nor failed.json can be written."""
     from hpc_mlp.training import checkpoint
 
@@ -289,7 +298,8 @@ def test_what_slurm_refuses_is_said_once_and_leaves_nothing(
     said = result.stderr + capfd.readouterr().err
     assert result.exit_code == 1 and said.count("invalid partition specified: nowhere") == 1
     assert not (tmp_path / "runs").exists()
-    (tmp_path / "runs").mkdir()  # what was there stays
+    # What was there stays.
+    (tmp_path / "runs").mkdir()
     run(
         "submit",
         digits,

@@ -1,4 +1,5 @@
-"""What a launch folder holds may be damaged, or somebody else's work: it is named, hides nothing, and harms nobody."""
+"""What a launch folder holds may be damaged, or somebody else's work: it is named, hides nothing,
+and harms nobody."""
 
 from __future__ import annotations
 
@@ -45,7 +46,9 @@ def run(*arguments: object) -> Result:
 
 def submission(runs: Path, variants: str) -> Submission:
     """Its first pack runs in this process, the second has ended."""
-    made = new_submission(runs, "local", Path("/"), plan_jobs(plan_runs(parse_variants(variants), [0])))
+    made = new_submission(
+        runs, "local", Path("/"), plan_jobs(plan_runs(parse_variants(variants), [0]))
+    )
     made = made.with_jobs({pack.index: f"a_{pack.index}" for pack in made.packs})
     made.save()
     made.write_start(0, 0, {**this_process(), "job": "", "time": 1.5, "devices": ""})
@@ -62,9 +65,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     submission(runs, "baseline,dropout")
     for name in ("baseline-s0", "dropout-s0"):
         write_json(
-            runs / name / LEASE, {**this_process(), "token": "t", "claim": "", "restart": 0, "job": ""}
+            runs / name / LEASE,
+            {**this_process(), "token": "t", "claim": "", "restart": 0, "job": ""},
         )
-        write_live(runs / name, RunStatus(name, "baseline", 0, "running", usage=Usage("CPU", 1, 2, 3.0, 0.5)))
+        write_live(
+            runs / name,
+            RunStatus(name, "baseline", 0, "running", usage=Usage("CPU", 1, 2, 3.0, 0.5)),
+        )
     return runs
 
 
@@ -73,7 +80,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, item in items:
         yield from places(item, (*path, key))
 
@@ -91,7 +104,11 @@ def mutations(draw: st.DrawFn, content: bytes) -> bytes:
     """One value replaced or left out; or some bytes."""
     if draw(st.integers(0, 4)) == 0:
         start = draw(st.integers(0, len(content)))
-        return content[:start] + draw(st.binary(max_size=3)) + content[start + draw(st.integers(0, 20)) :]
+        return (
+            content[:start]
+            + draw(st.binary(max_size=3))
+            + content[start + draw(st.integers(0, 20)) :]
+        )
     value = json.loads(content)
     *above, last = draw(st.sampled_from([path for path in places(value) if path]))
     changed = copy.deepcopy(value)
@@ -109,11 +126,7 @@ def mutations(draw: st.DrawFn, content: bytes) -> bytes:
     "name", ["submission.json", "plan.json", "started/0.0.json", "ended/1.json", LEASE, "live.json"]
 )
 @given(data=st.data())
-@settings(
-    max_examples=60,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_no_damage_hides_what_is_beside_it(folder: Path, name: str, data: st.DataObject) -> None:
     newest = sorted((folder / ".launch").iterdir())[-1]
     path = (newest if "live" not in name and name != LEASE else folder / "baseline-s0") / name
@@ -127,11 +140,13 @@ def test_no_damage_hides_what_is_beside_it(folder: Path, name: str, data: st.Dat
         assert "batchnorm-s0" in result.stdout
         assert not {"\x1b", "\x07", "\u202e"} & set(result.stdout)
         states = {
-            row["name"]: row["state"] for row in json.loads(run("status", folder, "--format", "json").stdout)
+            row["name"]: row["state"]
+            for row in json.loads(run("status", folder, "--format", "json").stdout)
         }
         assert states["batchnorm-s0"] == "running"
         if name == "submission.json":
-            assert len(states) > 1 or b'"packs": []' in path.read_bytes()  # as it says, or its own row
+            # As it says, or its own row.
+            assert len(states) > 1 or b'"packs": []' in path.read_bytes()
         else:
             assert {"baseline-s0", "dropout-s0"} <= set(states)
     finally:
@@ -142,7 +157,8 @@ def test_names_that_are_no_records_are_passed_over(folder: Path) -> None:
     newest = read_submission(sorted((folder / ".launch").iterdir())[-1])
     assert newest is not None
     strange = [
-        newest.folder / "started" / name for name in ("1.2.3.json", "a.b.json", "٣.0.json", ".json", "0.json")
+        newest.folder / "started" / name
+        for name in ("1.2.3.json", "a.b.json", "٣.0.json", ".json", "0.json")
     ]
     for path in strange:
         path.write_text("{}")
@@ -210,7 +226,8 @@ def test_cancel_leaves_alone_what_is_not_proven_ours(
         local.cancel(made, [0])
         shutil.rmtree(made.folder / "cancelled")
     fields = Path(f"/proc/{bystander.pid}/stat").read_text().rpartition(")")[2].split()
-    write_json(start, {**this_process(), "pid": bystander.pid, "started": fields[19]})  # all of it is right
+    # All of it is right.
+    write_json(start, {**this_process(), "pid": bystander.pid, "started": fields[19]})
     result = run("cancel", tmp_path)
     assert result.exit_code == 1 and "is no job of this submission" in result.stderr
     assert bystander.poll() is None
@@ -278,7 +295,8 @@ def test_nothing_foreign_acts_on_a_terminal(capsys: pytest.CaptureFixture[str]) 
             display.update([row])
             display.note(HOSTILE)
     lines = [console.file.getvalue(), *capsys.readouterr()]  # type: ignore[attr-defined]
-    assert json.loads(lines[1].splitlines()[0])["detail"] == HOSTILE  # as data it is what it was
+    # As data it is what it was.
+    assert json.loads(lines[1].splitlines()[0])["detail"] == HOSTILE
     console = Console(width=300, record=True, file=io.StringIO())
     console.print(render([row], 300, 30))
     console.print(status_table([replace(row, log=HOSTILE, time_left=HOSTILE)]))

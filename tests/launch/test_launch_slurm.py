@@ -1,4 +1,5 @@
-"""What is asked of Slurm and how its answers are read: its commands are small scripts on PATH, our code is real."""
+"""What is asked of Slurm and how its answers are read: its commands are small scripts on PATH, our
+code is real."""
 
 from __future__ import annotations
 
@@ -75,7 +76,9 @@ def write_run(run: RunStatus, runs: Path, epochs: int = 2) -> RunFolder:
 # -- submitting
 
 
-def test_a_submission_is_one_array_of_pickles_that_the_jobs_find(fake: Path, tmp_path: Path) -> None:
+def test_a_submission_is_one_array_of_pickles_that_the_jobs_find(
+    fake: Path, tmp_path: Path
+) -> None:
     submission = send(tmp_path / "runs", seeds="0-4")
     assert submission is not None
     assert [pack.job_id for pack in submission.packs] == ["100_0", "100_1", "100_2", "100_3"]
@@ -99,7 +102,8 @@ def test_what_sbatch_refuses_is_told_and_leaves_nothing_queued(fake: Path, tmp_p
     with pytest.raises(RunError, match="invalid partition specified: nowhere"):
         send(tmp_path, launch=LaunchConfig(partition="nowhere"))
     assert read_status(tmp_path) == []
-    assert send(tmp_path) is not None  # and the next attempt is not held up by it
+    # And the next attempt is not held up by it.
+    assert send(tmp_path) is not None
 
 
 def test_without_sbatch_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +112,9 @@ def test_without_sbatch_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         send(tmp_path / "runs")
 
 
-def test_sending_again_sends_only_what_is_neither_done_nor_queued(fake: Path, tmp_path: Path) -> None:
+def test_sending_again_sends_only_what_is_neither_done_nor_queued(
+    fake: Path, tmp_path: Path
+) -> None:
     send(tmp_path)
     assert send(tmp_path) is None
     runs = by_variant(tmp_path)
@@ -145,7 +151,9 @@ def test_a_thousand_runs_in_a_thousand_jobs_within_five_seconds(fake: Path, tmp_
 def test_every_state_is_told_with_its_reason(fake: Path, tmp_path: Path) -> None:
     send(tmp_path, variants="all,dropout_l2", seeds="3")
     runs = by_variant(tmp_path)
-    assert {run.state for run in runs.values()} == {"queued"} and runs["baseline"].detail == "Priority"
+    assert {run.state for run in runs.values()} == {"queued"} and runs[
+        "baseline"
+    ].detail == "Priority"
     assert status(tmp_path).exit_code == 0
     submission = list_submissions(tmp_path)[0]
 
@@ -198,7 +206,8 @@ def test_what_slurm_does_not_know_and_wrote_nothing_is_lost(fake: Path, tmp_path
     submission = send(tmp_path, variants="baseline")
     assert submission is not None
     forget(fake)
-    assert by_variant(tmp_path)["baseline"].state == "queued"  # sent a moment ago
+    # Sent a moment ago.
+    assert by_variant(tmp_path)["baseline"].state == "queued"
     os.utime(submission.folder / "plan.json", (time.time() - 600,) * 2)
     assert by_variant(tmp_path)["baseline"].state == "lost"
     assert status(tmp_path).exit_code == 1
@@ -244,34 +253,44 @@ def test_where_slurm_does_not_answer_the_files_speak(fake: Path, tmp_path: Path)
 def test_cancel_names_exactly_its_own_jobs(fake: Path, tmp_path: Path) -> None:
     send(tmp_path / "a")
     send(tmp_path / "b")
-    write_run(by_variant(tmp_path / "a")["baseline"], tmp_path / "a").write_result({"status": "done"})
-    done = CliRunner().invoke(main, ["cancel", str(tmp_path / "a"), "--variants", "baseline,dropout"])
+    write_run(by_variant(tmp_path / "a")["baseline"], tmp_path / "a").write_result(
+        {"status": "done"}
+    )
+    done = CliRunner().invoke(
+        main, ["cancel", str(tmp_path / "a"), "--variants", "baseline,dropout"]
+    )
     assert done.exit_code == 0 and "100_1" in done.output
     assert (fake / "cancelled").read_text().split() == ["100_1"]
     done = CliRunner().invoke(main, ["cancel", str(tmp_path / "a")])
     assert (fake / "cancelled").read_text().split() == ["100_1", "100_2", "100_3"]
     assert {run.state for run in read_status(tmp_path / "b")} == {"queued"}
-    assert CliRunner().invoke(main, ["cancel", str(tmp_path / "a")]).output == "Nothing to cancel.\n"
+    assert (
+        CliRunner().invoke(main, ["cancel", str(tmp_path / "a")]).output == "Nothing to cancel.\n"
+    )
 
 
 # -- the doctor
 
 
 def doctor(tmp_path: Path, *arguments: str) -> Result:
-    return CliRunner().invoke(main, ["doctor", "--runs", str(tmp_path), "--cluster", "slurm", *arguments])
+    return CliRunner().invoke(
+        main, ["doctor", "--runs", str(tmp_path), "--cluster", "slurm", *arguments]
+    )
 
 
 def test_the_doctor_finds_what_would_lose_work(fake: Path, tmp_path: Path) -> None:
     (fake / "config").write_text(
         "ClusterName = fake\nPreemptType = preempt/partition_prio\nSlurmctldParameters = (null)\n"
-        "AccountingStorageType = accounting_storage/none\nMinJobAge = 300 sec\nMaxArraySize = 1001\n"
+        "AccountingStorageType = accounting_storage/none\nMinJobAge = 300 sec\nMaxArraySize = "
+        "1001\n"
     )
     (fake / "partitions").write_text(
         "PartitionName=low Default=YES GraceTime=0 PreemptMode=REQUEUE State=UP MaxTime=01:00:00\n"
         "PartitionName=high GraceTime=0 PreemptMode=OFF State=DOWN MaxTime=UNLIMITED\n"
     )
     result = doctor(tmp_path)
-    assert result.exit_code == 1  # the time limit would be refused
+    # The time limit would be refused.
+    assert result.exit_code == 1
     shown = " ".join(result.output.replace("│", " ").split())
     for text in (
         "preempt_send_user_signal",
@@ -308,11 +327,16 @@ def test_job_ids_as_sacct_writes_them(text: str, ids: list[str]) -> None:
 
 def test_set_up_lines_and_options_reach_the_script(tmp_path: Path) -> None:
     launch = load_launch(
-        None, [], {"launch.setup": [["module load cuda"]], "launch.python": ["apptainer exec x.sif python"],
+        None, [], {"launch.setup": [["module load cuda"]], "launch.python": ["apptainer exec x.sif "
+                                                                             "python"],
                    "launch.srun_args": [["--mpi=none"]], "launch.sbatch.exclude": ["n3"], "launch.memory_gb": [1.5]}
     )  # fmt: skip
     text = slurm.script(launch, "name", tmp_path / "a folder", 1)
-    assert text.index("export OMP_NUM_THREADS=2") < text.index("module load cuda") < text.index("\nsrun")
+    assert (
+        text.index("export OMP_NUM_THREADS=2")
+        < text.index("module load cuda")
+        < text.index("\nsrun")
+    )
     assert "#SBATCH --signal=USR2@90" in text
     for line in ("apptainer exec x.sif python -u -m submitit.core._submit", "--mpi=none",
                  "#SBATCH --exclude=n3", "#SBATCH --mem=1536MB", "--cpus-per-task=2", "a folder"):  # fmt: skip
@@ -321,7 +345,8 @@ def test_set_up_lines_and_options_reach_the_script(tmp_path: Path) -> None:
 
 
 def test_one_task_is_the_script_itself(tmp_path: Path) -> None:
-    """No srun, so that Slurm's signals to the script must reach Python. A wrapper may keep them: srun then."""
+    """No srun, so that Slurm's signals to the script must reach Python. A wrapper may keep them:
+    srun then."""
     text = slurm.script(LaunchConfig(gpus_per_job=1), "name", tmp_path, 4)
     assert text.splitlines()[-1].startswith(f"exec {sys.executable} -u") and "srun" not in text
     assert "#SBATCH --signal=B:USR2@90" in text

@@ -25,7 +25,9 @@ def test_slots_follow_the_devices(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     pairs = make_slots(LaunchConfig(gpus_per_job=2), None, False)
     assert [slot.devices for slot in pairs] == [("2", "5")]
     on_cpu = make_slots(launch, 2, True)
-    assert [slot.devices for slot in on_cpu] == [(), ()] and on_cpu[0].threads == max(1, num_cpus() // 2)
+    assert [slot.devices for slot in on_cpu] == [(), ()] and on_cpu[0].threads == max(
+        1, num_cpus() // 2
+    )
     with pytest.raises(RunError, match="shows 3 GPUs"):
         make_slots(LaunchConfig(gpus_per_job=4), None, False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -36,9 +38,12 @@ def test_slots_follow_the_devices(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 def test_without_a_choice_of_the_shell_devices_are_named_by_uuid(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """nvidia-smi's index 0 is the first on the PCI bus, CUDA's the fastest: on a mixed node another GPU."""
+    """nvidia-smi's index 0 is the first on the PCI bus, CUDA's the fastest: on a mixed node another
+    GPU."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    fake_nvidia_smi(tmp_path, monkeypatch, "GPU 0: T4 (UUID: GPU-slow)", "GPU 1: H200 (UUID: GPU-fast)")
+    fake_nvidia_smi(
+        tmp_path, monkeypatch, "GPU 0: T4 (UUID: GPU-slow)", "GPU 1: H200 (UUID: GPU-fast)"
+    )
     written = tmp_path / "devices"
     for slot in make_slots(LaunchConfig(), None, False):
         command = ["sh", "-c", f"echo $CUDA_VISIBLE_DEVICES >> {written}"]
@@ -67,7 +72,9 @@ def test_more_processes_than_gpus_are_refused(
 
 
 def fake_nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
-    (folder / "nvidia-smi").write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines))
+    (folder / "nvidia-smi").write_text(
+        "#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines)
+    )
     (folder / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
@@ -78,7 +85,8 @@ def fake_nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, *lines: str) 
         ("", []),
         ("-1", []),
         ("NoDevFiles", []),
-        ("1,-1,0", ["1"]),  # as CUDA reads it
+        # As CUDA reads it.
+        ("1,-1,0", ["1"]),
         ("1,1", ["1"]),
         (" 0 , 3", ["0", "3"]),
         ("GPU-aaaa-1,MIG-bbbb-2", ["GPU-aaaa-1", "MIG-bbbb-2"]),
@@ -107,10 +115,14 @@ def test_a_gpu_cut_into_mig_devices_has_a_slot_for_each(
         make_slots(LaunchConfig(gpus_per_job=2), None, False)
 
 
-def test_a_gpu_is_taken_once_whatever_it_is_called(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_gpu_is_taken_once_whatever_it_is_called(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """By number, by UUID, by a shortened UUID, or as one of a pair."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    fake_nvidia_smi(tmp_path, monkeypatch, "GPU 0: H200 (UUID: GPU-aa11)", "GPU 1: H200 (UUID: GPU-bb22)")
+    fake_nvidia_smi(
+        tmp_path, monkeypatch, "GPU 0: H200 (UUID: GPU-aa11)", "GPU 1: H200 (UUID: GPU-bb22)"
+    )
     taken = make_slots(LaunchConfig(), None, False)[0].take(tmp_path)
     assert taken is not None
     for visible, number in (("1", 1), ("GPU-bb22", 1), ("GPU-bb", 1), ("0,1", 2)):

@@ -42,8 +42,11 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
-    """Four nodes, and SLURM_CONF in the environment. Missing: a skip with its reason, but a failure under CI."""
-    running = subprocess.run([str(CLUSTER), "status"], capture_output=True, check=False).returncode == 0
+    """Four nodes, and SLURM_CONF in the environment. Missing: a skip with its reason, but a failure
+    under CI."""
+    running = (
+        subprocess.run([str(CLUSTER), "status"], capture_output=True, check=False).returncode == 0
+    )
     try:
         exports = dev_cluster("up", "4")
     except (AssertionError, OSError, subprocess.TimeoutExpired) as error:
@@ -56,14 +59,15 @@ def cluster() -> Iterator[None]:
     yield
     os.environ.clear()
     os.environ.update(before)
-    if not running:  # somebody else's cluster is left as it was
+    # Somebody else's cluster is left as it was.
+    if not running:
         dev_cluster("down")
 
 
 @pytest.fixture(scope="session")
 def limited(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that reaches its job's time limit while the first tests run. Slurm counts in minutes and asks for the
-    checkpoint up to a minute early: it sleeps for longer than that."""
+    """A run that reaches its job's time limit while the first tests run. Slurm counts in minutes
+    and asks for the checkpoint up to a minute early: it sleeps for longer than that."""
     runs = tmp_path_factory.mktemp("limited")
     limit = ("launch.time_minutes=1", "launch.signal_seconds=30")
     submit_standin(runs, "baseline", "0", "train.epochs=50", "model.options.seconds=0.1", *limit)
@@ -78,7 +82,9 @@ def shards(digits: Path) -> Path:
 @pytest.mark.usefixtures("limited")
 def test_four_variants_two_seeds_as_one_array(cluster: None, shards: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    shown = submit(shards, runs, "--variants", "all", "--seeds", "0-1", "--wait", sets={"train.epochs": 2})
+    shown = submit(
+        shards, runs, "--variants", "all", "--seeds", "0-1", "--wait", sets={"train.epochs": 2}
+    )
     record = json.loads((runs / "submission.json").read_text())
     masters = {job_id.split("_")[0] for job_id in record["job_ids"]}
     assert len(record["job_ids"]) == 4 and len(masters) == 1
@@ -92,13 +98,22 @@ def test_four_variants_two_seeds_as_one_array(cluster: None, shards: Path, tmp_p
     assert "4 runs in 4 jobs" in more and "8 done" in more and "#SBATCH --requeue" in more
 
 
-def test_two_nodes_with_two_tasks_each_equal_one_process(cluster: None, shards: Path, tmp_path: Path) -> None:
+def test_two_nodes_with_two_tasks_each_equal_one_process(
+    cluster: None, shards: Path, tmp_path: Path
+) -> None:
     """Also when they are interrupted together in the middle, and go on together."""
     sets = {"train.epochs": 3, "optim.name": "sgd", "optim.lr": 0.05}
     options = ("--variants", "batchnorm", "--seeds", "0")
     four, one = tmp_path / "four", tmp_path / "one"
     submit(
-        shards, four, *options, "--nodes", 2, "--parallel", "data", sets={**sets, "launch.tasks_per_node": 2}
+        shards,
+        four,
+        *options,
+        "--nodes",
+        2,
+        "--parallel",
+        "data",
+        sets={**sets, "launch.tasks_per_node": 2},
     )
     wait_until("it has begun", lambda: epoch(four / "batchnorm-s0") >= 1)
     job = states(four)["batchnorm-s0"]["job"]
@@ -114,8 +129,8 @@ def test_two_nodes_with_two_tasks_each_equal_one_process(cluster: None, shards: 
 
 @pytest.mark.timeout(900)
 def test_disturbed_runs_equal_undisturbed_ones(cluster: None, shards: Path, tmp_path: Path) -> None:
-    """Requeue, preemption, node failure and a cut network, all in the middle of training, however fast the
-    machine: whoever has come there is frozen until the disturbance is under way."""
+    """Requeue, preemption, node failure and a cut network, all in the middle of training, however
+    fast the machine: whoever has come there is frozen until the disturbance is under way."""
     sets = {"train.epochs": 30, "train.early_stopping": False, "train.checkpoint_every": "20 steps"}
     options = ("--variants", "dropout_batchnorm", "--seeds", "0-1")
     place = {
@@ -137,12 +152,14 @@ def test_disturbed_runs_equal_undisturbed_ones(cluster: None, shards: Path, tmp_
     subprocess.run([*high, "--wrap", "sleep 3"], check=True)
     subprocess.run(["scontrol", "requeue", where["requeue"].job], check=True)
     for name in ("preempt", "requeue"):
-        thaw(folders[name], 0)  # the signals are there, and it sees them now
+        # The signals are there, and it sees them now.
+        thaw(folders[name], 0)
 
     def requeued(name: str) -> bool:
         return all(run.requeues >= 1 for run in read_status(folders[name]))
 
-    freeze(folders["unplug"], "dropout_batchnorm-s0", restart=1)  # first: it would not wait
+    # First: it would not wait.
+    freeze(folders["unplug"], "dropout_batchnorm-s0", restart=1)
     thaw(folders["unplug"], 0)
     wait_until("the killed node's job starts again", lambda: requeued("kill"))
     dev_cluster("start-node", killed)
@@ -190,20 +207,25 @@ def test_cancel_ends_its_own_jobs_only(cluster: None, tmp_path: Path) -> None:
         "baseline": "running", "dropout": "cancelled", "batchnorm": "running"
     }  # fmt: skip
     state = json.loads((mine / "dropout-s0" / "last.ckpt").read_text())
-    assert state["step"] >= 10 * epoch(mine / "dropout-s0")  # written when it was told to stop
+    # Written when it was told to stop.
+    assert state["step"] >= 10 * epoch(mine / "dropout-s0")
     cli("cancel", mine)
     assert {run["state"] for run in states(mine).values()} == {"cancelled"}
     assert all_are("running", other)()
     cli("cancel", other)
-    names = subprocess.run(["squeue", "-h", "-o", "%j"], capture_output=True, text=True, check=True).stdout
+    names = subprocess.run(
+        ["squeue", "-h", "-o", "%j"], capture_output=True, text=True, check=True
+    ).stdout
     for folder in (mine, other):
         assert json.loads((folder / "submission.json").read_text())["id"] not in names
 
 
 def test_two_submissions_at_once_do_not_mix(cluster: None, tmp_path: Path) -> None:
-    """Two shells, one folder, overlapping runs: every run is sent exactly once, and no submission is lost."""
+    """Two shells, one folder, overlapping runs: every run is sent exactly once, and no submission
+    is lost."""
     shells = [
-        start_standin(tmp_path, variants, "0-2", "train.epochs=2") for variants in ("all", "baseline,dropout")
+        start_standin(tmp_path, variants, "0-2", "train.epochs=2")
+        for variants in ("all", "baseline,dropout")
     ]
     assert [shell.wait(timeout=120) for shell in shells] == [0, 0]
     submit_standin(tmp_path, "dropout_l2", "0", "train.epochs=2")
@@ -231,7 +253,10 @@ def test_a_failed_run_is_told_with_its_log(cluster: None, tmp_path: Path) -> Non
     assert "the pack ended with code 1" in Path(found["dropout-s1"]["log"]).read_text()
     submit_standin(tmp_path, "baseline,dropout", "0-1", "train.epochs=2", "model.options.fail=1")
     record = json.loads((tmp_path / "submission.json").read_text())
-    assert [run for pack in record["packs"] for run in pack["runs"]] == ["baseline-s1", "dropout-s1"]
+    assert [run for pack in record["packs"] for run in pack["runs"]] == [
+        "baseline-s1",
+        "dropout-s1",
+    ]
 
 
 def test_a_job_killed_by_slurm_is_told(cluster: None, tmp_path: Path) -> None:
@@ -244,20 +269,40 @@ def test_a_job_killed_by_slurm_is_told(cluster: None, tmp_path: Path) -> None:
 
 def test_doctor_sends_a_job_through(cluster: None, tmp_path: Path) -> None:
     shown = cli(
-        "doctor", "--runs", tmp_path, "--cluster", "slurm", "--test-job", "--set", "launch.cpus_per_task=1"
+        "doctor",
+        "--runs",
+        tmp_path,
+        "--cluster",
+        "slurm",
+        "--test-job",
+        "--set",
+        "launch.cpus_per_task=1",
     )
     assert "test job" in shown and "on n" in shown and "preempt_send_user_signal" in shown
     shown = cli(
-        "doctor", "--runs", tmp_path, "--cluster", "slurm", "--set", "launch.partition=nowhere", code=1
+        "doctor",
+        "--runs",
+        tmp_path,
+        "--cluster",
+        "slurm",
+        "--set",
+        "launch.partition=nowhere",
+        code=1,
     )
     assert "nowhere does not exist" in " ".join(shown.split())
 
 
 def sbatch(script: str, *arguments: str, **environment: object) -> str:
     """Submit one of the scripts of slurm/; its job id."""
-    env = {**os.environ, "PYTHON": sys.executable, **{key: str(value) for key, value in environment.items()}}
+    env = {
+        **os.environ,
+        "PYTHON": sys.executable,
+        **{key: str(value) for key, value in environment.items()},
+    }
     command = ["sbatch", "--parsable", *arguments, str(ROOT / "slurm" / script)]
-    return subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        command, env=env, check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def squeue(job: str) -> list[str]:
@@ -267,7 +312,9 @@ def squeue(job: str) -> list[str]:
     return done.stdout.split()
 
 
-def test_train_array_sbatch_goes_on_after_its_signal(cluster: None, shards: Path, tmp_path: Path) -> None:
+def test_train_array_sbatch_goes_on_after_its_signal(
+    cluster: None, shards: Path, tmp_path: Path
+) -> None:
     sets = "--set train.epochs=25 --set train.early_stopping=false --cpu"
     log = ("--array=0-1", "--cpus-per-task=1", f"--output={tmp_path}/%A_%a.log")
     job = sbatch("train_array.sbatch", *log, OUT=shards, RUNS=tmp_path / "runs", SEEDS="0", EXTRA=sets,
@@ -285,7 +332,8 @@ def test_train_array_sbatch_goes_on_after_its_signal(cluster: None, shards: Path
 def test_train_array_sbatch_deals_runs_out_over_its_cores(
     cluster: None, shards: Path, tmp_path: Path
 ) -> None:
-    """Two seeds on two cores: a process each, which the signal reaches as well, and which go on after the requeue."""
+    """Two seeds on two cores: a process each, which the signal reaches as well, and which go on
+    after the requeue."""
     sets = "--set model.hidden=[2048,2048] --set train.epochs=14 --set train.early_stopping=false --cpu"
     log = ("--array=0", "--cpus-per-task=2", f"--output={tmp_path}/%A_%a.log")
     job = sbatch("train_array.sbatch", *log, OUT=shards, RUNS=tmp_path / "runs", SEEDS="0-1", EXTRA=sets,
@@ -311,10 +359,16 @@ def test_train_multinode_sbatch(cluster: None, shards: Path, tmp_path: Path) -> 
     wait_until("it has ended", lambda: not squeue(job))
     text = (tmp_path / f"{job}.log").read_text()
     assert states(tmp_path / "runs")["batchnorm-s0"]["state"] == "done", text
-    assert text.count("done epoch 2/2") == 1  # four processes, one training
+    # Four processes, one training.
+    assert text.count("done epoch 2/2") == 1
 
 
 def test_the_scripts_need_bash_only() -> None:
     for script in ("train_array.sbatch", "train_multinode.sbatch", "dev-cluster"):
         path = ROOT / "slurm" / script
-        assert subprocess.run([shutil.which("bash") or "bash", "-n", str(path)], check=False).returncode == 0
+        assert (
+            subprocess.run(
+                [shutil.which("bash") or "bash", "-n", str(path)], check=False
+            ).returncode
+            == 0
+        )

@@ -1,4 +1,5 @@
-"""The live display: one table for train, submit --wait and status --watch; what a real terminal shows of it."""
+"""The live display: one table for train, submit --wait and status --watch; what a real terminal
+shows of it."""
 
 from __future__ import annotations
 
@@ -47,14 +48,17 @@ def row(variant: str, seed: int, state: State = "running", epoch: int = 3) -> Ru
 
 
 def shown(runs: list[RunStatus], width: int, height: int) -> list[str]:
-    console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None)
+    console = Console(
+        file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None
+    )
     console.print(render(runs, width, height))
     return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
 
 
 def test_progress_knows_the_best_epoch_the_time_left_and_what_is_not_a_number() -> None:
     history = lines(4)
-    history[3] |= {"val_loss": None, "train_loss": float("nan")}  # as strict JSON has it, and as it once was
+    # As strict JSON has it, and as it once was.
+    history[3] |= {"val_loss": None, "train_loss": float("nan")}
     found = progress_of(history, 10, part=0.5)
     assert (found.epoch, found.best_epoch, found.val_loss, found.train_loss) == (4, 3, None, None)
     assert found.best_val_loss == pytest.approx(1.1 / 3) and found.val_losses[3] is None
@@ -65,7 +69,9 @@ def test_progress_knows_the_best_epoch_the_time_left_and_what_is_not_a_number() 
 def test_few_runs_are_lines_of_their_own_below_their_variant() -> None:
     text = shown([row("dropout", seed) for seed in range(3)], 80, 24)
     assert any("dropout ×3" in line for line in text)
-    assert [line.split()[:2] for line in text if "seed" in line] == [["seed", str(s)] for s in range(3)]
+    assert [line.split()[:2] for line in text if "seed" in line] == [
+        ["seed", str(s)] for s in range(3)
+    ]
     assert any("3/10" in line and "0.3333" in line and "@3" in line for line in text)
 
 
@@ -81,7 +87,8 @@ def test_any_number_of_runs_fits_the_terminal(width: int, height: int) -> None:
     assert len(text) < height and all(len(line) <= width for line in text)
     assert "1,200 runs" in text[0] and "780 running" in text[0]
     if height > 8:
-        assert "variant_number_021"[:10] in text[2]  # what runs comes first
+        # What runs comes first.
+        assert "variant_number_021"[:10] in text[2]
         assert any("more:" in line for line in text)
 
 
@@ -99,7 +106,9 @@ def test_runs_of_one_process_count_its_device_once() -> None:
 def test_sparkline() -> None:
     assert sparkline([3.0, None, 1.0, 2.0], 8) == "█ ▁▅"
     assert (
-        sparkline([5.0, 5.0], 8) == "▁▁" and sparkline([], 8) == "" and len(sparkline([1.0, 2.0] * 9, 8)) == 8
+        sparkline([5.0, 5.0], 8) == "▁▁"
+        and sparkline([], 8) == ""
+        and len(sparkline([1.0, 2.0] * 9, 8)) == 8
     )
 
 
@@ -122,7 +131,12 @@ def test_the_log_tells_every_change_once_and_json_is_strict() -> None:
         ]
     )
     first, second = [json.loads(line, parse_constant=pytest.fail) for line in told]
-    assert (first["event"], first["name"], first["epoch"], first["val_loss"]) == ("run", "dropout-s0", 1, 1.1)
+    assert (first["event"], first["name"], first["epoch"], first["val_loss"]) == (
+        "run",
+        "dropout-s0",
+        1,
+        1.1,
+    )
     assert (second["state"], second["val_loss"], second["loss"]) == ("diverged", None, None)
     assert (second["best_epoch"], second["node"]) == (None, None)
 
@@ -160,7 +174,8 @@ class Terminal:
             if select.select([self.fd], [], [], 0.1)[0]:
                 try:
                     data = os.read(self.fd, 65536)
-                except OSError:  # the command has ended
+                # The command has ended.
+                except OSError:
                     data = b""
                 self.written += data
                 self.stream.feed(data)
@@ -189,7 +204,16 @@ def endless(digits: Path, runs: Path) -> list[str]:
     sets = ("train.epochs=5000", "train.early_stopping=false", "model.hidden=[16]")
     more = [word for text in sets for word in ("--set", text)]
     return command(
-        "train", digits, "--runs", runs, "--cpu", "--variants", "baseline,dropout", "--seeds", "0-1", *more
+        "train",
+        digits,
+        "--runs",
+        runs,
+        "--cpu",
+        "--variants",
+        "baseline,dropout",
+        "--seeds",
+        "0-1",
+        *more,
     )
 
 
@@ -200,7 +224,9 @@ def test_train_on_a_terminal_through_resizes_to_ctrl_c(digits: Path, tmp_path: P
             lambda: "seed 1" in terminal.text and "CPU" in terminal.text and "@" in terminal.text
         )
         assert (
-            "4 runs: 4 running" in terminal.text and "/5000" in terminal.text and "images/s" in terminal.text
+            "4 runs: 4 running" in terminal.text
+            and "/5000" in terminal.text
+            and "images/s" in terminal.text
         )
         assert terminal.screen.cursor.hidden
         for width in (60, 110, 45, 80):
@@ -212,13 +238,15 @@ def test_train_on_a_terminal_through_resizes_to_ctrl_c(digits: Path, tmp_path: P
             assert terminal.text.count("4 runs: 4 running") == 1, (
                 terminal.text
             )  # nothing is left of the old one
-        assert not terminal.screen.history.top  # nothing has scrolled away
+        # Nothing has scrolled away.
+        assert not terminal.screen.history.top
         terminal.interrupt()
     finally:
         terminal.close()
     assert terminal.process.returncode == 130
     assert not terminal.screen.cursor.hidden
-    assert "4 running" not in terminal.text  # the display is gone
+    # The display is gone.
+    assert "4 running" not in terminal.text
     joined = "".join(line.rstrip() for line in terminal.screen.display)
     assert "stopped by SIGINT" in joined and f"hpc-mlp train {digits}" in joined
 
@@ -236,25 +264,51 @@ with LiveTable(Console(), lambda: runs):
 """
 
 
-@pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux, which wraps lines anew, is not here")
+@pytest.mark.skipif(
+    shutil.which("tmux") is None, reason="tmux, which wraps lines anew, is not here"
+)
 def test_nothing_stays_of_an_older_size_where_the_terminal_wraps_lines_anew(tmp_path: Path) -> None:
     (tmp_path / "table.py").write_text(TABLE)
 
     def tmux(*words: object) -> str:
         command = ["tmux", "-S", tmp_path / "tmux", "-f", os.devnull, *words]
         return subprocess.run(
-            [str(word) for word in command], env=environment(), check=True, capture_output=True, text=True
+            [str(word) for word in command],
+            env=environment(),
+            check=True,
+            capture_output=True,
+            text=True,
         ).stdout
 
     def settled(height: int) -> bool:
-        lines = [line for line in tmux("capture-pane", "-p").splitlines() if not line.startswith("before")]
+        lines = [
+            line
+            for line in tmux("capture-pane", "-p").splitlines()
+            if not line.startswith("before")
+        ]
         text = "\n".join(lines)
         whole = text.count("seed") == (9 if height > 14 else 0)
         return text.count("9 runs: 9 running") == 1 and len([*filter(None, lines)]) <= 12 and whole
 
-    tmux("new-session", "-d", "-x", 100, "-y", 24, shlex.join([sys.executable, str(tmp_path / "table.py")]))
+    tmux(
+        "new-session",
+        "-d",
+        "-x",
+        100,
+        "-y",
+        24,
+        shlex.join([sys.executable, str(tmp_path / "table.py")]),
+    )
     try:
-        for width, height in [(100, 24), (60, 24), (110, 24), (40, 24), (80, 24), (80, 9), (80, 24)]:
+        for width, height in [
+            (100, 24),
+            (60, 24),
+            (110, 24),
+            (40, 24),
+            (80, 24),
+            (80, 9),
+            (80, 24),
+        ]:
             tmux("resize-window", "-x", width, "-y", height)
             end = time.monotonic() + 30
             while not settled(height):
@@ -278,7 +332,9 @@ def test_training_goes_on_where_the_terminal_was_closed() -> None:
         table.note("resuming")
 
 
-def test_status_watch_on_a_terminal_shows_what_another_process_trains(digits: Path, tmp_path: Path) -> None:
+def test_status_watch_on_a_terminal_shows_what_another_process_trains(
+    digits: Path, tmp_path: Path
+) -> None:
     runs = tmp_path / "runs"
     trainer = subprocess.Popen(endless(digits, runs), env=environment(), stderr=subprocess.DEVNULL)
     try:
@@ -290,7 +346,8 @@ def test_status_watch_on_a_terminal_shows_what_another_process_trains(digits: Pa
         try:
             terminal.read_until(lambda: "seed 1" in terminal.text and "@" in terminal.text)
             assert "4 runs: 4 running" in terminal.text and "dropout ×2" in terminal.text
-            assert "CPU" in terminal.text and "MB" in terminal.text  # as its trainer tells
+            # As its trainer tells.
+            assert "CPU" in terminal.text and "MB" in terminal.text
             terminal.interrupt()
         finally:
             terminal.close()
@@ -324,12 +381,20 @@ def test_json_lines_of_train_submit_and_status(digits: Path, tmp_path: Path, cli
         assert done.returncode == 0, done.stderr
         events = [json.loads(line, parse_constant=pytest.fail) for line in done.stdout.splitlines()]
         last = [event for event in events if event["event"] == "run"][-1]
-        assert (last["name"], last["state"], last["epoch"], last["epochs"]) == ("baseline-s0", "done", 2, 2)
+        assert (last["name"], last["state"], last["epoch"], last["epochs"]) == (
+            "baseline-s0",
+            "done",
+            2,
+            2,
+        )
         assert 0.5 < last["test_accuracy"] <= 1 and last["best_val_loss"] > 0 and last["time"]
     watched = cli("status", tmp_path / "a", "--watch", "--log-format", "json")
     (line,) = watched.stdout.splitlines()
     (told,) = json.loads(cli("status", tmp_path / "a", "--format", "json").stdout)
-    assert json.loads(line).items() >= {key: told[key] for key in ("name", "state", "epoch", "loss")}.items()
+    assert (
+        json.loads(line).items()
+        >= {key: told[key] for key in ("name", "state", "epoch", "loss")}.items()
+    )
     assert not (tmp_path / "a" / "baseline-s0" / "live.json").exists()
     help_ = cli("train", "--help").output
     assert all(key in help_ for key in last), [key for key in last if key not in help_]
@@ -337,7 +402,8 @@ def test_json_lines_of_train_submit_and_status(digits: Path, tmp_path: Path, cli
 
 @pytest.mark.slow
 def test_the_first_of_two_processes_tells_of_all_runs(digits: Path, tmp_path: Path) -> None:
-    again = tmp_path / "dropout-s1"  # trained by the second process; has failed before
+    # Trained by the second process; has failed before.
+    again = tmp_path / "dropout-s1"
     again.mkdir()
     (again / "failed.json").write_text('{"error": "of an earlier attempt"}')
     more = ["--processes", "2", "--log-format", "json", "--set", "train.max_seconds=6"]
@@ -366,9 +432,13 @@ def test_a_bar_for_many_predictions_only_where_nothing_else_is_on_the_terminal(
     digits: Path, tmp_path: Path
 ) -> None:
     small = ("--variants", "baseline", "--set", "train.epochs=1", "--set", "model.hidden=[16]")
-    assert run_process(command("train", digits, "--runs", tmp_path, "--cpu", *small)).returncode == 0
+    assert (
+        run_process(command("train", digits, "--runs", tmp_path, "--cpu", *small)).returncode == 0
+    )
     write_digits_zip(tmp_path / "digits.zip")
-    words = command("predict", tmp_path / "baseline-s0", *[tmp_path / "digits.zip"] * 16, "--format", "csv")
+    words = command(
+        "predict", tmp_path / "baseline-s0", *[tmp_path / "digits.zip"] * 16, "--format", "csv"
+    )
     terminal = Terminal(["sh", "-c", f"{shlex.join(words)} > {tmp_path}/out.csv"])
     try:
         terminal.read_until(lambda: terminal.process.poll() is not None)

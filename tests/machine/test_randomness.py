@@ -1,4 +1,5 @@
-"""Draws are functions of (seed, purpose, position) alone: the published generator at the stated place."""
+"""Draws are functions of (seed, purpose, position) alone: the published generator at the stated
+place."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ def philox(key: tuple[int, int], counter: int) -> list[int]:
 def test_draws_are_philox_at_their_position(
     purpose: int, seed: int, position: tuple[int, int, int], count: int
 ) -> None:
-    """The key is (seed, purpose); the position stands in the counter's upper words, blocks in the lowest (from 1)."""
+    """The key is (seed, purpose); the position stands in the counter's upper words, blocks in the
+    lowest (from 1)."""
     place = sum(part << 64 * (i + 1) for i, part in enumerate(position))
     words = [word for block in range(1, 5) for word in philox((seed, purpose), place + block)]
     assert draws(purpose, seed, position, count).tolist() == words[:count]
@@ -81,7 +83,9 @@ def test_equal_keys_keep_their_order(seed: int, kinds: int) -> None:
 
 
 def test_every_order_is_as_likely_as_another() -> None:
-    orders = [tuple(epoch_order(seed, epoch, 4).tolist()) for seed in range(60) for epoch in range(40)]
+    orders = [
+        tuple(epoch_order(seed, epoch, 4).tolist()) for seed in range(60) for epoch in range(40)
+    ]
     counts = np.unique(orders, axis=0, return_counts=True)[1]
     assert len(counts) == 24 and stats.chisquare(counts).pvalue > 0.001
 
@@ -116,7 +120,8 @@ def test_draws_are_uniform_and_differ_by_seed_epoch_step_and_layer(kind: str) ->
     for table in tables:
         assert stats.kstest(table, "uniform").pvalue > 0.001
     correlation = np.corrcoef(tables) - np.eye(len(tables))
-    assert np.abs(correlation).max() < 0.1  # 4.5 standard deviations of 2,000 independent pairs
+    # 4.5 standard deviations of 2,000 independent pairs
+    assert np.abs(correlation).max() < 0.1
 
 
 def test_augmentation_draws_belong_to_their_image() -> None:
@@ -134,11 +139,13 @@ def test_windows_are_shuffled_apart_from_what_is_augmented() -> None:
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
 def test_mixups_shares_are_beta(alpha: float) -> None:
     tables = [
-        mixup_shares(*place, 1500, alpha) for place in ((3, 1, 2), (4, 1, 2), (3, 2, 2), (3, 1, 3), (1, 3, 2))
+        mixup_shares(*place, 1500, alpha)
+        for place in ((3, 1, 2), (4, 1, 2), (3, 2, 2), (3, 1, 3), (1, 3, 2))
     ]
     for shares in tables:
         assert (
-            shares.dtype == np.float32 and stats.kstest(shares, stats.beta(alpha, alpha).cdf).pvalue > 0.001
+            shares.dtype == np.float32
+            and stats.kstest(shares, stats.beta(alpha, alpha).cdf).pvalue > 0.001
         )
     assert np.abs(np.corrcoef(tables) - np.eye(5)).max() < 0.12
     assert np.array_equal(mixup_shares(3, 1, 2, 1500, alpha), tables[0])

@@ -25,7 +25,8 @@ def test_weights_of_a_local_file_where_shapes_fit(tmp_path: Path, suffix: str) -
     path = tmp_path / f"weights{suffix}"
     torch.save(theirs, path) if suffix == ".pth" else save_file(theirs, path)
     mine, fresh = resnet(str(path)), resnet(False)
-    for key, tensor in mine.items():  # the stem is another for small images, the head for five classes
+    # The stem is another for small images, the head for five classes.
+    for key, tensor in mine.items():
         own = key in ("conv1.weight", "fc.weight", "fc.bias")
         assert torch.equal(tensor, (fresh if own else theirs)[key]), key
     assert torch.equal(resnet(str(path), size=128)["conv1.weight"], theirs["conv1.weight"])
@@ -35,7 +36,8 @@ def test_without_a_network_the_message_names_the_file_option(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
+    # Nobody listens there.
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"cannot be downloaded .* --set model.pretrained=FILE"):
         resnet(True)
 

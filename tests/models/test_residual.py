@@ -1,4 +1,5 @@
-"""The residual MLP ("Scaling MLPs", arXiv 2306.13575): its formula written out, and its place in a bank."""
+"""The residual MLP ("Scaling MLPs", arXiv 2306.13575): its formula written out, and its place in a
+bank."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ SHAPE, CLASSES = (3, 4, 5), 7
 
 
 def model(**keys: object) -> nn.Module:
-    return build_module(ModelConfig.model_validate({"kind": "residual_mlp", **keys}), SHAPE, CLASSES, seed=0)
+    return build_module(
+        ModelConfig.model_validate({"kind": "residual_mlp", **keys}), SHAPE, CLASSES, seed=0
+    )
 
 
 def written_out(state: dict[str, Tensor], images: Tensor, blocks: int) -> Tensor:
@@ -31,17 +34,22 @@ def written_out(state: dict[str, Tensor], images: Tensor, blocks: int) -> Tensor
 
     x = linear("embed", images.flatten(1))
     for i in range(blocks):
-        x = x + linear(f"blocks.{i}.down", F.gelu(linear(f"blocks.{i}.up", norm(f"blocks.{i}.norm", x))))
+        x = x + linear(
+            f"blocks.{i}.down", F.gelu(linear(f"blocks.{i}.up", norm(f"blocks.{i}.norm", x)))
+        )
     return linear("head", norm("norm", x))
 
 
 @pytest.mark.parametrize("blocks, width, expansion", [(1, 8, 1), (3, 6, 4)])
 def test_it_is_the_formula(blocks: int, width: int, expansion: int) -> None:
-    module = model(blocks=blocks, hidden=[width], expansion=expansion, activation="gelu", dropout=0.3).eval()
+    module = model(
+        blocks=blocks, hidden=[width], expansion=expansion, activation="gelu", dropout=0.3
+    ).eval()
     state = module.state_dict()
     assert state["blocks.0.up.weight"].shape == (expansion * width, width)
     generator = torch.Generator().manual_seed(1)
-    for tensor in state.values():  # also the norms' ones and zeros
+    # Also the norms' ones and zeros.
+    for tensor in state.values():
         tensor.copy_(torch.randn(tensor.shape, generator=generator) / 3)
     images = torch.randn(5, *SHAPE, generator=generator)
     torch.testing.assert_close(module(images), written_out(state, images, blocks))

@@ -34,7 +34,9 @@ LAUNCHES = ("KERNEL", "COPY", "MEMSET", "PRODUCT")
 class Rehearsed:
     """A bank on the pretended device, fed with black images."""
 
-    def __init__(self, variants: str, seeds: int, *sets: str, shape: tuple[int, int, int] = FASHION) -> None:
+    def __init__(
+        self, variants: str, seeds: int, *sets: str, shape: tuple[int, int, int] = FASHION
+    ) -> None:
         specs = specs_of(variants, list(range(seeds)), *sets)
         self.shape = shape
         self.bank = Bank(specs, shape, 10).to(CUDA)
@@ -42,7 +44,9 @@ class Rehearsed:
         optimizer = BankOptimizer(self.bank)
         self.rates = [param_group.optim.lr for param_group in optimizer.param_groups]
         loss = BankLoss([spec.config.train for spec in specs], [1] * 10, CUDA)
-        self.step = TrainStep(self.bank, optimizer, loss, specs[0].config.train.precision, graph=True)
+        self.step = TrainStep(
+            self.bank, optimizer, loss, specs[0].config.train.precision, graph=True
+        )
 
     def batch(self, t: int, size: int = 32) -> StepBatch:
         streams = len(self.bank.streams)
@@ -78,14 +82,16 @@ def test_a_step_is_one_graph(
     variants: str, seeds: int, sets: tuple[str, ...], nodes: int, short_batch_first: bool
 ) -> None:
     test = Rehearsed(variants, seeds, *sets)
-    if short_batch_first:  # as when a run resumes right before the last, smaller batch
+    # As when a run resumes right before the last, smaller batch.
+    if short_batch_first:
         test.train(0, size=3)
     with noted() as first:
         test.train(0)
     (launch,) = [line for line in first if line.startswith("GRAPH launch")]
     assert int(launch.split()[-1]) <= nodes
     assert not count(first, "VIOLATION", "ESCAPED", "joins"), first
-    for t in range(3):  # by then all pinned memory is there
+    # By then all pinned memory is there.
+    for t in range(3):
         test.train(t)
     batch = test.batch(4)
     with noted(finish=False) as later:
@@ -111,14 +117,18 @@ def test_dropout_outside_of_a_stack_is_captured() -> None:
 @pytest.mark.parametrize(
     ("sets", "launches"), [((), 2), (("augment.horizontal_flip=0.5", "augment.shift=0.1"), 17)]
 )
-def test_the_launches_of_a_batch(sets: tuple[str, ...], launches: int, seeds: int, digits: Path) -> None:
-    """One gathers the images of all streams, one normalises them, a few augment them; their labels lie ready."""
+def test_the_launches_of_a_batch(
+    sets: tuple[str, ...], launches: int, seeds: int, digits: Path
+) -> None:
+    """One gathers the images of all streams, one normalises them, a few augment them; their labels
+    lie ready."""
     loader = ResidentBatchLoader(digits, load_manifest(digits), CUDA)
     streams = Bank(
         specs_of("all", list(range(seeds)), "model.hidden=[8]", *sets), loader.reference().shape, 10
     ).streams
     batches = loader.epoch(streams, 0, 0, 32, Processes())
-    for _ in range(3):  # by then all pinned memory is there
+    # By then all pinned memory is there.
+    for _ in range(3):
         next(batches)
     with noted(finish=False) as lines:
         next(batches)
@@ -147,11 +157,14 @@ def test_validation_waits_for_nothing() -> None:
 def test_a_bank_takes_the_memory_that_is_estimated(
     variants: str, seeds: int, hidden: str, size: int, shape: tuple[int, int, int]
 ) -> None:
-    """By which banks are bounded: no less, but for what cuBLAS keeps for itself, and not twice as much."""
+    """By which banks are bounded: no less, but for what cuBLAS keeps for itself, and not twice as
+    much."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_reserved()
-    test = Rehearsed(variants, seeds, f"model.hidden={hidden}", f"train.batch_size={size}", shape=shape)
+    test = Rehearsed(
+        variants, seeds, f"model.hidden={hidden}", f"train.batch_size={size}", shape=shape
+    )
     for t in range(2):
         test.step(replace(test.batch(t, size), full=True), test.rates)
     manifest: Any = SimpleNamespace(
@@ -164,7 +177,8 @@ def test_a_bank_takes_the_memory_that_is_estimated(
 
 @pytest.mark.usefixtures("no_collector")
 def test_the_memory_of_a_bank_that_was_left_is_free_again() -> None:
-    """At once, and not when the collector happens to run: a bank is rebuilt at each departure of a member."""
+    """At once, and not when the collector happens to run: a bank is rebuilt at each departure of a
+    member."""
     held = []
     for _ in range(4):
         test = Rehearsed("all", 1)
@@ -172,5 +186,6 @@ def test_the_memory_of_a_bank_that_was_left_is_free_again() -> None:
         del test
         torch.cuda.synchronize()
         held.append(torch.cuda.memory_allocated())
-    # A bank has 34 MB; some 25 KB may be in the hands of autograd's device thread, which lets go a moment later.
+    # A bank has 34 MB; some 25 KB may be in the hands of autograd's device thread, which lets go a
+    # moment later.
     assert max(held[1:]) - min(held[1:]) < 100_000, held

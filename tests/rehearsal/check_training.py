@@ -1,4 +1,5 @@
-"""Whole trainings on the emulated device: as on the CPU, whatever the settings. In a process started by device.py."""
+"""Whole trainings on the emulated device: as on the CPU, whatever the settings. In a process
+started by device.py."""
 
 from __future__ import annotations
 
@@ -27,13 +28,18 @@ def test_the_device_trains_as_the_cpu(name: str, digits: Path, tmp_path: Path) -
     assert worst_difference(name, digits, tmp_path, emulated()) < 3e-6
 
 
-@pytest.mark.parametrize(("precision", "kind"), [("fp32", "fp32"), ("tf32", "tf32"), ("bf16", "mixed")])
+@pytest.mark.parametrize(
+    ("precision", "kind"), [("fp32", "fp32"), ("tf32", "tf32"), ("bf16", "mixed")]
+)
 def test_products_have_the_precision_that_was_asked_for(
     precision: str, kind: str, digits: Path, tmp_path: Path
 ) -> None:
     """And convolutions, which cuDNN makes and the rehearsal cannot see: torch's switch for them."""
-    torch.backends.cudnn.allow_tf32 = True  # torch's default
-    specs = specs_of("baseline", [0], "model.hidden=[24]", "train.epochs=1", f"train.precision={precision}")
+    # Torch's default.
+    torch.backends.cudnn.allow_tf32 = True
+    specs = specs_of(
+        "baseline", [0], "model.hidden=[24]", "train.epochs=1", f"train.precision={precision}"
+    )
     with emulated(), noted() as notes:
         assert train_specs(digits, specs, tmp_path) == 0
     products = {line.split()[1] for line in notes if line.startswith("PRODUCT")}

@@ -1,7 +1,7 @@
 """Two processes with a pretended device each: runs dealt out and batches split, as on the CPU.
 
-The pretended device has no NCCL: runs that are dealt out need none, and gloo takes its place where batches are split.
-"""
+The pretended device has no NCCL: runs that are dealt out need none, and gloo takes its place where
+batches are split."""
 
 from __future__ import annotations
 
@@ -50,13 +50,17 @@ def test_two_devices_train_as_one_cpu(parallel: str, digits: Path, tmp_path: Pat
         code = RANK.format(sets=", ".join(map(repr, SETS)))
         arguments = [sys.executable, "-c", code, str(digits), str(tmp_path / "cuda"), parallel]
         environment = os.environ | {key: str(value) for key, value in place.items()}
-        ranks.append(subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True))
+        ranks.append(
+            subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
+        )
     errors = [process.communicate(timeout=200)[1] for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], "\n".join(errors)
     for spec in specs:
         assert result(tmp_path / "cuda" / spec.name)["device"].startswith("cuda")
         lines = zip(
-            metrics(tmp_path / "cpu" / spec.name), metrics(tmp_path / "cuda" / spec.name), strict=True
+            metrics(tmp_path / "cpu" / spec.name),
+            metrics(tmp_path / "cuda" / spec.name),
+            strict=True,
         )
         for cpu, cuda in lines:
             assert cpu["val_loss"] == pytest.approx(cuda["val_loss"], rel=3e-6)

@@ -1,17 +1,17 @@
 """A GPU rehearsed on a machine without one.
 
-`runtime.c` is a CUDA runtime under torch's CUDA build in which device memory is host memory and kernels only leave a
-note; `emulator.py` adds the numbers. It shows every check, allocation, copy and launch of torch's CUDA code, what a
-graph captures, and, emulated, that the results are a CPU's. It cannot show a GPU's arithmetic and time, which kernels
-cuBLAS and cuDNN choose, NCCL, and races.
+`runtime.c` is a CUDA runtime under torch's CUDA build in which device memory is host memory and
+kernels only leave a note; `emulator.py` adds the numbers. It shows every check, allocation, copy
+and launch of torch's CUDA code, what a graph captures, and, emulated, that the results are a CPU's.
+It cannot show a GPU's arithmetic and time, which kernels cuBLAS and cuDNN choose, NCCL, and races.
 
     python tests/rehearsal/device.py SCRIPT.py …            run a program on the pretended device
     python tests/rehearsal/device.py -m pytest tests/rehearsal/check_step.py
     python tests/rehearsal/device.py --check                exit code 1, and why, where there can be none
 
-An entry that the runtime lacks fails at load or at its first call: add it to runtime.c, or, where an operator needs the
-device's answer, to `CPU_ONLY` in emulator.py. `REHEARSAL_DEVICES` is the number of devices (default 1).
-"""
+An entry that the runtime lacks fails at load or at its first call: add it to runtime.c, or, where
+an operator needs the device's answer, to `CPU_ONLY` in emulator.py. `REHEARSAL_DEVICES` is the
+number of devices (default 1)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def missing() -> str | None:
 
 
 def includes() -> list[Path]:
-    """The header folders of the wheels that a CUDA build of torch brings along: its CUDA's, and Triton's for `crt/`."""
+    """The header folders of the wheels that a CUDA build of torch brings along: its CUDA's, and
+    Triton's for `crt/`."""
     spec = importlib.util.find_spec("torch")
     assert spec is not None and spec.origin is not None
     packages = Path(spec.origin).parents[1]
@@ -54,8 +55,12 @@ def includes() -> list[Path]:
 
 def build() -> Path:
     """The folder of the two libraries, made where they are not there yet (a second)."""
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in SOURCES) + str(includes()).encode())
-    folder = Path(tempfile.gettempdir()) / f"hpc-mlp-rehearsal-{os.getuid()}-{digest.hexdigest()[:12]}"
+    digest = hashlib.sha256(
+        b"".join(path.read_bytes() for path in SOURCES) + str(includes()).encode()
+    )
+    folder = (
+        Path(tempfile.gettempdir()) / f"hpc-mlp-rehearsal-{os.getuid()}-{digest.hexdigest()[:12]}"
+    )
     if not folder.exists():
         with tempfile.TemporaryDirectory(dir=folder.parent) as made:
             # A header that those of CUDA 13 include and the wheels do not bring.
@@ -65,7 +70,13 @@ def build() -> Path:
             compiler = ["cc", "-O1", "-w", "-shared", "-fPIC"]
             library = ["-o", f"{made}/libcudart-pretended.so", "-lpthread"]
             subprocess.run([*compiler, *headers, *map(str, SOURCES), *library], check=True)
-            driver = ["-DDRIVER", str(SOURCES[1]), "-Wl,-soname,libcuda.so.1", "-o", f"{made}/libcuda.so.1"]
+            driver = [
+                "-DDRIVER",
+                str(SOURCES[1]),
+                "-Wl,-soname,libcuda.so.1",
+                "-o",
+                f"{made}/libcuda.so.1",
+            ]
             subprocess.run([*compiler, *driver], check=True)
             shutil.copytree(made, folder, dirs_exist_ok=True)
     return folder
@@ -74,7 +85,12 @@ def build() -> Path:
 def environment() -> dict[str, str]:
     """For a process that shall see the pretended device."""
     folder = build()
-    paths = [str(REPOSITORY), str(REPOSITORY / "tests"), str(HERE), os.environ.get("PYTHONPATH", "")]
+    paths = [
+        str(REPOSITORY),
+        str(REPOSITORY / "tests"),
+        str(HERE),
+        os.environ.get("PYTHONPATH", ""),
+    ]
     return os.environ | {
         "LD_PRELOAD": str(folder / "libcudart-pretended.so"),
         "LD_LIBRARY_PATH": f"{folder}:{os.environ.get('LD_LIBRARY_PATH', '')}",
@@ -85,8 +101,8 @@ def environment() -> dict[str, str]:
 
 @contextmanager
 def noted(*, finish: bool = True) -> Iterator[list[str]]:
-    """The runtime's notes on what happens in the block; the list is filled at its end. `finish`: wait for the device
-    before, which is a note more."""
+    """The runtime's notes on what happens in the block; the list is filled at its end. `finish`:
+    wait for the device before, which is a note more."""
     import ctypes
 
     import torch

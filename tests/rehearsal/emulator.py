@@ -1,10 +1,10 @@
 """The pretended device computes: `with emulated(): …`, in a process started by device.py.
 
-Every operator that touches the device goes twice: through torch's own CUDA code, which checks, allocates and launches
-what computes nothing, and on the CPU over the same memory, which gives the numbers. While a stream captures, operators
-are kept and not run, as on a GPU, and a replay runs what was kept, over the addresses of the capture: a step that reads
-anything but its buffers gives other numbers than the eager one.
-"""
+Every operator that touches the device goes twice: through torch's own CUDA code, which checks,
+allocates and launches what computes nothing, and on the CPU over the same memory, which gives the
+numbers. While a stream captures, operators are kept and not run, as on a GPU, and a replay runs
+what was kept, over the addresses of the capture: a step that reads anything but its buffers gives
+other numbers than the eager one."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 aten = torch.ops.aten
 
-# cuDNN's, or operators that ask the device for an answer (how many are not zero?): no CUDA call is made, the CPU's
-# result is sent to the device instead.
+# cuDNN's, or operators that ask the device for an answer (how many are not zero?): no CUDA call is
+# made, the CPU's result is sent to the device instead.
 CPU_ONLY = {
     aten.convolution.default,
     aten.convolution_backward.default,
@@ -78,7 +78,8 @@ def compute(operator: Any, arguments: Any, options: Any) -> Any:
         return aten.native_batch_norm_backward(
             dy, x, weight, mean, var, saved_mean, saved_std, True, eps, wanted
         )
-    if operator in (aten.mm.dtype_out, aten.bmm.dtype_out):  # CUDA's alone
+    # CUDA's alone.
+    if operator in (aten.mm.dtype_out, aten.bmm.dtype_out):
         return options["out"].copy_(arguments[0].to(arguments[2]) @ arguments[1].to(arguments[2]))
     return operator(*arguments, **options)
 
@@ -88,7 +89,9 @@ class Emulator(TorchDispatchMode):
         super().__init__()
         self.captured: list[Work] = []
 
-    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = dict(kwargs or {})
         name = operator._schema.name.split("::")[1]
         inputs = [tensor for tensor in tensors((args, kwargs)) if tensor.is_cuda]
@@ -107,11 +110,15 @@ class Emulator(TorchDispatchMode):
         with _disable_current_modes(), torch.no_grad():
             results = tensors(result)
             in_place = any(
-                a.alias_info is not None and a.alias_info.is_write for a in operator._schema.arguments
+                a.alias_info is not None and a.alias_info.is_write
+                for a in operator._schema.arguments
             )
             known = {tensor.untyped_storage().data_ptr() for tensor in inputs}
-            new = [t for t in results if not t.is_cuda or t.untyped_storage().data_ptr() not in known]
-            if not in_place and not new:  # a view
+            new = [
+                t for t in results if not t.is_cuda or t.untyped_storage().data_ptr() not in known
+            ]
+            # A view.
+            if not in_place and not new:
                 return result
             targets = [on_host(t) if t.is_cuda else t for t in results]
             wanted = [any(t is other for other in new) and t.is_cuda for t in results]
@@ -120,7 +127,9 @@ class Emulator(TorchDispatchMode):
                 values = tensors(compute(operator, arguments, options))
                 for target, want, value in zip(targets, wanted, values, strict=False):
                     if want and not in_place and target.numel() == value.numel():
-                        target.copy_(value.view_as(target) if value.shape != target.shape else value)
+                        target.copy_(
+                            value.view_as(target) if value.shape != target.shape else value
+                        )
 
             self._now_or_at_replay(work)
         return result
@@ -129,13 +138,15 @@ class Emulator(TorchDispatchMode):
         capturing = torch.cuda.is_current_stream_capturing()
         if capturing and name in ASKS:
             raise RuntimeError(f"{operator} needs the device's answer while a graph is captured")
-        # While a stream captures, this gives the shapes alone, on copies: nothing must be changed yet.
+        # While a stream captures, this gives the shapes alone, on copies: nothing must be changed
+        # yet.
         spare = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, (arguments, options))
         found = compute(operator, *(spare if capturing else (arguments, options)))
         if name in VALUES:
             return found
         result = tree_map(_like_on_device, found)
-        # Not the result itself, which autograd gives a history: what is kept for replays must not keep a step's graph.
+        # Not the result itself, which autograd gives a history: what is kept for replays must not
+        # keep a step's graph.
         targets = [on_host(tensor) for tensor in tensors(result)]
 
         def send(values: Any) -> None:

@@ -1,4 +1,5 @@
-"""What is said beside the comparison: how surely the winner wins, unfair stopping, few images, the commonest class."""
+"""What is said beside the comparison: how surely the winner wins, unfair stopping, few images, the
+commonest class."""
 
 from __future__ import annotations
 
@@ -43,20 +44,24 @@ def test_a_sure_winner_wins_and_a_close_one_does_not(tmp_path: Path) -> None:
     text = said(tmp_path)
     best = max(found, key=lambda name: found[name])
     assert (
-        f"It wins in {100 * found[best]:.0f} % of draws of other seeds and validation images (then " in text
+        f"It wins in {100 * found[best]:.0f} % of draws of other seeds and validation images (then "
+        in text
     )
     assert "flatters the recipe" in text
     assert "How often ★ wins:" in CliRunner().invoke(main, ["table", str(tmp_path)]).output
     [row] = [
         row
-        for row in json.loads(CliRunner().invoke(main, ["table", str(tmp_path), "--format", "json"]).output)
+        for row in json.loads(
+            CliRunner().invoke(main, ["table", str(tmp_path), "--format", "json"]).output
+        )
         if row["best"]
     ]
     assert row["wins"] == found[row["variant"]]
 
 
 def test_the_share_of_seeds_is_that_of_all_their_draws(tmp_path: Path) -> None:
-    """Without predictions seeds alone are drawn: two seeds in common, four equally likely draws of them."""
+    """Without predictions seeds alone are drawn: two seeds in common, four equally likely draws of
+    them."""
     for variant, losses in (("baseline", (0.30, 0.50)), ("dropout", (0.41, 0.42))):
         for seed, loss in enumerate(losses):
             folder = write_run(tmp_path, variant, seed, val_loss=loss)
@@ -66,9 +71,9 @@ def test_the_share_of_seeds_is_that_of_all_their_draws(tmp_path: Path) -> None:
     assert found["baseline"] == pytest.approx(0.75, abs=0.02) and found["dropout"] == pytest.approx(
         0.25, abs=0.02
     )
-    assert "of draws of other seeds (then dropout, 25 %)" in said(tmp_path) or "other seeds (then" in said(
+    assert "of draws of other seeds (then dropout, 25 %)" in said(
         tmp_path
-    )
+    ) or "other seeds (then" in said(tmp_path)
 
 
 def test_one_seed_draws_images_alone_and_more_of_them_make_it_surer(tmp_path: Path) -> None:
@@ -104,8 +109,8 @@ def test_early_stopping_of_one_variant_that_still_learned_is_said(tmp_path: Path
                 edit(folder, stopped="early")
     text = said(tmp_path)
     assert (
-        "Early stopping ended baseline (2 of 2 runs, after epoch 6) while the training loss still fell"
-        in text
+        "Early stopping ended baseline (2 of 2 runs, after epoch 6) while the training loss still "
+        "fell" in text
     )
     assert "spared dropout and batchnorm" in text
     # No longer falling: that is what early stopping is for.
@@ -132,7 +137,8 @@ def test_few_images_the_commonest_class_and_another_order_by_f1_are_said(tmp_pat
     assert "1 of 3 classes have fewer than 5 test images (2 4)" in text
     rows = {row.variant: row for row in summary(tmp_path).rows}
     assert (
-        rows["dropout"].best and rows["baseline"].values["f1"].mean > rows["dropout"].values["f1"].mean + 0.01
+        rows["dropout"].best
+        and rows["baseline"].values["f1"].mean > rows["dropout"].values["f1"].mean + 0.01
     )
     assert "baseline is ahead of ★ dropout on the test images" in text
     table = CliRunner().invoke(main, ["table", str(tmp_path)]).output
@@ -163,11 +169,13 @@ def test_without_a_baseline_all_pairs_are_corrected_for_and_that_is_said(tmp_pat
     ]
     text = "\n".join(found.sentences)
     assert (
-        "No row is the baseline: the reference is dropout, the best by validation loss: p and intervals"
-        in text
+        "No row is the baseline: the reference is dropout, the best by validation loss: p and "
+        "intervals" in text
     )
     assert "for all 3 pairs" in text
-    assert "hold for all 3 pairs together" in CliRunner().invoke(main, ["table", str(tmp_path)]).output
+    assert (
+        "hold for all 3 pairs together" in CliRunner().invoke(main, ["table", str(tmp_path)]).output
+    )
 
 
 def test_variants_with_fewer_seeds_are_a_family_of_their_own(tmp_path: Path) -> None:
@@ -194,13 +202,17 @@ def test_a_difference_can_be_asked_for(tmp_path: Path) -> None:
             write_run(tmp_path, variant, seed, truth=labels(4000), correct=correct)
     needed = []
     for points in ("0.5", "4"):
-        done = CliRunner().invoke(main, ["table", str(tmp_path), "--format", "json", "--detect", points])
+        done = CliRunner().invoke(
+            main, ["table", str(tmp_path), "--format", "json", "--detect", points]
+        )
         [_, row] = json.loads(done.output)
         assert row["detect"] == float(points) / 100
         needed.append(row["seeds_needed"])
         text = CliRunner().invoke(main, ["table", str(tmp_path), "--detect", points]).output
         then = (
-            f"train {needed[-1]} seeds (--seeds 0-{needed[-1] - 1})" if needed[-1] > 3 else "these seeds do"
+            f"train {needed[-1]} seeds (--seeds 0-{needed[-1] - 1})"
+            if needed[-1] > 3
+            else "these seeds do"
         )
         assert f"for {points} points {then}" in text
     assert needed[0] > needed[1] >= 2
@@ -210,7 +222,13 @@ def test_a_difference_can_be_asked_for(tmp_path: Path) -> None:
 def test_of_a_large_sweep_the_best_twelve_are_compared(tmp_path: Path) -> None:
     for k in range(14):
         for seed in (0, 1):
-            write_run(tmp_path, "dropout", seed, swept={"optim.lr": 0.001 * (k + 1)}, val_loss=0.3 + 0.01 * k)
+            write_run(
+                tmp_path,
+                "dropout",
+                seed,
+                swept={"optim.lr": 0.001 * (k + 1)},
+                val_loss=0.3 + 0.01 * k,
+            )
     found = summary(tmp_path)
     assert len(found.comparisons) == 11 and found.comparisons[0].family == 66
     assert "the 12 settings with the lowest validation loss" in "\n".join(found.sentences)

@@ -26,7 +26,15 @@ def train(
     for variant, effect in effects.items():
         for seed in range(seeds):
             correct = difficulty + effect + rng.logistic(0, 0.3, num_images) > 0
-            write_run(root, variant, seed, truth=truth, correct=correct, val_loss=0.5 - effect / 10, **more)
+            write_run(
+                root,
+                variant,
+                seed,
+                truth=truth,
+                correct=correct,
+                val_loss=0.5 - effect / 10,
+                **more,
+            )
     return root
 
 
@@ -35,13 +43,19 @@ def summary(root: Path) -> Summary:
 
 
 def test_sentences_say_what_is_shown_and_what_is_not(tmp_path: Path) -> None:
-    found = summary(train(tmp_path, {"baseline": 0.0, "dropout": 0.01, "batchnorm": 0.8, "dropout_l2": -0.9}))
+    found = summary(
+        train(tmp_path, {"baseline": 0.0, "dropout": 0.01, "batchnorm": 0.8, "dropout_l2": -0.9})
+    )
     by_name = {c.name: c for c in found.comparisons}
     assert list(by_name) == ["dropout", "batchnorm", "dropout_l2"]
-    assert by_name["batchnorm"].shown and by_name["dropout_l2"].shown and not by_name["dropout"].shown
+    assert (
+        by_name["batchnorm"].shown and by_name["dropout_l2"].shown and not by_name["dropout"].shown
+    )
     rows = {row.variant: row for row in found.rows}
     for name, c in by_name.items():
-        gap = rows[name].values["test_accuracy"].mean - rows["baseline"].values["test_accuracy"].mean
+        gap = (
+            rows[name].values["test_accuracy"].mean - rows["baseline"].values["test_accuracy"].mean
+        )
         assert c.difference == pytest.approx(gap, abs=1e-9) and c.low < c.difference < c.high
         assert c.against == "baseline" and c.seeds == [0, 1, 2] and c.num_images == 4000
         assert c.test == "pooled" and c.p <= c.p_adjusted and c.family == 3
@@ -53,16 +67,20 @@ def test_sentences_say_what_is_shown_and_what_is_not(tmp_path: Path) -> None:
     assert "Best: batchnorm, chosen by validation loss alone" in text
     size = max(c.detectable for c in found.comparisons)
     assert (
-        f"With 3 seeds a difference of {100 * size:.2f} points would have been found (80 % power); for 1 point "
-        in text
+        f"With 3 seeds a difference of {100 * size:.2f} points would have been found (80 % power); "
+        "for 1 point " in text
     )
 
 
 def test_the_winner_is_chosen_on_validation_even_where_the_test_disagrees(tmp_path: Path) -> None:
     truth = labels(1000)
     for seed in range(2):
-        write_run(tmp_path, "baseline", seed, truth=truth, correct=np.arange(1000) < 950, val_loss=0.5)
-        write_run(tmp_path, "dropout", seed, truth=truth, correct=np.arange(1000) < 700, val_loss=0.4)
+        write_run(
+            tmp_path, "baseline", seed, truth=truth, correct=np.arange(1000) < 950, val_loss=0.5
+        )
+        write_run(
+            tmp_path, "dropout", seed, truth=truth, correct=np.arange(1000) < 700, val_loss=0.4
+        )
     found = summary(tmp_path)
     assert [row.variant for row in found.rows if row.best] == ["dropout"]
     assert "dropout falls behind baseline by 25.0 points" in "\n".join(found.sentences)
@@ -81,8 +99,8 @@ def test_single_runs_are_compared_by_mcnemar(tmp_path: Path) -> None:
     assert c.difference == pytest.approx((gained - lost) / 4000)
     text = "\n".join(found.sentences)
     assert (
-        f"Of these trained models, one run each: batchnorm is right on {100 * c.difference:.2f} points more"
-        in text
+        f"Of these trained models, one run each: batchnorm is right on {100 * c.difference:.2f} "
+        "points more" in text
     )
     assert "beats" not in text and "train three or more (--seeds 0-2)" in text
     assert c.detectable is None and c.seeds_needed is None and "would have been found" not in text
@@ -102,7 +120,13 @@ def test_only_common_seeds_are_paired(tmp_path: Path) -> None:
 def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
     root = train(
         tmp_path,
-        {"baseline": 0.0, "dropout": 0.0, "batchnorm": 0.0, "dropout_batchnorm": 0.0, "dropout_l2": 0.0},
+        {
+            "baseline": 0.0,
+            "dropout": 0.0,
+            "batchnorm": 0.0,
+            "dropout_batchnorm": 0.0,
+            "dropout_l2": 0.0,
+        },
         seeds=1,
         num_images=500,
     )
@@ -125,7 +149,8 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
         ("dropout_l2-s0", "tested on other labels"),
     ):
         assert any(
-            line.startswith(name) and reason in line and "not compared" in line for line in found.sentences
+            line.startswith(name) and reason in line and "not compared" in line
+            for line in found.sentences
         )
     assert "batchnorm and baseline are not compared." in text
 
@@ -136,7 +161,8 @@ def test_datasets_are_never_mixed(tmp_path: Path) -> None:
     found = summary(tmp_path)
     assert {(c.name, c.against) for c in found.comparisons} == {
         ("dropout dataset=aaaaaaaaaaaa", "baseline dataset=aaaaaaaaaaaa"),
-        ("batchnorm dataset=bbbbbbbbbbbb", "dropout_l2 dataset=bbbbbbbbbbbb"),  # no baseline: the best is it
+        # No baseline: the best is it.
+        ("batchnorm dataset=bbbbbbbbbbbb", "dropout_l2 dataset=bbbbbbbbbbbb"),
     }
     assert any("2 datasets (aaaaaaaaaaaa, bbbbbbbbbbbb)" in line for line in found.sentences)
 
@@ -156,10 +182,13 @@ def test_of_a_sweep_the_setting_best_on_validation_is_compared(tmp_path: Path) -
         ("batchnorm lr=0.01", "baseline lr=0.01"),
     ]
     assert any(
-        "of each variant, the setting with the lowest validation loss" in line for line in found.sentences
+        "of each variant, the setting with the lowest validation loss" in line
+        for line in found.sentences
     )
     by_seed = summarise(list_runs(tmp_path), ["optim.lr", "seed"])
-    assert by_seed.comparisons == [] and "Grouped by seed: nothing is compared." in by_seed.sentences
+    assert (
+        by_seed.comparisons == [] and "Grouped by seed: nothing is compared." in by_seed.sentences
+    )
 
 
 def test_the_settings_of_one_variant_are_compared_with_the_best(tmp_path: Path) -> None:
@@ -175,7 +204,9 @@ def test_other_recipes_are_named(tmp_path: Path) -> None:
     for seed in (0, 1):
         write_run(tmp_path, "baseline", seed, truth=truth)
         write_run(tmp_path, "dropout", seed, truth=truth, epochs=20)
-        write_run(tmp_path, "batchnorm", seed, truth=truth, config={"train": {"patience": 3 + seed}})
+        write_run(
+            tmp_path, "batchnorm", seed, truth=truth, config={"train": {"patience": 3 + seed}}
+        )
     text = "\n".join(summary(tmp_path).sentences)
     assert "dropout was trained otherwise than baseline (train.epochs 20 for 10)" in text
     assert "Different recipes in one row: the runs of batchnorm differ in train.patience." in text
@@ -195,11 +226,14 @@ def test_machines_get_the_comparison_too(tmp_path: Path) -> None:
     rich = CliRunner().invoke(main, ["table", str(tmp_path)]).output
     assert "against baseline" in rich and f"+{100 * batchnorm['difference']:.2f}" in rich
     markdown = CliRunner().invoke(main, ["table", str(tmp_path), "--format", "markdown"]).output
-    assert "| against baseline |" in markdown and "adjusted" not in markdown  # a single comparison
+    # A single comparison.
+    assert "| against baseline |" in markdown and "adjusted" not in markdown
 
 
 def test_twenty_runs_of_ten_thousand_images_are_quick(tmp_path: Path) -> None:
-    train(tmp_path, dict.fromkeys(["baseline", "dropout", "batchnorm", "dropout_l2"], 0.1), 5, 10_000)
+    train(
+        tmp_path, dict.fromkeys(["baseline", "dropout", "batchnorm", "dropout_l2"], 0.1), 5, 10_000
+    )
     start = time.process_time()
     assert len(summary(tmp_path).comparisons) == 3
     assert time.process_time() - start < 2

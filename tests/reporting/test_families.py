@@ -1,5 +1,6 @@
-"""Which rows are compared, for how many comparisons they are corrected, and over which rows variance is pooled: what
-the table gives is what the statistics (tests/reporting/test_pooled.py) say of the runs' own answers."""
+"""Which rows are compared, for how many comparisons they are corrected, and over which rows
+variance is pooled: what the table gives is what the statistics (tests/reporting/test_pooled.py) say
+of the runs' own answers."""
 
 from __future__ import annotations
 
@@ -36,7 +37,12 @@ def trained(
             skill = skills[number] + rng.normal(0, 0.01)
             answers[variant, seed] = difficulty + rng.normal(0, 0.1, NUM_IMAGES) < skill
             write_run(
-                root, variant, seed, truth=truth, correct=answers[variant, seed], val_loss=0.3 + number / 100
+                root,
+                variant,
+                seed,
+                truth=truth,
+                correct=answers[variant, seed],
+                val_loss=0.3 + number / 100,
             )
     return answers
 
@@ -55,7 +61,9 @@ def single(answers: Answers, name: str, against: str) -> tuple[int, int]:
     return int((own & ~base).sum()), int((base & ~own).sum())
 
 
-def test_single_runs_beside_a_baseline_are_corrected_for_as_many_as_there_are(tmp_path: Path) -> None:
+def test_single_runs_beside_a_baseline_are_corrected_for_as_many_as_there_are(
+    tmp_path: Path,
+) -> None:
     names = ["dropout", "batchnorm", "dropout_l2"]
     answers = trained(
         tmp_path, {"baseline": [0], **{name: [0] for name in names}}, (0.80, 0.795, 0.83, 0.815)
@@ -66,7 +74,13 @@ def test_single_runs_beside_a_baseline_are_corrected_for_as_many_as_there_are(tm
     adjusted = multipletests(p, method="holm")[1]
     for name, one, corrected in zip(names, p, adjusted, strict=True):
         c = by_name(found)[name]
-        assert (c.test, c.family, c.all_pairs, c.seeds, c.against) == ("mcnemar", 3, False, [0], "baseline")
+        assert (c.test, c.family, c.all_pairs, c.seeds, c.against) == (
+            "mcnemar",
+            3,
+            False,
+            [0],
+            "baseline",
+        )
         assert (c.p, c.p_adjusted) == pytest.approx((one, corrected))
         assert (c.detectable, c.seeds_needed) == (None, None) and not c.shown
         low, high = paired_interval(*counts[name], NUM_IMAGES, 1 - 0.05 / 3)
@@ -76,16 +90,23 @@ def test_single_runs_beside_a_baseline_are_corrected_for_as_many_as_there_are(tm
 
 
 def test_single_runs_without_a_baseline_are_corrected_for_all_pairs(tmp_path: Path) -> None:
-    answers = trained(tmp_path, {"dropout": [0], "batchnorm": [0], "dropout_l2": [0]}, (0.80, 0.88, 0.803))
+    answers = trained(
+        tmp_path, {"dropout": [0], "batchnorm": [0], "dropout_l2": [0]}, (0.80, 0.88, 0.803)
+    )
     found = compared(tmp_path)
     for name in ("batchnorm", "dropout_l2"):
         c = by_name(found)[name]
         p = mcnemar(*single(answers, name, "dropout"))
         assert (c.against, c.family, c.all_pairs) == ("dropout", 3, True)
         assert (c.p, c.p_adjusted) == pytest.approx((p, min(1, 3 * p)))
-    assert by_name(found)["batchnorm"].p_adjusted < 0.05 and by_name(found)["dropout_l2"].p_adjusted == 1
+    assert (
+        by_name(found)["batchnorm"].p_adjusted < 0.05
+        and by_name(found)["dropout_l2"].p_adjusted == 1
+    )
     low, high = paired_interval(*single(answers, "batchnorm", "dropout"), NUM_IMAGES, 1 - 0.05 / 3)
-    assert (by_name(found)["batchnorm"].low, by_name(found)["batchnorm"].high) == pytest.approx((low, high))
+    assert (by_name(found)["batchnorm"].low, by_name(found)["batchnorm"].high) == pytest.approx(
+        (low, high)
+    )
     assert found.notes == [
         "No row is the baseline: the reference is dropout, the best by validation loss: "
         "p and intervals are corrected for all 3 pairs."
@@ -98,7 +119,9 @@ def test_a_single_pair_is_not_corrected(tmp_path: Path, seeds: list[int]) -> Non
     found = compared(tmp_path)
     (c,) = found.against
     assert c.family == 1 and c.all_pairs and c.p_adjusted == c.p
-    assert found.notes == ["No row is the baseline: the reference is dropout, the best by validation loss."]
+    assert found.notes == [
+        "No row is the baseline: the reference is dropout, the best by validation loss."
+    ]
 
 
 def expected(
@@ -114,7 +137,15 @@ def expected(
     tested = pooled.differences(found, pairs, families)
     size = pooled.detectable(found, pairs, len(seeds), families)
     needed = pooled.seeds_needed(found, pairs, range(len(pairs)), detect, families)
-    columns = (tested.difference, tested.low, tested.high, tested.p, tested.p_adjusted, size, needed)
+    columns = (
+        tested.difference,
+        tested.low,
+        tested.high,
+        tested.p,
+        tested.p_adjusted,
+        size,
+        needed,
+    )
     return list(zip(*columns, strict=True))
 
 
@@ -123,7 +154,9 @@ def told(c: Comparison) -> tuple[float | None, ...]:
 
 
 @pytest.mark.parametrize("detect", [None, 0.03])
-def test_variants_beside_a_baseline_are_tested_together(tmp_path: Path, detect: float | None) -> None:
+def test_variants_beside_a_baseline_are_tested_together(
+    tmp_path: Path, detect: float | None
+) -> None:
     seeds, names = [0, 1, 2], ["baseline", "dropout", "batchnorm"]
     answers = trained(tmp_path, dict.fromkeys(names, seeds))
     found = by_name(compared(tmp_path, detect))
@@ -150,16 +183,26 @@ def test_variants_without_a_baseline_are_corrected_for_all_pairs(tmp_path: Path)
         assert (found[name].family, found[name].all_pairs) == (3, True)
 
 
-def test_rows_with_other_seeds_are_families_of_their_own_and_lend_their_variance(tmp_path: Path) -> None:
-    """dropout has two of baseline's seeds: with it, batchnorm's runs with these seeds say how much seeds matter."""
+def test_rows_with_other_seeds_are_families_of_their_own_and_lend_their_variance(
+    tmp_path: Path,
+) -> None:
+    """dropout has two of baseline's seeds: with it, batchnorm's runs with these seeds say how much
+    seeds matter."""
     answers = trained(
-        tmp_path, {"baseline": [0, 1, 2], "dropout": [0, 1], "batchnorm": [0, 1, 2], "dropout_l2": [2]}
+        tmp_path,
+        {"baseline": [0, 1, 2], "dropout": [0, 1], "batchnorm": [0, 1, 2], "dropout_l2": [2]},
     )
     found = by_name(compared(tmp_path))
     (two,) = expected(answers, ["baseline", "dropout", "batchnorm"], [0, 1], [(1, 0)], 2, 0.01)
     (three,) = expected(answers, ["baseline", "batchnorm"], [0, 1, 2], [(1, 0)], 2, 0.01)
-    assert told(found["dropout"]) == pytest.approx(two) and told(found["batchnorm"]) == pytest.approx(three)
-    assert {name: c.family for name, c in found.items()} == {"dropout": 2, "batchnorm": 2, "dropout_l2": 1}
+    assert told(found["dropout"]) == pytest.approx(two) and told(
+        found["batchnorm"]
+    ) == pytest.approx(three)
+    assert {name: c.family for name, c in found.items()} == {
+        "dropout": 2,
+        "batchnorm": 2,
+        "dropout_l2": 1,
+    }
     assert found["dropout_l2"].test == "mcnemar" and found["dropout_l2"].seeds == [2]
 
 
@@ -169,13 +212,18 @@ def test_the_best_settings_of_a_single_variant_are_compared(
     monkeypatch.setattr(compare_module, "MOST_SETTINGS", 3)
     for number in range(5):
         for seed in (0, 1):
-            write_run(tmp_path, "dropout", seed, swept={"optim.lr": number}, val_loss=0.5 - number / 100)
+            write_run(
+                tmp_path, "dropout", seed, swept={"optim.lr": number}, val_loss=0.5 - number / 100
+            )
     found = compared(tmp_path)
     assert [(c.name, c.against) for c in found.against] == [
         ("dropout lr=2", "dropout lr=4"),
         ("dropout lr=3", "dropout lr=4"),
     ]
-    assert "Compared on the test images: the 3 settings with the lowest validation loss." in found.notes
+    assert (
+        "Compared on the test images: the 3 settings with the lowest validation loss."
+        in found.notes
+    )
 
 
 def test_of_each_variant_the_best_setting_is_compared(tmp_path: Path) -> None:
@@ -183,7 +231,11 @@ def test_of_each_variant_the_best_setting_is_compared(tmp_path: Path) -> None:
         for number in range(2):
             for seed in (0, 1):
                 write_run(
-                    tmp_path, variant, seed, swept={"optim.lr": number + 1}, val_loss=0.5 - number / 100
+                    tmp_path,
+                    variant,
+                    seed,
+                    swept={"optim.lr": number + 1},
+                    val_loss=0.5 - number / 100,
                 )
     found = compared(tmp_path)
     assert [(c.name, c.against) for c in found.against] == [("dropout lr=2", "baseline lr=2")]
@@ -219,7 +271,9 @@ def test_a_run_that_was_not_tested_is_passed_over(tmp_path: Path) -> None:
     assert c.seeds == [1, 2]
 
 
-def test_a_run_of_the_reference_itself_that_was_tested_on_other_labels_is_left_out(tmp_path: Path) -> None:
+def test_a_run_of_the_reference_itself_that_was_tested_on_other_labels_is_left_out(
+    tmp_path: Path,
+) -> None:
     truth = labels(NUM_IMAGES)
     for seed in (0, 1, 2):
         write_run(tmp_path, "dropout", seed, truth=truth)
@@ -240,7 +294,9 @@ def test_one_image_is_too_few(tmp_path: Path, num_images: int, is_compared: bool
 
 
 @pytest.mark.parametrize("other, is_compared", [(3, True), (4, False), (-3, True), (-4, False)])
-def test_predictions_belong_to_a_result_up_to_ties(tmp_path: Path, other: int, is_compared: bool) -> None:
+def test_predictions_belong_to_a_result_up_to_ties(
+    tmp_path: Path, other: int, is_compared: bool
+) -> None:
     """Of 900 images up to three may be counted otherwise: 0.2 % and two."""
     truth = labels(900)
     for variant in ("baseline", "dropout"):

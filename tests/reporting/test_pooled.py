@@ -1,5 +1,5 @@
-"""The statistics under the table: against scipy and statsmodels, against the same thing written out in loops, and by
-simulation (tools/simulate_comparison.py)."""
+"""The statistics under the table: against scipy and statsmodels, against the same thing written out
+in loops, and by simulation (tools/simulate_comparison.py)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,14 @@ from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from hpc_mlp.reporting import pooled
-from hpc_mlp.reporting.pooled import Differences, Moments, detectable, differences, moments, seeds_needed
+from hpc_mlp.reporting.pooled import (
+    Differences,
+    Moments,
+    detectable,
+    differences,
+    moments,
+    seeds_needed,
+)
 from hpc_mlp.reporting.single import holm, mcnemar, paired_interval
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
@@ -40,9 +47,15 @@ def against_first(num_variants: int) -> list[tuple[int, int]]:
     return [(v, 0) for v in range(1, num_variants)]
 
 
-def random_moments(num_variants: int, num_seeds: int, seed: int, image_sd: float = 0.002) -> Moments:
+def random_moments(
+    num_variants: int, num_seeds: int, seed: int, image_sd: float = 0.002
+) -> Moments:
     rng = np.random.default_rng(seed)
-    accuracy = 0.88 + rng.normal(0, 0.01, (num_variants, 1)) + rng.normal(0, 0.006, (num_variants, num_seeds))
+    accuracy = (
+        0.88
+        + rng.normal(0, 0.01, (num_variants, 1))
+        + rng.normal(0, 0.006, (num_variants, num_seeds))
+    )
     loads = rng.normal(0, image_sd, (num_variants, num_variants))
     return Moments(accuracy, loads @ loads.T, 10_000)
 
@@ -53,7 +66,9 @@ def random_moments(num_variants: int, num_seeds: int, seed: int, image_sd: float
 @settings(deadline=None)
 @given(counts, counts)
 def test_mcnemar_is_statsmodels_exact_test(gained: int, lost: int) -> None:
-    expected = statsmodels_mcnemar([[5, gained], [lost, 7]], exact=True).pvalue if gained + lost else 1.0
+    expected = (
+        statsmodels_mcnemar([[5, gained], [lost, 7]], exact=True).pvalue if gained + lost else 1.0
+    )
     assert mcnemar(gained, lost) == pytest.approx(expected, rel=1e-6, abs=1e-290)
     assert mcnemar(gained, gained + 1) <= 1
 
@@ -61,7 +76,9 @@ def test_mcnemar_is_statsmodels_exact_test(gained: int, lost: int) -> None:
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_holm_is_statsmodels(p_values: list[float]) -> None:
-    np.testing.assert_allclose(holm(p_values), multipletests(p_values, method="holm")[1], atol=1e-12)
+    np.testing.assert_allclose(
+        holm(p_values), multipletests(p_values, method="holm")[1], atol=1e-12
+    )
 
 
 @given(st.integers(0, 200), st.integers(0, 200), st.integers(400, 2000), st.floats(0.5, 0.999))
@@ -162,14 +179,21 @@ def by_hand(found: Moments, pairs: list[tuple[int, int]], draws: int) -> dict[st
     single = [(sum(row[c] >= t[c] for row in noise) + 1) / (draws + 1) for c in range(len(pairs))]
     # A |t| above this one has p < 5 %.
     width = sorted((max(row) for row in noise), reverse=True)[math.ceil(0.05 * (draws + 1)) - 2]
-    return {"difference": estimates, "p": single, "p_adjusted": adjusted, "half": [width * e for e in errors]}
+    return {
+        "difference": estimates,
+        "p": single,
+        "p_adjusted": adjusted,
+        "half": [width * e for e in errors],
+    }
 
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(
     ("num_variants", "num_seeds", "every"), [(2, 3, 0), (3, 2, 1), (4, 3, 0), (4, 5, 0), (5, 2, 0)]
 )
-def test_the_test_is_what_it_says(num_variants: int, num_seeds: int, every: bool, seed: int) -> None:
+def test_the_test_is_what_it_says(
+    num_variants: int, num_seeds: int, every: bool, seed: int
+) -> None:
     found = random_moments(num_variants, num_seeds, seed)
     pairs = list(combinations(range(num_variants), 2)) if every else against_first(num_variants)
     expected, tested = by_hand(found, pairs, 399), differences(found, pairs, draws=399)
@@ -194,7 +218,9 @@ def test_of_two_variants_it_is_the_paired_t_test() -> None:
         assert tested.p[0] == pytest.approx(t_test.pvalue, rel=0.15, abs=0.002)
         assert tested.p_adjusted[0] == tested.p[0]
         if num_seeds > 2:
-            assert (tested.low[0], tested.high[0]) == pytest.approx((span.low, span.high), rel=0.06, abs=4e-4)
+            assert (tested.low[0], tested.high[0]) == pytest.approx(
+                (span.low, span.high), rel=0.06, abs=4e-4
+            )
 
 
 def test_where_only_images_matter_it_is_the_largest_of_correlated_normals() -> None:
@@ -245,8 +271,11 @@ def test_interval_and_p_never_contradict_each_other(
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(2, 5), st.integers(2, 4), st.integers(0, 10_000), st.sampled_from([1, 2]))
-def test_they_agree_at_the_edge_too(num_variants: int, num_seeds: int, seed: int, families: int) -> None:
-    """Differences moved to where one of them is just shown: there the step-down sees more than the intervals."""
+def test_they_agree_at_the_edge_too(
+    num_variants: int, num_seeds: int, seed: int, families: int
+) -> None:
+    """Differences moved to where one of them is just shown: there the step-down sees more than the
+    intervals."""
     found = random_moments(num_variants, num_seeds, seed)
     pairs = against_first(num_variants)
     first = differences(found, pairs, families, draws=999)
@@ -370,14 +399,17 @@ EQUAL = [
     *(simulation.equal(4, 0.5, 3, num_images) for num_images in (50, 400)),
 ]
 MEASURED = [
-    simulation.Cell(sd, s, 10_000) for sd in (simulation.FAIR_FOUR, simulation.SUBSET) for s in (2, 3, 5)
+    simulation.Cell(sd, s, 10_000)
+    for sd in (simulation.FAIR_FOUR, simulation.SUBSET)
+    for s in (2, 3, 5)
 ]
 NOISY = [simulation.Cell((1.0, 0.25, 0.25, 0.25), s, 10_000) for s in (2, 3, 5)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("cell", "most"), [*((c, 5.5) for c in EQUAL), *((c, 7.0) for c in MEASURED), *((c, 8.0) for c in NOISY)]
+    ("cell", "most"),
+    [*((c, 5.5) for c in EQUAL), *((c, 7.0) for c in MEASURED), *((c, 8.0) for c in NOISY)],
 )
 def test_levels(cell: simulation.Cell, most: float) -> None:
     """Family-wise error. 0.7: the standard error of a rate of 5 % over 1,000 repetitions."""
@@ -388,7 +420,9 @@ def test_levels(cell: simulation.Cell, most: float) -> None:
 
 @pytest.mark.slow
 def test_power() -> None:
-    found = simulation.rates(simulation.Cell(simulation.SUBSET, 3, 10_000, simulation.TRUE, 0.35), 1000)
+    found = simulation.rates(
+        simulation.Cell(simulation.SUBSET, 3, 10_000, simulation.TRUE, 0.35), 1000
+    )
     print(f"{found.old} before, {found.new} now")
     assert (found.new >= np.array([90, 60, 35]) - 1.5).all() and (found.new > found.old + 15).all()
     assert found.covered >= 93

@@ -1,4 +1,5 @@
-"""Somebody else's shards on the page: their images reach no decoder that starts programs, and none without limits."""
+"""Somebody else's shards on the page: their images reach no decoder that starts programs, and none
+without limits."""
 
 from __future__ import annotations
 
@@ -63,7 +64,11 @@ def test_the_page_goes_without_it(tmp_path: Path, cli: Cli, started: Path) -> No
     done = cli("report", tmp_path / "runs")
     assert done.exit_code == 0, done.output
     page = (tmp_path / "runs" / "report.html").read_text()
-    assert "The images cannot be shown" in page and "No sample images" in page and "cannot be decoded" in page
+    assert (
+        "The images cannot be shown" in page
+        and "No sample images" in page
+        and "cannot be decoded" in page
+    )
     assert not started.exists()
 
 

@@ -167,7 +167,8 @@ def test_every_figure_is_a_png_and_an_svg(whole: Page, trained: Path) -> None:
         texts = {element.text for element in root.iter("{http://www.w3.org/2000/svg}text")}
         assert root.tag.endswith("svg") and texts, name
     on_page = {match for match in re.findall(r'id="figure-([^"]+)"', whole.source)}
-    assert on_page == names - {"mistakes", "samples"}  # the page has these two as images that wrap
+    # The page has these two as images that wrap.
+    assert on_page == names - {"mistakes", "samples"}
 
 
 def test_figures_follow_the_theme(whole: Page) -> None:
@@ -184,9 +185,13 @@ def test_figures_follow_the_theme(whole: Page) -> None:
 
 def test_same_runs_give_the_same_bytes(one: Path) -> None:
     page_of(one)
-    first = {path.name: path.read_bytes() for path in [one / "report.html", *(one / "figures").iterdir()]}
+    first = {
+        path.name: path.read_bytes() for path in [one / "report.html", *(one / "figures").iterdir()]
+    }
     page_of(one)
-    second = {path.name: path.read_bytes() for path in [one / "report.html", *(one / "figures").iterdir()]}
+    second = {
+        path.name: path.read_bytes() for path in [one / "report.html", *(one / "figures").iterdir()]
+    }
     assert first == second
     assert sorted(path.name for path in one.iterdir() if path.name.startswith(".")) == []
 
@@ -197,7 +202,8 @@ def test_numbers_on_the_page_are_those_of_the_runs(whole: Page, trained: Path) -
     losses = {}
     for variant in RECIPES:
         results = [
-            json.loads((trained / "runs" / f"{variant}-s{s}" / "result.json").read_text()) for s in (0, 1)
+            json.loads((trained / "runs" / f"{variant}-s{s}" / "result.json").read_text())
+            for s in (0, 1)
         ]
         losses[variant] = sum(result["best_val_loss"] for result in results) / 2, results
         accuracy = np.array([100 * result["test"]["accuracy"] for result in results])
@@ -223,9 +229,9 @@ def test_gallery_shows_the_most_confident_mistakes(whole: Page, trained: Path) -
     assert run is not None
     with np.load(trained / "runs" / run[1] / "predictions.npz") as arrays:
         scores, labels = arrays["probabilities"], arrays["labels"]
-    wrong = [i for i in np.argsort(-scores.max(axis=1), kind="stable") if scores[i].argmax() != labels[i]][
-        :32
-    ]
+    wrong = [
+        i for i in np.argsort(-scores.max(axis=1), kind="stable") if scores[i].argmax() != labels[i]
+    ][:32]
     assert wrong
     images, truth = digits().splits["test"]
     assert (truth == labels).all()
@@ -234,7 +240,9 @@ def test_gallery_shows_the_most_confident_mistakes(whole: Page, trained: Path) -
     names, captions = digits().classes, whole.text.partition("carry the wrong label.")[2]
     for index in wrong:
         top = scores[index].argmax()
-        caption = f"{names[top]} {100 * scores[index, top]:.1f} % is {names[labels[index]]} wrong in "
+        caption = (
+            f"{names[top]} {100 * scores[index, top]:.1f} % is {names[labels[index]]} wrong in "
+        )
         assert caption in captions.replace("\xa0", " ")
 
 
@@ -351,12 +359,14 @@ def test_class_names_of_any_script_are_no_boxes(
         with figures.style():
             shown = [fonts.legible(name) for name in names]
             assert shown[5:] == ["Käse", "кот"] and shown[4] == "woman microscope"
-            if len(fonts.families()) == 1:  # also where this machine has no such font
+            # Also where this machine has no such font.
+            if len(fonts.families()) == 1:
                 assert shown[0] == "U+732B" and shown[2] == "ka ta na" and shown[3] == "han gug eo"
             axes = figures.new_axes("猫", "日本", "y")
             axes.set_yticks(range(len(names)), names)
             with warnings.catch_warnings():
-                warnings.simplefilter("error")  # "Glyph … missing from font(s)": a box
+                # "Glyph … missing from font(s)": a box
+                warnings.simplefilter("error")
                 axes.figure.savefig(io.BytesIO(), format="png")
     finally:
         for function in (fonts.families, fonts._characters, fonts.legible):
@@ -367,7 +377,9 @@ def test_class_names_of_any_script_are_no_boxes(
 def test_sweep_of_many_groups_says_what_it_leaves_out(trained: Path, tmp_path: Path) -> None:
     for number in range(8):
         swept = {"optim.lr": 0.001 * (number + 1)}
-        write_run(tmp_path / "runs", trained / "shards", "baseline", 0, digits(), epochs=2, swept=swept)
+        write_run(
+            tmp_path / "runs", trained / "shards", "baseline", 0, digits(), epochs=2, swept=swept
+        )
     page = page_of(tmp_path / "runs")
     assert "Of 8 groups, the panels show the first and the 5 best by validation loss" in page.text
     assert len(list((tmp_path / "runs" / "figures").glob("loss_*.png"))) == 6
@@ -378,7 +390,8 @@ def test_duplicates_and_manifest_extras_are_shown(trained: Path, one: Path, tmp_
     shards = tmp_path / "shards"
     shutil.copytree(trained / "shards", shards)
     images = [
-        {"name": f"one/{n}.png", "class": "one", "split": split} for n, split in enumerate(["train", "test"])
+        {"name": f"one/{n}.png", "class": "one", "split": split}
+        for n, split in enumerate(["train", "test"])
     ]
     line = {"kind": "exact", "conflicting_classes": False, "leak": True, "images": images}
     (shards / "duplicates.jsonl").write_text(json.dumps(line) + "\nnot json\n")
@@ -406,7 +419,8 @@ def test_images_of_every_encoding(encoding: str, tmp_path: Path) -> None:
             buffer = io.BytesIO()
             Image.fromarray(image).resize((300, 200)).save(buffer, "bmp" if label else "png")
             archive.writestr(
-                f"{digits().classes[label]}/{number:04d}.{'bmp' if label else 'png'}", buffer.getvalue()
+                f"{digits().classes[label]}/{number:04d}.{'bmp' if label else 'png'}",
+                buffer.getvalue(),
             )
     options = ["--size", "16", "--encoding", encoding]
     done = CliRunner().invoke(
@@ -415,7 +429,9 @@ def test_images_of_every_encoding(encoding: str, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     manifest = Manifest.load(tmp_path / "out")
     samples = class_samples(tmp_path / "out", manifest, each=2, most=20)
-    assert len(samples) == 20 and [sample.label for sample in samples] == sorted(list(range(10)) * 2)
+    assert len(samples) == 20 and [sample.label for sample in samples] == sorted(
+        list(range(10)) * 2
+    )
     for sample in samples:
         head, _, data = sample.data_uri().partition(";base64,")
         shown = Image.open(io.BytesIO(base64.b64decode(data)))
@@ -450,9 +466,11 @@ def test_out_by_and_terminal_text(runs: Path, tmp_path: Path) -> None:
 def test_report_leaves_matplotlib_as_it_was_and_torch_alone(one: Path) -> None:
     program = (
         "import sys, matplotlib; from hpc_mlp.cli import main; now = lambda: "
-        "{key: matplotlib.rcParams[key] for key in matplotlib.rcParams if key != 'backend'}; before = now()\n"
+        "{key: matplotlib.rcParams[key] for key in matplotlib.rcParams if key != 'backend'}; "
+        "before = now()\n"
         "main(['report', sys.argv[1]], standalone_mode=False)\n"
-        "print([name for name in ('torch', 'torchvision', 'matplotlib.pyplot') if name in sys.modules])\n"
+        "print([name for name in ('torch', 'torchvision', 'matplotlib.pyplot') if name in "
+        "sys.modules])\n"
         "print(now() == before)"
     )
     done = subprocess.run(
@@ -468,7 +486,12 @@ def test_hundred_classes(tmp_path: Path) -> None:
     page = page_of(tmp_path / "runs")
     assert page.sections == SECTIONS and "All 100 classes as a table" in page.text
     names = [path.name for path in (tmp_path / "runs" / "figures").glob("*.svg")]
-    assert {"per_class_1.svg", "per_class_2.svg", "class_balance_1.svg", "class_balance_2.svg"} <= set(names)
+    assert {
+        "per_class_1.svg",
+        "per_class_2.svg",
+        "class_balance_1.svg",
+        "class_balance_2.svg",
+    } <= set(names)
     matrix = (tmp_path / "runs" / "figures" / "confusion_normalised.svg").read_text()
     assert all(f">{name}<" in matrix for name in digits(100).classes)
 
@@ -478,7 +501,8 @@ def test_twenty_runs_in_ten_seconds(trained: Path, tmp_path: Path) -> None:
     for variant in RECIPES:
         for seed in range(5):
             shutil.copytree(
-                trained / "runs" / f"{variant}-s{seed % 2}", tmp_path / "runs" / f"{variant}-s{seed}"
+                trained / "runs" / f"{variant}-s{seed % 2}",
+                tmp_path / "runs" / f"{variant}-s{seed}",
             )
     for config in (tmp_path / "runs").glob("*/config.json"):
         tree = json.loads(config.read_text())
@@ -486,26 +510,31 @@ def test_twenty_runs_in_ten_seconds(trained: Path, tmp_path: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-m", "hpc_mlp", "report", str(tmp_path / "runs")], check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    # Processor time, so that a busy machine does not fail it; nothing here waits or runs in parallel.
+    # Processor time, so that a busy machine does not fail it; nothing here waits or runs in
+    # parallel.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10
 
 
 def test_somebody_elses_runs_are_reported_elsewhere(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where nothing can be written among the runs. (Tests may run as root, who can write everywhere.)"""
+    """Where nothing can be written among the runs. (Tests may run as root, who can write
+    everywhere.)"""
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: path != runs and access(path, mode))
     before = sorted(runs.iterdir())
     result = report(runs, "--out", str(tmp_path / "page.html"))
     assert result.exit_code == 0, result.output
     assert (tmp_path / "page.html").is_file()
-    assert (tmp_path / "page-figures" / "roc_variants.png").is_file() and "page-figures" in result.output
+    assert (
+        tmp_path / "page-figures" / "roc_variants.png"
+    ).is_file() and "page-figures" in result.output
     assert sorted(runs.iterdir()) == before
 
 
 def test_a_notebooks_backend_does_not_matter(one: Path, tmp_path: Path) -> None:
-    """Its kernel's environment names one that this environment need not have; matplotlib is not imported yet."""
+    """Its kernel's environment names one that this environment need not have; matplotlib is not
+    imported yet."""
     process = subprocess.run(
         [sys.executable, "-m", "hpc_mlp", "report", str(one), "--out", str(tmp_path / "page.html")],
         env={**os.environ, "MPLBACKEND": "module://not_there.backend_inline"},

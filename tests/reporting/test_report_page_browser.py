@@ -1,4 +1,5 @@
-"""The report in a real browser: opened from disk, at desktop and phone width, light, dark and printed."""
+"""The report in a real browser: opened from disk, at desktop and phone width, light, dark and
+printed."""
 
 from __future__ import annotations
 
@@ -87,12 +88,15 @@ def screenshot(browser: Any) -> np.ndarray:
 
 def test_no_errors_and_no_requests(browser: Any, page: Path) -> None:
     browser.get("about:blank")
-    browser.get_log("performance"), browser.get_log("browser")  # what the browser did at its start
+    # What the browser did at its start.
+    browser.get_log("performance"), browser.get_log("browser")
     show(browser, page, 1200)
     browser.execute_script("document.querySelectorAll('details').forEach(d => { d.open = true })")
     assert browser.get_log("browser") == []
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
+    asked = {
+        e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"
+    }
     assert page.as_uri() in asked
     assert [url for url in asked - {page.as_uri()} if not url.startswith("data:")] == []
     broken = "return [...document.images].filter(i => !i.complete || !i.naturalWidth).length"
@@ -142,15 +146,19 @@ def test_dark_and_light(browser: Any, page: Path) -> None:
     assert brightness["light"] > 240 and brightness["dark"] < 40
     assert ink["light"] != ink["dark"]
     browser.execute_script("document.getElementById('figure-val_loss').scrollIntoView()")
-    assert np.mean(screenshot(browser) > 240) < 0.05  # no white boxes behind the figures
+    # No white boxes behind the figures.
+    assert np.mean(screenshot(browser) > 240) < 0.05
 
 
 def test_print(browser: Any, page: Path) -> None:
     show(browser, page, 1200, "dark")
-    pdf = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})["data"])
+    pdf = base64.b64decode(
+        browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})["data"]
+    )
     assert pdf.startswith(b"%PDF") and pdf.count(b"/Type /Page\n") + pdf.count(b"/Type /Page ") >= 4
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
-    assert np.median(screenshot(browser)) > 240  # ink on paper, whatever the screen's theme
+    # Ink on paper, whatever the screen's theme.
+    assert np.median(screenshot(browser)) > 240
     screen = {
         "width": 686,
         "height": 1000,
@@ -160,6 +168,9 @@ def test_print(browser: Any, page: Path) -> None:
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
     cut = """return [...document.querySelectorAll('main table, main figure svg')]
         .filter(e => e.checkVisibility() && e.getBoundingClientRect().right > 687).length"""
-    assert browser.execute_script(cut) == 0  # paper does not scroll
-    hidden = browser.execute_script("return getComputedStyle(document.querySelector('nav')).display")
+    # Paper does not scroll.
+    assert browser.execute_script(cut) == 0
+    hidden = browser.execute_script(
+        "return getComputedStyle(document.querySelector('nav')).display"
+    )
     assert hidden == "none"

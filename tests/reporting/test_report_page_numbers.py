@@ -25,7 +25,8 @@ def predictions(draw: st.DrawFn) -> RunPredictions:
     levels = draw(st.sampled_from([2, 5, 1000]))
     scores = rng.integers(0, levels + 1, (num_images, num_classes)) + 1e-3
     return RunPredictions(
-        (scores / scores.sum(axis=1, keepdims=True)).astype(np.float32), rng.integers(0, present, num_images)
+        (scores / scores.sum(axis=1, keepdims=True)).astype(np.float32),
+        rng.integers(0, present, num_images),
     )
 
 
@@ -39,14 +40,21 @@ def test_areas_are_scikit_learns(found: RunPredictions) -> None:
         if 0 < truth[:, k].sum() < len(truth):
             scores = found.probabilities[:, k]
             assert ranking.roc.areas[k] == pytest.approx(roc_auc_score(truth[:, k], scores))
-            assert ranking.pr.areas[k] == pytest.approx(average_precision_score(truth[:, k], scores))
+            assert ranking.pr.areas[k] == pytest.approx(
+                average_precision_score(truth[:, k], scores)
+            )
             precision, recall, _ = precision_recall_curve(truth[:, k], scores)
-            for point in (0, 100, 200):  # the best threshold among those that just reach the recall
+            # The best threshold among those that just reach the recall.
+            for point in (0, 100, 200):
                 least = recall[recall >= max(RECALLS[point], 1e-9) - 1e-12].min()
-                assert ranking.pr.lines[k, point] == pytest.approx(precision[np.isclose(recall, least)].max())
+                assert ranking.pr.lines[k, point] == pytest.approx(
+                    precision[np.isclose(recall, least)].max()
+                )
         else:
             assert np.isnan(ranking.roc.areas[k]) and np.isnan(ranking.pr.lines[k]).all()
-    assert ranking.roc.micro_area == pytest.approx(roc_auc_score(truth.ravel(), found.probabilities.ravel()))
+    assert ranking.roc.micro_area == pytest.approx(
+        roc_auc_score(truth.ravel(), found.probabilities.ravel())
+    )
     assert ranking.pr.micro_area == pytest.approx(
         average_precision_score(truth.ravel(), found.probabilities.ravel())
     )
@@ -63,10 +71,16 @@ def test_calibration_by_definition(found: RunPredictions) -> None:
     confidence, right = found.confidence.astype(np.float64), found.predicted == found.labels
     gap = 0.0
     for number in range(NUM_BINS):
-        inside = [i for i, c in enumerate(confidence) if min(int(c * NUM_BINS), NUM_BINS - 1) == number]
+        inside = [
+            i for i, c in enumerate(confidence) if min(int(c * NUM_BINS), NUM_BINS - 1) == number
+        ]
         assert calibration.share[number] == pytest.approx(len(inside) / len(confidence))
         if inside:
-            gap += len(inside) / len(confidence) * abs(right[inside].mean() - confidence[inside].mean())
+            gap += (
+                len(inside)
+                / len(confidence)
+                * abs(right[inside].mean() - confidence[inside].mean())
+            )
             assert calibration.accuracy[number] == pytest.approx(right[inside].mean())
         else:
             assert np.isnan(calibration.accuracy[number])
@@ -74,7 +88,9 @@ def test_calibration_by_definition(found: RunPredictions) -> None:
 
 
 @pytest.mark.parametrize("confidence, number", [(1.0, NUM_BINS - 1), (0.06, 0)])
-def test_certain_and_clueless_predictions_are_in_the_outer_bins(confidence: float, number: int) -> None:
+def test_certain_and_clueless_predictions_are_in_the_outer_bins(
+    confidence: float, number: int
+) -> None:
     scores = np.full((3, 20), (1 - confidence) / 19, np.float32)
     scores[:, 4] = confidence
     calibration = calibrate([RunPredictions(scores, np.array([4, 4, 0]))])
@@ -99,14 +115,16 @@ def test_calibration_agrees_with_scikit_learn_and_pools_seeds() -> None:
 
 
 def test_ece_is_the_mean_of_the_runs_beside_what_chance_alone_would_show() -> None:
-    """Runs that are calibrated, and one that is sure of what it does not know: pooled first, errors of opposite sign
-    would cancel."""
+    """Runs that are calibrated, and one that is sure of what it does not know: pooled first, errors
+    of opposite sign would cancel."""
     rng = np.random.default_rng(0)
     runs = []
     for number in range(3):
         probabilities = rng.dirichlet([0.6] * 5, 400)
         chosen = np.array([rng.choice(5, p=row) for row in probabilities])
-        runs.append(RunPredictions(probabilities.astype(np.float32), chosen if number else chosen * 0))
+        runs.append(
+            RunPredictions(probabilities.astype(np.float32), chosen if number else chosen * 0)
+        )
     each = [calibrate([run]) for run in runs]
     together = calibrate(runs)
     assert together.ece.mean == pytest.approx(np.mean([one.ece.mean for one in each]))
@@ -115,7 +133,9 @@ def test_ece_is_the_mean_of_the_runs_beside_what_chance_alone_would_show() -> No
     drawn = []
     for _ in range(300):
         labels = (runs[1].probabilities.cumsum(1) < rng.random((400, 1))).sum(1)
-        drawn.append(calibrate([RunPredictions(runs[1].probabilities, np.minimum(labels, 4))]).ece.mean)
+        drawn.append(
+            calibrate([RunPredictions(runs[1].probabilities, np.minimum(labels, 4))]).ece.mean
+        )
     assert each[1].null == pytest.approx(np.mean(drawn), rel=0.06)
     # 400 images: a perfect model shows some 4 %, and the one that is not far more.
     assert each[0].ece.mean > 3 * each[0].null and each[1].ece.mean < 2 * each[1].null
@@ -126,7 +146,9 @@ def test_ece_is_the_mean_of_the_runs_beside_what_chance_alone_would_show() -> No
 def test_confused_pairs(size: int, seed: int, most: int) -> None:
     counts = np.random.default_rng(seed).integers(0, 5, (size, size))
     pairs = confused_pairs(counts, most)
-    wrong = sorted((int(counts[t, p]) for t in range(size) for p in range(size) if t != p), reverse=True)
+    wrong = sorted(
+        (int(counts[t, p]) for t in range(size) for p in range(size) if t != p), reverse=True
+    )
     assert [pair[2] for pair in pairs] == [n for n in wrong[:most] if n]
     for true, predicted, count, share in pairs:
         assert true != predicted and counts[true, predicted] == count
@@ -137,7 +159,11 @@ def test_confused_pairs(size: int, seed: int, most: int) -> None:
 
 @given(st.integers(1, 60), st.sampled_from([1, 3]), st.integers(1, 12), st.integers(1, 12))
 def test_weight_tiles(units: int, channels: int, height: int, width: int) -> None:
-    weight = np.random.default_rng(units).normal(size=(units, channels, height, width)).astype(np.float32)
+    weight = (
+        np.random.default_rng(units)
+        .normal(size=(units, channels, height, width))
+        .astype(np.float32)
+    )
     sheet = weight_tiles(weight)
     strongest = int(np.argmax((weight.reshape(units, -1) ** 2).sum(axis=1)))
     tile = np.moveaxis(weight[strongest], 0, -1)

@@ -71,7 +71,9 @@ def test_rows_are_mean_and_sd_of_the_result_files(runs: Path) -> None:
     table_rows = rows(runs)
     assert [row["variant"] for row in table_rows] == [*FOUR, "dropout_l2"]
     for row in table_rows:
-        results = [json.loads((runs / f"{row['variant']}-s{s}/result.json").read_text()) for s in range(3)]
+        results = [
+            json.loads((runs / f"{row['variant']}-s{s}/result.json").read_text()) for s in range(3)
+        ]
         assert row["seeds"] == [0, 1, 2] and row["n"] == 3 and row["status"] == "done"
         assert row["parameters"] == 85_002
         for key, values in {
@@ -102,21 +104,31 @@ def test_failed_diverged_and_unfinished_runs_are_shown(tmp_path: Path) -> None:
     write_run(tmp_path, "batchnorm", 0, state="failed")
     folder = write_run(tmp_path, "dropout_l2", 0, state="diverged", val_loss=0.2)
     result = json.loads((folder / "result.json").read_text())
-    (folder / "result.json").write_text(json.dumps(result | {"test": None, "best_val_loss": float("nan")}))
+    (folder / "result.json").write_text(
+        json.dumps(result | {"test": None, "best_val_loss": float("nan")})
+    )
     by_name = {row["variant"]: row for row in rows(tmp_path)}
     assert by_name["baseline"]["status"] == "1 done, 1 failed"
     assert by_name["baseline"]["seeds"] == [0, 1] and by_name["baseline"]["n"] == 1
-    assert by_name["dropout"]["status"] == "unfinished" and by_name["dropout"]["test_accuracy"] is None
-    assert by_name["dropout"]["best_epoch"] == 5  # so far
+    assert (
+        by_name["dropout"]["status"] == "unfinished" and by_name["dropout"]["test_accuracy"] is None
+    )
+    # So far.
+    assert by_name["dropout"]["best_epoch"] == 5
     assert by_name["batchnorm"]["status"] == "failed"
-    assert by_name["dropout_l2"]["status"] == "diverged" and by_name["dropout_l2"]["val_loss"] is None
-    assert by_name["baseline"]["best"]  # a lower loss of a run that has not finished does not count
+    assert (
+        by_name["dropout_l2"]["status"] == "diverged" and by_name["dropout_l2"]["val_loss"] is None
+    )
+    # A lower loss of a run that has not finished does not count.
+    assert by_name["baseline"]["best"]
     text = table(tmp_path).output
     assert "batchnorm-s0 failed: CUDA out of memory" in text
     assert "dropout-s0 (5 of 10 epochs)" in text and "dropout_l2-s0 (in its first epoch)" in text
 
 
-def test_a_group_with_a_diverged_run_is_not_the_best_a_failed_job_does_not_matter(tmp_path: Path) -> None:
+def test_a_group_with_a_diverged_run_is_not_the_best_a_failed_job_does_not_matter(
+    tmp_path: Path,
+) -> None:
     for seed in (0, 1):
         write_run(tmp_path, "baseline", seed, val_loss=0.5)
         write_run(tmp_path, "dropout", seed, val_loss=0.1, state=("done", "diverged")[seed])
@@ -127,7 +139,9 @@ def test_a_group_with_a_diverged_run_is_not_the_best_a_failed_job_does_not_matte
 
 @pytest.mark.parametrize("width", [60, 80, 100, 140, 200])
 def test_fits_the_terminal_and_cuts_nothing(runs: Path, width: int) -> None:
-    console = Console(width=width, force_terminal=True, color_system=None, record=True, file=io.StringIO())
+    console = Console(
+        width=width, force_terminal=True, color_system=None, record=True, file=io.StringIO()
+    )
     print_table(runs, console)
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= width
@@ -217,7 +231,9 @@ def test_wrong_input_is_one_message(tmp_path: Path, runs: Path) -> None:
 def test_starts_at_once_without_torch(runs: Path) -> None:
     code = "import sys; from hpc_mlp.cli import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-c", code, "table", str(runs)], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", code, "table", str(runs)], check=True, capture_output=True
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert (
         after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.8
@@ -247,16 +263,26 @@ def test_rows_of_two_datasets_stay_apart(tmp_path: Path) -> None:
 
 def test_comparison_columns_can_be_chosen_and_sorted(runs: Path) -> None:
     columns = "variant,difference,interval,p_adjusted"
-    told = json.loads(table(runs, "--format", "json", "--sort", "difference", "--columns", columns).output)
-    assert list(told[0]) == ["variant", "difference", "difference_low", "difference_high", "p_adjusted"]
+    told = json.loads(
+        table(runs, "--format", "json", "--sort", "difference", "--columns", columns).output
+    )
+    assert list(told[0]) == [
+        "variant",
+        "difference",
+        "difference_low",
+        "difference_high",
+        "p_adjusted",
+    ]
     known = [row["difference"] for row in told if row["difference"] is not None]
     assert known == sorted(known, reverse=True) and len(known) >= 2
-    assert told[-1]["difference"] is None  # the baseline itself
+    # The baseline itself.
+    assert told[-1]["difference"] is None
     for form in ("rich", "markdown"):
         text = table(runs, "--format", form, "--sort", "difference", "--columns", columns).output
         first = next(line for line in text.splitlines() if told[0]["variant"] in line)
         assert f"{100 * told[0]['difference']:+.1f}".replace("-", "−") in first and " … " in first
-        assert "against baseline" not in text  # the comparisons are in the table already
+        # The comparisons are in the table already.
+        assert "against baseline" not in text
     csv = table(runs, "--format", "csv", "--columns", columns).output.splitlines()
     assert csv[0] == "variant,difference,difference_low,difference_high,p_adjusted"
 
@@ -274,11 +300,14 @@ def test_a_copy_of_a_run_is_named_and_counted_once(tmp_path: Path) -> None:
     text = table(tmp_path).output
     for name in ("renamed", "a-copy"):
         assert (
-            f"{name} is the same run as baseline-s0 (configuration, dataset and seed): counted once." in text
+            f"{name} is the same run as baseline-s0 (configuration, dataset and seed): counted "
+            "once." in text
         )
     # Without the original one of the copies counts, and where there is one alone nothing is said.
     shutil.rmtree(tmp_path / "baseline-s0")
-    assert rows(tmp_path) == before and "renamed is the same run as a-copy" in table(tmp_path).output
+    assert (
+        rows(tmp_path) == before and "renamed is the same run as a-copy" in table(tmp_path).output
+    )
     shutil.rmtree(tmp_path / "renamed")
     assert rows(tmp_path) == before and "the same run" not in table(tmp_path).output
 
@@ -291,12 +320,16 @@ def test_the_default_inside_a_sweep_counts_once(tmp_path: Path) -> None:
 
 
 def test_runs_that_differ_are_no_copies(tmp_path: Path) -> None:
-    """In the seed, the dataset, a key that decides the result, the variant; or in one that was swept on purpose."""
+    """In the seed, the dataset, a key that decides the result, the variant; or in one that was
+    swept on purpose."""
     write_run(tmp_path / "a", "baseline", 0)
     write_run(tmp_path / "a", "baseline", 1)
-    shutil.move(write_run(tmp_path / "b", "baseline", 0, digest="1" * 64), tmp_path / "a" / "other-data")
     shutil.move(
-        write_run(tmp_path / "b", "baseline", 0, config={"optim": {"lr": 0.5}}), tmp_path / "a" / "other-lr"
+        write_run(tmp_path / "b", "baseline", 0, digest="1" * 64), tmp_path / "a" / "other-data"
+    )
+    shutil.move(
+        write_run(tmp_path / "b", "baseline", 0, config={"optim": {"lr": 0.5}}),
+        tmp_path / "a" / "other-lr",
     )
     write_run(tmp_path / "a", "mine", 0)
     assert "the same run" not in table(tmp_path / "a").output
@@ -317,7 +350,9 @@ def test_runs_that_differ_are_no_copies(tmp_path: Path) -> None:
         (["--columns", "variant,accuracy"], "Did you mean 'val_accuracy' or 'test_accuracy'?"),
     ],
 )
-def test_a_part_of_a_name_is_answered_with_the_whole(runs: Path, arguments: list[str], right: str) -> None:
+def test_a_part_of_a_name_is_answered_with_the_whole(
+    runs: Path, arguments: list[str], right: str
+) -> None:
     refused = table(runs, *arguments)
     assert refused.exit_code == 2 and right in refused.output
 
@@ -329,4 +364,6 @@ def test_a_mistyped_verb_is_answered_with_the_right_one() -> None:
         ("xyz", ""),
     ):
         refused = CliRunner().invoke(main, [word, "shards"])
-        assert refused.exit_code == 2 and refused.stderr.endswith(f"No such command {word!r}.{answer}\n")
+        assert refused.exit_code == 2 and refused.stderr.endswith(
+            f"No such command {word!r}.{answer}\n"
+        )

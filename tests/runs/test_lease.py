@@ -39,7 +39,8 @@ def start_holder(
 
 
 def elsewhere(folder: Path) -> None:
-    """Make the lease look as if it came from another machine: nothing is known about its process."""
+    """Make the lease look as if it came from another machine: nothing is known about its
+    process."""
     path = folder / LEASE
     content = path.read_bytes()
     owner = read_owner(folder)
@@ -67,8 +68,10 @@ def test_a_living_owner_is_not_disturbed(tmp_path: Path) -> None:
 
 
 def test_a_living_owner_elsewhere_is_known_by_its_heartbeat(tmp_path: Path) -> None:
-    with Lease(tmp_path, stale_after=6) as lease:  # a beat a second
-        lease._owner["host"] = "another-host"  # it beats under that name from now on
+    # A beat a second.
+    with Lease(tmp_path, stale_after=6) as lease:
+        # It beats under that name from now on.
+        lease._owner["host"] = "another-host"
         with pytest.raises(RunError, match="another-host"):
             Lease(tmp_path, stale_after=6, wait=1.5).__enter__()
         lease.check()
@@ -102,7 +105,8 @@ def test_an_owner_that_hung_finds_its_lease_lost(tmp_path: Path) -> None:
         _, errors = holder.communicate(timeout=20)
         assert "LeaseLostError" in errors
         time.sleep(0.3)
-        lease.check()  # neither its late heartbeat nor its leaving hurt the new owner
+        # Neither its late heartbeat nor its leaving hurt the new owner.
+        lease.check()
         owner = read_owner(tmp_path)
         assert owner is not None and owner.pid == os.getpid()
 
@@ -145,9 +149,9 @@ def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_of_many_contenders_one_writes_at_a_time(tmp_path: Path) -> None:
-    """Threads take the lease in turn, some leave it behind as if killed elsewhere. Who still has it at the end of
-    its time had it all along: no two such times may overlap. (A thread that a busy machine keeps from beating
-    loses its lease, as it should, and finds out.)"""
+    """Threads take the lease in turn, some leave it behind as if killed elsewhere. Who still has it
+    at the end of its time had it all along: no two such times may overlap. (A thread that a busy
+    machine keeps from beating loses its lease, as it should, and finds out.)"""
     times: list[tuple[float, float]] = []
     done: list[int] = []
 
@@ -162,7 +166,8 @@ def test_of_many_contenders_one_writes_at_a_time(tmp_path: Path) -> None:
                 except LeaseLostError:
                     continue
                 times.append((begun, ended))
-                if (number + turn) % 4 == 0:  # falls silent without giving the lease back
+                # Falls silent without giving the lease back.
+                if (number + turn) % 4 == 0:
                     elsewhere(tmp_path)
                     lease._stop.set()
                     lease.lost = True
@@ -186,7 +191,8 @@ def test_many_silent_owners_are_waited_for_together(tmp_path: Path) -> None:
         silent._stop.set()
     begun = time.monotonic()
     with hold_all([Lease(folder, stale_after=1.5, wait=0) for folder in folders]) as leases:
-        assert time.monotonic() - begun < 7  # not 6 × 1.5 s
+        # Not 6 × 1.5 s.
+        assert time.monotonic() - begun < 7
         for lease in leases:
             lease.check()
     assert [list(folder.iterdir()) for folder in folders] == [[]] * 6

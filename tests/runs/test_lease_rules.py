@@ -1,4 +1,5 @@
-"""The rules of the lease one by one: what stands in its file, who may take it, and what is never harmed. No waiting."""
+"""The rules of the lease one by one: what stands in its file, who may take it, and what is never
+harmed. No waiting."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from hpc_mlp.runs.lease import CLAIM, LEASE, Lease, hold_all, is_held, read_owne
 UMASK = os.umask(0)
 os.umask(UMASK)
 ELSEWHERE = {"host": "another-host", "boot": "", "pid": 77, "started": "5"}
-GONE = this_process() | {"started": "1"}  # of this machine, but no process that lives
+# Of this machine, but no process that lives.
+GONE = this_process() | {"started": "1"}
 
 
 def content(folder: Path) -> dict[str, Any]:
@@ -38,7 +40,10 @@ def left_behind(folder: Path, **owner: Any) -> bytes:
 
 
 def refused(folder: Path, **options: Any) -> str:
-    with pytest.raises(RunError) as error, Lease(folder, **{"stale_after": 600, "wait": 0, **options}):
+    with (
+        pytest.raises(RunError) as error,
+        Lease(folder, **{"stale_after": 600, "wait": 0, **options}),
+    ):
         pass
     return str(error.value)
 
@@ -73,9 +78,13 @@ def test_the_file_names_its_owner_and_keeps_its_length(
     with Lease(tmp_path, heartbeat=0.005):
         first = content(tmp_path)
         assert (first["claim"], first["restart"], first["job"]) == ("sub/3", 2, "4711")
-        assert {key: first[key] for key in this_process()} == this_process() and len(first["token"]) == 32
+        assert {key: first[key] for key in this_process()} == this_process() and len(
+            first["token"]
+        ) == 32
         sizes = set()
-        eventually(lambda: sizes.add((tmp_path / LEASE).stat().st_size) or content(tmp_path)["beat"] > 2)
+        eventually(
+            lambda: sizes.add((tmp_path / LEASE).stat().st_size) or content(tmp_path)["beat"] > 2
+        )
         assert sizes == {1024} and (tmp_path / LEASE).read_bytes()[-1:] == b"\n"
         assert {**content(tmp_path), "beat": 0} == {**first, "beat": 0}
         assert f"process {os.getpid()} on {first['host']} (job 4711)" in refused(
@@ -90,13 +99,20 @@ def test_without_a_job_there_is_no_claim(tmp_path: Path, monkeypatch: pytest.Mon
     for name in (CLAIM, "SLURM_RESTART_COUNT", "SLURM_JOB_ID"):
         monkeypatch.delenv(name, raising=False)
     with Lease(tmp_path) as held:
-        assert [content(tmp_path)[key] for key in ("claim", "restart", "job", "beat")] == ["", 0, "", 0]
+        assert [content(tmp_path)[key] for key in ("claim", "restart", "job", "beat")] == [
+            "",
+            0,
+            "",
+            0,
+        ]
         assert (held.stale_after, held.heartbeat, held.wait) == (60, 10, 60) and not held.lost
         host = this_process()["host"]
         assert f"is being trained by process {os.getpid()} on {host}. Wait" in refused(tmp_path)
-        assert (tmp_path / LEASE).stat().st_mode & 0o777 == 0o644 & ~UMASK  # others may read it
+        # Others may read it.
+        assert (tmp_path / LEASE).stat().st_mode & 0o777 == 0o644 & ~UMASK
         (beats,) = [thread for thread in threading.enumerate() if thread.name == "lease"]
-        assert beats.daemon  # it keeps no process alive
+        # It keeps no process alive.
+        assert beats.daemon
 
 
 @pytest.mark.parametrize("claim, restart, mine, my_restart, taken", [
@@ -201,12 +217,16 @@ def test_a_process_that_is_gone_is_succeeded_at_once_one_that_lives_is_not(tmp_p
     refused(tmp_path)
 
 
-def test_one_elsewhere_that_beats_is_alive_and_one_that_never_did_is_waited_for(tmp_path: Path) -> None:
+def test_one_elsewhere_that_beats_is_alive_and_one_that_never_did_is_waited_for(
+    tmp_path: Path,
+) -> None:
     left_behind(tmp_path)
     attempts = Lease(tmp_path, stale_after=600, wait=0)._attempts()
     for _ in range(3):
-        assert next(attempts, True) is None  # neither dead nor known to live
-    left_behind(tmp_path, restart=7)  # something changed: it lives
+        # Neither dead nor known to live.
+        assert next(attempts, True) is None
+    # Something changed: it lives.
+    left_behind(tmp_path, restart=7)
     with pytest.raises(RunError, match="process 77 on another-host"):
         next(attempts)
 
@@ -225,7 +245,8 @@ def test_one_elsewhere_is_waited_for_as_long_as_it_beats(
             assert content(tmp_path)["token"] == "theirs"
         if beat < 3:
             left_behind(tmp_path, restart=beat + 10)
-    clock.now += 5  # since the last change
+    # Since the last change.
+    clock.now += 5
     assert next(attempts, True) is True
     monkeypatch.undo()
     held.check()
@@ -259,7 +280,9 @@ def test_who_waits_looks_again_often(
         if len(slept) == 3:
             (tmp_path / LEASE).unlink()
 
-    monkeypatch.setattr(lease_module, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+    monkeypatch.setattr(
+        lease_module, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep)
+    )
     with Lease(tmp_path, heartbeat=heartbeat, stale_after=600):
         monkeypatch.undo()
         assert slept == [pause] * 3
@@ -291,7 +314,9 @@ def test_a_new_owner_that_came_in_between_is_given_its_lease_back(
     if not links:
         monkeypatch.setattr(os, "link", no_links)
     assert "is being trained" in refused(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [LEASE] and (tmp_path / LEASE).read_bytes() == theirs
+    assert [path.name for path in tmp_path.iterdir()] == [LEASE] and (
+        tmp_path / LEASE
+    ).read_bytes() == theirs
 
 
 def test_a_third_one_that_has_the_place_by_now_keeps_it(
@@ -310,7 +335,9 @@ def test_a_third_one_that_has_the_place_by_now_keeps_it(
 
     monkeypatch.setattr(os, "rename", slow_rename)
     refused(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [LEASE] and (tmp_path / LEASE).read_bytes() == third
+    assert [path.name for path in tmp_path.iterdir()] == [LEASE] and (
+        tmp_path / LEASE
+    ).read_bytes() == third
 
 
 def test_a_lease_that_vanishes_while_it_is_taken_away_is_had_all_the_same(
@@ -342,7 +369,9 @@ def test_a_lease_that_is_away_for_an_instant_is_not_lost(
 
     with Lease(tmp_path, stale_after=600) as held:
         (tmp_path / LEASE).rename(tmp_path / "aside")
-        monkeypatch.setattr(lease_module, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+        monkeypatch.setattr(
+            lease_module, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep)
+        )
         held.check()
         assert slept == [0.05] * 19
         monkeypatch.undo()
@@ -358,19 +387,25 @@ def test_a_lease_that_is_gone_for_good_is_lost(
     if how == "taken":
         left_behind(tmp_path)
     for _ in range(2):
-        says = "was taken over by process 77 on another-host" if how == "taken" else "was deleted, moved"
+        says = (
+            "was taken over by process 77 on another-host"
+            if how == "taken"
+            else "was deleted, moved"
+        )
         with pytest.raises(LeaseLostError, match=says):
             held.check()
         assert held.lost
     held.__exit__(None, None, None)
     assert (tmp_path / LEASE).exists() == (how == "taken")
-    with pytest.raises(OSError):  # its file was closed
+    # Its file was closed.
+    with pytest.raises(OSError):
         os.fstat(held._fd)
 
 
 def test_the_heartbeat_notices_that_another_one_has_taken_over(tmp_path: Path) -> None:
     held = Lease(tmp_path, heartbeat=0.005).__enter__()
-    theirs = left_behind(tmp_path / ".")  # in place: the owner's next beat may still reach it
+    # In place: the owner's next beat may still reach it.
+    theirs = left_behind(tmp_path / ".")
     (tmp_path / "new").write_bytes(theirs)
     (tmp_path / "new").rename(tmp_path / LEASE)
     eventually(lambda: held.lost)
@@ -378,7 +413,9 @@ def test_the_heartbeat_notices_that_another_one_has_taken_over(tmp_path: Path) -
     assert (tmp_path / LEASE).read_bytes() == theirs
 
 
-def test_a_beat_that_cannot_be_written_is_no_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_beat_that_cannot_be_written_is_no_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     failed = threading.Event()
     pwrite = os.pwrite
 
@@ -449,7 +486,8 @@ def test_whether_a_lease_is_held(tmp_path: Path) -> None:
     assert not is_held(tmp_path)
     left_behind(tmp_path, **this_process())
     os.utime(tmp_path / LEASE, (1, 1))
-    assert is_held(tmp_path)  # certain, however old
+    # Certain, however old.
+    assert is_held(tmp_path)
     left_behind(tmp_path)
     for age, held in ((0, True), (50, True), (60.4, False), (-50, True), (-70, False)):
         written = time.time() - age
@@ -481,10 +519,7 @@ def test_what_is_asked_while_waiting_may_end_it_and_all_are_given_back(tmp_path:
     (tmp_path / "free").mkdir()
     folders = (tmp_path / "free", tmp_path)
     leases = [Lease(folder, stale_after=600, heartbeat=0.01, wait=60) for folder in folders]
-    with (
-        pytest.raises(KeyboardInterrupt),
-        hold_all(leases, check=check),
-    ):
+    with pytest.raises(KeyboardInterrupt), hold_all(leases, check=check):
         pass
     assert len(asked) == 3
     assert read_owner(tmp_path / "free") is None and content(tmp_path)["token"] == "theirs"

@@ -1,4 +1,5 @@
-"""What a run folder holds is parsed once; a damaged run is told of, and hides none of the others."""
+"""What a run folder holds is parsed once; a damaged run is told of, and hides none of the
+others."""
 
 from __future__ import annotations
 
@@ -38,7 +39,13 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _places(value: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     return [place, *(found for key, item in inner for found in _places(item, (*place, key)))]
 
 
@@ -81,9 +88,15 @@ def test_whatever_one_run_holds_the_other_is_there(
     _mutate(folder / data.draw(st.sampled_from(FILES)), data)
     others = {run.name: run for run in list_runs(root)}
     assert others["baseline-s0-optim.lr=0.01"].state == "done"
-    for command in (["table", str(root)], ["table", str(root), "--format", "json"], ["status", str(root)]):
+    for command in (
+        ["table", str(root)],
+        ["table", str(root), "--format", "json"],
+        ["status", str(root)],
+    ):
         result = CliRunner().invoke(main, command)
-        assert result.exception is None or isinstance(result.exception, SystemExit | HpcMlpError), command
+        assert result.exception is None or isinstance(result.exception, SystemExit | HpcMlpError), (
+            command
+        )
         assert "baseline" in result.output
     run = others.get(folder.name)
     if run is not None and run.state == "damaged":
@@ -112,16 +125,23 @@ def _change(path: Path, **values: Any) -> None:
 @pytest.mark.parametrize(
     ("file", "values", "why"),
     [
-        ("result.json", {"num_parameters": [[1]]}, "num_parameters: Input should be a valid integer"),
+        ("result.json", {"num_parameters": [[1]]}, "num_parameters: Input should be a valid "
+                                                   "integer"),
         ("result.json", {"num_parameters": 10**30}, "num_parameters"),
-        ("result.json", {"test__accuracy": 1.5}, "test.accuracy: Input should be less than or equal to 1"),
+        ("result.json", {"test__accuracy": 1.5}, "test.accuracy: Input should be less than or "
+                                                 "equal to 1"),
         ("result.json", {"test__f1": "0.5"}, "test.f1"),
         ("result.json", {"test__num_images": 41}, "confusion_matrix does not add up to num_images"),
         ("result.json", {"test__confusion_matrix": [[40, 0]]}, "confusion_matrix is not square"),
-        ("result.json", {"test__confusion_matrix": [[40]]}, "per_class has 3 classes, confusion_matrix 1"),
-        ("result.json", {"test__confusion_matrix": [[-1, 41, 0], [0] * 3, [0] * 3]}, "greater than or equal to 0"),
-        ("result.json", {"test__confusion_matrix": [[40]], "test__per_class": []}, "per_class has 0"),
-        ("config.json", {"dataset__classes": ["a", "b"]}, "result.json (confusion_matrix is not that of 2 classes)"),
+        ("result.json", {"test__confusion_matrix": [[40]]}, "per_class has 3 classes, "
+                                                            "confusion_matrix 1"),
+        ("result.json", {"test__confusion_matrix": [[-1, 41, 0], [0] * 3, [0] * 3]}, "greater than "
+                                                                                     "or equal to "
+                                                                                     "0"),
+        ("result.json", {"test__confusion_matrix": [[40]], "test__per_class": []}, "per_class has "
+                                                                                   "0"),
+        ("config.json", {"dataset__classes": ["a", "b"]}, "result.json (confusion_matrix is not "
+                                                          "that of 2 classes)"),
         ("config.json", {"dataset__mean": [0.5, 0.5]}, "dataset: mean has 2 values for 1 channels"),
         ("config.json", {"dataset__image_size": [10**30, 8]}, "dataset.image_size.0"),
         ("config.json", {"dataset": None}, "dataset: Field required"),
@@ -153,7 +173,9 @@ def test_what_does_not_agree_is_damaged(
         ("config.json", "[" * 100_000, "config.json (Invalid JSON"),
     ],
 )
-def test_what_is_no_record_is_damaged(good: Path, tmp_path: Path, file: str, text: str, why: str) -> None:
+def test_what_is_no_record_is_damaged(
+    good: Path, tmp_path: Path, file: str, text: str, why: str
+) -> None:
     folder = shutil.copytree(good / "dropout-s0-optim.lr=0.01", tmp_path / "run")
     (folder / file).write_bytes(text.encode("latin-1"))
     run = read_run(folder)
@@ -166,7 +188,10 @@ def test_what_is_no_file_is_damaged_and_keeps_nobody_waiting(good: Path, tmp_pat
     os.mkfifo(tmp_path / "pipe" / "config.json")
     (tmp_path / "folder" / "config.json").mkdir(parents=True)
     problems = {run.name: run.problem for run in list_runs(tmp_path) if run.state == "damaged"}
-    assert problems == {"pipe": "config.json (not a file)", "folder": "config.json (Is a directory)"}
+    assert problems == {
+        "pipe": "config.json (not a file)",
+        "folder": "config.json (Is a directory)",
+    }
 
 
 def test_a_folder_of_damaged_runs_alone_has_a_table(good: Path, tmp_path: Path) -> None:
@@ -174,7 +199,9 @@ def test_a_folder_of_damaged_runs_alone_has_a_table(good: Path, tmp_path: Path) 
     for folder in tmp_path.iterdir():
         (folder / "config.json").write_text("{")
     result = CliRunner().invoke(main, ["table", str(tmp_path), "--format", "json"])
-    assert [row["status"][:22] for row in json.loads(result.stdout)] == ["damaged: config.json ("] * 2
+    assert [row["status"][:22] for row in json.loads(result.stdout)] == [
+        "damaged: config.json ("
+    ] * 2
     result = CliRunner().invoke(main, ["report", str(tmp_path)])
     assert result.exit_code == 1 and "damaged" in result.output
 
@@ -192,7 +219,9 @@ def test_keys_that_an_older_version_did_not_write_have_defaults(good: Path, tmp_
     folder = shutil.copytree(good / "baseline-s0-optim.lr=0.01", tmp_path / "run")
     _change(folder / "config.json", swept=None, versions=None, command=None, device=None, num_parameters=None,
             dataset__num_images=None, dataset__path=None)  # fmt: skip
-    _change(folder / "result.json", stopped=None, bank_size=None, device=None, best_val_accuracy=None)
+    _change(
+        folder / "result.json", stopped=None, bank_size=None, device=None, best_val_accuracy=None
+    )
     run = read_run(folder)
     assert run is not None and run.state == "done" and run.config.identity()["optim.lr"] == 0.01
     assert "swept" not in run.config and run.config.get("device", "unknown") == "unknown"
@@ -203,10 +232,13 @@ def test_records_read_like_dictionaries_and_stay_as_they_are(good: Path) -> None
     assert run is not None and run.test is not None and run.result is not None
     written = json.loads((run.path / "result.json").read_text())
     assert (
-        run.result.keys() == written.keys() and run.result["test"]["accuracy"] == written["test"]["accuracy"]
+        run.result.keys() == written.keys()
+        and run.result["test"]["accuracy"] == written["test"]["accuracy"]
     )
     assert run.test["per_class"][0]["class"] == "0" == run.test.per_class[0].name
-    assert dict(run.metrics[0]) == json.loads((run.path / "metrics.jsonl").read_text().splitlines()[0])
+    assert dict(run.metrics[0]) == json.loads(
+        (run.path / "metrics.jsonl").read_text().splitlines()[0]
+    )
     with pytest.raises(KeyError):
         run.test["nothing"]
     with pytest.raises(ValueError, match="frozen"):
@@ -216,7 +248,10 @@ def test_records_read_like_dictionaries_and_stay_as_they_are(good: Path) -> None
 @pytest.mark.parametrize(
     ("arrays", "why"),
     [
-        ({"probabilities": np.ones((40, 2), np.float32)}, r"\[40, 2\].* of 40 images and 3 classes"),
+        (
+            {"probabilities": np.ones((40, 2), np.float32)},
+            r"\[40, 2\].* of 40 images and 3 classes",
+        ),
         ({"probabilities": np.ones((39, 3), np.float32)}, "of 40 images"),
         ({"probabilities": np.ones((40, 3), np.int64)}, "probabilities are int64"),
         ({"labels": np.full(40, 3)}, r"a label is not in 0\.\.2"),
@@ -224,7 +259,9 @@ def test_records_read_like_dictionaries_and_stay_as_they_are(good: Path) -> None
         ({"labels": np.array([None] * 40)}, "pickle|Object"),
     ],
 )
-def test_predictions_belong_to_the_run(good: Path, tmp_path: Path, arrays: dict[str, Any], why: str) -> None:
+def test_predictions_belong_to_the_run(
+    good: Path, tmp_path: Path, arrays: dict[str, Any], why: str
+) -> None:
     folder = shutil.copytree(good / "baseline-s0-optim.lr=0.01", tmp_path / "run")
     with np.load(folder / "predictions.npz") as held:
         np.savez(folder / "predictions.npz", **{**held, **arrays})

@@ -75,8 +75,9 @@ class Masked(nn.Module):
 
 
 class ConstantFeatureSpy(nn.BatchNorm1d):
-    """Remembers a feature that was the same for all images of a batch. It is normalised to nothing but rounding, and
-    whether a ReLU lets that pass is chance: here it is exactly zero, in torch it may be above."""
+    """Remembers a feature that was the same for all images of a batch. It is normalised to nothing
+    but rounding, and whether a ReLU lets that pass is chance: here it is exactly zero, in torch it
+    may be above."""
 
     saw_constant = False
 
@@ -115,12 +116,15 @@ def train_alone(spec: RunSpec, bank: BankUnderTest, steps: int) -> nn.Sequential
     for t in range(steps):
         images, labels = (part[stream] for part in bank.data(t))
         for layer, mask in enumerate(masks):
-            draws = dropout_draws(spec.seed, 0, t, layer, len(images), spec.config.model.hidden[layer])
+            draws = dropout_draws(
+                spec.seed, 0, t, layer, len(images), spec.config.model.hidden[layer]
+            )
             mask.keep = torch.from_numpy(draws.astype(np.int64)) >= round(65536 * mask.rate) - 32768
         optimizer.zero_grad()
         nn.functional.cross_entropy(module(images.flatten(1)), labels).backward()
         for before, after in zip(module, list(module)[1:], strict=False):
-            if isinstance(after, nn.BatchNorm1d):  # its gradient is zero, but for rounding that Adam blows up
+            # Its gradient is zero, but for rounding that Adam blows up.
+            if isinstance(after, nn.BatchNorm1d):
                 before.bias.grad.zero_()  # type: ignore[union-attr]
         optimizer.step()
     return module

@@ -1,4 +1,5 @@
-"""A Slurm of small scripts on PATH, for the tests of what is asked of Slurm and how its answers are read."""
+"""A Slurm of small scripts on PATH, for the tests of what is asked of Slurm and how its answers are
+read."""
 
 from __future__ import annotations
 
@@ -79,7 +80,11 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def send(
-    runs: Path, variants: str = "all", seeds: str = "0", launch: LaunchConfig | None = None, **options: int
+    runs: Path,
+    variants: str = "all",
+    seeds: str = "0",
+    launch: LaunchConfig | None = None,
+    **options: int,
 ) -> Submission | None:
     specs = plan_runs(parse_variants(variants), parse_seeds(seeds))
     return submit(specs, Path("/"), "d1", runs, "slurm", launch or LaunchConfig(), **options)[0]  # type: ignore[arg-type]

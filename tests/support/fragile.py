@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-# A linear model that raises in the phase `where`, once it has taken so many steps: its state remembers them.
+# A linear model that raises in the phase `where`, once it has taken so many steps: its state
+# remembers them.
 PLUGIN = """
 import torch
 from torch import nn
@@ -52,5 +53,7 @@ def fragile(config, shape, classes):
 def variant(folder: Path, where: str, at: int) -> Path:
     (folder / "fragile.py").write_text(PLUGIN)
     options = f'options = {{ where = "{where}", at = {at} }}'
-    (folder / "bad.toml").write_text(f'plugins = ["fragile.py"]\n[model]\nkind = "fragile"\n{options}\n')
+    (folder / "bad.toml").write_text(
+        f'plugins = ["fragile.py"]\n[model]\nkind = "fragile"\n{options}\n'
+    )
     return folder / "bad.toml"

@@ -1,4 +1,5 @@
-"""Training that is interrupted: the runs, how they are started, and what must be equal in the end."""
+"""Training that is interrupted: the runs, how they are started, and what must be equal in the
+end."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ def options(*more: str) -> list[str]:
 
 
 def specs(*more: str, variants: str = VARIANTS, seeds: str = "0") -> list[RunSpec]:
-    return plan_runs(parse_variants(variants), parse_seeds(seeds), (), parse_set([*SETTINGS, *more]))
+    return plan_runs(
+        parse_variants(variants), parse_seeds(seeds), (), parse_set([*SETTINGS, *more])
+    )
 
 
 def train(digits: Path, runs: Path, *more: str, **which: str) -> int:
@@ -36,8 +39,11 @@ def check_equal(runs: Path, undisturbed: Path) -> None:
     """Weights to the bit, metrics apart from times, test results; nothing else lies about."""
     for folder in sorted(undisturbed.iterdir()):
         mine = runs / folder.name
-        assert (mine / "best.safetensors").read_bytes() == (folder / "best.safetensors").read_bytes()
-        if (folder / "last.ckpt").exists():  # train.keep_checkpoint
+        assert (mine / "best.safetensors").read_bytes() == (
+            folder / "best.safetensors"
+        ).read_bytes()
+        # train.keep_checkpoint
+        if (folder / "last.ckpt").exists():
             assert tensors(mine / "last.ckpt") == tensors(folder / "last.ckpt")
         assert timeless(mine) == timeless(folder)
         changing = (
@@ -46,7 +52,9 @@ def check_equal(runs: Path, undisturbed: Path) -> None:
             "data_wait_seconds",
             "bank_size",
         )  # the last bank may be smaller
-        one, other = ({k: v for k, v in result(f).items() if k not in changing} for f in (mine, folder))
+        one, other = (
+            {k: v for k, v in result(f).items() if k not in changing} for f in (mine, folder)
+        )
         assert one == other
         names = [{p.name for p in f.iterdir()} - {"lease.json"} for f in (mine, folder)]
         assert (
@@ -69,7 +77,9 @@ def tensors(path: Path) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in load_file(path).items()}
 
 
-def start(digits: Path, runs: Path, *more: str, words: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+def start(
+    digits: Path, runs: Path, *more: str, words: tuple[str, ...] = ()
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command("train", digits, "--runs", runs, *options(*more), *words),
         env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -1,4 +1,5 @@
-"""Whole trainings whose steps are captured, compared with those of a CPU: settings, and faults that must be seen."""
+"""Whole trainings whose steps are captured, compared with those of a CPU: settings, and faults that
+must be seen."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ ADAMW = (
     "optim.decay_bias_and_norm=false",
     "schedule.name=cosine",
 )
-SETTINGS: dict[str, tuple[str, list[int], tuple[str, ...]]] = {  # variants, seeds, settings
+# Variants, seeds, settings.
+SETTINGS: dict[str, tuple[str, list[int], tuple[str, ...]]] = {
     "defaults": ("all", [0, 1], ()),
     "streaming": ("all", [0, 1], ("data.mode=streaming",)),
     "mixup, smoothing, class weights": (
@@ -53,9 +55,15 @@ SETTINGS: dict[str, tuple[str, list[int], tuple[str, ...]]] = {  # variants, see
 
 
 def worst_difference(
-    name: str, digits: Path, folder: Path, device: AbstractContextManager[Any], *more: str, cpu: bool = False
+    name: str,
+    digits: Path,
+    folder: Path,
+    device: AbstractContextManager[Any],
+    *more: str,
+    cpu: bool = False,
 ) -> float:
-    """Of the validation losses, relative, between the CPU and the `device` (`cpu`: it has the CPU's tensors)."""
+    """Of the validation losses, relative, between the CPU and the `device` (`cpu`: it has the CPU's
+    tensors)."""
     variants, seeds, sets = SETTINGS[name]
     sets = ("model.hidden=[24,16]", "train.epochs=2", *more, *sets)
     specs = specs_of(variants, seeds, *sets)
@@ -65,15 +73,22 @@ def worst_difference(
     differences = []
     for spec in specs:
         assert result(folder / "device" / spec.name)["device"].startswith("cpu" if cpu else "cuda")
-        lines = zip(metrics(folder / "cpu" / spec.name), metrics(folder / "device" / spec.name), strict=True)
-        differences += [abs(one["val_loss"] - other["val_loss"]) / one["val_loss"] for one, other in lines]
+        lines = zip(
+            metrics(folder / "cpu" / spec.name), metrics(folder / "device" / spec.name), strict=True
+        )
+        differences += [
+            abs(one["val_loss"] - other["val_loss"]) / one["val_loss"] for one, other in lines
+        ]
     return max(differences)
 
 
 def rate_baked_in(self: Any, inputs: Any, rates: Any, batch_size: int) -> None:
     """The schedule would be lost."""
     REAL_COMPUTE(
-        self, inputs, [0.001 if isinstance(rate, torch.Tensor) else rate for rate in rates], batch_size
+        self,
+        inputs,
+        [0.001 if isinstance(rate, torch.Tensor) else rate for rate in rates],
+        batch_size,
     )
 
 

@@ -1,4 +1,5 @@
-"""Damaged and hostile variations of files, drawn from a seed: bytes, JSON values, archives, images."""
+"""Damaged and hostile variations of files, drawn from a seed: bytes, JSON values, archives,
+images."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ HOSTILE_JSON = (
 
 
 def mutated_bytes(data: bytes, rng: random.Random) -> bytes:
-    """1 to 8 small changes: bits and bytes, runs of them, cuts, repeats, numbers of 16 and 32 bits."""
+    """1 to 8 small changes: bits and bytes, runs of them, cuts, repeats, numbers of 16 and 32
+    bits."""
     out = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 3, 8))):
         if not out:
@@ -55,7 +57,9 @@ def mutated_bytes(data: bytes, rng: random.Random) -> bytes:
         elif kind == 5:
             del out[at:]
         elif kind == 6:
-            number = rng.choice((0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFF, rng.getrandbits(32)))
+            number = rng.choice(
+                (0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFF, rng.getrandbits(32))
+            )
             out[at : at + 4] = struct.pack(rng.choice("<>") + "I", number)[: len(out) - at]
         else:
             other = rng.randrange(len(out))
@@ -64,11 +68,14 @@ def mutated_bytes(data: bytes, rng: random.Random) -> bytes:
 
 
 def mutated_json(data: bytes, rng: random.Random) -> bytes:
-    """One to three values of another type, too large, missing, or too many; or damaged bytes. Of JSON lines, one."""
+    """One to three values of another type, too large, missing, or too many; or damaged bytes. Of
+    JSON lines, one."""
     if rng.random() < 0.15:
         return mutated_bytes(data, rng)
     lines = (
-        data.decode().splitlines() if data.count(b"\n") and not data.startswith(b"{\n") else [data.decode()]
+        data.decode().splitlines()
+        if data.count(b"\n") and not data.startswith(b"{\n")
+        else [data.decode()]
     )
     at = rng.randrange(len(lines)) if lines else 0
     try:
@@ -112,7 +119,9 @@ def _changed(tree: Any, rng: random.Random, marks: dict[str, str]) -> Any:
     elif kind == 1:
         node[rng.choice(HOSTILE_NAMES)] = mark
     elif kind == 2 and isinstance(node[key], int | float):
-        node[key] = rng.choice((node[key] + 1, node[key] - 1, -node[key], node[key] * 1000, float(node[key])))
+        node[key] = rng.choice(
+            (node[key] + 1, node[key] - 1, -node[key], node[key] * 1000, float(node[key]))
+        )
     elif kind == 2 and isinstance(node[key], str):
         node[key] = rng.choice(HOSTILE_NAMES)
     else:
@@ -133,20 +142,27 @@ def name(rng: random.Random, index: int, suffix: str = "png") -> str:
 
 
 def zip_file(images: list[tuple[str, bytes]], rng: random.Random) -> bytes:
-    """A ZIP of these images, or what is nearly one: field edits in its headers, damaged bytes, hostile names."""
+    """A ZIP of these images, or what is nearly one: field edits in its headers, damaged bytes,
+    hostile names."""
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))) as archive:
+    with zipfile.ZipFile(
+        file, "w", rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
+    ) as archive:
         for i, (suffix, data) in enumerate(images):
             entry = name(rng, i, suffix)
             info = zipfile.ZipInfo(entry.encode(errors="replace").decode() or "x")
-            info.compress_type = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2))
+            info.compress_type = rng.choice(
+                (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
+            )
             if rng.random() < 0.05:
                 info.external_attr = (
                     rng.choice((0o120777, 0o010644, 0o020644, 0o040755)) << 16
                 )  # link, pipe, device
             archive.writestr(info, data)
         if rng.random() < 0.1:
-            archive.writestr("labels.csv", mutated_bytes(b"file,class\na/0.png,a\nb/1.png,b\n" * 3, rng))
+            archive.writestr(
+                "labels.csv", mutated_bytes(b"file,class\na/0.png,a\nb/1.png,b\n" * 3, rng)
+            )
     data = bytearray(file.getvalue())
     for _ in range(rng.choice((0, 1, 1, 2, 4))):
         headers = _offsets(data, (b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06"))
@@ -177,7 +193,8 @@ COMPRESSIONS = {
 
 
 def tar_file(images: list[tuple[str, bytes]], rng: random.Random, suffix: str) -> bytes:
-    """A tar of these images with links, devices and lying headers among them, compressed; then damaged, or before."""
+    """A tar of these images with links, devices and lying headers among them, compressed; then
+    damaged, or before."""
     file = io.BytesIO()
     form = rng.choice((tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT))
     with tarfile.open(fileobj=file, mode="w", format=form) as archive:
@@ -191,7 +208,8 @@ def tar_file(images: list[tuple[str, bytes]], rng: random.Random, suffix: str) -
                 info.linkname = rng.choice(HOSTILE_NAMES)
             try:
                 archive.addfile(info, io.BytesIO(data))
-            except (ValueError, OSError, UnicodeError):  # a name that this format cannot hold
+            # A name that this format cannot hold.
+            except (ValueError, OSError, UnicodeError):
                 continue
     data = file.getvalue()
     if rng.random() < 0.5:
@@ -230,14 +248,17 @@ def samples() -> list[tuple[str, bytes]]:
     """(suffix, file) of random pixels: every kind in every mode that Pillow writes here."""
     rng = random.Random(0)
     found: list[tuple[str, bytes]] = []
-    for kind, mode in itertools.product(IMAGE_KINDS, ("RGB", "L", "P", "RGBA", "1", "I;16", "CMYK")):
+    for kind, mode in itertools.product(
+        IMAGE_KINDS, ("RGB", "L", "P", "RGBA", "1", "I;16", "CMYK")
+    ):
         size = rng.choice(((5, 4), (16, 9), (1, 30)))
         image = Image.frombytes("RGB", size, rng.randbytes(size[0] * size[1] * 3))
         image = image.convert("L").convert("I;16") if mode == "I;16" else image.convert(mode)
         file = io.BytesIO()
         try:
             image.save(file, {"PGM": "PPM", "PBM": "PPM"}.get(kind, kind))
-        except (OSError, ValueError, KeyError):  # not this mode in this kind, or no such encoder
+        # Not this mode in this kind, or no such encoder.
+        except (OSError, ValueError, KeyError):
             continue
         found.append(({"JPEG": "jpg"}.get(kind, kind.lower()), file.getvalue()))
     return found
@@ -246,7 +267,10 @@ def samples() -> list[tuple[str, bytes]]:
 def images(rng: random.Random, count: int) -> list[tuple[str, bytes]]:
     """Some of `samples`; three of ten are called PNG or JPEG, whatever they are."""
     some = rng.choices(samples(), k=count)
-    return [(rng.choice(("png", "jpg")) if rng.random() < 0.3 else suffix, data) for suffix, data in some]
+    return [
+        (rng.choice(("png", "jpg")) if rng.random() < 0.3 else suffix, data)
+        for suffix, data in some
+    ]
 
 
 def mutated_image(data: bytes, rng: random.Random) -> bytes:
@@ -260,6 +284,11 @@ def mutated_image(data: bytes, rng: random.Random) -> bytes:
         at += 12 + length
     i = rng.randrange(len(chunks))
     kind, content = chunks[i]
-    chunks[i] = (rng.choice((kind, b"tEXt", b"iCCP", b"acTL", b"PLTE")), mutated_bytes(content, rng))
-    pack = (struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks)
+    chunks[i] = (
+        rng.choice((kind, b"tEXt", b"iCCP", b"acTL", b"PLTE")),
+        mutated_bytes(content, rng),
+    )
+    pack = (
+        struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks
+    )
     return data[:8] + b"".join(pack)

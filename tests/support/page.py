@@ -1,5 +1,6 @@
-"""Run folders and shards for the report's tests: real images (scikit-learn's digits, or pairs of them for
-100 classes), real models (small scikit-learn networks trained here), written by the contract."""
+"""Run folders and shards for the report's tests: real images (scikit-learn's digits, or pairs of
+them for 100 classes), real models (small scikit-learn networks trained here), written by the
+contract."""
 
 from __future__ import annotations
 
@@ -17,7 +18,12 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
 from sklearn.datasets import load_digits
-from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, precision_recall_fscore_support
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    log_loss,
+    precision_recall_fscore_support,
+)
 from sklearn.neural_network import MLPClassifier
 
 from hpc_mlp.config.sections import Config
@@ -26,7 +32,8 @@ from hpc_mlp.files.checked import file_sha256
 from hpc_mlp.runs.folder import PREDICTIONS, RunFolder
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-RECIPES: dict[str, dict[str, Any]] = {  # what sets the scikit-learn stand-ins of the variants apart
+# What sets the scikit-learn stand-ins of the variants apart.
+RECIPES: dict[str, dict[str, Any]] = {
     "baseline": {"alpha": 1e-5, "learning_rate_init": 3e-3},
     "dropout": {"alpha": 3.0, "learning_rate_init": 1e-3},
     "batchnorm": {"alpha": 1e-5, "learning_rate_init": 1e-2},
@@ -36,7 +43,8 @@ RECIPES: dict[str, dict[str, Any]] = {  # what sets the scikit-learn stand-ins o
 
 @dataclass(frozen=True)
 class Images:
-    """uint8 images [N, H, W] or [N, H, W, 3] and int64 labels [N] of the three splits, in shard order."""
+    """uint8 images [N, H, W] or [N, H, W, 3] and int64 labels [N] of the three splits, in shard
+    order."""
 
     classes: tuple[str, ...]
     splits: dict[str, tuple[np.ndarray, np.ndarray]]
@@ -55,7 +63,9 @@ def digits(num_classes: int = 10) -> Images:
         classes = tuple(f"{a}-{b}" for a in DIGITS for b in DIGITS)
     order = np.random.default_rng(1).permutation(len(images))
     cuts = {"train": (0.0, 0.6), "val": (0.6, 0.7), "test": (0.7, 1.0)}
-    parts = {name: order[int(a * len(order)) : int(b * len(order))] for name, (a, b) in cuts.items()}
+    parts = {
+        name: order[int(a * len(order)) : int(b * len(order))] for name, (a, b) in cuts.items()
+    }
     return Images(classes, {name: (images[part], labels[part]) for name, part in parts.items()})
 
 
@@ -69,7 +79,9 @@ def write_shards(folder: Path, images: Images, per_shard: int = 300) -> Manifest
             path = folder / f"{split}-{number:06d}.tar"
             with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
                 for image, label in zip(
-                    pixels[start : start + per_shard], labels[start : start + per_shard], strict=True
+                    pixels[start : start + per_shard],
+                    labels[start : start + per_shard],
+                    strict=True,
                 ):
                     buffer = io.BytesIO()
                     Image.fromarray(image).save(buffer, "png")
@@ -78,10 +90,17 @@ def write_shards(folder: Path, images: Images, per_shard: int = 300) -> Manifest
                     key += 1
             count = len(pixels[start : start + per_shard])
             shards.append(
-                Shard(name=path.name, num_images=count, bytes=path.stat().st_size, sha256=file_sha256(path))
+                Shard(
+                    name=path.name,
+                    num_images=count,
+                    bytes=path.stat().st_size,
+                    sha256=file_sha256(path),
+                )
             )
         counts = np.bincount(labels, minlength=len(images.classes)).tolist()
-        splits[split] = Split(num_images=len(pixels), class_counts=tuple(counts), shards=tuple(shards))
+        splits[split] = Split(
+            num_images=len(pixels), class_counts=tuple(counts), shards=tuple(shards)
+        )
     train = images.splits["train"][0] / 255.0
     manifest = Manifest(
         digest=hashlib.sha256(train.tobytes()).hexdigest()[:16],
@@ -231,7 +250,13 @@ def _result(
                 for name, values in zip(("precision", "recall", "f1"), columns, strict=False)
             },
             "per_class": [
-                {"class": name, "precision": float(p), "recall": float(r), "f1": float(f), "support": int(s)}
+                {
+                    "class": name,
+                    "precision": float(p),
+                    "recall": float(r),
+                    "f1": float(f),
+                    "support": int(s),
+                }
                 for name, p, r, f, s in zip(classes, *columns, strict=True)
             ],
             "confusion_matrix": confusion_matrix(labels, predicted, labels=every).tolist(),
@@ -244,7 +269,9 @@ def _result(
     }
 
 
-def write_unfinished(root: Path, shards: Path, variant: str, seed: int, num_epochs: int = 2) -> Path:
+def write_unfinished(
+    root: Path, shards: Path, variant: str, seed: int, num_epochs: int = 2
+) -> Path:
     """A run that was started and is still going (or was killed): no result."""
     run = RunFolder(root / f"{variant}-s{seed}")
     lines = [
@@ -259,7 +286,9 @@ def write_unfinished(root: Path, shards: Path, variant: str, seed: int, num_epoc
 def write_failed(root: Path, shards: Path, variant: str, seed: int) -> Path:
     """A run whose last attempt failed."""
     path = write_unfinished(root, shards, variant, seed, num_epochs=0)
-    RunFolder(path).write_failed("CUDA out of memory <8 GiB>", "Traceback (most recent call last): …")
+    RunFolder(path).write_failed(
+        "CUDA out of memory <8 GiB>", "Traceback (most recent call last): …"
+    )
     return path
 
 

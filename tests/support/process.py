@@ -28,7 +28,9 @@ def environment() -> dict[str, str]:
 
 
 def run_process(arguments: list[str], timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(
+        arguments, env=environment(), capture_output=True, text=True, timeout=timeout
+    )
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

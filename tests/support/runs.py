@@ -1,4 +1,5 @@
-"""Run folders as training leaves them, without training: for the tests of the table and the page."""
+"""Run folders as training leaves them, without training: for the tests of the table and the
+page."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ def labels(num_images: int = 500, num_classes: int = 10, seed: int = 0) -> NDArr
     return np.random.default_rng(seed).integers(0, num_classes, num_images)
 
 
-def predict(truth: NDArray[np.int64], correct: NDArray[np.bool_], seed: int = 0) -> NDArray[np.float32]:
+def predict(
+    truth: NDArray[np.int64], correct: NDArray[np.bool_], seed: int = 0
+) -> NDArray[np.float32]:
     """Probabilities [N, K] whose argmax is right exactly where `correct`."""
     rng = np.random.default_rng(seed)
     num_classes = int(truth.max()) + 1
@@ -60,8 +63,10 @@ def write_run(
     seed: int = 0,
     *,
     truth: NDArray[np.int64] | None = None,
-    correct: NDArray[np.bool_] | None = None,  # [N]; by default 9 of 10, drawn from variant and seed
-    state: str = "done",  # or diverged, failed, unfinished
+    # [N]; by default 9 of 10, drawn from variant and seed
+    correct: NDArray[np.bool_] | None = None,
+    # Or diverged, failed, unfinished.
+    state: str = "done",
     val_loss: float = 0.4,
     epochs: int = 10,
     swept: dict[str, Any] | None = None,
@@ -106,7 +111,10 @@ def write_run(
     ]  # fmt: skip
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if state == "failed":
-        _write(folder / "failed.json", {"status": "failed", "error": "CUDA out of memory", "traceback": "…"})
+        _write(
+            folder / "failed.json",
+            {"status": "failed", "error": "CUDA out of memory", "traceback": "…"},
+        )
     if state not in ("done", "diverged"):
         return folder
     probabilities = predict(truth, correct, seed)

@@ -16,7 +16,8 @@ from PIL import Image
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.files.checked import file_sha256
 
-Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]  # images [N, H, W, C], labels [N]
+# Images [N, H, W, C], labels [N].
+Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
 def random_arrays(
@@ -40,9 +41,15 @@ def encode(image: NDArray[np.uint8], encoding: str) -> bytes:
 
 
 def write_shards(
-    folder: Path, splits: dict[str, Arrays], *, encoding: str = "png", shard_size: int = 100, classes: int = 3
+    folder: Path,
+    splits: dict[str, Arrays],
+    *,
+    encoding: str = "png",
+    shard_size: int = 100,
+    classes: int = 3,
 ) -> Manifest:
-    """Every split in shards of `shard_size` images, the others empty; statistics are those of the training split."""
+    """Every split in shards of `shard_size` images, the others empty; statistics are those of the
+    training split."""
     folder.mkdir(parents=True, exist_ok=True)
     nothing = tuple(array[:0] for array in splits["train"])
     splits = splits | {name: nothing for name in ("val", "test") if name not in splits}

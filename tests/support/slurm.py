@@ -31,14 +31,18 @@ def dev_cluster(*arguments: str) -> str:
 def cli(*arguments: object, code: int | None = 0) -> str:
     """`hpc-mlp …` from another working directory, as a user would call it."""
     command = [sys.executable, "-m", "hpc_mlp", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd="/", check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, cwd="/", check=False
+    )
     assert code is None or done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
 def submit(shards: Path, runs: Path, *arguments: object, sets: Json | None = None) -> str:
     values = {"launch.cpus_per_task": 1, **(sets or {})}
-    options = [item for key, value in values.items() for item in ("--set", f"{key}={json.dumps(value)}")]
+    options = [
+        item for key, value in values.items() for item in ("--set", f"{key}={json.dumps(value)}")
+    ]
     return cli("submit", shards, "--runs", runs, "--cluster", "slurm", *arguments, *options)
 
 
@@ -67,11 +71,16 @@ def submit_standin(runs: Path, variants: str, seeds: str, *sets: str) -> None:
 
 
 def states(runs: Path) -> dict[str, Json]:
-    return {run["name"]: run for run in json.loads(cli("status", runs, "--format", "json", code=None))}
+    return {
+        run["name"]: run for run in json.loads(cli("status", runs, "--format", "json", code=None))
+    }
 
 
-def wait_until(what: str, condition: Callable[[], bool], seconds: float = 240, pause: float = 0.5) -> None:
-    """The limit is for what never comes: two shared cores may be slow. Requeued jobs are hurried."""
+def wait_until(
+    what: str, condition: Callable[[], bool], seconds: float = 240, pause: float = 0.5
+) -> None:
+    """The limit is for what never comes: two shared cores may be slow. Requeued jobs are
+    hurried."""
     begun = hurried = time.monotonic()
     while not condition():
         now = time.monotonic()
@@ -103,7 +112,8 @@ def node_state(node: str) -> str:
 
 
 def freeze(runs: Path, name: str, restart: int = 0) -> None:
-    """Stop the job's process (SIGSTOP) once this run has trained two epochs, or has its lease after a requeue."""
+    """Stop the job's process (SIGSTOP) once this run has trained two epochs, or has its lease after
+    a requeue."""
     lease = runs / name / "lease.json"
 
     def is_there() -> bool:
@@ -122,7 +132,10 @@ def thaw(runs: Path, restart: int) -> None:
 def outcome(run: Path) -> tuple[bytes, list[tuple[float, ...]], Json]:
     """What must be the same in a disturbed and an undisturbed run, to the last bit."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    metrics = [(line["epoch"], line["train_loss"], line["val_loss"], line["val_accuracy"]) for line in lines]
+    metrics = [
+        (line["epoch"], line["train_loss"], line["val_loss"], line["val_accuracy"])
+        for line in lines
+    ]
     return (
         (run / "best.safetensors").read_bytes(),
         metrics,

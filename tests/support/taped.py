@@ -1,9 +1,8 @@
 """A GPU's branches on a CPU's tensors: `with gpu_branch(): …`, in pure Python.
 
-What `torch.cuda` captures is a tape here. Under the capture, operators are kept, with the memory that they read and
-write, and leave no trace; a replay runs what was kept over the same memory. A step that reads anything but its buffers
-gives other numbers than the eager one.
-"""
+What `torch.cuda` captures is a tape here. Under the capture, operators are kept, with the memory
+that they read and write, and leave no trace; a replay runs what was kept over the same memory. A
+step that reads anything but its buffers gives other numbers than the eager one."""
 
 from __future__ import annotations
 
@@ -14,7 +13,8 @@ from unittest import mock
 
 import torch
 
-# A first dispatch mode imports it, and the import keeps the frames below it for good: a step's would hold its bank.
+# A first dispatch mode imports it, and the import keeps the frames below it for good: a step's
+# would hold its bank.
 import torch._dynamo
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -38,9 +38,12 @@ class Tape(TorchDispatchMode):
         self.counts, self.kept = counts, list[Any]()
         self.before: dict[
             int, Any
-        ] = {}  # address → (memory, its bytes before the capture); None: made within
+            # Address → (memory, its bytes before the capture); None: made within.
+        ] = {}
 
-    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         if operator._schema.name.split("::")[1] in ASKS:
             raise RuntimeError(f"{operator} needs the device's answer while a graph is captured")
         for tensor in tensors((args, kwargs)):
@@ -77,7 +80,8 @@ def _bare(value: Any) -> Any:
 def gpu_branch(
     counts: dict[str, int] | None = None, fault: tuple[Any, str, Any] | None = None
 ) -> Iterator[dict[str, int]]:
-    """→ how many "captures" and "replays" there have been, in `counts` if given; with a `fault` planted."""
+    """→ how many "captures" and "replays" there have been, in `counts` if given; with a `fault`
+    planted."""
     counts = {} if counts is None else counts
     counts |= {"captures": 0, "replays": 0}
     streams = {name: mock.MagicMock() for name in ("Stream", "current_stream")}

@@ -1,4 +1,5 @@
-"""Small real runs for tests of what uses them: photographs and digits of scikit-learn, as files of many kinds."""
+"""Small real runs for tests of what uses them: photographs and digits of scikit-learn, as files of
+many kinds."""
 
 from __future__ import annotations
 
@@ -16,15 +17,18 @@ from scipy.optimize import linear_sum_assignment
 import hpc_mlp
 from hpc_mlp.runs.folder import Run
 
-SIZE = (10, 12)  # height, width
-SPLITS = {"train": 24, "val": 6, "test": 12}  # images of a class
+# Height, width.
+SIZE = (10, 12)
+# Images of a class.
+SPLITS = {"train": 24, "val": 6, "test": 12}
 
 
 def image_bytes(pixels: Any, kind: str) -> bytes:
     """The image as a file of this kind."""
     image, options = Image.fromarray(pixels), dict[str, Any]()
     suffix = "PNG"
-    if kind == "turned":  # stored lying, with the EXIF flag that says so
+    # Stored lying, with the EXIF flag that says so.
+    if kind == "turned":
         exif = Image.Exif()
         exif[0x0112] = 6
         image, suffix, options = image.transpose(Image.Transpose.ROTATE_90), "JPEG", {"exif": exif}
@@ -58,7 +62,9 @@ def class_images() -> dict[str, list[Any]]:
         for name, photo in (("china", china), ("flower", flower)):
             top, left = (int(rng.integers(0, photo.shape[k] - 70)) for k in (0, 1))
             images[name].append(photo[top : top + height, left : left + width])
-        digit = Image.fromarray((load_digits().images[i] * 15).astype(np.uint8)).resize((width, height))
+        digit = Image.fromarray((load_digits().images[i] * 15).astype(np.uint8)).resize(
+            (width, height)
+        )
         images["digit"].append(np.asarray(digit.convert("RGB")))
     return images
 
@@ -71,7 +77,9 @@ def write_zip(path: Path, splits: Sequence[str] = tuple(SPLITS)) -> Path:
             for split in splits:
                 for i in range(first[split], first[split] + SPLITS[split]):
                     kind = KINDS[i % len(KINDS)]
-                    suffix = {"jpeg": "jpg", "turned": "jpg", "cmyk": "jpg", "gif": "gif"}.get(kind, "png")
+                    suffix = {"jpeg": "jpg", "turned": "jpg", "cmyk": "jpg", "gif": "gif"}.get(
+                        kind, "png"
+                    )
                     archive.writestr(f"{split}/{name}/{i}.{suffix}", image_bytes(images[i], kind))
     return path
 
@@ -106,7 +114,9 @@ def every_kind(base: Path) -> Trained:
         write_zip(root / "test.zip", ["test"])
         hpc_mlp.convert(root / "all.zip", root / "shards", size=SIZE, workers=1)
         train(root, "batchnorm,dropout,cnn,resnet18")
-        (root / "residual.toml").write_text('[model]\nkind = "residual_mlp"\nblocks = 1\ndropout = 0.1\n')
+        (root / "residual.toml").write_text(
+            '[model]\nkind = "residual_mlp"\nblocks = 1\ndropout = 0.1\n'
+        )
         train(root, str(root / "residual.toml"))
         train(root, "batchnorm", "1")
     return Trained(root)
@@ -130,6 +140,7 @@ def same_rows(a: Any, b: Any) -> bool:
     if len(a) != len(b):
         return False
     distances = np.abs(a[:, None] - b[None]).max(2)
-    # Two images may have all but the same probabilities: the nearest row alone would not tell them apart.
+    # Two images may have all but the same probabilities: the nearest row alone would not tell them
+    # apart.
     pairs = linear_sum_assignment(distances)
     return bool(distances[pairs].max() < 2e-6)

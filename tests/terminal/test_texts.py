@@ -28,7 +28,9 @@ class Point(Record):
 def test_nothing_that_acts_is_left(text: str) -> None:
     shown = printable(text)
     assert all(unicodedata.category(c) not in ("Cc", "Cs", "Zl", "Zp") for c in shown)
-    assert not set(shown) & set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c")
+    assert not set(shown) & set(
+        "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c"
+    )
     shown.encode()
 
 
@@ -74,7 +76,8 @@ def test_a_console_shows_text_as_it_is() -> None:
     console.out(HOSTILE)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert text.count(r"cat\x1b]52;c;aGk=\x07\x9b31m\u202egpj.exe[red]:skull:") == 5
-    assert text.count(r"cat\x1b]52;c;aGk=\x9b31m\u202egpj.exe[red]:skull:") == 1  # a Text has lost its BEL
+    # A Text has lost its BEL.
+    assert text.count(r"cat\x1b]52;c;aGk=\x9b31m\u202egpj.exe[red]:skull:") == 1
     assert "\x1b]" not in text and not set(text) & set("\x07\x9b\u202e")
 
 
@@ -89,7 +92,9 @@ def test_errors_and_warnings_show_nothing_that_acts() -> None:
 
 def test_a_record_is_read(tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text('{"name": "a", "x": 1, "tags": [1, 2], "newer": {}}')
-    assert read(tmp_path / "p.json", Point, "Write it again.") == Point(name="a", x=1.0, tags=(1, 2))
+    assert read(tmp_path / "p.json", Point, "Write it again.") == Point(
+        name="a", x=1.0, tags=(1, 2)
+    )
     assert read(tmp_path / "none.json", Point, "") is None
 
 
@@ -105,7 +110,9 @@ def test_another_shape_is_damaged(value: Any, why: str) -> None:
         parse(json.dumps(value), Point, Path("p.json"), "Write it again.")
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b'{"name": "\\ud800", "x": 1}'])
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b'{"name": "\\ud800", "x": 1}']
+)
 def test_what_is_no_json_is_damaged(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "p.json").write_bytes(data)
     with pytest.raises(RunError, match="damaged"):

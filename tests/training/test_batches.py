@@ -1,4 +1,5 @@
-"""What a step of training is fed: the images of its place in the epoch, augmented and mixed, however it is split."""
+"""What a step of training is fed: the images of its place in the epoch, augmented and mixed,
+however it is split."""
 
 from __future__ import annotations
 
@@ -43,7 +44,11 @@ def open_loader(shards: Shards, mode: str) -> BatchLoader:
 
 
 def epoch(
-    loader: BatchLoader, *streams: BatchStream, size: int = 8, start: int = 0, part: tuple[int, int] = (0, 1)
+    loader: BatchLoader,
+    *streams: BatchStream,
+    size: int = 8,
+    start: int = 0,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[StepBatch]:
     return loader.epoch(streams, 2, start, size, Processes(*part))
 
@@ -53,15 +58,20 @@ def joined(parts: Sequence[StepBatch], name: str) -> Tensor:
 
 
 @pytest.mark.parametrize("mode", ["resident", "streaming"])
-def test_mixup_blends_each_image_with_its_mirror_image_in_the_batch(shards: Shards, mode: str) -> None:
+def test_mixup_blends_each_image_with_its_mirror_image_in_the_batch(
+    shards: Shards, mode: str
+) -> None:
     """The last batch is of five images, the middle one of which meets itself."""
     source = open_loader(shards, mode)
     for plain, mixed in zip(epoch(source, PLAIN), epoch(source, PLAIN, MIXED), strict=True):
-        position = mixed.place
-        share = torch.from_numpy(mixup_shares(3, position.epoch, position.step, position.batch_size, 0.4))
+        position = mixed.position
+        share = torch.from_numpy(
+            mixup_shares(3, position.epoch, position.step, position.batch_size, 0.4)
+        )
         assert mixed.share is not None and mixed.partners is not None
         assert torch.equal(mixed.share, torch.stack([torch.ones_like(share), share]))
-        assert torch.equal(mixed.images[0], plain.images[0])  # the neighbour asked for none
+        # The neighbour asked for none.
+        assert torch.equal(mixed.images[0], plain.images[0])
         assert torch.equal(mixed.labels, plain.labels.expand(2, -1))
         assert torch.equal(mixed.partners, plain.labels.flip(1).expand(2, -1))
         one, weight = plain.images[0], share.view(-1, 1, 1, 1)
@@ -81,7 +91,10 @@ def test_any_number_of_processes_and_any_start_feed_the_same(
     stream = BatchStream(7, MOVED if moved else AugmentConfig(), mixup)
     whole = epoch(source, stream, size=size)
     split = zip(
-        *(epoch(source, stream, size=size, start=start, part=(rank, world)) for rank in range(world)),
+        *(
+            epoch(source, stream, size=size, start=start, part=(rank, world))
+            for rank in range(world)
+        ),
         strict=True,
     )
     begun = itertools.islice(whole, start, None)

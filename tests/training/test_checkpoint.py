@@ -42,7 +42,10 @@ def test_what_is_saved_is_loaded(folders: list[Path]) -> None:
     loaded = load_checkpoints(folders)
     assert loaded is not None
     for i, one in enumerate(loaded):
-        assert one.position == (1, 5) and one.state == {"history": [{"epoch": 1}], "value": float(i)}
+        assert one.position == (1, 5) and one.state == {
+            "history": [{"epoch": 1}],
+            "value": float(i),
+        }
         assert torch.equal(one.tensors["model/0.weight"], torch.full((2, 3), float(i)))
     assert all([p.name for p in folder.iterdir()] == ["last.ckpt"] for folder in folders)
 
@@ -62,7 +65,8 @@ class Crash(BaseException):
 def test_crashes_in_a_row_never_lose_the_common_position(
     folders: list[Path], monkeypatch: pytest.MonkeyPatch, number: int, second: int
 ) -> None:
-    """Three runs: three writes, three renames. Cut off at any of them, twice, after resuming in between."""
+    """Three runs: three writes, three renames. Cut off at any of them, twice, after resuming in
+    between."""
     import os
 
     def crash_at(n: int, position: int) -> None:
@@ -105,7 +109,9 @@ def test_newest_position_that_all_have(folders: list[Path]) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(
-    positions=st.lists(st.none() | st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=6)
+    positions=st.lists(
+        st.none() | st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=6
+    )
 )
 def test_runs_go_on_together_exactly_where_they_can(
     tmp_path_factory: pytest.TempPathFactory, positions: list[tuple[int, int] | None]
@@ -151,7 +157,9 @@ def test_best_weights(folders: list[Path]) -> None:
     weights = {"0.weight": torch.randn(3, 2).t(), "1.num_batches_tracked": torch.tensor(7)}
     save_best(folders[0], weights, {"epoch": 3})
     loaded = load_weights(folders[0] / BEST)
-    assert loaded.keys() == weights.keys() and all(torch.equal(loaded[k], weights[k]) for k in weights)
+    assert loaded.keys() == weights.keys() and all(
+        torch.equal(loaded[k], weights[k]) for k in weights
+    )
     with pytest.raises(RunError, match=r"best\.safetensors"):
         load_weights(folders[1] / BEST)
 
@@ -176,7 +184,8 @@ def test_a_full_disk_is_an_error_of_ours_and_leaves_the_old_one(
 
 
 def test_what_a_kill_left_half_written_is_swept_away(tmp_path: Path) -> None:
-    """Our own temporary names and those of safetensors (".tmp" and six characters); nothing else."""
+    """Our own temporary names and those of safetensors (".tmp" and six characters); nothing
+    else."""
     for name in (".last.ckpt.k3x", ".live.json.12", ".tmp4kgRGu", "last.ckpt", ".tmp", "notes.txt"):
         (tmp_path / name).touch()
     RunFolder(tmp_path).sweep()

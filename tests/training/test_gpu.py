@@ -1,4 +1,5 @@
-"""On a CUDA device: the captured step equals the eager one, results are a CPU's, resuming keeps every bit."""
+"""On a CUDA device: the captured step equals the eager one, results are a CPU's, resuming keeps
+every bit."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ def on_the_device(runs: Path) -> None:
 
 
 def train(test: BankUnderTest, steps: int, *, last: int = 32) -> list[dict[str, torch.Tensor]]:
-    """The rate changes from step to step, and the last batch is smaller: neither is part of the graph."""
+    """The rate changes from step to step, and the last batch is smaller: neither is part of the
+    graph."""
     for t in range(steps):
         size = last if t == steps - 1 else 32
         images, labels = (part.cuda() for part in test.data(t, size))
@@ -54,7 +56,9 @@ def train(test: BankUnderTest, steps: int, *, last: int = 32) -> list[dict[str, 
         rates = [param_group.optim.lr / (t + 1) for param_group in test.optimizer.param_groups]
         test.step(StepBatch(position, images, labels, full=size == 32), rates)
     torch.cuda.synchronize()
-    return [{key: tensor.cpu() for key, tensor in state.items()} for state in test.bank.member_states()]
+    return [
+        {key: tensor.cpu() for key, tensor in state.items()} for state in test.bank.member_states()
+    ]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +69,9 @@ def train(test: BankUnderTest, steps: int, *, last: int = 32) -> list[dict[str, 
 )  # fmt: skip
 def test_the_captured_step_equals_the_eager_one(settings: tuple[str, ...]) -> None:
     captured, eager = (
-        train(cuda_bank("all,dropout_l2", "model.hidden=[24,16]", *settings, graph=graph), 8, last=9)
+        train(
+            cuda_bank("all,dropout_l2", "model.hidden=[24,16]", *settings, graph=graph), 8, last=9
+        )
         for graph in (True, False)
     )
     for one, other in zip(captured, eager, strict=True):
@@ -80,7 +86,8 @@ def test_the_captured_step_is_one_graph() -> None:
 
 
 def test_capturing_leaves_no_trace() -> None:
-    """Warm-up steps before the capture must not count: one step of either kind from the same start."""
+    """Warm-up steps before the capture must not count: one step of either kind from the same
+    start."""
     captured, eager = (
         train(cuda_bank("all", "model.hidden=[24]", graph=graph), 1) for graph in (True, False)
     )
@@ -115,7 +122,9 @@ def test_no_host_round_trips_in_feeding_augmented_and_mixed_images(digits: Path)
         second = next(batches)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert first.images.shape == second.images.shape and not torch.equal(first.images, second.images)
+    assert first.images.shape == second.images.shape and not torch.equal(
+        first.images, second.images
+    )
 
 
 @pytest.mark.parametrize("variants", ["all", "baseline,cnn"])

@@ -20,13 +20,22 @@ CASES = {
     "second evaluation": ("evaluation", 60),
     "logits of another shape": ("shape", 0),
 }
-SMALL = ("--set", "train.epochs=2", "--set", "model.hidden=[16]", "--set", "train.checkpoint_every=20 steps")
+SMALL = (
+    "--set",
+    "train.epochs=2",
+    "--set",
+    "model.hidden=[16]",
+    "--set",
+    "train.checkpoint_every=20 steps",
+)
 HEALTHY = "baseline,dropout_batchnorm"
 
 
 def same_as_alone(digits: Path, cli: Cli, folder: Path, runs: Path) -> None:
     alone = folder / "alone"
-    assert cli("train", digits, "--runs", alone, "--variants", HEALTHY, *SMALL, "--cpu").exit_code == 0
+    assert (
+        cli("train", digits, "--runs", alone, "--variants", HEALTHY, *SMALL, "--cpu").exit_code == 0
+    )
     for name in ("baseline-s0", "dropout_batchnorm-s0"):
         assert not (runs / name / "failed.json").exists()
         assert (runs / name / "best.safetensors").read_bytes() == (
@@ -87,25 +96,39 @@ def test_one_that_fails_at_its_test_fails_alone(
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["members", "data"])
 @pytest.mark.parametrize("case", ["first step", "backward", "first evaluation"])
-def test_also_on_several_processes(digits: Path, tmp_path: Path, cli: Cli, parallel: str, case: str) -> None:
+def test_also_on_several_processes(
+    digits: Path, tmp_path: Path, cli: Cli, parallel: str, case: str
+) -> None:
     bad = variant(tmp_path, *CASES[case])
     runs = tmp_path / "runs"
     processes = ("--processes", 2, "--parallel", parallel)
     variants = ("--variants", f"{HEALTHY},{bad}")
-    done = run_process(command("train", digits, "--runs", runs, *variants, *SMALL, "--cpu", *processes))
+    done = run_process(
+        command("train", digits, "--runs", runs, *variants, *SMALL, "--cpu", *processes)
+    )
     assert done.returncode == 1, done.stderr
     assert CASES[case][0] in failure(runs / "bad-s0")
     same_as_alone(digits, cli, tmp_path, runs)
 
 
-@pytest.mark.parametrize("hidden", ["[10000000000]", "[100000,100000]", "[512,10000000000000000000]"])
+@pytest.mark.parametrize(
+    "hidden", ["[10000000000]", "[100000,100000]", "[512,10000000000000000000]"]
+)
 def test_a_model_that_memory_cannot_hold_is_refused(
     digits: Path, tmp_path: Path, cli: Cli, hidden: str
 ) -> None:
     """Before anything is written, with what it would need."""
     runs = tmp_path / "runs"
     done = cli(
-        "train", digits, "--runs", runs, "--variants", "baseline", "--set", f"model.hidden={hidden}", "--cpu"
+        "train",
+        digits,
+        "--runs",
+        runs,
+        "--variants",
+        "baseline",
+        "--set",
+        f"model.hidden={hidden}",
+        "--cpu",
     )
     assert done.exit_code == 2 and not runs.exists(), done.output
     assert "baseline-s0" in done.output or "model.hidden" in done.output

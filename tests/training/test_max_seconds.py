@@ -12,7 +12,8 @@ from support.process import Cli, command, metrics, result, run_process, timeless
 
 from hpc_mlp.training.checkpoint import Position, load_checkpoints
 
-AT_ONCE = "train.max_seconds=0.000001"  # over after the first step
+# Over after the first step.
+AT_ONCE = "train.max_seconds=0.000001"
 KEEP = "train.keep_checkpoint=true"
 
 
@@ -22,16 +23,21 @@ def position(folder: Path) -> Position:
     return checkpoints[0].position
 
 
-def test_over_within_its_first_epoch_a_run_has_a_result(digits: Path, tmp_path: Path, cli: Cli) -> None:
+def test_over_within_its_first_epoch_a_run_has_a_result(
+    digits: Path, tmp_path: Path, cli: Cli
+) -> None:
     ran = cli("train", digits, "--runs", tmp_path, "--cpu", "--variants", "baseline",
               "--set", AT_ONCE, "--set", "train.epochs=50", "--set", KEEP)  # fmt: skip
     folder = tmp_path / "baseline-s0"
     outcome, (line,) = result(folder), metrics(folder)
     assert ran.exit_code == 0 and "done" in ran.stdout and "out of time" in ran.stderr
     assert outcome["status"] == "done" and outcome["stopped"] == "max_seconds"
-    assert outcome["epochs_run"] == outcome["best_epoch"] == 1 and outcome["test"]["num_images"] == 179
+    assert (
+        outcome["epochs_run"] == outcome["best_epoch"] == 1 and outcome["test"]["num_images"] == 179
+    )
     assert position(folder) == (0, 1)
-    assert 1.5 < line["train_loss"] < 3.5  # the mean over one batch, before any training: about log(10)
+    # The mean over one batch, before any training: about log(10).
+    assert 1.5 < line["train_loss"] < 3.5
     assert outcome["images_per_second"] == pytest.approx(32 / outcome["seconds"])
     again = cli("train", digits, "--runs", tmp_path, "--cpu", "--variants", "baseline",
                 "--set", "train.epochs=50")  # fmt: skip
@@ -39,7 +45,10 @@ def test_over_within_its_first_epoch_a_run_has_a_result(digits: Path, tmp_path: 
 
 
 def test_the_others_of_the_bank_go_on_with_the_epoch(digits: Path, tmp_path: Path) -> None:
-    assert train(digits, tmp_path / "both", f"{AT_ONCE},1000000", KEEP, variants="dropout_batchnorm") == 0
+    assert (
+        train(digits, tmp_path / "both", f"{AT_ONCE},1000000", KEEP, variants="dropout_batchnorm")
+        == 0
+    )
     assert train(digits, tmp_path / "alone", KEEP, variants="dropout_batchnorm") == 0
     short = tmp_path / "both" / "dropout_batchnorm-s0-train.max_seconds=1e-06"
     long = tmp_path / "both" / "dropout_batchnorm-s0-train.max_seconds=1000000"
@@ -78,13 +87,17 @@ def test_the_time_of_earlier_sessions_counts(
     assert outcome["seconds"] == pytest.approx(sum(line["seconds"] for line in metrics(folder)))
 
 
-def test_killed_while_it_ends(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut off before and after each of the renames: checkpoint, best weights, metrics, predictions, result."""
+def test_killed_while_it_ends(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off before and after each of the renames: checkpoint, best weights, metrics, predictions,
+    result."""
     name = "baseline-s0"
     settings = (AT_ONCE, KEEP, "train.checkpoint_every=60 s")
     assert train(digits, tmp_path / "whole", *settings, variants="baseline") == 0
     whole = tmp_path / "whole" / name
-    for number in range(2, 8):  # the first one is config.json
+    # The first one is config.json.
+    for number in range(2, 8):
         for after in (False, True):
             runs = tmp_path / f"{number}-{after}"
             with monkeypatch.context() as patch:
@@ -95,7 +108,9 @@ def test_killed_while_it_ends(digits: Path, tmp_path: Path, monkeypatch: pytest.
             mine = runs / name
             assert result(mine)["stopped"] == "max_seconds" and position(mine) == (0, 1)
             assert timeless(mine) == timeless(whole)
-            assert (mine / "best.safetensors").read_bytes() == (whole / "best.safetensors").read_bytes()
+            assert (mine / "best.safetensors").read_bytes() == (
+                whole / "best.safetensors"
+            ).read_bytes()
             assert result(mine)["test"] == result(whole)["test"]
 
 
@@ -105,4 +120,5 @@ def test_processes_that_split_batches_stop_at_the_same_step(digits: Path, tmp_pa
                                "--processes", 2, "--parallel", "data", "--set", AT_ONCE, "--set", KEEP))  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert result(tmp_path / "baseline-s0")["stopped"] == "max_seconds"
-    assert position(tmp_path / "baseline-s0") == (0, 8)  # they agree every eight steps
+    # They agree every eight steps.
+    assert position(tmp_path / "baseline-s0") == (0, 8)

@@ -21,7 +21,9 @@ def member(*sets: str) -> Member:
     return Member(spec, RunFolder(Path("nowhere")))
 
 
-def line(epoch: int, val_loss: float, train_loss: float = 1.0, accuracy: float = 0.5) -> dict[str, Any]:
+def line(
+    epoch: int, val_loss: float, train_loss: float = 1.0, accuracy: float = 0.5
+) -> dict[str, Any]:
     return {
         "epoch": epoch, "val_loss": val_loss, "train_loss": train_loss, "val_accuracy": accuracy, "seconds": 2.0
     }  # fmt: skip
@@ -48,7 +50,9 @@ def test_a_run_stops_at_its_last_epoch_or_once_patience_is_spent(
     losses: list[float], epochs: int, patience: int, early: bool
 ) -> None:
     run = member(
-        f"train.epochs={epochs}", f"train.patience={patience}", f"train.early_stopping={str(early).lower()}"
+        f"train.epochs={epochs}",
+        f"train.patience={patience}",
+        f"train.early_stopping={str(early).lower()}",
     )
     best = train(run, losses)
     count = len(best)
@@ -77,7 +81,11 @@ def test_a_loss_that_is_not_finite_ends_the_run(val_loss: float, train_loss: flo
     assert not run.finish_epoch(line(2, val_loss, train_loss), 10)
     assert run.stopped == "diverged" and run.best_epoch == 1
     result = run.result(None, 5, "cpu", 1)
-    assert (result["status"], result["stopped"], result["best_val_loss"]) == ("diverged", "diverged", 0.5)
+    assert (result["status"], result["stopped"], result["best_val_loss"]) == (
+        "diverged",
+        "diverged",
+        0.5,
+    )
 
 
 def test_a_run_that_diverges_at_once_has_no_best_epoch() -> None:
@@ -123,7 +131,11 @@ def test_time_that_is_up_ends_a_run_after_its_epoch() -> None:
 def test_an_epoch_that_was_cut_is_the_last_and_may_be_the_best() -> None:
     run = member("train.max_seconds=10")
     run.finish_epoch(line(1, 0.5), 10)
-    assert run.finish_epoch(line(2, 0.4), 5, cut=True) and run.stopped == "max_seconds" and run.images == 15
+    assert (
+        run.finish_epoch(line(2, 0.4), 5, cut=True)
+        and run.stopped == "max_seconds"
+        and run.images == 15
+    )
 
 
 def test_the_result_says_what_happened() -> None:

@@ -33,15 +33,21 @@ KEEP = "from hpc_mlp.machine.pinned_memory import keep_freed_memory; keep_freed_
 
 
 def page_faults(first: str) -> int:
-    """Of 20 steps that each ask for the same 72 MB: more than twice the largest piece, which glibc keeps by default."""
-    done = subprocess.run([sys.executable, "-c", LOOP.format(first=first)], capture_output=True, text=True)
+    """Of 20 steps that each ask for the same 72 MB: more than twice the largest piece, which glibc
+    keeps by default."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOOP.format(first=first)], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc is what is set up here")
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="glibc's malloc is what is set up here"
+)
 def test_steps_take_the_memory_that_the_last_one_freed() -> None:
-    assert page_faults("") > 20 * 72_000_000 / 4096 / 2  # else there is nothing to be won
+    # Else there is nothing to be won.
+    assert page_faults("") > 20 * 72_000_000 / 4096 / 2
     assert page_faults(KEEP) < 1000
 
 
@@ -64,13 +70,18 @@ HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 @pytest.mark.skipif(
-    not HUGE.exists() or "[madvise]" not in HUGE.read_text() or platform.libc_ver() < ("glibc", "2.35"),
+    not HUGE.exists()
+    or "[madvise]" not in HUGE.read_text()
+    or platform.libc_ver() < ("glibc", "2.35"),
     reason="glibc's malloc from 2.35 on, and a kernel that gives huge pages to who asks",
 )
 def test_training_asks_for_huge_pages(tmp_path: Path) -> None:
-    """In the processes that a command starts by glibc, in its own by torch; not against the user's word."""
+    """In the processes that a command starts by glibc, in its own by torch; not against the user's
+    word."""
     (tmp_path / "rank.py").write_text(f"memory = bytearray(64 << 20){SHOW}")
-    ranks = "from hpc_mlp.launch.spawn import run_processes; run_processes('rank', [], 2, threads=1)"
+    ranks = (
+        "from hpc_mlp.launch.spawn import run_processes; run_processes('rank', [], 2, threads=1)"
+    )
     alone = (
         "from hpc_mlp.machine.command_line import importing\nwith importing(): import torch\n"
         f"memory = torch.zeros(16 << 20){SHOW}"
@@ -82,6 +93,10 @@ def test_training_asks_for_huge_pages(tmp_path: Path) -> None:
         (alone, {}, ["True"]),
     ]:
         done = subprocess.run(
-            [sys.executable, "-c", script], env=own | more, capture_output=True, text=True, check=True
+            [sys.executable, "-c", script],
+            env=own | more,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         assert done.stdout.split() == seen

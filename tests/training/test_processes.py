@@ -11,7 +11,16 @@ import time
 from pathlib import Path
 
 import pytest
-from support.process import Cli, command, environment, metrics, num_correct, result, run_process, timeless
+from support.process import (
+    Cli,
+    command,
+    environment,
+    metrics,
+    num_correct,
+    result,
+    run_process,
+    timeless,
+)
 
 SMALL = ("--cpu", "--set", "model.hidden=[32,16]", "--set", "train.epochs=2")
 FOUR = ("baseline", "dropout", "batchnorm", "dropout_batchnorm")
@@ -19,14 +28,19 @@ FOUR = ("baseline", "dropout", "batchnorm", "dropout_batchnorm")
 
 @pytest.fixture(scope="module")
 def alone(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The four variants in one process, in batches of 33: no number of processes divides all of them."""
+    """The four variants in one process, in batches of 33: no number of processes divides all of
+    them."""
     runs = tmp_path_factory.mktemp("alone")
-    done = run_process(command("train", digits, "--runs", runs, *SMALL, "--set", "train.batch_size=33"))
+    done = run_process(
+        command("train", digits, "--runs", runs, *SMALL, "--set", "train.batch_size=33")
+    )
     assert done.returncode == 0, done.stderr
     return runs
 
 
-def check_close(runs: Path, alone: Path, variants: tuple[str, ...] = FOUR, rel: float = 1e-4) -> None:
+def check_close(
+    runs: Path, alone: Path, variants: tuple[str, ...] = FOUR, rel: float = 1e-4
+) -> None:
     for variant in variants:
         one, other = runs / f"{variant}-s0", alone / f"{variant}-s0"
         assert len(metrics(one)) == len(metrics(other))
@@ -38,7 +52,9 @@ def check_close(runs: Path, alone: Path, variants: tuple[str, ...] = FOUR, rel: 
 
 
 @pytest.mark.slow
-def test_accelerate_launch_gives_the_table_of_one_process(digits: Path, alone: Path, tmp_path: Path) -> None:
+def test_accelerate_launch_gives_the_table_of_one_process(
+    digits: Path, alone: Path, tmp_path: Path
+) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -48,7 +64,8 @@ def test_accelerate_launch_gives_the_table_of_one_process(digits: Path, alone: P
                         "--set", "train.batch_size=33"])  # fmt: skip
     assert done.returncode == 0, done.stderr
     check_close(tmp_path / "runs", alone)
-    assert done.stdout.count("seeds  parameters") == 1  # one table
+    # One table.
+    assert done.stdout.count("seeds  parameters") == 1
     # two banks of two: the runs were dealt out
     assert [result(tmp_path / "runs" / f"{v}-s0")["bank_size"] for v in FOUR] == [2] * 4
 
@@ -76,7 +93,8 @@ def test_more_processes_than_runs(digits: Path, alone: Path, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_split_batches_with_everything_on(digits: Path, tmp_path: Path, cli: Cli) -> None:
-    """Clipping, smoothing, class weights, averages, a model beside the stack, and a last batch of one image."""
+    """Clipping, smoothing, class weights, averages, a model beside the stack, and a last batch of
+    one image."""
     settings = (*SMALL, "--set", "optim.clip_norm=0.5", "--set", "train.label_smoothing=0.1",
                 "--set", "train.class_weights=balanced", "--set", "train.ema=0.9",
                 "--set", f"train.batch_size={rest_one(digits)}",
@@ -100,7 +118,8 @@ def rest_one(shards: Path) -> int:
 def test_stopped_and_resumed_with_split_batches(
     digits: Path, alone: Path, tmp_path: Path, first: int, second: int
 ) -> None:
-    """SIGTERM leaves a checkpoint on all processes' behalf; any number of them goes on from there."""
+    """SIGTERM leaves a checkpoint on all processes' behalf; any number of them goes on from
+    there."""
     settings = (
         *SMALL,
         "--set",
@@ -110,7 +129,15 @@ def test_stopped_and_resumed_with_split_batches(
         "--variants",
         "batchnorm,dropout",
     )
-    arguments = ["train", digits, "--runs", tmp_path, *settings, "--set", "train.checkpoint_every=5 steps"]
+    arguments = [
+        "train",
+        digits,
+        "--runs",
+        tmp_path,
+        *settings,
+        "--set",
+        "train.checkpoint_every=5 steps",
+    ]
     process = subprocess.Popen(command(*arguments, "--processes", first), env=environment(),
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
     deadline = time.monotonic() + 90
@@ -173,7 +200,9 @@ def test_max_seconds_means_the_same_to_all_processes(digits: Path, tmp_path: Pat
 @pytest.mark.slow
 def test_wrong_input_is_said_once(tmp_path: Path) -> None:
     done = run_process(
-        command("train", tmp_path / "nowhere", "--runs", tmp_path / "runs", "--cpu", "--processes", 2)
+        command(
+            "train", tmp_path / "nowhere", "--runs", tmp_path / "runs", "--cpu", "--processes", 2
+        )
     )
     assert done.returncode == 2
     assert done.stderr.count("hpc-mlp:") == 1 and "Traceback" not in done.stderr

@@ -1,4 +1,5 @@
-"""Each rank, each phase, each signal: whoever dies, everything ends soon, says who it was, and leaves nothing."""
+"""Each rank, each phase, each signal: whoever dies, everything ends soon, says who it was, and
+leaves nothing."""
 
 from __future__ import annotations
 
@@ -20,9 +21,12 @@ from support.process import command, environment
 from hpc_mlp.runs.lease import LEASE, is_held
 
 PHASES = ("import", "rendezvous", "loading", "step", "validation", "end")
-DEATHS = ("SIGKILL", "SIGSTOP", "exit 1")  # SIGSTOP: and then SIGKILL
-RANKS = ((0, 2), (1, 3), (1, 2))  # the first, one between, the last, of so many
-SECONDS = 35  # the promise
+# SIGSTOP: and then SIGKILL.
+DEATHS = ("SIGKILL", "SIGSTOP", "exit 1")
+# The first, one between, the last, of so many.
+RANKS = ((0, 2), (1, 3), (1, 2))
+# The promise.
+SECONDS = 35
 
 
 @dataclass
@@ -71,17 +75,25 @@ class Started:
     def left(self, killed_launcher: bool) -> list[object]:
         runs = [path for path in (self.folder / "runs").glob("*") if path.is_dir()]
         # What torch keeps there for its next start, whoever starts it, is not left over.
-        temporary = (path for path in (self.folder / "tmp").iterdir() if "torchinductor" not in path.name)
+        temporary = (
+            path for path in (self.folder / "tmp").iterdir() if "torchinductor" not in path.name
+        )
         found = [*self.processes(), *temporary, *filter(is_held, runs)]
-        if not killed_launcher:  # then the next one that trains there tidies up
+        # Then the next one that trains there tidies up.
+        if not killed_launcher:
             found += [
-                path for run in runs for path in run.iterdir() if path.name[0] == "." or path.name == LEASE
+                path
+                for run in runs
+                for path in run.iterdir()
+                if path.name[0] == "." or path.name == LEASE
             ]
         return found
 
 
 @contextmanager
-def started(digits: Path, folder: Path, phase: str, rank: tuple[int, int], *words: str) -> Iterator[Started]:
+def started(
+    digits: Path, folder: Path, phase: str, rank: tuple[int, int], *words: str
+) -> Iterator[Started]:
     (folder / "tmp").mkdir(parents=True)
     number, count = rank
     arguments = command("train", digits, "--runs", folder / "runs", "--cpu", "--variants", "baseline", "--seeds",
@@ -97,7 +109,9 @@ def waiting(arguments: list[str], folder: Path, phase: str, rank: int) -> Iterat
     hooks = Path(__file__).parents[1] / "support" / "phases"
     env |= {"PYTHONPATH": f"{hooks}{os.pathsep}{env['PYTHONPATH']}", "TMPDIR": str(folder / "tmp"),
             "PHASE": phase, "PHASE_RANK": str(rank), "PHASE_FOLDER": str(folder)}  # fmt: skip
-    launcher = subprocess.Popen(arguments, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    launcher = subprocess.Popen(
+        arguments, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     process = Started(launcher, folder, rank)
     try:
         wait_for(folder / "reached", launcher)
@@ -125,7 +139,8 @@ def the_launcher_dies(digits: Path, folder: Path, phase: str, death: str) -> Non
     with started(digits, folder, phase, RANKS[-1]) as process:
         process.dies(death, launcher=True)
         assert process.launcher.wait(5) == (1 if death == "exit 1" else -signal.SIGKILL)
-        (folder / "go").touch()  # one that is being imported looks for its parent when it has been
+        # One that is being imported looks for its parent when it has been.
+        (folder / "go").touch()
         process.check_nothing_is_left(killed_launcher=True)
 
 
@@ -136,7 +151,8 @@ def is_told_to_stop(digits: Path, folder: Path, phase: str, *numbers: signal.Sig
             time.sleep(0.2)
         errors = process.ends(30)
         assert process.launcher.returncode == 128 + numbers[0]
-        assert phase == "import" or "Traceback" not in errors  # Python itself is being started
+        # Python itself is being started.
+        assert phase == "import" or "Traceback" not in errors
         process.check_nothing_is_left()
 
 
@@ -144,7 +160,9 @@ def is_told_to_stop(digits: Path, folder: Path, phase: str, *numbers: signal.Sig
     ("phase", "rank", "death"),
     [("rendezvous", (1, 2), "SIGKILL"), ("step", (1, 2), "exit 1"), ("end", (0, 2), "SIGSTOP")],
 )
-def test_a_rank_dies(digits: Path, tmp_path: Path, phase: str, rank: tuple[int, int], death: str) -> None:
+def test_a_rank_dies(
+    digits: Path, tmp_path: Path, phase: str, rank: tuple[int, int], death: str
+) -> None:
     a_rank_dies(digits, tmp_path, phase, rank, death)
 
 
@@ -156,7 +174,8 @@ def test_told_to_stop_in_the_rendezvous(digits: Path, tmp_path: Path) -> None:
 def test_a_stopped_rank_is_waited_for(digits: Path, tmp_path: Path) -> None:
     with started(digits, tmp_path, "end", RANKS[-1]) as process:
         os.kill(process.waiting, signal.SIGSTOP)
-        time.sleep(4)  # longer than anything else is patient
+        # Longer than anything else is patient.
+        time.sleep(4)
         assert process.launcher.poll() is None
         os.kill(process.waiting, signal.SIGCONT)
         (tmp_path / "go").touch()
@@ -190,7 +209,8 @@ def test_a_rank_of_torchrun_dies(digits: Path, tmp_path: Path, phase: str) -> No
 
 @pytest.mark.slow
 def test_dealt_out_by_torchrun_the_worst_code_counts(digits: Path, tmp_path: Path) -> None:
-    """What one process cannot write is the code of all, once the others have trained theirs to the end."""
+    """What one process cannot write is the code of all, once the others have trained theirs to the
+    end."""
     arguments = command("--nproc-per-node", 2, "--standalone", "-m", "hpc_mlp.train", digits, "--runs", tmp_path,
                         "--variants", "baseline", "--seeds", "0-1", "--set", "train.epochs=1",
                         module="torch.distributed.run")  # fmt: skip
@@ -199,10 +219,13 @@ def test_dealt_out_by_torchrun_the_worst_code_counts(digits: Path, tmp_path: Pat
         (tmp_path / "baseline-s1").mkdir(exist_ok=True)
         blocker = tmp_path / "baseline-s1" / "metrics.jsonl"
         if blocked:
-            blocker.mkdir()  # nothing can be written there
+            # Nothing can be written there.
+            blocker.mkdir()
         else:
             blocker.rmdir()
-        done = subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            arguments, env=environment(), capture_output=True, text=True, timeout=120
+        )
         codes.append(done.returncode)
         assert (tmp_path / "baseline-s0" / "result.json").exists(), done.stderr
     assert codes == [1, 0]
@@ -238,7 +261,9 @@ def test_a_rank_of_a_local_job_dies(digits: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_every_rank_in_every_phase(digits: Path, tmp_path: Path) -> None:
     cells = [(phase, rank, death) for phase in PHASES for rank in RANKS for death in DEATHS]
-    two_at_a_time([partial(a_rank_dies, digits, tmp_path / str(i), *cell) for i, cell in enumerate(cells)])
+    two_at_a_time(
+        [partial(a_rank_dies, digits, tmp_path / str(i), *cell) for i, cell in enumerate(cells)]
+    )
 
 
 @pytest.mark.slow

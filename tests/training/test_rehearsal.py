@@ -1,4 +1,5 @@
-"""The GPU path rehearsed without one, on a pretended device (tests/rehearsal/device.py tells how)."""
+"""The GPU path rehearsed without one, on a pretended device (tests/rehearsal/device.py tells
+how)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Shards that somebody replaces, changes or cuts short while they are in use are noticed, whatever size they have."""
+"""Shards that somebody replaces, changes or cuts short while they are in use are noticed, whatever
+size they have."""
 
 from __future__ import annotations
 
@@ -30,8 +31,12 @@ NAME = "train-000001.tar"
 def dataset(tmp_path: Path) -> tuple[Path, Manifest, bytes]:
     """A dataset in three shards, and another one's second shard, of the same size."""
     images, labels = random_arrays(60)
-    manifest = write_shards(tmp_path / "shards", {"train": (images, labels)}, shard_size=20, encoding="npy")
-    write_shards(tmp_path / "other", {"train": (images, (labels + 1) % 3)}, shard_size=20, encoding="npy")
+    manifest = write_shards(
+        tmp_path / "shards", {"train": (images, labels)}, shard_size=20, encoding="npy"
+    )
+    write_shards(
+        tmp_path / "other", {"train": (images, (labels + 1) % 3)}, shard_size=20, encoding="npy"
+    )
     other = (tmp_path / "other" / NAME).read_bytes()
     assert len(other) == (tmp_path / "shards" / NAME).stat().st_size
     return tmp_path / "shards", manifest, other
@@ -62,7 +67,9 @@ Way = Callable[[Path, bytes], None]
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_streaming_notices_in_the_next_pass(dataset: tuple[Path, Manifest, bytes], way: Way) -> None:
+def test_streaming_notices_in_the_next_pass(
+    dataset: tuple[Path, Manifest, bytes], way: Way
+) -> None:
     folder, manifest, other = dataset
     stream = StreamingSplit(folder, manifest, "train", device=CPU)
     for epoch in range(2):
@@ -84,7 +91,8 @@ def test_streaming_goes_on_with_a_copy(dataset: tuple[Path, Manifest, bytes]) ->
 def test_a_shard_changed_under_the_reader(
     dataset: tuple[Path, Manifest, bytes], cut: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between its opening and its last image: an error, of a shard cut short too, and never a signal."""
+    """Between its opening and its last image: an error, of a shard cut short too, and never a
+    signal."""
     folder, manifest, other = dataset
     plain, done = OpenShard.image, []
 
@@ -96,13 +104,17 @@ def test_a_shard_changed_under_the_reader(
     monkeypatch.setattr(OpenShard, "image", image)
     with pytest.raises(RunError, match=r"train-000000\.tar was changed"):
         list(StreamingSplit(folder, manifest, "train", device=CPU).in_order(8))
-    write_over(folder / "train-000000.tar", (folder.parent / "other" / "train-000002.tar").read_bytes())
+    write_over(
+        folder / "train-000000.tar", (folder.parent / "other" / "train-000002.tar").read_bytes()
+    )
     with pytest.raises(UserError, match=r"train-000000\.tar is damaged"):
         load_resident(folder, manifest, "train", CPU, cache=False)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_cache_is_not_used_for_other_shards(dataset: tuple[Path, Manifest, bytes], way: Way) -> None:
+def test_a_cache_is_not_used_for_other_shards(
+    dataset: tuple[Path, Manifest, bytes], way: Way
+) -> None:
     folder, manifest, other = dataset
     before = load_resident(folder, manifest, "train", CPU)
     own = (folder / NAME).read_bytes()
@@ -128,12 +140,16 @@ def test_something_else_in_a_shards_place(dataset: tuple[Path, Manifest, bytes])
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def test_training_on_shards_converted_anew_fails_in_the_next_epoch(digits: Path, tmp_path: Path) -> None:
+def test_training_on_shards_converted_anew_fails_in_the_next_epoch(
+    digits: Path, tmp_path: Path
+) -> None:
     shards, other, runs = tmp_path / "shards", tmp_path / "other", tmp_path / "runs"
     shutil.copytree(digits, shards, ignore=shutil.ignore_patterns(".cache"))
     manifest = Manifest.load(shards)
     with np.load(_npz(shards, manifest, tmp_path)) as arrays:
-        splits = {name: (arrays[f"{name}-x"], (arrays[f"{name}-y"] + 1) % 10) for name in manifest.splits}
+        splits = {
+            name: (arrays[f"{name}-x"], (arrays[f"{name}-y"] + 1) % 10) for name in manifest.splits
+        }
     write_shards(other, splits, classes=10, shard_size=10**6)
     training = subprocess.Popen(
         command("train", shards, "--runs", runs, "--variants", "baseline", "--cpu", "--processes", 1,
@@ -159,6 +175,9 @@ def _npz(shards: Path, manifest: Manifest, folder: Path) -> Path:
     arrays = {}
     for name in manifest.splits:
         split = load_resident(shards, manifest, name, CPU, cache=False)
-        arrays |= {f"{name}-x": split.images.permute(0, 2, 3, 1).numpy(), f"{name}-y": split.labels.numpy()}
+        arrays |= {
+            f"{name}-x": split.images.permute(0, 2, 3, 1).numpy(),
+            f"{name}-y": split.labels.numpy(),
+        }
     np.savez(folder / "arrays.npz", **arrays)
     return folder / "arrays.npz"

@@ -46,17 +46,26 @@ def renames(digits: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> int:
 def test_killed_between_renames(
     digits: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every file appears by a rename. Cut off at 20 of them, among these all of the first epoch's end, where
-    checkpoints, best weights and metrics of two runs change hands; twice each, for kills of what resumed."""
+    """Every file appears by a rename. Cut off at 20 of them, among these all of the first epoch's
+    end, where checkpoints, best weights and metrics of two runs change hands; twice each, for kills
+    of what resumed."""
     total = renames(digits, tmp_path / "count", monkeypatch)
     assert total > 100
     check_equal(tmp_path / "count", undisturbed)
-    first_end = 2 + 4 * 7  # two config.json; seven step checkpoints of two files, each written and renamed
-    for number in [*range(first_end, first_end + 14), *range(60, total, total // 4), total - 1, total]:
+    # Two config.json; seven step checkpoints of two files, each written and renamed.
+    first_end = 2 + 4 * 7
+    for number in [
+        *range(first_end, first_end + 14),
+        *range(60, total, total // 4),
+        total - 1,
+        total,
+    ]:
         runs = tmp_path / f"kill{number}"
         for attempt in (number, 3):
             with monkeypatch.context() as patch:
-                patch.setattr(os, "replace", Guillotine(os.replace, attempt, after=attempt % 2 == 1))
+                patch.setattr(
+                    os, "replace", Guillotine(os.replace, attempt, after=attempt % 2 == 1)
+                )
                 with contextlib.suppress(Killed):
                     assert train(digits, runs) == 0
         assert train(digits, runs) == 0
@@ -65,7 +74,11 @@ def test_killed_between_renames(
 
 @pytest.mark.parametrize("kills", [(5, 9), (40, 41), (70, 2, 2, 2, 2)])
 def test_killed_again_and_again(
-    digits: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: tuple[int, ...]
+    digits: Path,
+    undisturbed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kills: tuple[int, ...],
 ) -> None:
     for number in kills:
         with monkeypatch.context() as patch:
@@ -93,21 +106,31 @@ def test_killed_between_steps(
         check_equal(tmp_path / f"{turn}", undisturbed)
 
 
-def test_saving_by_the_clock_gives_the_same(digits: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_saving_by_the_clock_gives_the_same(
+    digits: Path, undisturbed: Path, tmp_path: Path
+) -> None:
     assert train(digits, tmp_path, "train.checkpoint_every=60 s") == 0
     check_equal(tmp_path, undisturbed)
 
 
-# Batches of 64: 23 steps an epoch. So high a rate that the best epoch is an early one, kept in memory when it ends, and
-# in the checkpoint of a later one.
-RARELY = ("train.checkpoint_every=50 steps", "optim.lr=0.3", "train.epochs=6", "train.early_stopping=false")
+# Batches of 64: 23 steps an epoch. So high a rate that the best epoch is an early one, kept in
+# memory when it ends, and in the checkpoint of a later one.
+RARELY = (
+    "train.checkpoint_every=50 steps",
+    "optim.lr=0.3",
+    "train.epochs=6",
+    "train.early_stopping=false",
+)
 
 
-@pytest.mark.parametrize("numbers", [range(4, 40, 9), pytest.param(range(1, 40), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "numbers", [range(4, 40, 9), pytest.param(range(1, 40), marks=pytest.mark.slow)]
+)
 def test_killed_between_rare_checkpoints(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbers: range
 ) -> None:
-    """At each rename: of checkpoints every second epoch, best weights, metrics, predictions, results."""
+    """At each rename: of checkpoints every second epoch, best weights, metrics, predictions,
+    results."""
     assert train(digits, tmp_path / "whole", *RARELY) == 0
     best = {result(run)["best_epoch"] for run in (tmp_path / "whole").iterdir()}
     assert best != {6}
@@ -142,7 +165,8 @@ def test_a_truncated_checkpoint_is_as_good_as_absent(
             train(digits, tmp_path)
     path = tmp_path / "baseline-s0" / "last.ckpt"
     path.write_bytes(path.read_bytes()[:-100])
-    assert train(digits, tmp_path) == 0  # this run from its start, the other from where it was: two banks
+    # This run from its start, the other from where it was: two banks.
+    assert train(digits, tmp_path) == 0
     check_close(tmp_path, undisturbed)
 
 
@@ -163,11 +187,13 @@ def test_a_run_that_joins_does_not_send_the_others_back(
 def test_a_resumed_run_keeps_the_mode_that_auto_chose(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Streamed images come in another order: a run that began with little memory goes on streaming with much."""
+    """Streamed images come in another order: a run that began with little memory goes on streaming
+    with much."""
     from hpc_mlp.data import resident
 
     free = resident.free_memory
-    two_epochs = ("train.epochs=2", "train.keep_checkpoint=true")  # which tells the mode
+    # Which tells the mode.
+    two_epochs = ("train.epochs=2", "train.keep_checkpoint=true")
     with monkeypatch.context() as patch:
         patch.setattr(resident, "free_memory", lambda device: 1000)
         assert train(digits, tmp_path / "undisturbed", *two_epochs) == 0
@@ -178,7 +204,8 @@ def test_a_resumed_run_keeps_the_mode_that_auto_chose(
     assert train(digits, tmp_path / "runs", *two_epochs, seeds="0-1") == 0
     check_equal(tmp_path / "runs", tmp_path / "undisturbed")
     new = [data_mode(tmp_path / "runs" / f"{variant}-s1") for variant in VARIANTS.split(",")]
-    assert new == ["streaming", "streaming"]  # they joined: no images are loaded twice
+    # They joined: no images are loaded twice.
+    assert new == ["streaming", "streaming"]
 
 
 def test_resuming_with_another_configuration_is_refused(
@@ -197,7 +224,8 @@ def test_resuming_with_another_configuration_is_refused(
 def test_times_of_a_resumed_epoch_cover_all_of_it(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Cut off after an epoch's last step, before its end: the epoch's rate is not that of the rest alone."""
+    """Cut off after an epoch's last step, before its end: the epoch's rate is not that of the rest
+    alone."""
     from hpc_mlp.training.trainer import BankTrainer
 
     with monkeypatch.context() as patch:
@@ -219,16 +247,20 @@ def test_times_of_a_resumed_epoch_cover_all_of_it(
 MOMENTS = (".last.ckpt.new.*", "last.ckpt.new", ".best.safetensors.*", ".predictions.npz.*")
 
 
-def wait_for_moment(folder: Path, pattern: str, before: set[Path], process: subprocess.Popen[str]) -> None:
+def wait_for_moment(
+    folder: Path, pattern: str, before: set[Path], process: subprocess.Popen[str]
+) -> None:
     """Until a file appears that was not there `before`."""
     while process.poll() is None and not set(folder.glob(pattern)) - before:
         time.sleep(0.0003)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # a minute or two, on a machine with nothing else to do
+# A minute or two, on a machine with nothing else to do.
+@pytest.mark.timeout(900)
 def test_sigkill_at_random_moments(digits: Path, undisturbed: Path, tmp_path: Path) -> None:
-    """At least 20 kills: half of them anywhere, half of them in or just after a checkpoint, a validation, a test."""
+    """At least 20 kills: half of them anywhere, half of them in or just after a checkpoint, a
+    validation, a test."""
     rng = random.Random(1)
     kills = cut_in_writing = turn = 0
     while kills < 20:
@@ -240,9 +272,12 @@ def test_sigkill_at_random_moments(digits: Path, undisturbed: Path, tmp_path: Pa
             try:
                 wait_for(folder / "lease.json", process)
             except AssertionError:
-                assert process.returncode == 0  # done before we looked
+                # Done before we looked.
+                assert process.returncode == 0
             if attempt % 2:
-                wait_for_moment(folder, MOMENTS[(turn + attempt // 2) % len(MOMENTS)], before, process)
+                wait_for_moment(
+                    folder, MOMENTS[(turn + attempt // 2) % len(MOMENTS)], before, process
+                )
             else:
                 time.sleep(rng.uniform(0.0, 0.6))
             if process.poll() is None:
@@ -254,14 +289,20 @@ def test_sigkill_at_random_moments(digits: Path, undisturbed: Path, tmp_path: Pa
         assert run_process(command("train", digits, "--runs", runs, *options())).returncode == 0
         check_equal(runs, undisturbed)
         turn += 1
-    assert cut_in_writing >= 1  # a file half-written, or not renamed
+    # A file half-written, or not renamed.
+    assert cut_in_writing >= 1
 
 
 @pytest.mark.parametrize(
-    "every, wanted", [("0.000001 s", (0, 10)), ("4 steps", (0, 8)), ("23 steps", None), ("60 s", None)]
+    "every, wanted",
+    [("0.000001 s", (0, 10)), ("4 steps", (0, 8)), ("23 steps", None), ("60 s", None)],
 )
 def test_checkpoints_within_an_epoch(
-    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: str, wanted: tuple[int, int] | None
+    digits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    every: str,
+    wanted: tuple[int, int] | None,
 ) -> None:
     """Killed in the eleventh step."""
     from hpc_mlp.bank.step import TrainStep

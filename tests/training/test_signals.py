@@ -75,7 +75,8 @@ def undisturbed(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_stopped_by_signal_and_resumed(
     digits: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SIGTERM to this very process, after one of the steps: a checkpoint of that step, and the same in the end."""
+    """SIGTERM to this very process, after one of the steps: a checkpoint of that step, and the same
+    in the end."""
     from hpc_mlp.bank.step import TrainStep
 
     done, original = 0, TrainStep.__call__
@@ -141,7 +142,8 @@ def test_while_data_are_loaded(cold: Path, tmp_path: Path, number: signal.Signal
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks into /proc")
 def test_while_data_are_loaded_by_a_job(cold: Path, tmp_path: Path) -> None:
-    """What Slurm sends before the time limit, to what it starts: the code with which a job hands itself back."""
+    """What Slurm sends before the time limit, to what it starts: the code with which a job hands
+    itself back."""
     submission = new_submission(tmp_path / "runs", "local", cold, plan_jobs(specs()))
     submission.save()
     with held(cache_lock(cold)):
@@ -154,11 +156,15 @@ def test_while_data_are_loaded_by_a_job(cold: Path, tmp_path: Path) -> None:
         started = time.monotonic()
         _, errors = process.communicate(timeout=20)
         assert time.monotonic() - started < 3
-    assert process.returncode == 143 and "stopped by SIGUSR2" in errors and "Traceback" not in errors
+    assert (
+        process.returncode == 143 and "stopped by SIGUSR2" in errors and "Traceback" not in errors
+    )
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_while_another_process_holds_the_run_folder(digits: Path, tmp_path: Path, processes: int) -> None:
+def test_while_another_process_holds_the_run_folder(
+    digits: Path, tmp_path: Path, processes: int
+) -> None:
     folder = tmp_path / "runs" / "baseline-s0"
     with Lease(folder):
         process = start(
@@ -197,7 +203,8 @@ SLOW_VARIANT = 'plugins = ["slow.py"]\n[model]\nkind = "slow"\n[train]\nepochs =
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("slow_from", [2, 8])  # in the validation, which takes six batches, and in the test
+# In the validation, which takes six batches, and in the test.
+@pytest.mark.parametrize("slow_from", [2, 8])
 def test_while_evaluating(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow_from: int) -> None:
     arrays = {name: random_arrays(3000, size=4, channels=1, seed=i) for i, name in
               enumerate(("train", "val", "test"))}  # fmt: skip
@@ -225,7 +232,7 @@ def test_while_evaluating(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow_
 
 HANGS = """
 import contextlib, ctypes, sys
-from hpc_mlp.training import stop
+from hpc_mlp.machine import stop
 
 stop._GRACE_SECONDS = 0.5
 libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
@@ -240,7 +247,9 @@ with stop.enforced(), stop.stop_on_signals():
 
 @pytest.mark.parametrize("phase", ["loading", "training"])
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_process_that_hangs_where_it_sees_no_signal_is_ended(phase: str, number: signal.Signals) -> None:
+def test_a_process_that_hangs_where_it_sees_no_signal_is_ended(
+    phase: str, number: signal.Signals
+) -> None:
     process = subprocess.Popen([sys.executable, "-c", HANGS, phase], env=environment(), stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True)  # fmt: skip
     assert process.stdout is not None and process.stdout.readline() == "here\n"

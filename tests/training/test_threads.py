@@ -1,5 +1,5 @@
-"""What a person does with the command line: one variant or all, on as many threads as there are cores, on and off. The
-weights are the same to the bit."""
+"""What a person does with the command line: one variant or all, on as many threads as there are
+cores, on and off. The weights are the same to the bit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,15 @@ from support.process import command, environment, timeless
 from hpc_mlp.config.plan import ALL
 from hpc_mlp.conversion.convert import Settings, convert
 
-SETS = ("--set", "train.epochs=2", "--set", "train.early_stopping=false", "--processes", "1", "--cpu")
+SETS = (
+    "--set",
+    "train.epochs=2",
+    "--set",
+    "train.early_stopping=false",
+    "--processes",
+    "1",
+    "--cpu",
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +44,9 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "shards"
 
 
-def start(shards: Path, runs: Path, variants: str, threads: int, *more: str) -> subprocess.Popen[str]:
+def start(
+    shards: Path, runs: Path, variants: str, threads: int, *more: str
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command("train", shards, "--runs", runs, "--variants", variants, *SETS, *more),
         env=environment() | {"OMP_NUM_THREADS": str(threads)},
@@ -53,7 +63,9 @@ def train(shards: Path, runs: Path, variants: str, threads: int, *more: str) -> 
 def check_same(runs: Path, others: Path) -> None:
     for run in runs.iterdir():
         other = others / run.name
-        assert (run / "best.safetensors").read_bytes() == (other / "best.safetensors").read_bytes(), run
+        assert (run / "best.safetensors").read_bytes() == (
+            other / "best.safetensors"
+        ).read_bytes(), run
         assert timeless(run) == timeless(other)
 
 
@@ -75,7 +87,9 @@ def test_one_by_one_or_together_on_as_many_threads_as_cores(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_killed_job_goes_on_with_another_number_of_cores(photographs: Path, tmp_path: Path) -> None:
+def test_a_killed_job_goes_on_with_another_number_of_cores(
+    photographs: Path, tmp_path: Path
+) -> None:
     often = ("--set", "train.checkpoint_every=2 steps")
     train(photographs, tmp_path / "whole", "all", 1)
     process = start(photographs, tmp_path / "cut", "all", 1, *often)

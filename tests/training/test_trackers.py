@@ -35,7 +35,9 @@ def test_a_tracker_that_is_not_installed(
 ) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == "tensorboard" else find(name, *rest)
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "tensorboard" else find(name, *rest),
     )
     ran = cli("train", digits, "--runs", tmp_path / "runs", *SETTINGS)
     assert ran.exit_code == 2 and "pip install 'hpc-mlp[tensorboard]'" in ran.stderr

@@ -1,4 +1,5 @@
-"""Training through the command line, on real data: what a bank of several runs gives, writes and survives."""
+"""Training through the command line, on real data: what a bank of several runs gives, writes and
+survives."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ def bank(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs
 
 
-def test_a_bank_of_four_equals_four_banks_of_one(bank: Path, digits: Path, tmp_path: Path, cli: Cli) -> None:
+def test_a_bank_of_four_equals_four_banks_of_one(
+    bank: Path, digits: Path, tmp_path: Path, cli: Cli
+) -> None:
     for variant in FOUR:
         ran = cli("train", digits, "--runs", tmp_path / "runs", "--variants", variant, *SMALL)
         assert ran.exit_code == 0, ran.output
@@ -46,7 +49,11 @@ def test_run_folders_hold_what_the_contract_says(bank: Path) -> None:
             "data_wait_seconds",
         ]  # fmt: skip
         outcome = result(folder)
-        assert outcome["status"] == "done" and outcome["stopped"] == "epochs" and outcome["epochs_run"] == 3
+        assert (
+            outcome["status"] == "done"
+            and outcome["stopped"] == "epochs"
+            and outcome["epochs_run"] == 3
+        )
         lines = metrics(folder)
         assert outcome["best_val_loss"] == min(line["val_loss"] for line in lines)
         assert outcome["best_epoch"] == 1 + min(range(3), key=lambda i: lines[i]["val_loss"])
@@ -58,11 +65,14 @@ def test_what_is_complete_is_not_trained_again_and_it_says_so(bank: Path, digits
     done = run_process(command("train", digits, "--runs", bank, *SMALL))
     assert done.returncode == 0
     assert "4 of 4 runs are complete" in done.stderr and "--overwrite" in done.stderr
-    assert "dropout_batchnorm" in done.stdout  # the table all the same
+    # The table all the same.
+    assert "dropout_batchnorm" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in bank.rglob("*") if path.is_file()} == before
 
 
-def test_only_what_is_missing_is_trained(bank: Path, digits: Path, tmp_path: Path, cli: Cli) -> None:
+def test_only_what_is_missing_is_trained(
+    bank: Path, digits: Path, tmp_path: Path, cli: Cli
+) -> None:
     runs = tmp_path / "runs"
     shutil.copytree(bank, runs)
     shutil.rmtree(runs / "dropout-s0")
@@ -130,7 +140,8 @@ def test_a_failed_run_does_not_stop_the_others(digits: Path, tmp_path: Path, cli
     assert "told to fail" in failed and "Traceback" in failed
     assert not (tmp_path / "runs" / "broken-s0" / "result.json").exists()
     assert result(tmp_path / "runs" / "baseline-s0")["status"] == "done"
-    assert "broken" in ran.stdout and "failed" in ran.stdout  # a row of the table
+    # A row of the table.
+    assert "broken" in ran.stdout and "failed" in ran.stdout
 
 
 def test_a_member_that_stops_early_leaves_the_others_undisturbed(
@@ -139,11 +150,16 @@ def test_a_member_that_stops_early_leaves_the_others_undisturbed(
     """A rate far too large stops early; the others go on to the very end as if alone."""
     settings = ("--cpu", "--variants", "batchnorm", "--set", "model.hidden=[32]", "--set", "train.epochs=6",
                 "--set", "train.patience=1")  # fmt: skip
-    ran = cli("train", digits, "--runs", tmp_path / "both", *settings, "--set", "optim.lr=0.001,3.0")
+    ran = cli(
+        "train", digits, "--runs", tmp_path / "both", *settings, "--set", "optim.lr=0.001,3.0"
+    )
     assert ran.exit_code == 0, ran.output
     ran = cli("train", digits, "--runs", tmp_path / "alone", *settings, "--set", "optim.lr=0.001")
     assert ran.exit_code == 0, ran.output
-    slow, fast = tmp_path / "both/batchnorm-s0-optim.lr=0.001", tmp_path / "both/batchnorm-s0-optim.lr=3.0"
+    slow, fast = (
+        tmp_path / "both/batchnorm-s0-optim.lr=0.001",
+        tmp_path / "both/batchnorm-s0-optim.lr=3.0",
+    )
     stopped = result(fast)
     assert stopped["stopped"] == "early" and stopped["epochs_run"] < 6
     assert stopped["epochs_run"] == stopped["best_epoch"] + 1 == len(metrics(fast))
@@ -155,14 +171,18 @@ def test_a_member_that_stops_early_leaves_the_others_undisturbed(
     assert abs(num_correct(slow) - num_correct(alone)) <= 2
 
 
-def test_without_early_stopping_a_run_goes_to_its_end(digits: Path, tmp_path: Path, cli: Cli) -> None:
+def test_without_early_stopping_a_run_goes_to_its_end(
+    digits: Path, tmp_path: Path, cli: Cli
+) -> None:
     ran = cli("train", digits, "--runs", tmp_path, "--cpu", "--variants", "baseline", "--set", "optim.lr=1.0",
               "--set", "model.hidden=[16]", "--set", "train.epochs=6", "--set", "train.patience=1",
               "--set", "train.early_stopping=false")  # fmt: skip
     assert ran.exit_code == 0 and result(tmp_path / "baseline-s0")["epochs_run"] == 6
 
 
-def test_the_best_epoch_is_the_one_that_the_monitor_names(digits: Path, tmp_path: Path, cli: Cli) -> None:
+def test_the_best_epoch_is_the_one_that_the_monitor_names(
+    digits: Path, tmp_path: Path, cli: Cli
+) -> None:
     """A rate far too large, at which losses and accuracies jump about, each in its own way."""
     ran = cli("train", digits, "--runs", tmp_path, "--cpu", "--variants", "baseline", "--seeds", "0-3",
               "--set", "optim.lr=0.1", "--set", "model.hidden=[64]", "--set", "train.epochs=12",
@@ -174,7 +194,9 @@ def test_the_best_epoch_is_the_one_that_the_monitor_names(digits: Path, tmp_path
             tmp_path / f"baseline-s{seed}-train.monitor={m}" for m in ("loss", "accuracy")
         )
         lines = metrics(by_loss)
-        assert [line["val_loss"] for line in lines] == [line["val_loss"] for line in metrics(by_accuracy)]
+        assert [line["val_loss"] for line in lines] == [
+            line["val_loss"] for line in metrics(by_accuracy)
+        ]
         lowest = min(lines, key=lambda line: line["val_loss"])
         highest = min(lines, key=lambda line: (-line["val_accuracy"], line["val_loss"]))
         for folder, line in ((by_loss, lowest), (by_accuracy, highest)):
@@ -192,7 +214,8 @@ def test_an_unfinished_run_shows_the_best_epoch_of_its_monitor(
     keys = ("epoch", "val_loss", "val_accuracy", "train_loss", "seconds")
     points = [(1, 0.4, 0.7), (2, 0.3, 0.8), (3, 0.5, 0.9), (4, 0.45, 0.9), (5, 0.6, 0.6)]
     lines = [dict(zip(keys, (*point, 0.5, 1.0), strict=True)) for point in points]
-    for monitor, best in (("loss", 2), ("accuracy", 4), ("last", 5)):  # of equal accuracies the lower loss
+    # Of equal accuracies the lower loss.
+    for monitor, best in (("loss", 2), ("accuracy", 4), ("last", 5)):
         runs = tmp_path / monitor
         named = ("--variants", "baseline", "--set", f"train.monitor={monitor}")
         assert cli("train", digits, "--runs", runs, *SMALL, *named).exit_code == 0
@@ -214,8 +237,11 @@ def test_a_diverging_member_stops_and_not_its_bank(digits: Path, tmp_path: Path,
     assert bad["test"] is None and bad["best_epoch"] == 0 and bad["epochs_run"] == 1
     folder = tmp_path / "both/baseline-s0-optim.lr=1000000.0"
     (line,) = (folder / "metrics.jsonl").read_text().splitlines()
-    assert json.loads(line, parse_constant=pytest.fail)["train_loss"] is None  # strict JSON has no NaN
-    told = json.loads(cli("status", tmp_path / "both", "--format", "json").stdout, parse_constant=pytest.fail)
+    # Strict JSON has no NaN.
+    assert json.loads(line, parse_constant=pytest.fail)["train_loss"] is None
+    told = json.loads(
+        cli("status", tmp_path / "both", "--format", "json").stdout, parse_constant=pytest.fail
+    )
     assert {run["name"]: run["loss"] for run in told}[folder.name] is None
     assert "diverged" in ran.stdout
     cli("train", digits, "--runs", tmp_path / "alone", *settings, "--set", "optim.lr=0.01")
@@ -223,7 +249,9 @@ def test_a_diverging_member_stops_and_not_its_bank(digits: Path, tmp_path: Path,
     assert result(good)["status"] == "done"
     for one, other in zip(metrics(good), metrics(alone), strict=True):
         assert one["val_loss"] == pytest.approx(other["val_loss"], rel=1e-4)
-    again = cli("train", digits, "--runs", tmp_path / "both", *settings, "--set", "optim.lr=0.01,1e6")
+    again = cli(
+        "train", digits, "--runs", tmp_path / "both", *settings, "--set", "optim.lr=0.01,1e6"
+    )
     assert "2 of 2 runs are complete" in again.stderr
 
 
@@ -240,7 +268,8 @@ def test_mixed_precision_comes_close(
 
 
 def test_the_last_batch_may_be_one_image(digits: Path, tmp_path: Path, cli: Cli) -> None:
-    """1,438 training images in batches of 479: three full ones and one image, also for batch norm."""
+    """1,438 training images in batches of 479: three full ones and one image, also for batch
+    norm."""
     ran = cli("train", digits, "--runs", tmp_path, "--cpu", "--variants", "baseline,batchnorm",
               "--set", f"train.batch_size={batch_with_rest_one(digits)}", "--set", "train.epochs=2")  # fmt: skip
     assert ran.exit_code == 0, ran.output
@@ -274,10 +303,14 @@ def batch_with_rest_one(shards: Path) -> int:
         (("--set", "train.batch_size=1"), "batch_size"),
     ],
 )  # fmt: skip
-def test_wrong_options(digits: Path, tmp_path: Path, cli: Cli, arguments: tuple[str, ...], says: str) -> None:
+def test_wrong_options(
+    digits: Path, tmp_path: Path, cli: Cli, arguments: tuple[str, ...], says: str
+) -> None:
     ran = cli("train", digits, "--runs", tmp_path / "runs", *arguments)
     assert ran.exit_code == 2
-    assert says in ran.stderr and ran.stderr.count("hpc-mlp:") == 1 and "Traceback" not in ran.stderr
+    assert (
+        says in ran.stderr and ran.stderr.count("hpc-mlp:") == 1 and "Traceback" not in ran.stderr
+    )
     assert list(tmp_path.iterdir()) == []
 
 

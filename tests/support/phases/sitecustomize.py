@@ -1,8 +1,8 @@
-"""Python's own hook, on the path of a command under test: a process that reaches a phase of training waits there.
+"""Python's own hook, on the path of a command under test: a process that reaches a phase of
+training waits there.
 
-PHASE: where; PHASE_RANK: who; PHASE_FOLDER: `reached` appears there with the process's number; `go` lets it on, `exit`
-ends it with exit code 1, `exit-launcher` the process that has started it.
-"""
+PHASE: where; PHASE_RANK: who; PHASE_FOLDER: `reached` appears there with the process's number; `go`
+lets it on, `exit` ends it with exit code 1, `exit-launcher` the process that has started it."""
 
 import importlib.machinery
 import os

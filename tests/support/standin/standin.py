@@ -1,8 +1,8 @@
 """A stand-in for training, as fast as wanted, that keeps the contract: checkpoint, resume, lease.
 
-The "weights" are a chain of hashes over the steps, so that any lost or repeated step changes the result.
-`model.options.seconds` is the length of a step, `model.options.fail` a seed whose run raises.
-"""
+The "weights" are a chain of hashes over the steps, so that any lost or repeated step changes the
+result. `model.options.seconds` is the length of a step, `model.options.fail` a seed whose run
+raises."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def train_specs(
         try:
             if not _train(spec, folder):
                 return 143
-        except LeaseLostError:  # the folder is another's now
+        # The folder is another's now.
+        except LeaseLostError:
             code = 1
         except Exception as error:
             folder.write_failed(str(error), traceback.format_exc())
@@ -52,14 +53,18 @@ def _train(spec: RunSpec, folder: RunFolder) -> bool:
         )  # fmt: skip
         last = folder.path / LAST
         state = (
-            json.loads(last.read_text()) if last.exists() else {"step": 0, "weights": spec.name, "lines": []}
+            json.loads(last.read_text())
+            if last.exists()
+            else {"step": 0, "weights": spec.name, "lines": []}
         )
         if options.get("fail") == spec.seed:
             raise ValueError(f"told to fail for seed {spec.seed}")
         while state["step"] < spec.config.train.epochs * STEPS:
             time.sleep(float(options.get("seconds", 0.0)))
             state["step"] += 1
-            state["weights"] = hashlib.sha256(f"{state['weights']} {state['step']}".encode()).hexdigest()
+            state["weights"] = hashlib.sha256(
+                f"{state['weights']} {state['step']}".encode()
+            ).hexdigest()
             lease.check()
             if state["step"] % STEPS == 0:
                 state["lines"].append(
@@ -73,5 +78,7 @@ def _train(spec: RunSpec, folder: RunFolder) -> bool:
                 return False
         lease.check()
         write_json(folder.path / "weights.json", {"weights": state["weights"]})
-        folder.write_result({"status": "done", "stopped": "epochs", "epochs_run": spec.config.train.epochs})
+        folder.write_result(
+            {"status": "done", "stopped": "epochs", "epochs_run": spec.config.train.epochs}
+        )
     return True
