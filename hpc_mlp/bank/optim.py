@@ -173,23 +173,26 @@ class BankOptimizer:
         return states
 
     @torch.no_grad()
-    def step(self, loss: Tensor, rates: Sequence[Rate]) -> None:
-        """Backward of the summed loss of all members, then one update of every member; `rates` are
-        of `param_groups`."""
-        small = self.small
+    def backward(self, loss: Tensor) -> dict[str, Tensor]:
+        """The gradients of the summed loss of all members, by parameter. Those that are formed
+        block by block in `update` are not among them: their factors wait in the layers."""
+        wanted = [self.parameters[name] for name in self.small]
         with torch.enable_grad():
-            found = torch.autograd.grad(
-                loss, [self.parameters[n] for n in small], allow_unused=True
-            )
+            found = torch.autograd.grad(loss, wanted, allow_unused=True)
         gradients = {
             name: _laid_out_as(self.parameters[name], gradient)
-            for name, gradient in zip(small, found, strict=True)
+            for name, gradient in zip(self.small, found, strict=True)
         }
         for name, full in self.full.items():
             self.factored[name].full_gradient(full)
             gradients[name] = full
         if self.reduce is not None:
             self.reduce([g for name, g in gradients.items() if not self.bank.is_summed(name)])
+        return gradients
+
+    @torch.no_grad()
+    def update(self, gradients: dict[str, Tensor], rates: Sequence[Rate]) -> None:
+        """Clip what `backward` gave and update every member once; `rates` are of `param_groups`."""
         self.clip(gradients)
         self.count += 1
         for update in self.updates.values():

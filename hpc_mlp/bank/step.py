@@ -115,7 +115,8 @@ class TrainStep:
             self._by_member(inputs.share),
         )
         losses = self.loss(logits, targets, batch_size)
-        self.optimizer.step(losses.sum(), rates)
+        gradients = self.optimizer.backward(losses.sum())
+        self.optimizer.update(gradients, rates)
         self.loss_sum.add_(losses.detach(), alpha=batch_size)
 
 

@@ -173,7 +173,8 @@ def test_clipping_is_torchs_for_the_smallest_gradients_too(scale: float) -> None
     images, labels = torch.randn(1, 16, *SHAPE), torch.randint(0, 5, (16,))
     before = {key: tensor.clone() for key, tensor in bank.member_states()[0].items()}
     logits = bank(images, bank.prepare(BatchPosition(0, 0, 0, 16, 16), CPU))[0]
-    optimizer.step(nn.functional.cross_entropy(logits, labels) * scale, [1 / clip])
+    loss = nn.functional.cross_entropy(logits, labels) * scale
+    optimizer.update(optimizer.backward(loss), [1 / clip])
     (nn.functional.cross_entropy(module(images[0]), labels) * scale).backward()
     nn.utils.clip_grad_norm_(module.parameters(), clip)
     for key, parameter in module.named_parameters():

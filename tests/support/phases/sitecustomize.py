@@ -18,7 +18,7 @@ _PHASE, _FOLDER = os.environ.get("PHASE", ""), Path(os.environ.get("PHASE_FOLDER
 # Phase → module, attribute, and which of its calls.
 _CALLS = {
     "rendezvous": ("torch.distributed", "init_process_group", 1),
-    "loading": ("hpc_mlp.training.session", "make_feeder", 1),
+    "loading": ("hpc_mlp.training.session", "make_loader", 1),
     "step": ("hpc_mlp.bank.step", "TrainStep.__call__", 5),
     "validation": ("hpc_mlp.training.trainer", "BankTrainer._validate", 1),
     "end": ("hpc_mlp.training.session", "_train", 1),
