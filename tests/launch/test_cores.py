@@ -39,13 +39,22 @@ def test_no_process_is_idle(digits: Path, runs: int, threads: int) -> None:
     assert count == 1 or -(-runs // (count - 1)) > longest
 
 
-@pytest.mark.parametrize("runs, threads, count", [
-    (1, 2, 1), (2, 2, 2), (4, 2, 2), (20, 2, 2), (4, 16, 4), (20, 64, 20),
-    # As 3 + 2, one core would stand idle for a third of the time.
-    (5, 2, 1),
-    # Two threads each.
-    (5, 4, 2), (6, 4, 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "runs, threads, count",
+    [
+        (1, 2, 1),
+        (2, 2, 2),
+        (4, 2, 2),
+        (20, 2, 2),
+        (4, 16, 4),
+        (20, 64, 20),
+        # As 3 + 2, one core would stand idle for a third of the time.
+        (5, 2, 1),
+        # Two threads each.
+        (5, 4, 2),
+        (6, 4, 2),
+    ],
+)
 def test_runs_are_dealt_out_where_that_is_quicker(
     digits: Path, runs: int, threads: int, count: int
 ) -> None:
@@ -53,20 +62,23 @@ def test_runs_are_dealt_out_where_that_is_quicker(
     assert processes_for(specs, Manifest.load(digits), threads=threads, free=1 << 50) == count
 
 
-@pytest.mark.parametrize("variants, sets, free, count", [
-    # Too little to do.
-    ("all", (), PLENTY, 1),
-    ("all", BIG, PLENTY, 4),
-    # Three would be 2 + 1 + 1, no quicker than two.
-    ("all", BIG, 3 * PROCESS_BYTES, 2),
-    # Each would decode all images again.
-    ("all", (*BIG, "data.mode=streaming"), PLENTY, 1),
-    ("all", (*BIG, "data.memory_fraction=1e-9"), PLENTY, 1),
-    # Unequal work.
-    ("baseline,cnn", ("train.epochs=100000",), PLENTY, 1),
-    ("cnn", ("train.epochs=100000",), PLENTY, 1),
-    ("all", ("model.hidden=[2048],[1024]", "train.epochs=1000"), PLENTY, 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "variants, sets, free, count",
+    [
+        # Too little to do.
+        ("all", (), PLENTY, 1),
+        ("all", BIG, PLENTY, 4),
+        # Three would be 2 + 1 + 1, no quicker than two.
+        ("all", BIG, 3 * PROCESS_BYTES, 2),
+        # Each would decode all images again.
+        ("all", (*BIG, "data.mode=streaming"), PLENTY, 1),
+        ("all", (*BIG, "data.memory_fraction=1e-9"), PLENTY, 1),
+        # Unequal work.
+        ("baseline,cnn", ("train.epochs=100000",), PLENTY, 1),
+        ("cnn", ("train.epochs=100000",), PLENTY, 1),
+        ("all", ("model.hidden=[2048],[1024]", "train.epochs=1000"), PLENTY, 1),
+    ],
+)
 def test_one_process_where_more_would_not_pay(
     digits: Path, variants: str, sets: tuple[str, ...], free: int, count: int
 ) -> None:
@@ -122,13 +134,16 @@ def test_a_job_beside_others_that_leave_it_its_cores_is_not_in_a_crowd(
         assert ("GOMP_SPINCOUNT" in os.environ) == sleeps
 
 
-@pytest.mark.parametrize("used, settings", [
-    (10.0, {}),
-    (100.0, {"OMP_NUM_THREADS": "1"}),
-    (100.0, {"OMP_WAIT_POLICY": "active"}),
-    (100.0, {"GOMP_SPINCOUNT": "77"}),
-    (100.0, {"RANK": "1"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "used, settings",
+    [
+        (10.0, {}),
+        (100.0, {"OMP_NUM_THREADS": "1"}),
+        (100.0, {"OMP_WAIT_POLICY": "active"}),
+        (100.0, {"GOMP_SPINCOUNT": "77"}),
+        (100.0, {"RANK": "1"}),
+    ],
+)
 @pytest.mark.usefixtures("no_waiting_set")
 def test_else_waiting_is_left_as_it_is(
     monkeypatch: pytest.MonkeyPatch, used: float, settings: dict[str, str]
@@ -176,9 +191,12 @@ def start(shards: Path, runs: Path, threads: int, *more: str) -> subprocess.Pope
         for word in ("--set", key)
     ]
     return subprocess.Popen(
-        command(*words, *more), env=environment() | {"OMP_NUM_THREADS": str(threads)}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        command(*words, *more),
+        env=environment() | {"OMP_NUM_THREADS": str(threads)},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:

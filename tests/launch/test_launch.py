@@ -34,10 +34,19 @@ def shards(tmp_path: Path) -> Path:
     """A shards folder as far as submitting looks at it."""
     empty = {"num_images": 0, "class_counts": [0, 0], "shards": []}
     manifest = {
-        "format": 1, "digest": "d1", "classes": ["a", "b"], "image_size": [8, 8], "channels": 1,
-        "encoding": "png", "mean": [0.5], "std": [0.2], "layout": "class folders", "source": {}, "settings": {},
+        "format": 1,
+        "digest": "d1",
+        "classes": ["a", "b"],
+        "image_size": [8, 8],
+        "channels": 1,
+        "encoding": "png",
+        "mean": [0.5],
+        "std": [0.2],
+        "layout": "class folders",
+        "source": {},
+        "settings": {},
         "splits": {"train": empty, "val": empty, "test": empty},
-    }  # fmt: skip
+    }
     folder = tmp_path / "shards"
     folder.mkdir()
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -55,9 +64,19 @@ def specs(variants: str = "all", seeds: str = "0-1") -> list[RunSpec]:
 def finish(runs: Path, spec: RunSpec, digest: str = "d1") -> None:
     folder = RunFolder(runs / spec.name)
     folder.write_config(
-        {"variant": spec.variant, "seed": spec.seed, "swept": {}, "config": spec.config.model_dump(mode="json"),
-         "dataset": {"digest": digest, "classes": ["a", "b"], "image_size": [8, 8], "channels": 1}}
-    )  # fmt: skip
+        {
+            "variant": spec.variant,
+            "seed": spec.seed,
+            "swept": {},
+            "config": spec.config.model_dump(mode="json"),
+            "dataset": {
+                "digest": digest,
+                "classes": ["a", "b"],
+                "image_size": [8, 8],
+                "channels": 1,
+            },
+        }
+    )
     folder.write_result({"status": "done"})
 
 
@@ -155,19 +174,46 @@ def test_dry_run_shows_plan_resources_and_script_and_writes_nothing(
     shards: Path, tmp_path: Path
 ) -> None:
     result = run(
-        "submit", shards, "--runs", tmp_path / "runs", "--seeds", "0-4", "--cluster", "slurm", "--dry-run",
-        "--gpus-per-job", "4", "--nodes", "2", "--cluster-config", "gpu", "--set", "launch.partition=a100",
-        "--set", "launch.setup=['module load cuda']", "--set", "launch.sbatch.mail-type=END",
-        "--set", "launch.array_parallelism=3",
-    )  # fmt: skip
+        "submit",
+        shards,
+        "--runs",
+        tmp_path / "runs",
+        "--seeds",
+        "0-4",
+        "--cluster",
+        "slurm",
+        "--dry-run",
+        "--gpus-per-job",
+        "4",
+        "--nodes",
+        "2",
+        "--cluster-config",
+        "gpu",
+        "--set",
+        "launch.partition=a100",
+        "--set",
+        "launch.setup=['module load cuda']",
+        "--set",
+        "launch.sbatch.mail-type=END",
+        "--set",
+        "launch.array_parallelism=3",
+    )
     assert result.exit_code == 0, result.output
     for line in (
-        "20 runs in 4 jobs", "#SBATCH --array=0-3%3", "#SBATCH --gpus-per-node=4", "#SBATCH "
-                                                                                   "--nodes=2",
-        "#SBATCH --ntasks-per-node=4", "#SBATCH --partition=a100", "#SBATCH --mail-type=END",
-        "#SBATCH --requeue", "#SBATCH --time=240", "#SBATCH --mem=32GB", "module load cuda",
-        f"export PYTHONPATH={Path(__file__).parents[2]}", sys.executable,
-    ):  # fmt: skip
+        "20 runs in 4 jobs",
+        "#SBATCH --array=0-3%3",
+        "#SBATCH --gpus-per-node=4",
+        "#SBATCH --nodes=2",
+        "#SBATCH --ntasks-per-node=4",
+        "#SBATCH --partition=a100",
+        "#SBATCH --mail-type=END",
+        "#SBATCH --requeue",
+        "#SBATCH --time=240",
+        "#SBATCH --mem=32GB",
+        "module load cuda",
+        f"export PYTHONPATH={Path(__file__).parents[2]}",
+        sys.executable,
+    ):
         assert line in result.output, line
     # Sites that check wckeys refuse submitit's own.
     assert "wckey" not in result.output
@@ -263,8 +309,11 @@ def test_status_of_nothing_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_launching_needs_no_torch() -> None:
-    code = "import sys, hpc_mlp.cli.launch as c, hpc_mlp.launch.submit, hpc_mlp.launch.doctor, hpc_mlp.launch.probe, " \
-           "hpc_mlp.launch.job, hpc_mlp.launch.show, submitit; assert 'torch' not in sys.modules"  # fmt: skip
+    code = (
+        "import sys, submitit, hpc_mlp.cli.launch, hpc_mlp.launch.submit, hpc_mlp.launch.doctor, "
+        "hpc_mlp.launch.probe, hpc_mlp.launch.job, hpc_mlp.launch.show; "
+        "assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -285,5 +334,6 @@ def test_status_names_a_copied_run(tmp_path: Path, cli: Cli) -> None:
     shutil.copytree(tmp_path / "baseline-s0", tmp_path / "renamed")
     shown = json.loads(cli("status", tmp_path, "--format", "json").stdout)
     assert {row["name"]: row["detail"] for row in shown} == {
-        "baseline-s0": "", "renamed": "(a copy of baseline-s0)"
-    }  # fmt: skip
+        "baseline-s0": "",
+        "renamed": "(a copy of baseline-s0)",
+    }

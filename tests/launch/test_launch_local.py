@@ -98,8 +98,9 @@ from pathlib import Path
 from hpc_mlp.launch.local import QueuedCommand, Queue
 from hpc_mlp.launch.slots import Slot
 folder = Path(sys.argv[1])
-script = f"touch {folder}/running/$$; ls {folder}/running | wc -l >> {folder}/seen; sleep 0.05; rm {folder}/running/$$"
-Queue([Slot("cpu-0"), Slot("cpu-1")]).run([QueuedCommand(["sh", "-c", script], folder / "log") for _ in range(12)])
+script = f"cd {folder}; touch running/$$; ls running | wc -l >> seen; sleep 0.05; rm running/$$"
+commands = [QueuedCommand(["sh", "-c", script], folder / "log") for _ in range(12)]
+Queue([Slot("cpu-0"), Slot("cpu-1")]).run(commands)
 """
     (tmp_path / "running").mkdir()
     queues = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(2)]
@@ -137,8 +138,9 @@ def test_a_submission_runs_to_its_end_and_is_not_sent_again(tmp_path: Path) -> N
     assert start(tmp_path / "runs", "baseline,dropout", "0-1", "train.epochs=1") is None
     more = start(tmp_path / "runs", "baseline,dropout", "0-2", "train.epochs=1")
     assert more is not None and [run.name for pack in more.packs for run in pack.runs] == [
-        "baseline-s2", "dropout-s2"
-    ]  # fmt: skip
+        "baseline-s2",
+        "dropout-s2",
+    ]
     wait_until(lambda: set(states(tmp_path / "runs").values()) == {"done"})
 
 
@@ -271,7 +273,8 @@ def test_the_queue_is_detached_from_its_shell(tmp_path: Path) -> None:
 import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
 from pathlib import Path
 import test_launch_local as here
-here.start(Path({str(tmp_path)!r}), "baseline", "0-3", "train.epochs=2", "model.options.seconds=0.02")
+sets = "train.epochs=2", "model.options.seconds=0.02"
+here.start(Path({str(tmp_path)!r}), "baseline", "0-3", *sets)
 print("sent", flush=True)
 import time; time.sleep(60)
 """
@@ -289,9 +292,24 @@ def test_a_job_of_two_processes_splits_its_batches(tmp_path: Path, digits: Path)
     """Real training over gloo, as on a machine with several GPUs per job."""
     result = CliRunner().invoke(
         main,
-        ["submit", str(digits), "--runs", str(tmp_path / "runs"), "--cluster", "local", "--variants", "baseline",
-         "--parallel", "data", "--set", "launch.tasks_per_node=2", "--set", "train.epochs=1", "--wait"],
-    )  # fmt: skip
+        [
+            "submit",
+            str(digits),
+            "--runs",
+            str(tmp_path / "runs"),
+            "--cluster",
+            "local",
+            "--variants",
+            "baseline",
+            "--parallel",
+            "data",
+            "--set",
+            "launch.tasks_per_node=2",
+            "--set",
+            "train.epochs=1",
+            "--wait",
+        ],
+    )
     assert result.exit_code == 0, result.output
     log = next((tmp_path / "runs").glob(".launch/*/logs/0.log")).read_text()
     assert log.count("baseline-s0: done epoch 1/1") == 1

@@ -258,8 +258,21 @@ def test_a_disk_that_fills_up_in_mid_training_is_one_sentence(
     """Neither the checkpoint nor failed.json can be written."""
     from hpc_mlp.training import checkpoint
 
-    train = ("train", digits, "--cpu", "--processes", "1", "--variants", "baseline", "--runs", small_disk / "runs",
-             "--set", "model.hidden=[8]", "--set", "train.epochs=2")  # fmt: skip
+    train = (
+        "train",
+        digits,
+        "--cpu",
+        "--processes",
+        "1",
+        "--variants",
+        "baseline",
+        "--runs",
+        small_disk / "runs",
+        "--set",
+        "model.hidden=[8]",
+        "--set",
+        "train.epochs=2",
+    )
     original = checkpoint.save_tensors
 
     def filling(*arguments: object) -> None:
@@ -293,8 +306,18 @@ def test_a_read_only_folder_is_one_sentence(small_disk: Path, digits: Path) -> N
 def test_what_slurm_refuses_is_said_once_and_leaves_nothing(
     tmp_path: Path, digits: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    result = run("submit", digits, "--runs", tmp_path / "runs", "--cluster", "slurm", "--variants", "baseline",
-                 "--set", "launch.partition=nowhere")  # fmt: skip
+    result = run(
+        "submit",
+        digits,
+        "--runs",
+        tmp_path / "runs",
+        "--cluster",
+        "slurm",
+        "--variants",
+        "baseline",
+        "--set",
+        "launch.partition=nowhere",
+    )
     said = result.stderr + capfd.readouterr().err
     assert result.exit_code == 1 and said.count("invalid partition specified: nowhere") == 1
     assert not (tmp_path / "runs").exists()

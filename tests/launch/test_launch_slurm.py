@@ -93,8 +93,15 @@ def test_arrays_above_the_sites_limit_are_split(fake: Path, tmp_path: Path) -> N
     submission = send(tmp_path, seeds="0-1", per_job=1, launch=LaunchConfig(array_parallelism=6))
     assert submission is not None
     assert [pack.job_id for pack in submission.packs] == [
-        "100_0", "100_1", "100_2", "101_0", "101_1", "101_2", "102_0", "102_1"
-    ]  # fmt: skip
+        "100_0",
+        "100_1",
+        "100_2",
+        "101_0",
+        "101_1",
+        "101_2",
+        "102_0",
+        "102_1",
+    ]
     assert ["--array=0-2%2" in text for text in sent(fake)] == [True, True, False]
 
 
@@ -327,10 +334,16 @@ def test_job_ids_as_sacct_writes_them(text: str, ids: list[str]) -> None:
 
 def test_set_up_lines_and_options_reach_the_script(tmp_path: Path) -> None:
     launch = load_launch(
-        None, [], {"launch.setup": [["module load cuda"]], "launch.python": ["apptainer exec x.sif "
-                                                                             "python"],
-                   "launch.srun_args": [["--mpi=none"]], "launch.sbatch.exclude": ["n3"], "launch.memory_gb": [1.5]}
-    )  # fmt: skip
+        None,
+        [],
+        {
+            "launch.setup": [["module load cuda"]],
+            "launch.python": ["apptainer exec x.sif python"],
+            "launch.srun_args": [["--mpi=none"]],
+            "launch.sbatch.exclude": ["n3"],
+            "launch.memory_gb": [1.5],
+        },
+    )
     text = slurm.script(launch, "name", tmp_path / "a folder", 1)
     assert (
         text.index("export OMP_NUM_THREADS=2")
@@ -338,8 +351,14 @@ def test_set_up_lines_and_options_reach_the_script(tmp_path: Path) -> None:
         < text.index("\nsrun")
     )
     assert "#SBATCH --signal=USR2@90" in text
-    for line in ("apptainer exec x.sif python -u -m submitit.core._submit", "--mpi=none",
-                 "#SBATCH --exclude=n3", "#SBATCH --mem=1536MB", "--cpus-per-task=2", "a folder"):  # fmt: skip
+    for line in (
+        "apptainer exec x.sif python -u -m submitit.core._submit",
+        "--mpi=none",
+        "#SBATCH --exclude=n3",
+        "#SBATCH --mem=1536MB",
+        "--cpus-per-task=2",
+        "a folder",
+    ):
         assert line in text, line
     assert "--array" not in text
 

@@ -106,10 +106,13 @@ def test_a_gpu_cut_into_mig_devices_has_a_slot_for_each(
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     fake_nvidia_smi(
-        tmp_path, monkeypatch, "GPU 0: A100-SXM4-40GB (UUID: GPU-a)",
-        "  MIG 3g.20gb     Device  0: (UUID: MIG-1)", "  MIG 3g.20gb     Device  1: (UUID: MIG-2)",
+        tmp_path,
+        monkeypatch,
+        "GPU 0: A100-SXM4-40GB (UUID: GPU-a)",
+        "  MIG 3g.20gb     Device  0: (UUID: MIG-1)",
+        "  MIG 3g.20gb     Device  1: (UUID: MIG-2)",
         "GPU 1: A100-SXM4-40GB (UUID: GPU-b)",
-    )  # fmt: skip
+    )
     assert gpus.visible() == ["MIG-1", "MIG-2", "GPU-b"]
     with pytest.raises(UserError, match="MIG"):
         make_slots(LaunchConfig(gpus_per_job=2), None, False)

@@ -175,8 +175,15 @@ def test_disturbed_runs_equal_undisturbed_ones(cluster: None, shards: Path, tmp_
         assert requeued(name), f"{name} was not disturbed"
     assert {run.requeues for run in read_status(folders["unplug"])} == {1}
 
-    cli("train", shards, "--runs", tmp_path / "calm", *options, "--cpu",
-        *(f"--set={key}={json.dumps(value)}" for key, value in sets.items()))  # fmt: skip
+    cli(
+        "train",
+        shards,
+        "--runs",
+        tmp_path / "calm",
+        *options,
+        "--cpu",
+        *(f"--set={key}={json.dumps(value)}" for key, value in sets.items()),
+    )
     for run in ("dropout_batchnorm-s0", "dropout_batchnorm-s1"):
         calm = outcome(tmp_path / "calm" / run)
         for name, runs in folders.items():
@@ -204,8 +211,10 @@ def test_cancel_ends_its_own_jobs_only(cluster: None, tmp_path: Path) -> None:
     cli("cancel", mine, "--variants", "dropout")
     found = states(mine)
     assert {run["variant"]: run["state"] for run in found.values()} == {
-        "baseline": "running", "dropout": "cancelled", "batchnorm": "running"
-    }  # fmt: skip
+        "baseline": "running",
+        "dropout": "cancelled",
+        "batchnorm": "running",
+    }
     state = json.loads((mine / "dropout-s0" / "last.ckpt").read_text())
     # Written when it was told to stop.
     assert state["step"] >= 10 * epoch(mine / "dropout-s0")
@@ -246,8 +255,11 @@ def test_a_failed_run_is_told_with_its_log(cluster: None, tmp_path: Path) -> Non
     )
     found = states(tmp_path)
     assert {name: run["state"] for name, run in found.items()} == {
-        "baseline-s0": "done", "baseline-s1": "failed", "dropout-s0": "done", "dropout-s1": "failed"
-    }  # fmt: skip
+        "baseline-s0": "done",
+        "baseline-s1": "failed",
+        "dropout-s0": "done",
+        "dropout-s1": "failed",
+    }
     shown = cli("status", tmp_path, code=1)
     assert "ValueError: told to fail for seed 1" in shown
     assert "the pack ended with code 1" in Path(found["dropout-s1"]["log"]).read_text()
@@ -317,8 +329,15 @@ def test_train_array_sbatch_goes_on_after_its_signal(
 ) -> None:
     sets = "--set train.epochs=25 --set train.early_stopping=false --cpu"
     log = ("--array=0-1", "--cpus-per-task=1", f"--output={tmp_path}/%A_%a.log")
-    job = sbatch("train_array.sbatch", *log, OUT=shards, RUNS=tmp_path / "runs", SEEDS="0", EXTRA=sets,
-                 VARIANTS="baseline dropout")  # fmt: skip
+    job = sbatch(
+        "train_array.sbatch",
+        *log,
+        OUT=shards,
+        RUNS=tmp_path / "runs",
+        SEEDS="0",
+        EXTRA=sets,
+        VARIANTS="baseline dropout",
+    )
     wait_until("it has begun", lambda: epoch(tmp_path / "runs" / "dropout-s0") >= 2)
     subprocess.run(["scancel", "--batch", "--signal=USR1", f"{job}_1"], check=True)
     wait_until("it has ended", lambda: not squeue(job))
@@ -334,10 +353,18 @@ def test_train_array_sbatch_deals_runs_out_over_its_cores(
 ) -> None:
     """Two seeds on two cores: a process each, which the signal reaches as well, and which go on
     after the requeue."""
-    sets = "--set model.hidden=[2048,2048] --set train.epochs=14 --set train.early_stopping=false --cpu"
+    sets = "--cpu --set model.hidden=[2048,2048] --set train.epochs=14"
+    sets += " --set train.early_stopping=false"
     log = ("--array=0", "--cpus-per-task=2", f"--output={tmp_path}/%A_%a.log")
-    job = sbatch("train_array.sbatch", *log, OUT=shards, RUNS=tmp_path / "runs", SEEDS="0-1", EXTRA=sets,
-                 VARIANTS="batchnorm")  # fmt: skip
+    job = sbatch(
+        "train_array.sbatch",
+        *log,
+        OUT=shards,
+        RUNS=tmp_path / "runs",
+        SEEDS="0-1",
+        EXTRA=sets,
+        VARIANTS="batchnorm",
+    )
     runs = [tmp_path / "runs" / f"batchnorm-s{seed}" for seed in (0, 1)]
     wait_until("both have begun", lambda: all(epoch(run) >= 2 for run in runs), pause=0.1)
     subprocess.run(["scancel", "--batch", "--signal=USR1", f"{job}_0"], check=True)
@@ -354,8 +381,15 @@ def test_train_array_sbatch_deals_runs_out_over_its_cores(
 
 def test_train_multinode_sbatch(cluster: None, shards: Path, tmp_path: Path) -> None:
     extra = "--variants batchnorm --seeds 0 --parallel data --set train.epochs=2"
-    job = sbatch("train_multinode.sbatch", "--cpus-per-task=2", f"--output={tmp_path}/%j.log", PROCESSES=2,
-                 OUT=shards, RUNS=tmp_path / "runs", EXTRA=extra)  # fmt: skip
+    job = sbatch(
+        "train_multinode.sbatch",
+        "--cpus-per-task=2",
+        f"--output={tmp_path}/%j.log",
+        PROCESSES=2,
+        OUT=shards,
+        RUNS=tmp_path / "runs",
+        EXTRA=extra,
+    )
     wait_until("it has ended", lambda: not squeue(job))
     text = (tmp_path / f"{job}.log").read_text()
     assert states(tmp_path / "runs")["batchnorm-s0"]["state"] == "done", text
