@@ -150,8 +150,12 @@ def test_backslashes_and_old_encodings(tmp_path: Path) -> None:
     path = make_zip(
         tmp_path / "a.zip", {"cat/x1.png": b"1", "cat/x2.png": b"2", "cat/x3.png": b"3"}
     )
-    data = path.read_bytes().replace(b"cat/x1", b"cat\\x1").replace(b"x2.png", b"\x81\x82.png").replace(
-        b"x3.png", "ü3.pn".encode())  # fmt: skip
+    data = (
+        path.read_bytes()
+        .replace(b"cat/x1", b"cat\\x1")
+        .replace(b"x2.png", b"\x81\x82.png")
+        .replace(b"x3.png", "ü3.pn".encode())
+    )
     path.write_bytes(data)
     assert entries(path, scratch=tmp_path) == {
         "cat/x1.png": b"1",
@@ -267,10 +271,14 @@ def set_far(data: bytearray, local: int, central: int) -> None:
 
 
 EDITS = {
-    set_encrypted: "encrypted", set_crc: "checksum", set_bad_utf8: "UTF-8",
-    set_size: "size is not the one stated", set_method: "LZMA",
-    set_place: "overlaps", set_far: "something else",
-}  # fmt: skip
+    set_encrypted: "encrypted",
+    set_crc: "checksum",
+    set_bad_utf8: "UTF-8",
+    set_size: "size is not the one stated",
+    set_method: "LZMA",
+    set_place: "overlaps",
+    set_far: "something else",
+}
 
 
 @pytest.mark.parametrize("edit", EDITS)

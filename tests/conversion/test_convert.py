@@ -47,8 +47,10 @@ def test_every_image_is_once_in_the_shards_with_its_class(tmp_path: Path) -> Non
     assert manifest.classes == ("cat", "dog") and manifest.layout == "class folders"
     assert manifest.image_size == (20, 24) and manifest.channels == 3
     assert {n: s.class_counts for n, s in manifest.splits.items()} == {
-        "train": (24, 24), "val": (3, 3), "test": (3, 3),
-    }  # fmt: skip
+        "train": (24, 24),
+        "val": (3, 3),
+        "test": (3, 3),
+    }
     # 24×20 images at their own size: the stored pixels are the original ones.
     originals = {picture(1000 * c + i).tobytes(): c - 1 for c in (1, 2) for i in range(30)}
     everything = [s for split in manifest.splits for s in samples(tmp_path / "out", split)]
@@ -214,9 +216,12 @@ def test_names_with_odd_folders(tmp_path: Path) -> None:
 def test_damaged_images_are_listed_and_left_out(tmp_path: Path) -> None:
     whole = encoded(picture(7, (200, 160)), "JPEG")
     bad = {
-        "cat/cut.jpg": whole[: len(whole) // 2], "cat/empty.png": b"", "dog/text.jpg": b"hello",
-        "dog/cut.png": encoded(picture(1))[:100], "stray.png": encoded(picture(2)),
-    }  # fmt: skip
+        "cat/cut.jpg": whole[: len(whole) // 2],
+        "cat/empty.png": b"",
+        "dog/text.jpg": b"hello",
+        "dog/cut.png": encoded(picture(1))[:100],
+        "stray.png": encoded(picture(2)),
+    }
     archive = make_zip(tmp_path / "a.zip", two_classes() | bad)
     manifest = converted(archive, tmp_path / "out", "--size", 8)
     found = rejects(tmp_path / "out")
@@ -263,7 +268,7 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing": (lambda p: p, "does not exist"),
     "not a tar": (lambda p: text_file(p.with_suffix(".tar")), "cannot be read as a tar"),
     "not a tar.gz": (lambda p: text_file(p.with_suffix(".tar.gz")), "cannot be read as a tar"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -277,10 +282,19 @@ def test_wrong_input_is_refused_and_leaves_nothing(tmp_path: Path, name: str) ->
 
 @pytest.mark.parametrize(
     "options",
-    [["--size", "big"], ["--size", "0"], ["--size", "64x"], ["--size", "-3"], ["--val", "-1"],
-     ["--val", "0.6", "--test", "0.6"], ["--val", "nan"], ["--encoding", "gif"], ["--shard-mb", "0"],
-     ["--workers", "-1"]],
-)  # fmt: skip
+    [
+        ["--size", "big"],
+        ["--size", "0"],
+        ["--size", "64x"],
+        ["--size", "-3"],
+        ["--val", "-1"],
+        ["--val", "0.6", "--test", "0.6"],
+        ["--val", "nan"],
+        ["--encoding", "gif"],
+        ["--shard-mb", "0"],
+        ["--workers", "-1"],
+    ],
+)
 def test_wrong_options_are_refused(tmp_path: Path, options: list[str]) -> None:
     archive = make_zip(tmp_path / "a.zip", two_classes(3))
     refused(convert(archive, tmp_path / "out", *options), "--")

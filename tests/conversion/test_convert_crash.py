@@ -246,10 +246,15 @@ def test_of_four_conversions_to_one_out_one_wins(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "hpc_mlp", "convert"]
     ends = [str(tmp_path / "out"), "--workers", "1", "--size", "8"]
     processes = [
-        subprocess.Popen([*words, str(archive), *ends], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                         text=True, env=environment())
+        subprocess.Popen(
+            [*words, str(archive), *ends],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        )
         for archive in archives
-    ]  # fmt: skip
+    ]
     errors = [process.communicate(timeout=60)[1] for process in processes]
     assert sorted(process.returncode for process in processes) == [0, 2, 2, 2]
     assert sorted("exists" in error and error.count("\n") == 1 for error in errors) == [

@@ -54,8 +54,12 @@ def test_equal_images_stay_in_one_split(tmp_path: Path) -> None:
         )
         assert all(len(names) == 1 for names in split_of_pixels(out).values())
         assert manifest.duplicates == {
-            "groups": 16, "images": 40, "conflicting_groups": 0, "leaked_images": 0, "near_leaked_images": 0,
-        }  # fmt: skip
+            "groups": 16,
+            "images": 40,
+            "conflicting_groups": 0,
+            "leaked_images": 0,
+            "near_leaked_images": 0,
+        }
         assert all(line["kind"] == "exact" and not line["leak"] for line in listed(out))
 
 

@@ -45,8 +45,10 @@ def same(data: bytes, expected: Image.Image, tolerance: int = 0, spec: ImageSpec
 def test_formats_without_loss_give_their_pixels(kind: str) -> None:
     image = picture(1)
     options = {"WEBP": {"lossless": True}, "JPEG2000": {"irreversible": False}}.get(kind, {})
-    same(encoded(image.quantize(64) if kind == "GIF" else image, kind, **options),
-         image.quantize(64) if kind == "GIF" else image)  # fmt: skip
+    same(
+        encoded(image.quantize(64) if kind == "GIF" else image, kind, **options),
+        image.quantize(64) if kind == "GIF" else image,
+    )
 
 
 def test_gray_becomes_rgb_and_rgb_becomes_gray() -> None:
@@ -125,9 +127,15 @@ def test_exif_rotations(kind: str, turn: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = turn
     upright = {
-        1: image, 2: image.transpose(0), 3: image.transpose(3), 4: image.transpose(1), 5: image.transpose(5),
-        6: image.transpose(4), 7: image.transpose(6), 8: image.transpose(2),
-    }[turn]  # fmt: skip
+        1: image,
+        2: image.transpose(0),
+        3: image.transpose(3),
+        4: image.transpose(1),
+        5: image.transpose(5),
+        6: image.transpose(4),
+        7: image.transpose(6),
+        8: image.transpose(2),
+    }[turn]
     options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
     same(encoded(image, kind, exif=exif, **options), upright, 8 if kind == "JPEG" else 0)
 

@@ -46,17 +46,33 @@ def counts(manifest: Manifest) -> dict[str, tuple[int, ...]]:
 GIVEN = {"train": (4, 4), "val": (1, 1), "test": (1, 1)}
 
 
-@pytest.mark.parametrize("head, columns, said", [
-    ("filename,label,split", [NAMES, CLASSES, SPLITS],
-     "labels.csv: took column 1 'filename' as file, 2 'label' as class, 3 'split' as split\n"),
-    ("id,note,filename,size,label,set", [CLASSES, CLASSES, NAMES, CLASSES, CLASSES, SPLITS],
-     "took column 3 'filename' as file, 5 'label' as class, 6 'set' as split; not used: 1 'id', 2 "
-     "'note', 4 'size'\n"),
-    ("", [NAMES, CLASSES, [s.upper() for s in SPLITS]], "took column 1 as file, 2 as class, 3 as "
-                                                        "split\n"),
-    ("partition,species,image", [["Training"] * 8 + ["Validation"] * 2 + ["testing"] * 2, CLASSES, NAMES],
-     "took column 3 'image' as file, 2 'species' as class, 1 'partition' as split\n"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "head, columns, said",
+    [
+        (
+            "filename,label,split",
+            [NAMES, CLASSES, SPLITS],
+            "labels.csv: took column 1 'filename' as file, 2 'label' as class, "
+            "3 'split' as split\n",
+        ),
+        (
+            "id,note,filename,size,label,set",
+            [CLASSES, CLASSES, NAMES, CLASSES, CLASSES, SPLITS],
+            "took column 3 'filename' as file, 5 'label' as class, 6 'set' as split; "
+            "not used: 1 'id', 2 'note', 4 'size'\n",
+        ),
+        (
+            "",
+            [NAMES, CLASSES, [s.upper() for s in SPLITS]],
+            "took column 1 as file, 2 as class, 3 as split\n",
+        ),
+        (
+            "partition,species,image",
+            [["Training"] * 8 + ["Validation"] * 2 + ["testing"] * 2, CLASSES, NAMES],
+            "took column 3 'image' as file, 2 'species' as class, 1 'partition' as split\n",
+        ),
+    ],
+)
 @pytest.mark.parametrize("sign", [",", ";", "\t"])
 def test_a_split_column_is_used_and_columns_are_found_by_their_headings(
     tmp_path: Path, head: str, columns: list[list[str]], said: str, sign: str
@@ -95,14 +111,23 @@ def test_one_hot_columns_are_the_classes(tmp_path: Path) -> None:
     assert "2 'cat' to 3 'dog' as one class each, 4 'split' as split" in output
 
 
-@pytest.mark.parametrize("head, columns, words", [
-    ("image,cat,dog", [NAMES, ["1"] * 12, ["0", "1"] * 6], "line 3: 2 of the columns of classes "
-                                                           "are 1"),
-    ("", [NAMES, ["1", "0"] * 6, ["0", "1"] * 6], "no headings"),
-    ("image,wings,legs", [NAMES, ["2"] * 12, ["0", "1"] * 6], "which of its columns is the class: "
-                                                              "wings, legs?"),
-    ("image", [NAMES], "no column of classes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "head, columns, words",
+    [
+        (
+            "image,cat,dog",
+            [NAMES, ["1"] * 12, ["0", "1"] * 6],
+            "line 3: 2 of the columns of classes are 1",
+        ),
+        ("", [NAMES, ["1", "0"] * 6, ["0", "1"] * 6], "no headings"),
+        (
+            "image,wings,legs",
+            [NAMES, ["2"] * 12, ["0", "1"] * 6],
+            "which of its columns is the class: wings, legs?",
+        ),
+        ("image", [NAMES], "no column of classes"),
+    ],
+)
 def test_a_table_that_cannot_be_understood_is_refused(
     tmp_path: Path, head: str, columns: list[list[str]], words: str
 ) -> None:

@@ -121,10 +121,13 @@ def test_an_interrupted_conversion_leaves_nothing_that_looks_finished(
     out = tmp_path / "out"
     words = [sys.executable, str(TOOL), str(archive), str(out), "--workers", "2"]
     process = subprocess.Popen(
-        words, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        words,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
         # Background shells ignore it.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    )
     while not any(path.name.startswith("spool") for path in tmp_path.glob(".out.partial-*/*/*")):
         assert process.poll() is None
         time.sleep(0.02)

@@ -79,8 +79,12 @@ def described(images: list[tuple[int, int, int]], i: int) -> dict[str, str]:
 def test_equal_images_are_counted_and_named(images: list[tuple[int, int, int]]) -> None:
     """Of each group an image that stays, as `repeats` leaves it; different pictures are not near
     each other."""
-    images = [(picture, label, max(split, 0)) if not any(p == picture and s >= 0 for p, _, s in images)
-              else (picture, label, split) for picture, label, split in images]  # fmt: skip
+    images = [
+        (picture, label, max(split, 0))
+        if not any(p == picture and s >= 0 for p, _, s in images)
+        else (picture, label, split)
+        for picture, label, split in images
+    ]
     pictures = np.array([picture for picture, _, _ in images])
     prints = np.repeat(20 * pictures[:, None], 64, axis=1).astype(np.uint8)
     _, found, lines = written(images, prints, (20 * PIXELS * pictures[:, None]).astype(np.int64))
@@ -91,17 +95,23 @@ def test_equal_images_are_counted_and_named(images: list[tuple[int, int, int]]) 
         used = [images[i][2] for i in places if images[i][2] >= 0]
         later = sum(split > min(used) for split in used)
         leaked += later
-        wanted.append({
-            "kind": "exact", "num_images": len(places),
-            "conflicting_classes": len({images[i][1] for i in places}) > 1, "leak": later > 0,
-            "images": [described(images, i) for i in places],
-        })  # fmt: skip
+        wanted.append(
+            {
+                "kind": "exact",
+                "num_images": len(places),
+                "conflicting_classes": len({images[i][1] for i in places}) > 1,
+                "leak": later > 0,
+                "images": [described(images, i) for i in places],
+            }
+        )
     assert lines == wanted
     assert found == {
-        "groups": len(groups), "images": sum(map(len, groups.values())),
+        "groups": len(groups),
+        "images": sum(map(len, groups.values())),
         "conflicting_groups": sum(line["conflicting_classes"] for line in wanted),
-        "leaked_images": leaked, "near_leaked_images": 0,
-    }  # fmt: skip
+        "leaked_images": leaked,
+        "near_leaked_images": 0,
+    }
 
 
 def shades(values: list[int]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
@@ -125,13 +135,22 @@ def test_near_images_are_named_with_the_nearest_of_an_earlier_split() -> None:
         (5, 3, round(float(np.abs(prints[5].astype(int) - 160).mean()), 3), False),
     ]
     assert lines == [
-        {"kind": "near", "num_images": 2, "conflicting_classes": conflict, "distance": distance,
-         "images": [described(images, i), described(images, other)]}
+        {
+            "kind": "near",
+            "num_images": 2,
+            "conflicting_classes": conflict,
+            "distance": distance,
+            "images": [described(images, i), described(images, other)],
+        }
         for i, other, distance, conflict in near
-    ]  # fmt: skip
+    ]
     assert found == {
-        "groups": 0, "images": 0, "conflicting_groups": 0, "leaked_images": 0, "near_leaked_images": 4
-    }  # fmt: skip
+        "groups": 0,
+        "images": 0,
+        "conflicting_groups": 0,
+        "leaked_images": 0,
+        "near_leaked_images": 4,
+    }
 
 
 def test_of_equal_images_one_in_each_split_is_compared() -> None:
@@ -168,6 +187,7 @@ def test_dropped_images_are_reported_with_the_one_that_stays() -> None:
     report, _, _ = written(images, *shades([10, 90, 10, 90, 200]))
     group = first_places([picture for picture, _, _ in images])
     assert list(report.reasons_of(np.array([0, 3]), group)) == [
-        ("entry 1 é", "the same pixels as entry 5 é"), ("entry 7 é", "the same pixels as entry 3 é")
-    ]  # fmt: skip
+        ("entry 1 é", "the same pixels as entry 5 é"),
+        ("entry 7 é", "the same pixels as entry 3 é"),
+    ]
     assert list(report.reasons_of(np.array([], np.int64), group)) == []

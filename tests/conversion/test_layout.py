@@ -52,31 +52,88 @@ def placed(layout: Layout, source: Listing | SeveralSources) -> dict[str, tuple[
 CAT_AND_DOG = {"cat/1.png": ("cat", ""), "dog/1.png": ("dog", "")}
 
 
-@pytest.mark.parametrize("kind, wanted, lost", [
-    ("class folders", CAT_AND_DOG, []),
-    ("class folders", {"set/cat/1.png": ("cat", ""), "set/dog/1.png": ("dog", "")}, []),
+@pytest.mark.parametrize(
+    "kind, wanted, lost",
+    [
+        ("class folders", CAT_AND_DOG, []),
+        ("class folders", {"set/cat/1.png": ("cat", ""), "set/dog/1.png": ("dog", "")}, []),
         ("class folders", {"set//cat/1.png": ("cat", ""), "set/dog/1.png": ("dog", "")}, []),
-    ("class folders", {"a/b/cat/1.png": ("cat", ""), "a/b/dog/x/1.png": ("dog", "")}, []),
-    ("class folders", {"cat/x/1.png": ("cat", ""), "cat/y/z/1.png": ("cat", ""), "dog/1.png": ("dog", "")}, []),
-    ("class folders", {"./cat/1.png": ("cat", ""), "dog//1.png": ("dog", ""), "./dog/./2.png": ("dog", "")}, []),
-    ("class folders", CAT_AND_DOG, ["3.png"]),
-    ("class folders", {"set/cat/1.png": ("cat", ""), "set/dog/1.png": ("dog", "")}, ["set/3.png"]),
-    # without a folder called train, and beside other classes, val and train are classes
-    ("class folders", {"val/1.png": ("val", ""), "test/1.png": ("test", "")}, []),
-    ("class folders", {"train/1.png": ("train", ""), "plane/1.png": ("plane", "")}, []),
-    ("split folders", {"train/cat/1.png": ("cat", "train"), "train/dog/1.png": ("dog", "train"),
-                       "val/cat/1.png": ("cat", "val"), "test/dog/1.png": ("dog", "test")}, []),
-    ("split folders", {"x/Training/cat/1.png": ("cat", "train"), "x/Training/dog/1.png": ("dog", "train"),
-                       "x/VALID/cat/1.png": ("cat", "val"), "x/testing/dog/1.png": ("dog", "test")}, []),
-    ("split folders", {"train/cat/1.png": ("cat", "train"), "train/dog/1.png": ("dog", "train"),
-                       "validation/cat/1.png": ("cat", "val")}, []),
-    ("split folders", {"train/cat/1.png": ("cat", "train"), "train/dog/1.png": ("dog", "train")}, []),
-    ("split folders", {"train/images/cat/1.png": ("cat", "train"), "train/images/dog/1.png": ("dog", "train"),
-                       "test/cat/1.png": ("cat", "test"), "test/dog/2.png": ("dog", "test")}, ["train/3.png"]),
-    ("split folders", {"train/cat/1.png": ("cat", "train"), "train/dog/1.png": ("dog", "train"),
-                       "val/dog/1.png": ("dog", "val"), "val/cat/1.png": ("cat", "val")},
-     ["train/3.png", "extra/cat/1.png", "val/eel/1.png", "2.png"]),
-])  # fmt: skip
+        ("class folders", {"a/b/cat/1.png": ("cat", ""), "a/b/dog/x/1.png": ("dog", "")}, []),
+        (
+            "class folders",
+            {"cat/x/1.png": ("cat", ""), "cat/y/z/1.png": ("cat", ""), "dog/1.png": ("dog", "")},
+            [],
+        ),
+        (
+            "class folders",
+            {"./cat/1.png": ("cat", ""), "dog//1.png": ("dog", ""), "./dog/./2.png": ("dog", "")},
+            [],
+        ),
+        ("class folders", CAT_AND_DOG, ["3.png"]),
+        (
+            "class folders",
+            {"set/cat/1.png": ("cat", ""), "set/dog/1.png": ("dog", "")},
+            ["set/3.png"],
+        ),
+        # without a folder called train, and beside other classes, val and train are classes
+        ("class folders", {"val/1.png": ("val", ""), "test/1.png": ("test", "")}, []),
+        ("class folders", {"train/1.png": ("train", ""), "plane/1.png": ("plane", "")}, []),
+        (
+            "split folders",
+            {
+                "train/cat/1.png": ("cat", "train"),
+                "train/dog/1.png": ("dog", "train"),
+                "val/cat/1.png": ("cat", "val"),
+                "test/dog/1.png": ("dog", "test"),
+            },
+            [],
+        ),
+        (
+            "split folders",
+            {
+                "x/Training/cat/1.png": ("cat", "train"),
+                "x/Training/dog/1.png": ("dog", "train"),
+                "x/VALID/cat/1.png": ("cat", "val"),
+                "x/testing/dog/1.png": ("dog", "test"),
+            },
+            [],
+        ),
+        (
+            "split folders",
+            {
+                "train/cat/1.png": ("cat", "train"),
+                "train/dog/1.png": ("dog", "train"),
+                "validation/cat/1.png": ("cat", "val"),
+            },
+            [],
+        ),
+        (
+            "split folders",
+            {"train/cat/1.png": ("cat", "train"), "train/dog/1.png": ("dog", "train")},
+            [],
+        ),
+        (
+            "split folders",
+            {
+                "train/images/cat/1.png": ("cat", "train"),
+                "train/images/dog/1.png": ("dog", "train"),
+                "test/cat/1.png": ("cat", "test"),
+                "test/dog/2.png": ("dog", "test"),
+            },
+            ["train/3.png"],
+        ),
+        (
+            "split folders",
+            {
+                "train/cat/1.png": ("cat", "train"),
+                "train/dog/1.png": ("dog", "train"),
+                "val/dog/1.png": ("dog", "val"),
+                "val/cat/1.png": ("cat", "val"),
+            },
+            ["train/3.png", "extra/cat/1.png", "val/eel/1.png", "2.png"],
+        ),
+    ],
+)
 def test_folders(kind: str, wanted: dict[str, tuple[str, str]], lost: list[str]) -> None:
     for names in ([*wanted, *lost], [*lost, *reversed(wanted)]):
         source = Listing(names)
@@ -97,14 +154,27 @@ def test_folders(kind: str, wanted: dict[str, tuple[str, str]], lost: list[str])
 INSIDE = "class folders with splits inside"
 
 
-@pytest.mark.parametrize("kind, wanted, lost", [
-    (INSIDE, {"cat/train/1.png": ("cat", "train"), "cat/VAL/1.png": ("cat", "val"),
-              "dog/train/1.png": ("dog", "train")},
-     ["dog/1.png", "dog/x/1.png", "1.png"]),
-    (INSIDE, {"cat/train/1.png": ("cat", "train"), "dog/training/x/1.png": ("dog", "train")}, []),
-    ("class folders", {"cat/train/1.png": ("cat", ""), "dog/1.png": ("dog", "")}, []),
-    ("class folders", {"cat/val/1.png": ("cat", ""), "dog/test/1.png": ("dog", "")}, []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, wanted, lost",
+    [
+        (
+            INSIDE,
+            {
+                "cat/train/1.png": ("cat", "train"),
+                "cat/VAL/1.png": ("cat", "val"),
+                "dog/train/1.png": ("dog", "train"),
+            },
+            ["dog/1.png", "dog/x/1.png", "1.png"],
+        ),
+        (
+            INSIDE,
+            {"cat/train/1.png": ("cat", "train"), "dog/training/x/1.png": ("dog", "train")},
+            [],
+        ),
+        ("class folders", {"cat/train/1.png": ("cat", ""), "dog/1.png": ("dog", "")}, []),
+        ("class folders", {"cat/val/1.png": ("cat", ""), "dog/test/1.png": ("dog", "")}, []),
+    ],
+)
 def test_splits_inside_class_folders(
     kind: str, wanted: dict[str, tuple[str, str]], lost: list[str]
 ) -> None:
@@ -129,9 +199,13 @@ def test_each_of_several_archives_may_have_a_top_folder_of_its_own() -> None:
     layout = find_layout(source)
     assert layout.classes == ("cat", "dog", "eel")
     assert {name: c for name, (c, _) in placed(layout, source).items()} == {
-        "one/cat/1.png": "cat", "one/dog/1.png": "dog", "cat/2.png": "cat", "eel/1.png": "eel",
-        "deep/er/eel/2.png": "eel", "deep/er/cat/9.png": "cat",
-    }  # fmt: skip
+        "one/cat/1.png": "cat",
+        "one/dog/1.png": "dog",
+        "cat/2.png": "cat",
+        "eel/1.png": "eel",
+        "deep/er/eel/2.png": "eel",
+        "deep/er/cat/9.png": "cat",
+    }
 
 
 def test_classes_are_in_natural_order() -> None:
@@ -144,9 +218,20 @@ def test_classes_are_in_natural_order() -> None:
 
 def test_what_is_no_image_is_ignored_or_named() -> None:
     names = [
-        "cat/", "cat/1.JPG", "cat/notes.txt", "cat/noend", "cat/Thumbs.db", "cat/.2.png", ".git/cat/3.png",
-        "__MACOSX/cat/4.png", "x/__MACOSX/5.png", "dog/more.zip", "dog/6.webp", "dog/bad.png", "dog/7.TAR",
-    ]  # fmt: skip
+        "cat/",
+        "cat/1.JPG",
+        "cat/notes.txt",
+        "cat/noend",
+        "cat/Thumbs.db",
+        "cat/.2.png",
+        ".git/cat/3.png",
+        "__MACOSX/cat/4.png",
+        "x/__MACOSX/5.png",
+        "dog/more.zip",
+        "dog/6.webp",
+        "dog/bad.png",
+        "dog/7.TAR",
+    ]
     layout = find_layout(
         source := Listing(names, {"dog/bad.png": "is encrypted", "cat/notes.txt": "twice"})
     )
@@ -169,13 +254,16 @@ def test_a_name_that_leads_out_of_the_archive_is_refused(name: str) -> None:
     find_layout(Listing([*CAT_AND_DOG, "cat/a..b.png", "cat/..c/1.png", "cat/1:2.png"]))
 
 
-@pytest.mark.parametrize("names, says", [
-    ([], "holds no images"),
-    (["cat/readme.txt"], "holds no images"),
-    (["1.png", "2.png"], "no class folders"),
-    (["cat/1.png", "cat/2.png"], "only one class, 'cat'"),
-    (["train/cat/1.png", "val/cat/2.png", "val/dog/1.png"], "only one class, 'cat'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "names, says",
+    [
+        ([], "holds no images"),
+        (["cat/readme.txt"], "holds no images"),
+        (["1.png", "2.png"], "no class folders"),
+        (["cat/1.png", "cat/2.png"], "only one class, 'cat'"),
+        (["train/cat/1.png", "val/cat/2.png", "val/dog/1.png"], "only one class, 'cat'"),
+    ],
+)
 def test_without_images_or_classes(names: list[str], says: str) -> None:
     with pytest.raises(UserError, match=says):
         find_layout(Listing(names))
@@ -215,22 +303,25 @@ def labelled(
     return layout, {name: c for name, (c, _) in placed(layout, source).items()}
 
 
-@pytest.mark.parametrize("text", [
-    "images/1.png,cat\nimages/2.png,dog\n",
-    "file,label\r\nimages/1.png,cat\r\nimages/2.png,dog",
-    "\ufeffimages/1.png;cat\n2.png;dog\n",
-    "images/1\tcat\n 2 \t dog \n",
-    "images\\1.png,cat\n./images/2.png,dog,more\n\n",
-    '"images/1.png","cat"\n2,dog\nimages/2.png,dog\n',
-    "X,Y\nimages/1.png,cat\nimages/2,dog\n",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "images/1.png,cat\nimages/2.png,dog\n",
+        "file,label\r\nimages/1.png,cat\r\nimages/2.png,dog",
+        "\ufeffimages/1.png;cat\n2.png;dog\n",
+        "images/1\tcat\n 2 \t dog \n",
+        "images\\1.png,cat\n./images/2.png,dog,more\n\n",
+        '"images/1.png","cat"\n2,dog\nimages/2.png,dog\n',
+        "X,Y\nimages/1.png,cat\nimages/2,dog\n",
+    ],
+)
 def test_a_labels_file_names_images_by_path_or_by_a_base_name_that_is_unique(text: str) -> None:
     layout, classes = labelled(text)
     assert classes == {"images/1.png": "cat", "images/2.png": "dog"} and layout.num_ignored == 0
     assert [(n, why) for n, why in layout.rejects if "not listed" in why] == [
-        ("images/3.jpg", "not listed in labels.csv"), ("images/more/1.png", "not listed in "
-                                                                            "labels.csv")
-    ]  # fmt: skip
+        ("images/3.jpg", "not listed in labels.csv"),
+        ("images/more/1.png", "not listed in labels.csv"),
+    ]
 
 
 def test_what_a_labels_file_names_wrongly_is_listed() -> None:
@@ -287,17 +378,20 @@ def test_of_several_labels_files_the_uppermost_counts_and_names_lie_below_it() -
     ]
 
 
-@pytest.mark.parametrize("text, says", [
-    (b"9.png,cat\n8.png,dog\n", "names none of its 4 images"),
-    (b"", "names none of its 4 images"),
-    (b"images/1.png,cat\nimages/2.png,cat\n", "only one class, 'cat'"),
-    (b"images/1.png,cat\nimages/2.png,a/b\n", "names a class 'a/b'"),
-    (b"images/1.png,cat\nimages/2.png,a\\b\n", "names a class"),
-    (b"images/1.png,cat\nimages/2.png,..\n", r"names a class '\.\.'"),
-    (b"images/1.png,cat\nimages/2.png,.\n", r"names a class '\.'"),
-    (b"images/1.png,\xff\n", "cannot be read"),
-    (b"images/1.png,cat\nimages/2.png,dog" + b"x" * 200_000, "cannot be read"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        (b"9.png,cat\n8.png,dog\n", "names none of its 4 images"),
+        (b"", "names none of its 4 images"),
+        (b"images/1.png,cat\nimages/2.png,cat\n", "only one class, 'cat'"),
+        (b"images/1.png,cat\nimages/2.png,a/b\n", "names a class 'a/b'"),
+        (b"images/1.png,cat\nimages/2.png,a\\b\n", "names a class"),
+        (b"images/1.png,cat\nimages/2.png,..\n", r"names a class '\.\.'"),
+        (b"images/1.png,cat\nimages/2.png,.\n", r"names a class '\.'"),
+        (b"images/1.png,\xff\n", "cannot be read"),
+        (b"images/1.png,cat\nimages/2.png,dog" + b"x" * 200_000, "cannot be read"),
+    ],
+)
 def test_wrong_labels_files(text: bytes, says: str) -> None:
     with pytest.raises(UserError, match=says):
         labelled(text)
@@ -315,8 +409,10 @@ def test_split_folders_count_where_the_table_says_none() -> None:
     source = Listing(dict.fromkeys(images, b"") | {"labels.csv": text.encode()})
     layout = find_layout(source)
     assert placed(layout, source) == {
-        "train/1.png": ("cat", "train"), "train/2.png": ("dog", "train"), "TEST/3.png": ("cat", "test")
-    }  # fmt: skip
+        "train/1.png": ("cat", "train"),
+        "train/2.png": ("dog", "train"),
+        "TEST/3.png": ("cat", "test"),
+    }
     why = "not in a folder train, val or test, as others are"
     assert layout.rejects == [("extra/4.png", why), ("5.png", why)]
 
@@ -350,11 +446,14 @@ def test_a_row_that_ends_early_has_no_class() -> None:
     assert ("images/3.jpg", "has no class in labels.csv") in layout.rejects
 
 
-@pytest.mark.parametrize("splits, said", [
-    (["train", "val", "test"], "train 2, val 2, test 2"),
-    (["train", "test"], "train 2, test 2; val drawn from train"),
-    (["train"], "train 2; val and test drawn from train"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "splits, said",
+    [
+        (["train", "val", "test"], "train 2, val 2, test 2"),
+        (["train", "test"], "train 2, test 2; val drawn from train"),
+        (["train"], "train 2; val and test drawn from train"),
+    ],
+)
 def test_the_splits_of_the_archive_are_said(splits: list[str], said: str) -> None:
     layout = find_layout(
         Listing([f"{split}/{c}/1.png" for split in splits for c in ("cat", "dog")])
@@ -362,10 +461,13 @@ def test_the_splits_of_the_archive_are_said(splits: list[str], said: str) -> Non
     assert layout.notes == [f"splits as the archive says: {said}"]
 
 
-@pytest.mark.parametrize("tables, said", [
-    (["b.csv", "Train.TSV", "c.d.jsonl"], "b.csv, Train.TSV, c.d.jsonl"),
-    (["b.csv", "a.csv", "c.csv", "d.csv", "e.xlsx"], "b.csv, a.csv, c.csv and 2 more"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "tables, said",
+    [
+        (["b.csv", "Train.TSV", "c.d.jsonl"], "b.csv, Train.TSV, c.d.jsonl"),
+        (["b.csv", "a.csv", "c.csv", "d.csv", "e.xlsx"], "b.csv, a.csv, c.csv and 2 more"),
+    ],
+)
 def test_tables_that_are_not_read_are_named(tables: list[str], said: str) -> None:
     layout = find_layout(Listing([*CAT_AND_DOG, *tables, "notes.txt"]))
     assert layout.notes == [f"not used: {said} (of tables only labels.csv is read)"]

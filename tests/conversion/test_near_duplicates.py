@@ -75,21 +75,27 @@ def test_what_is_found_is_what_each_with_each_finds(channels: int) -> None:
             else:
                 assert distance == pytest.approx({j: d for _, d, j in near_ones}[other], abs=1e-4)
             best = min(near_ones, default=(False, 0.0, -1))
-            missed.append((splits[other] > 0 and other >= 0, round(distance, 4)) > (best[0], round(best[1], 4))
-                          or (other < 0) != (best[2] < 0))  # fmt: skip
+            missed.append(
+                (splits[other] > 0 and other >= 0, round(distance, 4))
+                > (best[0], round(best[1], 4))
+                or (other < 0) != (best[2] < 0)
+            )
     assert np.mean(missed) < 0.01
 
 
 BASE = np.full(64, 100, np.uint8)
 
 
-@pytest.mark.parametrize("change, is_near", [
-    (np.full(64, 2), True),
-    (np.array([3] + [2] * 63), False),
-    (np.full(64, -2), True),
-    (np.array([8] + [0] * 63), True),
-    (np.array([0] * 63 + [-9]), False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, is_near",
+    [
+        (np.full(64, 2), True),
+        (np.array([3] + [2] * 63), False),
+        (np.full(64, -2), True),
+        (np.array([8] + [0] * 63), True),
+        (np.array([0] * 63 + [-9]), False),
+    ],
+)
 def test_two_levels_on_average_and_eight_anywhere_are_near(
     change: npt.NDArray[np.int64], is_near: bool
 ) -> None:

@@ -18,9 +18,16 @@ from hpc_mlp.config.sections import AugmentConfig
 from hpc_mlp.data.augment import affine_matrices, augment, augmented_rows, draw, is_active, turn_hue
 
 EVERYTHING = {
-    "horizontal_flip": 0.5, "rotation": 20.0, "shift": 0.1, "min_crop": 0.6,
-    "brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.1, "erasing": 0.5,
-}  # fmt: skip
+    "horizontal_flip": 0.5,
+    "rotation": 20.0,
+    "shift": 0.1,
+    "min_crop": 0.6,
+    "brightness": 0.3,
+    "contrast": 0.3,
+    "saturation": 0.3,
+    "hue": 0.1,
+    "erasing": 0.5,
+}
 
 
 def photos(count: int = 6, height: int = 48, width: int = 64, channels: int = 3) -> Tensor:
@@ -217,8 +224,10 @@ def test_any_split_of_a_batch_gives_the_same_images(
 def test_every_seed_epoch_and_step_draws_anew() -> None:
     tables = [
         np.stack(list(draw(seed, epoch, step, slice(0, 3)).values()))
-        for seed in (0, 1) for epoch in (0, 1) for step in (0, 1)
-    ]  # fmt: skip
+        for seed in (0, 1)
+        for epoch in (0, 1)
+        for step in (0, 1)
+    ]
     assert all(not np.intersect1d(a, b).size for i, a in enumerate(tables) for b in tables[:i])
 
 

@@ -175,9 +175,15 @@ def places(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 VALUES = st.one_of(
-    st.none(), st.booleans(), st.integers(-3, 30), st.sampled_from([10**6, 2**63, 10**30, "x" * 5000, "\x1b]0;x\x07"]),
-    st.floats(), st.text(max_size=4), st.lists(st.integers(0, 9), max_size=3), st.just({}),
-)  # fmt: skip
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 30),
+    st.sampled_from([10**6, 2**63, 10**30, "x" * 5000, "\x1b]0;x\x07"]),
+    st.floats(),
+    st.text(max_size=4),
+    st.lists(st.integers(0, 9), max_size=3),
+    st.just({}),
+)
 
 
 def test_whatever_a_manifest_says_no_image_or_label_is_made_up(good: Path, tmp_path: Path) -> None:

@@ -261,10 +261,23 @@ def test_a_stop_ends_the_wait(
     server.faults[name] = stalled
     mode = "resident" if phase == "resident" else "streaming"
     training = subprocess.Popen(
-        command("train", server.url, "--runs", tmp_path / "runs", "--variants", "baseline", "--cpu",
-                "--set", "model.hidden=[8]", "--set", f"data.mode={mode}"),
-        env=environment(), stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        command(
+            "train",
+            server.url,
+            "--runs",
+            tmp_path / "runs",
+            "--variants",
+            "baseline",
+            "--cpu",
+            "--set",
+            "model.hidden=[8]",
+            "--set",
+            f"data.mode={mode}",
+        ),
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     while not server.asked[name]:
         assert training.poll() is None
         time.sleep(0.05)
@@ -288,10 +301,27 @@ def test_a_stop_ends_the_wait_of_processes_that_split_batches(
 ) -> None:
     server.faults["val-000000.tar"] = stalled
     training = subprocess.Popen(
-        command("train", server.url, "--runs", tmp_path / "runs", "--variants", "baseline", "--cpu",
-                "--set", "model.hidden=[8]", "--set", "data.mode=streaming", "--processes", 2, "--parallel", "data"),
-        env=environment(), stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        command(
+            "train",
+            server.url,
+            "--runs",
+            tmp_path / "runs",
+            "--variants",
+            "baseline",
+            "--cpu",
+            "--set",
+            "model.hidden=[8]",
+            "--set",
+            "data.mode=streaming",
+            "--processes",
+            2,
+            "--parallel",
+            "data",
+        ),
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     while server.asked["val-000000.tar"] < 2:
         assert training.poll() is None
         time.sleep(0.05)

@@ -91,10 +91,18 @@ def test_png_of_any_filter_decodes_as_pillow_does(
     )
     nothing = Split(num_images=0, class_counts=(0,), shards=())
     manifest = Manifest(
-        digest="", classes=("a",), image_size=(height, width), channels=channels, encoding="png",
-        mean=(0.0,) * channels, std=(1.0,) * channels, splits=dict.fromkeys(("train", "val", "test"), nothing),
-        layout="", source={}, settings={},
-    )  # fmt: skip
+        digest="",
+        classes=("a",),
+        image_size=(height, width),
+        channels=channels,
+        encoding="png",
+        mean=(0.0,) * channels,
+        std=(1.0,) * channels,
+        splits=dict.fromkeys(("train", "val", "test"), nothing),
+        layout="",
+        source={},
+        settings={},
+    )
     with Image.open(io.BytesIO(data)) as image:
         expected = np.asarray(image).reshape(height, width, channels)
     assert np.array_equal(decode(data, manifest, "here"), expected)

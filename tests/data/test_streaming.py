@@ -139,8 +139,10 @@ def test_the_order_is_a_function_of_seed_and_epoch() -> None:
     counts = [10, 0, 30, 20]
     orders = [
         tuple(epoch_order(counts, seed=seed, epoch=epoch, shuffle_buffer=buffer).tolist())
-        for seed in (0, 1) for epoch in (0, 1, 2) for buffer in (8, 1000)
-    ]  # fmt: skip
+        for seed in (0, 1)
+        for epoch in (0, 1, 2)
+        for buffer in (8, 1000)
+    ]
     assert len(set(orders)) == len(orders)
     assert all(sorted(order) == list(range(60)) for order in orders)
     again = epoch_order(counts, seed=1, epoch=2, shuffle_buffer=1000)
