@@ -255,8 +255,21 @@ def test_the_best_epoch_is_what_was_saved(trained: Path, digits: Path) -> None:
 def test_models_beside_the_stack_train_in_the_same_bank(
     digits: Path, tmp_path: Path, cli: Cli
 ) -> None:
-    ran = cli("train", digits, "--runs", tmp_path, "--variants", "baseline,cnn", "--cpu", "--set", "train.epochs=2",
-              "--set", "model.channels=[8,16]", "--set", "optim.lr=0.01")  # fmt: skip
+    ran = cli(
+        "train",
+        digits,
+        "--runs",
+        tmp_path,
+        "--variants",
+        "baseline,cnn",
+        "--cpu",
+        "--set",
+        "train.epochs=2",
+        "--set",
+        "model.channels=[8,16]",
+        "--set",
+        "optim.lr=0.01",
+    )
     assert ran.exit_code == 0, ran.output
     assert result(tmp_path / "cnn-s0")["bank_size"] == 2
     assert result(tmp_path / "cnn-s0")["test"]["accuracy"] > 0.8

@@ -24,10 +24,15 @@ from hpc_mlp.models.registry import build_module
 def torch_optimizer(spec: RunSpec, module: nn.Module) -> torch.optim.Optimizer:
     optim = spec.config.optim
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in module.parameters() if p.dim() > 1], "weight_decay": optim.weight_decay},
-        {"params": [p for p in module.parameters() if p.dim() == 1],
-         "weight_decay": optim.weight_decay if optim.decay_bias_and_norm else 0.0},
-    ]  # fmt: skip
+        {
+            "params": [p for p in module.parameters() if p.dim() > 1],
+            "weight_decay": optim.weight_decay,
+        },
+        {
+            "params": [p for p in module.parameters() if p.dim() == 1],
+            "weight_decay": optim.weight_decay if optim.decay_bias_and_norm else 0.0,
+        },
+    ]
     if optim.name == "sgd":
         return torch.optim.SGD(
             groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov
@@ -73,8 +78,16 @@ def test_updates_are_those_of_torch(settings: tuple[str, ...]) -> None:
 
 def test_decay_spares_biases_and_norms_on_request() -> None:
     """Huge decay, tiny rate of learning: what is decayed shrinks, what is not stays."""
-    specs = specs_of("batchnorm,cnn", [0], "model.hidden=[10]", "model.channels=[4]", "optim.name=adamw",
-                     "optim.weight_decay=10000", "optim.lr=1e-5", "optim.decay_bias_and_norm=false,true")  # fmt: skip
+    specs = specs_of(
+        "batchnorm,cnn",
+        [0],
+        "model.hidden=[10]",
+        "model.channels=[4]",
+        "optim.name=adamw",
+        "optim.weight_decay=10000",
+        "optim.lr=1e-5",
+        "optim.decay_bias_and_norm=false,true",
+    )
     bank = BankUnderTest(specs, 8)
     before = [{k: t.clone() for k, t in state.items()} for state in bank.bank.member_states()]
     bank.train(steps=1)
@@ -264,8 +277,15 @@ def test_a_module_of_ones_own_may_have_layers_called_linears() -> None:
             return self.linears[0](x.flatten(1))  # type: ignore[no-any-return]
 
     register("own_linears")(lambda config, shape, classes: Own())
-    (spec,) = specs_of("cnn", [0], "model.kind=own_linears", "optim.name=adamw", "optim.weight_decay=10000",
-                       "optim.lr=1e-5", "optim.decay_bias_and_norm=false")  # fmt: skip
+    (spec,) = specs_of(
+        "cnn",
+        [0],
+        "model.kind=own_linears",
+        "optim.name=adamw",
+        "optim.weight_decay=10000",
+        "optim.lr=1e-5",
+        "optim.decay_bias_and_norm=false",
+    )
     bank = BankUnderTest([spec], 8)
     before = bank.bank.member_states()[0]["linears.0.weight"].abs().sum().item()
     bank.train(steps=1)

@@ -64,9 +64,12 @@ def test_onecycle_rises_to_the_peak_and_falls_to_the_end() -> None:
     # Torch's peak is one step earlier: its phase of n steps ends at n − 1.
     total = 10 * STEPS
     wanted = torch_rates(
-        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=total, pct_start=0.25, final_div_factor=1e9),
-        0.1, total,
-    )  # fmt: skip
+        lambda o: torch.optim.lr_scheduler.OneCycleLR(
+            o, 0.1, total_steps=total, pct_start=0.25, final_div_factor=1e9
+        ),
+        0.1,
+        total,
+    )
     assert max(abs(a - b) for a, b in zip(mine, wanted, strict=True)) < 0.1 * 0.02
 
 

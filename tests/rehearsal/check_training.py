@@ -103,8 +103,14 @@ def killed_before_step(number: int) -> Iterator[None]:
 
 def test_killed_before_any_step_a_run_ends_in_the_same_bits(digits: Path, tmp_path: Path) -> None:
     """The last batch of an epoch is a smaller one and no graph: one step in eight here."""
-    specs = specs_of("batchnorm,dropout", [0], "model.hidden=[16]", "train.epochs=1", "train.batch_size=200",
-                     "train.checkpoint_every=0.000001")  # fmt: skip
+    specs = specs_of(
+        "batchnorm,dropout",
+        [0],
+        "model.hidden=[16]",
+        "train.epochs=1",
+        "train.batch_size=200",
+        "train.checkpoint_every=0.000001",
+    )
     with emulated():
         assert train_specs(digits, specs, tmp_path / "whole") == 0
         for number in range(8):

@@ -45,8 +45,15 @@ def test_two_devices_train_as_one_cpu(parallel: str, digits: Path, tmp_path: Pat
         port = free.getsockname()[1]
     ranks = []
     for rank in range(2):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2,
-                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "REHEARSAL_DEVICES": 2}  # fmt: skip
+        place = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": 2,
+            "LOCAL_WORLD_SIZE": 2,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "REHEARSAL_DEVICES": 2,
+        }
         code = RANK.format(sets=", ".join(map(repr, SETS)))
         arguments = [sys.executable, "-c", code, str(digits), str(tmp_path / "cuda"), parallel]
         environment = os.environ | {key: str(value) for key, value in place.items()}

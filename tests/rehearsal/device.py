@@ -5,9 +5,9 @@ kernels only leave a note; `emulator.py` adds the numbers. It shows every check,
 and launch of torch's CUDA code, what a graph captures, and, emulated, that the results are a CPU's.
 It cannot show a GPU's arithmetic and time, which kernels cuBLAS and cuDNN choose, NCCL, and races.
 
-    python tests/rehearsal/device.py SCRIPT.py …            run a program on the pretended device
+    python tests/rehearsal/device.py SCRIPT.py …   run a program on the pretended device
     python tests/rehearsal/device.py -m pytest tests/rehearsal/check_step.py
-    python tests/rehearsal/device.py --check                exit code 1, and why, where there can be none
+    python tests/rehearsal/device.py --check       exit code 1, and why, where there can be none
 
 An entry that the runtime lacks fails at load or at its first call: add it to runtime.c, or, where
 an operator needs the device's answer, to `CPU_ONLY` in emulator.py. `REHEARSAL_DEVICES` is the

@@ -41,9 +41,19 @@ ASKS = {"bincount", "nonzero", "index", "_unique2", "equal", "is_nonzero", "_loc
 VALUES = {"equal", "is_nonzero", "_local_scalar_dense"}
 # They make or name memory, and compute nothing; collectives of gloo copy by themselves.
 NO_NUMBERS = {
-    "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_reshape_alias", "set_", "resize_",
-    "detach", "_pin_memory", "is_pinned", "record_stream",
-}  # fmt: skip
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+    "_reshape_alias",
+    "set_",
+    "resize_",
+    "detach",
+    "_pin_memory",
+    "is_pinned",
+    "record_stream",
+}
 COLLECTIVES = ("c10d", "_c10d_functional")
 
 Work = Callable[[], None]

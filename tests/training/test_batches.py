@@ -81,9 +81,12 @@ def test_mixup_blends_each_image_with_its_mirror_image_in_the_batch(
 
 @settings(max_examples=30, deadline=None)
 @given(
-    world=st.integers(1, 6), size=st.integers(1, 40), mixup=st.sampled_from([0.0, 0.4]), moved=st.booleans(),
+    world=st.integers(1, 6),
+    size=st.integers(1, 40),
+    mixup=st.sampled_from([0.0, 0.4]),
+    moved=st.booleans(),
     start=st.integers(0, 3),
-)  # fmt: skip
+)
 def test_any_number_of_processes_and_any_start_feed_the_same(
     shards: Shards, world: int, size: int, mixup: float, moved: bool, start: int
 ) -> None:

@@ -63,10 +63,15 @@ def train(test: BankUnderTest, steps: int, *, last: int = 32) -> list[dict[str, 
 
 @pytest.mark.parametrize(
     "settings",
-    [(), ("optim.name=adamw", "optim.weight_decay=0.1"), ("optim.name=sgd", "optim.nesterov=true"),
-     ("optim.clip_norm=0.1",), ("train.label_smoothing=0.1", "train.class_weights=balanced")],
+    [
+        (),
+        ("optim.name=adamw", "optim.weight_decay=0.1"),
+        ("optim.name=sgd", "optim.nesterov=true"),
+        ("optim.clip_norm=0.1",),
+        ("train.label_smoothing=0.1", "train.class_weights=balanced"),
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_the_captured_step_equals_the_eager_one(settings: tuple[str, ...]) -> None:
     captured, eager = (
         train(

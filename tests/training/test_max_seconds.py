@@ -26,8 +26,21 @@ def position(folder: Path) -> Position:
 def test_over_within_its_first_epoch_a_run_has_a_result(
     digits: Path, tmp_path: Path, cli: Cli
 ) -> None:
-    ran = cli("train", digits, "--runs", tmp_path, "--cpu", "--variants", "baseline",
-              "--set", AT_ONCE, "--set", "train.epochs=50", "--set", KEEP)  # fmt: skip
+    ran = cli(
+        "train",
+        digits,
+        "--runs",
+        tmp_path,
+        "--cpu",
+        "--variants",
+        "baseline",
+        "--set",
+        AT_ONCE,
+        "--set",
+        "train.epochs=50",
+        "--set",
+        KEEP,
+    )
     folder = tmp_path / "baseline-s0"
     outcome, (line,) = result(folder), metrics(folder)
     assert ran.exit_code == 0 and "done" in ran.stdout and "out of time" in ran.stderr
@@ -39,8 +52,17 @@ def test_over_within_its_first_epoch_a_run_has_a_result(
     # The mean over one batch, before any training: about log(10).
     assert 1.5 < line["train_loss"] < 3.5
     assert outcome["images_per_second"] == pytest.approx(32 / outcome["seconds"])
-    again = cli("train", digits, "--runs", tmp_path, "--cpu", "--variants", "baseline",
-                "--set", "train.epochs=50")  # fmt: skip
+    again = cli(
+        "train",
+        digits,
+        "--runs",
+        tmp_path,
+        "--cpu",
+        "--variants",
+        "baseline",
+        "--set",
+        "train.epochs=50",
+    )
     assert "1 of 1 runs are complete" in again.stderr
 
 
@@ -116,8 +138,25 @@ def test_killed_while_it_ends(
 
 @pytest.mark.slow
 def test_processes_that_split_batches_stop_at_the_same_step(digits: Path, tmp_path: Path) -> None:
-    done = run_process(command("train", digits, "--runs", tmp_path, "--cpu", "--variants", "baseline",
-                               "--processes", 2, "--parallel", "data", "--set", AT_ONCE, "--set", KEEP))  # fmt: skip
+    done = run_process(
+        command(
+            "train",
+            digits,
+            "--runs",
+            tmp_path,
+            "--cpu",
+            "--variants",
+            "baseline",
+            "--processes",
+            2,
+            "--parallel",
+            "data",
+            "--set",
+            AT_ONCE,
+            "--set",
+            KEEP,
+        )
+    )
     assert done.returncode == 0, done.stderr
     assert result(tmp_path / "baseline-s0")["stopped"] == "max_seconds"
     # They agree every eight steps.

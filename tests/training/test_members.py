@@ -25,8 +25,12 @@ def line(
     epoch: int, val_loss: float, train_loss: float = 1.0, accuracy: float = 0.5
 ) -> dict[str, Any]:
     return {
-        "epoch": epoch, "val_loss": val_loss, "train_loss": train_loss, "val_accuracy": accuracy, "seconds": 2.0
-    }  # fmt: skip
+        "epoch": epoch,
+        "val_loss": val_loss,
+        "train_loss": train_loss,
+        "val_accuracy": accuracy,
+        "seconds": 2.0,
+    }
 
 
 def train(run: Member, losses: list[float], **others: float) -> list[bool]:
@@ -143,10 +147,19 @@ def test_the_result_says_what_happened() -> None:
     run.seconds = 8.0
     train(run, [0.5, 0.3, 0.4], accuracy=0.75)
     assert run.result({"accuracy": 0.9}, 123, "cpu", 4) == {
-        "status": "done", "stopped": "epochs", "epochs_run": 3, "best_epoch": 2, "best_val_loss": 0.3,
-        "best_val_accuracy": 0.75, "test": {"accuracy": 0.9}, "num_parameters": 123, "seconds": 8.0,
-        "images_per_second": 30 / 8, "device": "cpu", "bank_size": 4,
-    }  # fmt: skip
+        "status": "done",
+        "stopped": "epochs",
+        "epochs_run": 3,
+        "best_epoch": 2,
+        "best_val_loss": 0.3,
+        "best_val_accuracy": 0.75,
+        "test": {"accuracy": 0.9},
+        "num_parameters": 123,
+        "seconds": 8.0,
+        "images_per_second": 30 / 8,
+        "device": "cpu",
+        "bank_size": 4,
+    }
 
 
 def test_a_run_goes_on_from_its_state_as_if_nothing_had_happened() -> None:

@@ -60,8 +60,17 @@ def test_accelerate_launch_gives_the_table_of_one_process(
         port = probe.getsockname()[1]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     launch += ["--main_process_port", str(port), "-m", "hpc_mlp.train"]
-    done = run_process([*launch, str(digits), "--runs", str(tmp_path / "runs"), *SMALL[1:],
-                        "--set", "train.batch_size=33"])  # fmt: skip
+    done = run_process(
+        [
+            *launch,
+            str(digits),
+            "--runs",
+            str(tmp_path / "runs"),
+            *SMALL[1:],
+            "--set",
+            "train.batch_size=33",
+        ]
+    )
     assert done.returncode == 0, done.stderr
     check_close(tmp_path / "runs", alone)
     # One table.
@@ -75,8 +84,21 @@ def test_accelerate_launch_gives_the_table_of_one_process(
 def test_split_batches_give_the_losses_of_one_process(
     digits: Path, alone: Path, tmp_path: Path, processes: int
 ) -> None:
-    done = run_process(command("train", digits, "--runs", tmp_path, *SMALL, "--set", "train.batch_size=33",
-                               "--parallel", "data", "--processes", processes))  # fmt: skip
+    done = run_process(
+        command(
+            "train",
+            digits,
+            "--runs",
+            tmp_path,
+            *SMALL,
+            "--set",
+            "train.batch_size=33",
+            "--parallel",
+            "data",
+            "--processes",
+            processes,
+        )
+    )
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     check_close(tmp_path, alone)
@@ -84,8 +106,21 @@ def test_split_batches_give_the_losses_of_one_process(
 
 @pytest.mark.slow
 def test_more_processes_than_runs(digits: Path, alone: Path, tmp_path: Path) -> None:
-    done = run_process(command("train", digits, "--runs", tmp_path, *SMALL, "--set", "train.batch_size=33",
-                               "--variants", "batchnorm,dropout", "--processes", 3))  # fmt: skip
+    done = run_process(
+        command(
+            "train",
+            digits,
+            "--runs",
+            tmp_path,
+            *SMALL,
+            "--set",
+            "train.batch_size=33",
+            "--variants",
+            "batchnorm,dropout",
+            "--processes",
+            3,
+        )
+    )
     assert done.returncode == 0, done.stderr
     check_close(tmp_path, alone, ("batchnorm", "dropout"))
     assert [result(tmp_path / f"{v}-s0")["bank_size"] for v in ("batchnorm", "dropout")] == [2, 2]
@@ -95,13 +130,37 @@ def test_more_processes_than_runs(digits: Path, alone: Path, tmp_path: Path) -> 
 def test_split_batches_with_everything_on(digits: Path, tmp_path: Path, cli: Cli) -> None:
     """Clipping, smoothing, class weights, averages, a model beside the stack, and a last batch of
     one image."""
-    settings = (*SMALL, "--set", "optim.clip_norm=0.5", "--set", "train.label_smoothing=0.1",
-                "--set", "train.class_weights=balanced", "--set", "train.ema=0.9",
-                "--set", f"train.batch_size={rest_one(digits)}",
-                "--variants", "batchnorm,dropout_l2,cnn", "--set", "model.channels=[4,8]")  # fmt: skip
+    settings = (
+        *SMALL,
+        "--set",
+        "optim.clip_norm=0.5",
+        "--set",
+        "train.label_smoothing=0.1",
+        "--set",
+        "train.class_weights=balanced",
+        "--set",
+        "train.ema=0.9",
+        "--set",
+        f"train.batch_size={rest_one(digits)}",
+        "--variants",
+        "batchnorm,dropout_l2,cnn",
+        "--set",
+        "model.channels=[4,8]",
+    )
     assert cli("train", digits, "--runs", tmp_path / "one", *settings).exit_code == 0
-    done = run_process(command("train", digits, "--runs", tmp_path / "two", *settings, "--parallel", "data",
-                               "--processes", 2))  # fmt: skip
+    done = run_process(
+        command(
+            "train",
+            digits,
+            "--runs",
+            tmp_path / "two",
+            *settings,
+            "--parallel",
+            "data",
+            "--processes",
+            2,
+        )
+    )
     assert done.returncode == 0, done.stderr
     check_close(tmp_path / "two", tmp_path / "one", ("batchnorm", "dropout_l2", "cnn"))
 
@@ -138,8 +197,13 @@ def test_stopped_and_resumed_with_split_batches(
         "--set",
         "train.checkpoint_every=5 steps",
     ]
-    process = subprocess.Popen(command(*arguments, "--processes", first), env=environment(),
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    process = subprocess.Popen(
+        command(*arguments, "--processes", first),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     deadline = time.monotonic() + 90
     while not (tmp_path / "dropout-s0" / "last.ckpt").exists():
         assert process.poll() is None and time.monotonic() < deadline
@@ -156,13 +220,28 @@ def test_stopped_and_resumed_with_split_batches(
 @pytest.mark.slow
 def test_killed_with_split_batches_the_bits_are_the_same(digits: Path, tmp_path: Path) -> None:
     """The same number of processes: metrics to the last digit, weights to the last bit."""
-    settings = (*SMALL, "--set", "train.batch_size=33", "--parallel", "data", "--variants", "batchnorm,dropout",
-                "--processes", 2, "--set", "train.checkpoint_every=5 steps")  # fmt: skip
+    settings = (
+        *SMALL,
+        "--set",
+        "train.batch_size=33",
+        "--parallel",
+        "data",
+        "--variants",
+        "batchnorm,dropout",
+        "--processes",
+        2,
+        "--set",
+        "train.checkpoint_every=5 steps",
+    )
     done = run_process(command("train", digits, "--runs", tmp_path / "whole", *settings))
     assert done.returncode == 0, done.stderr
-    process = subprocess.Popen(command("train", digits, "--runs", tmp_path / "cut", *settings),
-                               env=environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE,
-                               start_new_session=True)  # fmt: skip
+    process = subprocess.Popen(
+        command("train", digits, "--runs", tmp_path / "cut", *settings),
+        env=environment(),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
     deadline = time.monotonic() + 90
     while not (tmp_path / "cut" / "dropout-s0" / "last.ckpt").exists():
         assert process.poll() is None and time.monotonic() < deadline
@@ -187,9 +266,27 @@ def kill_family(pid: int) -> None:
 
 @pytest.mark.slow
 def test_max_seconds_means_the_same_to_all_processes(digits: Path, tmp_path: Path) -> None:
-    done = run_process(command("train", digits, "--runs", tmp_path, *SMALL[:3], "--variants", "baseline",
-                               "--set", "train.epochs=500", "--set", "train.max_seconds=0.5", "--parallel", "data",
-                               "--set", "train.early_stopping=false", "--processes", 2))  # fmt: skip
+    done = run_process(
+        command(
+            "train",
+            digits,
+            "--runs",
+            tmp_path,
+            *SMALL[:3],
+            "--variants",
+            "baseline",
+            "--set",
+            "train.epochs=500",
+            "--set",
+            "train.max_seconds=0.5",
+            "--parallel",
+            "data",
+            "--set",
+            "train.early_stopping=false",
+            "--processes",
+            2,
+        )
+    )
     assert done.returncode == 0, done.stderr
     outcome = result(tmp_path / "baseline-s0")
     assert outcome["stopped"] == "max_seconds" and outcome["epochs_run"] == len(

@@ -96,9 +96,26 @@ def started(
 ) -> Iterator[Started]:
     (folder / "tmp").mkdir(parents=True)
     number, count = rank
-    arguments = command("train", digits, "--runs", folder / "runs", "--cpu", "--variants", "baseline", "--seeds",
-                        f"0-{count - 1}", "--set", "train.epochs=2", "--set", "model.hidden=[16]", "--set",
-                        "train.checkpoint_every=3 steps", "--processes", count, *words)  # fmt: skip
+    arguments = command(
+        "train",
+        digits,
+        "--runs",
+        folder / "runs",
+        "--cpu",
+        "--variants",
+        "baseline",
+        "--seeds",
+        f"0-{count - 1}",
+        "--set",
+        "train.epochs=2",
+        "--set",
+        "model.hidden=[16]",
+        "--set",
+        "train.checkpoint_every=3 steps",
+        "--processes",
+        count,
+        *words,
+    )
     with waiting(arguments, folder, phase, number) as process:
         yield process
 
@@ -107,8 +124,13 @@ def started(
 def waiting(arguments: list[str], folder: Path, phase: str, rank: int) -> Iterator[Started]:
     env = environment()
     hooks = Path(__file__).parents[1] / "support" / "phases"
-    env |= {"PYTHONPATH": f"{hooks}{os.pathsep}{env['PYTHONPATH']}", "TMPDIR": str(folder / "tmp"),
-            "PHASE": phase, "PHASE_RANK": str(rank), "PHASE_FOLDER": str(folder)}  # fmt: skip
+    env |= {
+        "PYTHONPATH": f"{hooks}{os.pathsep}{env['PYTHONPATH']}",
+        "TMPDIR": str(folder / "tmp"),
+        "PHASE": phase,
+        "PHASE_RANK": str(rank),
+        "PHASE_FOLDER": str(folder),
+    }
     launcher = subprocess.Popen(
         arguments, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -198,9 +220,24 @@ def test_a_stopped_rank_is_killed_once_all_are_to_stop(digits: Path, tmp_path: P
 @pytest.mark.parametrize("phase", ["rendezvous", "step", "end"])
 def test_a_rank_of_torchrun_dies(digits: Path, tmp_path: Path, phase: str) -> None:
     (tmp_path / "tmp").mkdir()
-    arguments = command("--nproc-per-node", 2, "--standalone", "-m", "hpc_mlp.train", digits, "--runs",
-                        tmp_path / "runs", "--cpu", "--variants", "baseline", "--seeds", "0-1",
-                        "--set", "train.epochs=2", module="torch.distributed.run")  # fmt: skip
+    arguments = command(
+        "--nproc-per-node",
+        2,
+        "--standalone",
+        "-m",
+        "hpc_mlp.train",
+        digits,
+        "--runs",
+        tmp_path / "runs",
+        "--cpu",
+        "--variants",
+        "baseline",
+        "--seeds",
+        "0-1",
+        "--set",
+        "train.epochs=2",
+        module="torch.distributed.run",
+    )
     with waiting(arguments, tmp_path, phase, 1) as process:
         process.dies("SIGKILL")
         process.ends()
@@ -211,9 +248,23 @@ def test_a_rank_of_torchrun_dies(digits: Path, tmp_path: Path, phase: str) -> No
 def test_dealt_out_by_torchrun_the_worst_code_counts(digits: Path, tmp_path: Path) -> None:
     """What one process cannot write is the code of all, once the others have trained theirs to the
     end."""
-    arguments = command("--nproc-per-node", 2, "--standalone", "-m", "hpc_mlp.train", digits, "--runs", tmp_path,
-                        "--variants", "baseline", "--seeds", "0-1", "--set", "train.epochs=1",
-                        module="torch.distributed.run")  # fmt: skip
+    arguments = command(
+        "--nproc-per-node",
+        2,
+        "--standalone",
+        "-m",
+        "hpc_mlp.train",
+        digits,
+        "--runs",
+        tmp_path,
+        "--variants",
+        "baseline",
+        "--seeds",
+        "0-1",
+        "--set",
+        "train.epochs=1",
+        module="torch.distributed.run",
+    )
     codes = []
     for blocked in (True, False):
         (tmp_path / "baseline-s1").mkdir(exist_ok=True)
@@ -234,9 +285,23 @@ def test_dealt_out_by_torchrun_the_worst_code_counts(digits: Path, tmp_path: Pat
 @pytest.mark.slow
 def test_a_rank_of_accelerate_launch_dies(digits: Path, tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
-    arguments = command("--cpu", "--num_processes", 2, "-m", "hpc_mlp.train", digits, "--runs", tmp_path / "runs",
-                        "--variants", "baseline", "--seeds", "0-1", "--set", "train.epochs=2",
-                        module="accelerate.commands.launch")  # fmt: skip
+    arguments = command(
+        "--cpu",
+        "--num_processes",
+        2,
+        "-m",
+        "hpc_mlp.train",
+        digits,
+        "--runs",
+        tmp_path / "runs",
+        "--variants",
+        "baseline",
+        "--seeds",
+        "0-1",
+        "--set",
+        "train.epochs=2",
+        module="accelerate.commands.launch",
+    )
     with waiting(arguments, tmp_path, "step", 1) as process:
         process.dies("SIGKILL")
         assert "process 1 of 2 was killed by SIGKILL" in process.ends()
@@ -246,9 +311,24 @@ def test_a_rank_of_accelerate_launch_dies(digits: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_rank_of_a_local_job_dies(digits: Path, tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
-    arguments = command("submit", digits, "--runs", tmp_path / "runs", "--variants", "baseline,dropout", "--per-job",
-                        "all", "--cluster", "local", "--cpu", "--set", "launch.tasks_per_node=2", "--wait",
-                        "--set", "train.epochs=2")  # fmt: skip
+    arguments = command(
+        "submit",
+        digits,
+        "--runs",
+        tmp_path / "runs",
+        "--variants",
+        "baseline,dropout",
+        "--per-job",
+        "all",
+        "--cluster",
+        "local",
+        "--cpu",
+        "--set",
+        "launch.tasks_per_node=2",
+        "--wait",
+        "--set",
+        "train.epochs=2",
+    )
     with waiting(arguments, tmp_path, "step", 1) as process:
         process.dies("SIGKILL")
         errors = process.ends()
@@ -293,6 +373,9 @@ def two_at_a_time(cells: list[partial[None]]) -> None:
     """While one waits, the other imports."""
     with ThreadPoolExecutor(2) as pool:
         futures = [pool.submit(cell) for cell in cells]
-    problems = {cell.args[2:]: error for cell, future in zip(cells, futures, strict=True)
-                if (error := future.exception())}  # fmt: skip
+    problems = {
+        cell.args[2:]: error
+        for cell, future in zip(cells, futures, strict=True)
+        if (error := future.exception())
+    }
     assert not problems

@@ -27,8 +27,12 @@ def rehearse(*arguments: str) -> None:
     }
     done = subprocess.run(
         [sys.executable, device, "-m", "pytest", "-W", "error:The AccumulateGrad node", *arguments],
-        cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=550,
-    )  # fmt: skip
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=550,
+    )
     assert done.returncode == 0 and " passed" in done.stdout and " skipped" not in done.stdout, (
         done.stdout + done.stderr
     )

@@ -152,11 +152,29 @@ def test_training_on_shards_converted_anew_fails_in_the_next_epoch(
         }
     write_shards(other, splits, classes=10, shard_size=10**6)
     training = subprocess.Popen(
-        command("train", shards, "--runs", runs, "--variants", "baseline", "--cpu", "--processes", 1,
-                "--set", "train.epochs=100000", "--set", "train.patience=100000", "--set", "model.hidden=[8]",
-                "--set", "data.mode=streaming"),
-        env=environment(), stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        command(
+            "train",
+            shards,
+            "--runs",
+            runs,
+            "--variants",
+            "baseline",
+            "--cpu",
+            "--processes",
+            1,
+            "--set",
+            "train.epochs=100000",
+            "--set",
+            "train.patience=100000",
+            "--set",
+            "model.hidden=[8]",
+            "--set",
+            "data.mode=streaming",
+        ),
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     run = runs / "baseline-s0"
     while not (run / "metrics.jsonl").exists():
         assert training.poll() is None

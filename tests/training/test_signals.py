@@ -40,8 +40,13 @@ def obeys(process: subprocess.Popen[str], number: signal.Signals, seconds: float
 @pytest.fixture
 def long_run(digits: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """Training in a process of its own, some steps in, and far from done."""
-    process = start(digits, tmp_path / "runs", "train.epochs=2000", "train.early_stopping=false",
-                    "train.checkpoint_every=7 steps")  # fmt: skip
+    process = start(
+        digits,
+        tmp_path / "runs",
+        "train.epochs=2000",
+        "train.early_stopping=false",
+        "train.checkpoint_every=7 steps",
+    )
     wait_for(tmp_path / "runs" / "baseline-s0" / "metrics.jsonl", process)
     yield process
     process.kill()
@@ -149,8 +154,11 @@ def test_while_data_are_loaded_by_a_job(cold: Path, tmp_path: Path) -> None:
     with held(cache_lock(cold)):
         process = subprocess.Popen(
             command(submission.folder, 0, module="hpc_mlp.launch.job"),
-            env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         wait_until_open(cache_lock(cold), process)
         process.send_signal(signal.SIGUSR2)
         started = time.monotonic()
@@ -206,8 +214,10 @@ SLOW_VARIANT = 'plugins = ["slow.py"]\n[model]\nkind = "slow"\n[train]\nepochs =
 # In the validation, which takes six batches, and in the test.
 @pytest.mark.parametrize("slow_from", [2, 8])
 def test_while_evaluating(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow_from: int) -> None:
-    arrays = {name: random_arrays(3000, size=4, channels=1, seed=i) for i, name in
-              enumerate(("train", "val", "test"))}  # fmt: skip
+    arrays = {
+        name: random_arrays(3000, size=4, channels=1, seed=i)
+        for i, name in enumerate(("train", "val", "test"))
+    }
     write_shards(tmp_path / "shards", arrays, shard_size=3000)
     (tmp_path / "slow.py").write_text(SLOW)
     (tmp_path / "slow.toml").write_text(SLOW_VARIANT)
@@ -215,8 +225,13 @@ def test_while_evaluating(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow_
 
     def slow(runs: str, *, since: int = 1000) -> subprocess.Popen[str]:
         arguments = command("train", "shards", "--runs", runs, "--variants", "slow.toml", "--cpu")
-        return subprocess.Popen(arguments, env={**environment(), "SLOW_FROM": str(since)},
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+        return subprocess.Popen(
+            arguments,
+            env={**environment(), "SLOW_FROM": str(since)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     process = slow("runs", since=slow_from)
     wait_for(tmp_path / "slow", process)
@@ -250,8 +265,13 @@ with stop.enforced(), stop.stop_on_signals():
 def test_a_process_that_hangs_where_it_sees_no_signal_is_ended(
     phase: str, number: signal.Signals
 ) -> None:
-    process = subprocess.Popen([sys.executable, "-c", HANGS, phase], env=environment(), stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANGS, phase],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout is not None and process.stdout.readline() == "here\n"
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)

@@ -50,8 +50,10 @@ def start(
     return subprocess.Popen(
         command("train", shards, "--runs", runs, "--variants", variants, *SETS, *more),
         env=environment() | {"OMP_NUM_THREADS": str(threads)},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def train(shards: Path, runs: Path, variants: str, threads: int, *more: str) -> None:

@@ -9,8 +9,15 @@ import pytest
 from support.process import Cli, metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-SETTINGS = ("--cpu", "--variants", "baseline,batchnorm", "--set", "model.hidden=[24]",
-            "--set", 'train.trackers=["tensorboard"]')  # fmt: skip
+SETTINGS = (
+    "--cpu",
+    "--variants",
+    "baseline,batchnorm",
+    "--set",
+    "model.hidden=[24]",
+    "--set",
+    'train.trackers=["tensorboard"]',
+)
 
 
 def logged(folder: Path, name: str) -> list[tuple[int, float]]:

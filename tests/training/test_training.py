@@ -42,12 +42,22 @@ def test_run_folders_hold_what_the_contract_says(bank: Path) -> None:
     for variant in FOUR:
         folder = bank / f"{variant}-s0"
         assert sorted(path.name for path in folder.iterdir()) == [
-            "best.safetensors", "config.json", "metrics.jsonl", "predictions.npz", "result.json"
-        ]  # fmt: skip
+            "best.safetensors",
+            "config.json",
+            "metrics.jsonl",
+            "predictions.npz",
+            "result.json",
+        ]
         assert list(metrics(folder)[0]) == [
-            "epoch", "train_loss", "val_loss", "val_accuracy", "learning_rate", "images_per_second", "seconds",
+            "epoch",
+            "train_loss",
+            "val_loss",
+            "val_accuracy",
+            "learning_rate",
+            "images_per_second",
+            "seconds",
             "data_wait_seconds",
-        ]  # fmt: skip
+        ]
         outcome = result(folder)
         assert (
             outcome["status"] == "done"
@@ -95,8 +105,10 @@ def test_another_configuration_is_refused_and_shown(bank: Path, digits: Path, cl
 def test_another_dataset_is_refused(bank: Path, tmp_path: Path, cli: Cli) -> None:
     from support.shards import random_arrays, write_shards
 
-    arrays = {name: random_arrays(n, channels=1, classes=10) for name, n in
-              (("train", 60), ("val", 20), ("test", 20))}  # fmt: skip
+    arrays = {
+        name: random_arrays(n, channels=1, classes=10)
+        for name, n in (("train", 60), ("val", 20), ("test", 20))
+    }
     write_shards(tmp_path / "other", arrays, classes=10)
     ran = cli("train", tmp_path / "other", "--runs", bank, *SMALL)
     assert ran.exit_code == 2 and "dataset.digest" in ran.stderr
@@ -110,8 +122,18 @@ def test_operational_keys_may_change(bank: Path, digits: Path, cli: Cli) -> None
 def test_overwrite_trains_anew(bank: Path, digits: Path, tmp_path: Path, cli: Cli) -> None:
     runs = tmp_path / "runs"
     shutil.copytree(bank, runs)
-    ran = cli("train", digits, "--runs", runs, "--variants", "dropout", *SMALL, "--set", "train.epochs=1",
-              "--overwrite")  # fmt: skip
+    ran = cli(
+        "train",
+        digits,
+        "--runs",
+        runs,
+        "--variants",
+        "dropout",
+        *SMALL,
+        "--set",
+        "train.epochs=1",
+        "--overwrite",
+    )
     assert ran.exit_code == 0
     assert result(runs / "dropout-s0")["epochs_run"] == len(metrics(runs / "dropout-s0")) == 1
     assert timeless(runs / "baseline-s0") == timeless(bank / "baseline-s0")
@@ -133,8 +155,17 @@ def test_a_failed_run_does_not_stop_the_others(digits: Path, tmp_path: Path, cli
     (tmp_path / "broken.toml").write_text(
         'plugins = ["broken.py"]\n[model]\nkind = "broken"\n[train]\nbatch_size = 50\n'
     )
-    ran = cli("train", digits, "--runs", tmp_path / "runs", "--variants", f"{tmp_path}/broken.toml,baseline",
-              "--cpu", "--set", "train.epochs=1")  # fmt: skip
+    ran = cli(
+        "train",
+        digits,
+        "--runs",
+        tmp_path / "runs",
+        "--variants",
+        f"{tmp_path}/broken.toml,baseline",
+        "--cpu",
+        "--set",
+        "train.epochs=1",
+    )
     assert ran.exit_code == 1
     failed = (tmp_path / "runs" / "broken-s0" / "failed.json").read_text()
     assert "told to fail" in failed and "Traceback" in failed
@@ -148,8 +179,17 @@ def test_a_member_that_stops_early_leaves_the_others_undisturbed(
     digits: Path, tmp_path: Path, cli: Cli
 ) -> None:
     """A rate far too large stops early; the others go on to the very end as if alone."""
-    settings = ("--cpu", "--variants", "batchnorm", "--set", "model.hidden=[32]", "--set", "train.epochs=6",
-                "--set", "train.patience=1")  # fmt: skip
+    settings = (
+        "--cpu",
+        "--variants",
+        "batchnorm",
+        "--set",
+        "model.hidden=[32]",
+        "--set",
+        "train.epochs=6",
+        "--set",
+        "train.patience=1",
+    )
     ran = cli(
         "train", digits, "--runs", tmp_path / "both", *settings, "--set", "optim.lr=0.001,3.0"
     )
@@ -174,9 +214,25 @@ def test_a_member_that_stops_early_leaves_the_others_undisturbed(
 def test_without_early_stopping_a_run_goes_to_its_end(
     digits: Path, tmp_path: Path, cli: Cli
 ) -> None:
-    ran = cli("train", digits, "--runs", tmp_path, "--cpu", "--variants", "baseline", "--set", "optim.lr=1.0",
-              "--set", "model.hidden=[16]", "--set", "train.epochs=6", "--set", "train.patience=1",
-              "--set", "train.early_stopping=false")  # fmt: skip
+    ran = cli(
+        "train",
+        digits,
+        "--runs",
+        tmp_path,
+        "--cpu",
+        "--variants",
+        "baseline",
+        "--set",
+        "optim.lr=1.0",
+        "--set",
+        "model.hidden=[16]",
+        "--set",
+        "train.epochs=6",
+        "--set",
+        "train.patience=1",
+        "--set",
+        "train.early_stopping=false",
+    )
     assert ran.exit_code == 0 and result(tmp_path / "baseline-s0")["epochs_run"] == 6
 
 
@@ -184,9 +240,27 @@ def test_the_best_epoch_is_the_one_that_the_monitor_names(
     digits: Path, tmp_path: Path, cli: Cli
 ) -> None:
     """A rate far too large, at which losses and accuracies jump about, each in its own way."""
-    ran = cli("train", digits, "--runs", tmp_path, "--cpu", "--variants", "baseline", "--seeds", "0-3",
-              "--set", "optim.lr=0.1", "--set", "model.hidden=[64]", "--set", "train.epochs=12",
-              "--set", "train.early_stopping=false", "--set", "train.monitor=loss,accuracy")  # fmt: skip
+    ran = cli(
+        "train",
+        digits,
+        "--runs",
+        tmp_path,
+        "--cpu",
+        "--variants",
+        "baseline",
+        "--seeds",
+        "0-3",
+        "--set",
+        "optim.lr=0.1",
+        "--set",
+        "model.hidden=[64]",
+        "--set",
+        "train.epochs=12",
+        "--set",
+        "train.early_stopping=false",
+        "--set",
+        "train.monitor=loss,accuracy",
+    )
     assert ran.exit_code == 0, ran.output
     differ = []
     for seed in range(4):
@@ -228,8 +302,17 @@ def test_an_unfinished_run_shows_the_best_epoch_of_its_monitor(
 
 
 def test_a_diverging_member_stops_and_not_its_bank(digits: Path, tmp_path: Path, cli: Cli) -> None:
-    settings = ("--cpu", "--variants", "baseline", "--set", "model.hidden=[32]", "--set", "train.epochs=3",
-                "--set", "optim.name=sgd")  # fmt: skip
+    settings = (
+        "--cpu",
+        "--variants",
+        "baseline",
+        "--set",
+        "model.hidden=[32]",
+        "--set",
+        "train.epochs=3",
+        "--set",
+        "optim.name=sgd",
+    )
     ran = cli("train", digits, "--runs", tmp_path / "both", *settings, "--set", "optim.lr=0.01,1e6")
     assert ran.exit_code == 0, ran.output
     bad = result(tmp_path / "both/baseline-s0-optim.lr=1000000.0")
@@ -270,8 +353,19 @@ def test_mixed_precision_comes_close(
 def test_the_last_batch_may_be_one_image(digits: Path, tmp_path: Path, cli: Cli) -> None:
     """1,438 training images in batches of 479: three full ones and one image, also for batch
     norm."""
-    ran = cli("train", digits, "--runs", tmp_path, "--cpu", "--variants", "baseline,batchnorm",
-              "--set", f"train.batch_size={batch_with_rest_one(digits)}", "--set", "train.epochs=2")  # fmt: skip
+    ran = cli(
+        "train",
+        digits,
+        "--runs",
+        tmp_path,
+        "--cpu",
+        "--variants",
+        "baseline,batchnorm",
+        "--set",
+        f"train.batch_size={batch_with_rest_one(digits)}",
+        "--set",
+        "train.epochs=2",
+    )
     assert ran.exit_code == 0, ran.output
     assert result(tmp_path / "batchnorm-s0")["status"] == "done"
 
@@ -302,7 +396,7 @@ def batch_with_rest_one(shards: Path) -> int:
         (("--config", "nosuch.toml"), "nosuch.toml"),
         (("--set", "train.batch_size=1"), "batch_size"),
     ],
-)  # fmt: skip
+)
 def test_wrong_options(
     digits: Path, tmp_path: Path, cli: Cli, arguments: tuple[str, ...], says: str
 ) -> None:
