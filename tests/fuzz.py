@@ -449,9 +449,14 @@ def _copied(source: Path, target: Path) -> Path:
 
 
 KINDS: dict[str, Kind] = {
-    "zip": zip_kind, **{suffix: tar_kind(suffix) for suffix in mutations.COMPRESSIONS}, "image": image_kind,
-    "manifest": manifest_kind, "shard": shard_kind, "run": run_kind, "launch": launch_kind,
-}  # fmt: skip
+    "zip": zip_kind,
+    **{suffix: tar_kind(suffix) for suffix in mutations.COMPRESSIONS},
+    "image": image_kind,
+    "manifest": manifest_kind,
+    "shard": shard_kind,
+    "run": run_kind,
+    "launch": launch_kind,
+}
 
 
 # -- the loop

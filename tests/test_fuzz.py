@@ -43,13 +43,19 @@ def test_a_thousand(material: fuzz.Material, kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("body", "what"),
     [
-        ("raise KeyError('x')", "KeyError"), ("return '\\x1b[2J'", "prints what acts"),
+        ("raise KeyError('x')", "KeyError"),
+        ("return '\\x1b[2J'", "prints what acts"),
         ("raise HpcMlpError('\\x9b')", ""),
-        ("kept.append(open('/dev/null'))\nreturn ''", "descriptors"), ("bytearray(600 << 20)\nreturn ''", "MB"),
-        ("began = time.process_time()\nwhile time.process_time() < began + 1.1: pass\nreturn ''", "processor time"),
-        ("raise HpcMlpError('ours')", ""), ("return 'fine'", ""),
+        ("kept.append(open('/dev/null'))\nreturn ''", "descriptors"),
+        ("bytearray(600 << 20)\nreturn ''", "MB"),
+        (
+            "began = time.process_time()\nwhile time.process_time() < began + 1.1: pass\nreturn ''",
+            "processor time",
+        ),
+        ("raise HpcMlpError('ours')", ""),
+        ("return 'fine'", ""),
     ],
-)  # fmt: skip
+)
 def test_the_watch_sees(body: str, what: str) -> None:
     """Each thing that no reader may do; and nothing else."""
     space: dict[str, object] = {"HpcMlpError": fuzz.HpcMlpError, "kept": [], "time": fuzz.time}

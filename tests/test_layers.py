@@ -58,9 +58,20 @@ FLOORS: list[dict[str, str]] = [
 # The only arrow that no import shows: a job starts training, and `launch` never imports torch.
 HIDDEN = {("hpc_mlp.launch.records", "hpc_mlp.training.session")}
 TORCH_FREE = (
-    "errors", "_version", "files", "terminal", "config", "runs", "live", "reporting", "launch", "cli", "__init__",
-    "__main__", "train",
-)  # fmt: skip
+    "errors",
+    "_version",
+    "files",
+    "terminal",
+    "config",
+    "runs",
+    "live",
+    "reporting",
+    "launch",
+    "cli",
+    "__init__",
+    "__main__",
+    "train",
+)
 TORCH_FREE_MODULES = ("hpc_mlp.data.manifest", "hpc_mlp.machine.stop", "hpc_mlp.machine.liveness")
 
 
@@ -186,7 +197,8 @@ def test_login_node_modules_never_import_torch() -> None:
     """Imported all together in a fresh process."""
     names = [name for name in torch_free() if name != "hpc_mlp.__main__"]
     code = f"import sys, importlib\nfor n in {names!r}: importlib.import_module(n)\n"
-    code += "print([m for m in ('torch', 'torchvision', 'accelerate', 'safetensors.torch') if m in sys.modules])"
+    heavy = ("torch", "torchvision", "accelerate", "safetensors.torch")
+    code += f"print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=60
     )
@@ -214,9 +226,13 @@ def test_help_and_table_start_without_torch(tmp_path: Path) -> None:
         write_run(tmp_path / "runs", "baseline", seed)
         write_run(tmp_path / "runs", "dropout", seed)
     commands = [
-        ("--help",), ("train", "--help"), ("submit", "--help"), ("convert", "--help"),
-        ("table", str(tmp_path / "runs")), ("status", str(tmp_path / "runs")),
-    ]  # fmt: skip
+        ("--help",),
+        ("train", "--help"),
+        ("submit", "--help"),
+        ("convert", "--help"),
+        ("table", str(tmp_path / "runs")),
+        ("status", str(tmp_path / "runs")),
+    ]
     for arguments in commands:
         done, loaded = loaded_by(*arguments)
         assert done.returncode == 0, done.stderr

@@ -47,11 +47,15 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "model.hidden": st.lists(st.integers(1, 10**5), max_size=5),
     "model.dropout": st.floats(0, 0.999) | st.lists(st.floats(0, 0.999), max_size=4),
     "model.batchnorm": st.booleans(),
-    "model.options": st.dictionaries(st.text("abc", min_size=1), st.integers() | st.text("xyz ") | st.booleans()),
+    "model.options": st.dictionaries(
+        st.text("abc", min_size=1), st.integers() | st.text("xyz ") | st.booleans()
+    ),
     "schedule.name": st.sampled_from(["constant", "step", "cosine", "onecycle"]),
     "augment.rotation": st.floats(0, 180),
-    "launch.sbatch": st.dictionaries(st.text("abc-", min_size=1), st.integers() | st.text("xyz ") | st.booleans()),
-}  # fmt: skip
+    "launch.sbatch": st.dictionaries(
+        st.text("abc-", min_size=1), st.integers() | st.text("xyz ") | st.booleans()
+    ),
+}
 
 
 @st.composite
@@ -238,14 +242,15 @@ def test_dropout_rates_by_layer() -> None:
 @pytest.mark.parametrize(
     ("wrong", "right"),
     [
-        ("lr", "Did you mean 'optim.lr'?"), ("epochs", "Did you mean 'train.epochs'?"),
-        ("name", "Did you mean 'optim.name' or 'schedule.name'?"), ("epoch", "Did you mean "
-                                                                             "'train.epochs'?"),
-        ("optim.learning_rate", "Known: optim.name, optim.lr"), ("model.dropot", "Did you mean "
-                                                                                 "'model.dropout'?"),
+        ("lr", "Did you mean 'optim.lr'?"),
+        ("epochs", "Did you mean 'train.epochs'?"),
+        ("name", "Did you mean 'optim.name' or 'schedule.name'?"),
+        ("epoch", "Did you mean 'train.epochs'?"),
+        ("optim.learning_rate", "Known: optim.name, optim.lr"),
+        ("model.dropot", "Did you mean 'model.dropout'?"),
         ("train.lr", "Did you mean 'optim.lr'?"),
     ],
-)  # fmt: skip
+)
 def test_a_key_without_its_section_is_found(wrong: str, right: str) -> None:
     with pytest.raises(UserError) as raised:
         parse_set([f"{wrong}=1"])
@@ -279,9 +284,15 @@ def test_how_to_write_a_list(key: str, value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["a = " + "[" * 100_000, "a = " + "[" * 40 + "]" * 40, "a = " + "{b=" * 5_000,
-             f"[model.options.{'.'.join('a' * 3_000)}]\nb = 1", "[[model.options.a]]\nb = " + "[" * 40 + "]" * 40],
-)  # fmt: skip
+    "text",
+    [
+        "a = " + "[" * 100_000,
+        "a = " + "[" * 40 + "]" * 40,
+        "a = " + "{b=" * 5_000,
+        f"[model.options.{'.'.join('a' * 3_000)}]\nb = 1",
+        "[[model.options.a]]\nb = " + "[" * 40 + "]" * 40,
+    ],
+)
 def test_what_is_nested_without_end_is_one_message(tmp_path: Path, text: str) -> None:
     (tmp_path / "deep.toml").write_text(text)
     with pytest.raises(UserError, match=r"deep\.toml: nested more than 32 levels deep"):

@@ -46,10 +46,15 @@ def test_every_shipped_variant_loads_and_says_how_to_run_it() -> None:
     by_name = {
         spec.variant: spec.config for spec in plan_runs(parse_variants("all,dropout_l2"), [0])
     }
-    assert {n: (c.model.dropout, c.model.batchnorm, c.optim.weight_decay) for n, c in by_name.items()} == {
-        "baseline": (0.0, False, 0.0), "dropout": (0.5, False, 0.0), "batchnorm": (0.0, True, 0.0),
-        "dropout_batchnorm": (0.5, True, 0.0), "dropout_l2": (0.5, False, 1e-4),
-    }  # fmt: skip
+    assert {
+        n: (c.model.dropout, c.model.batchnorm, c.optim.weight_decay) for n, c in by_name.items()
+    } == {
+        "baseline": (0.0, False, 0.0),
+        "dropout": (0.5, False, 0.0),
+        "batchnorm": (0.0, True, 0.0),
+        "dropout_batchnorm": (0.5, True, 0.0),
+        "dropout_l2": (0.5, False, 1e-4),
+    }
 
 
 @pytest.mark.parametrize(
@@ -99,14 +104,17 @@ def test_any_ranges_of_seeds(ranges: list[tuple[int, int]]) -> None:
 
 def test_seeds_are_innermost_and_names_tell_what_was_swept() -> None:
     assert names("dropout", "0-1", "optim.lr=0.01,0.001") == [
-        "dropout-s0-optim.lr=0.01", "dropout-s1-optim.lr=0.01",
-        "dropout-s0-optim.lr=0.001", "dropout-s1-optim.lr=0.001",
-    ]  # fmt: skip
+        "dropout-s0-optim.lr=0.01",
+        "dropout-s1-optim.lr=0.01",
+        "dropout-s0-optim.lr=0.001",
+        "dropout-s1-optim.lr=0.001",
+    ]
     # One value is no sweep.
     assert names("dropout", "0", "optim.lr=0.01") == ["dropout-s0"]
     assert names("dropout", "0", "model.hidden=[64,32],[16]") == [
-        "dropout-s0-model.hidden=64x32", "dropout-s0-model.hidden=16"
-    ]  # fmt: skip
+        "dropout-s0-model.hidden=64x32",
+        "dropout-s0-model.hidden=16",
+    ]
 
 
 def test_the_swept_value_is_in_the_run() -> None:
@@ -126,16 +134,32 @@ def test_the_swept_value_is_in_the_run() -> None:
 @pytest.mark.parametrize(
     "text, wanted",
     [
-        ("a=1", [1]), ("a=1e-3,0.5", [0.001, 0.5]), ("a=true,false", [True, False]), ("a=x,y", ["x", "y"]),
-        ("a=[1,2]", [[1, 2]]), ("a=[1,2],[3]", [[1, 2], [3]]), ('a="x,y"', ["x,y"]), ("a=0:3:1", [0, 1, 2, 3]),
-        ("a=0.1:0.3:0.1", [0.1, 0.2, 0.3]), ("a=0:1:0.5", [0.0, 0.5, 1.0]), ("a=1:1:1", [1]),
-        ("a=nan:1:1", ["nan:1:1"]), ("a=x:y:z", ["x:y:z"]), ("a=60 s", ["60 s"]),
-        ("a={b = 1, c = 2}", [{"b": 1, "c": 2}]), ("a=[[1,2],[3]],[[4]]", [[[1, 2], [3]], [[4]]]),
-        ("a='x,y',\"z,\"", ["x,y", "z,"]), ('a="it\'s, so",2', ["it's, so", 2]), ("a=1,,2,", [1, 2]),
-        ("a=X,Y", ["X", "Y"]), ("a='[',1", ["[", 1]), ("a=0:10000:1", list(range(10_001))),
-        ("a=10001:10003:1", [10001, 10002, 10003]), ("a=1:2:inf", ["1:2:inf"]),
+        ("a=1", [1]),
+        ("a=1e-3,0.5", [0.001, 0.5]),
+        ("a=true,false", [True, False]),
+        ("a=x,y", ["x", "y"]),
+        ("a=[1,2]", [[1, 2]]),
+        ("a=[1,2],[3]", [[1, 2], [3]]),
+        ('a="x,y"', ["x,y"]),
+        ("a=0:3:1", [0, 1, 2, 3]),
+        ("a=0.1:0.3:0.1", [0.1, 0.2, 0.3]),
+        ("a=0:1:0.5", [0.0, 0.5, 1.0]),
+        ("a=1:1:1", [1]),
+        ("a=nan:1:1", ["nan:1:1"]),
+        ("a=x:y:z", ["x:y:z"]),
+        ("a=60 s", ["60 s"]),
+        ("a={b = 1, c = 2}", [{"b": 1, "c": 2}]),
+        ("a=[[1,2],[3]],[[4]]", [[[1, 2], [3]], [[4]]]),
+        ("a='x,y',\"z,\"", ["x,y", "z,"]),
+        ('a="it\'s, so",2', ["it's, so", 2]),
+        ("a=1,,2,", [1, 2]),
+        ("a=X,Y", ["X", "Y"]),
+        ("a='[',1", ["[", 1]),
+        ("a=0:10000:1", list(range(10_001))),
+        ("a=10001:10003:1", [10001, 10002, 10003]),
+        ("a=1:2:inf", ["1:2:inf"]),
     ],
-)  # fmt: skip
+)
 def test_values_of_set(text: str, wanted: list[object]) -> None:
     key = "model.options.a"
     values = parse_set([text.replace("a=", f"{key}=", 1)])[key]
@@ -158,8 +182,21 @@ def test_ranges_hold_their_ends(start: int, steps: int, digits: int, step: int) 
     assert values == pytest.approx([(start + 1 + i * step) / 10**digits for i in range(steps + 1)])
 
 
-@pytest.mark.parametrize("text", ["optim.lr", "optim.lr=", "=1", "optim.lrr=1", "optim=1", "optim.lr=3:1:1",
-                                  "optim.lr=0:1:0", "optim.lr=0:1:1e-9", "optim.lr=0:10001:1", "a.b=1"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "optim.lr",
+        "optim.lr=",
+        "=1",
+        "optim.lrr=1",
+        "optim=1",
+        "optim.lr=3:1:1",
+        "optim.lr=0:1:0",
+        "optim.lr=0:1:1e-9",
+        "optim.lr=0:10001:1",
+        "a.b=1",
+    ],
+)
 def test_wrong_set(text: str) -> None:
     with pytest.raises(UserError, match="--set"):
         parse_set([text])
@@ -182,12 +219,16 @@ def test_what_makes_a_variant_stays(tmp_path: Path) -> None:
         for s in plan_runs(parse_variants("all"), [0], [tmp_path / "c.toml"])
     }
     assert {n: (m.dropout, m.batchnorm, m.hidden) for n, m in specs.items()} == {
-        "baseline": (0.0, False, (8,)), "dropout": (0.25, False, (8,)),
-        "batchnorm": (0.0, True, (8,)), "dropout_batchnorm": (0.25, True, (8,)),
-    }  # fmt: skip
+        "baseline": (0.0, False, (8,)),
+        "dropout": (0.25, False, (8,)),
+        "batchnorm": (0.0, True, (8,)),
+        "dropout_batchnorm": (0.25, True, (8,)),
+    }
     assert names("baseline,dropout", "0", "model.dropout=0.1,0.2") == [
-        "baseline-s0", "dropout-s0-model.dropout=0.1", "dropout-s0-model.dropout=0.2"
-    ]  # fmt: skip
+        "baseline-s0",
+        "dropout-s0-model.dropout=0.1",
+        "dropout-s0-model.dropout=0.2",
+    ]
     with pytest.raises(UserError, match="what makes baseline"):
         names("baseline", "0", "model.dropout=0.1")
 
@@ -233,8 +274,10 @@ def test_a_file_of_ones_own_names_its_plugins_beside_it(
     specs = make_specs("baseline,own/Mine+1.5.toml", "2-3", (), ["train.epochs=4,5"])
     assert [spec.name for spec in specs] == [
         f"{variant}-s{seed}-train.epochs={epochs}"
-        for variant in ("baseline", "Mine+1.5") for epochs in (4, 5) for seed in (2, 3)
-    ]  # fmt: skip
+        for variant in ("baseline", "Mine+1.5")
+        for epochs in (4, 5)
+        for seed in (2, 3)
+    ]
     assert [(spec.seed, spec.config.train.epochs) for spec in specs[:3]] == [(2, 4), (3, 4), (2, 5)]
     assert [spec.plugins for spec in specs] == [()] * 4 + [variant.plugins] * 4
 

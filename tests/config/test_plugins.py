@@ -39,7 +39,8 @@ Path({ran!r}).touch()
 @register("one_layer")
 def one_layer(config, image_shape, num_classes):
     channels, height, width = image_shape
-    return nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, num_classes), nn.{activation}())
+    linear = nn.Linear(channels * height * width, num_classes)
+    return nn.Sequential(nn.Flatten(), linear, nn.{activation}())
 """
 SMALL = ["train.epochs=1"]
 
@@ -60,8 +61,14 @@ def write(folder: Path, activation: str) -> None:
 
 
 def train(digits: Path, mine: Path, **options: Any) -> Path:
-    (run,) = hpc_mlp.train(digits, variants=str(mine / "own.toml"), runs=mine / "runs", settings=SMALL, cpu=True,
-                           **options)  # fmt: skip
+    (run,) = hpc_mlp.train(
+        digits,
+        variants=str(mine / "own.toml"),
+        runs=mine / "runs",
+        settings=SMALL,
+        cpu=True,
+        **options,
+    )
     return run.path
 
 
@@ -122,10 +129,21 @@ def received(digits: Path, mine: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run folder that somebody else trained, with code that this process has not run."""
     write(mine, "Softsign")
     process = subprocess.run(
-        command("train", digits, "--variants", mine / "own.toml", "--runs", mine / "runs", "--cpu",
-                "--set", SMALL[0]),
-        env=environment() | {"XDG_DATA_HOME": str(mine / "data")}, capture_output=True, text=True,
-    )  # fmt: skip
+        command(
+            "train",
+            digits,
+            "--variants",
+            mine / "own.toml",
+            "--runs",
+            mine / "runs",
+            "--cpu",
+            "--set",
+            SMALL[0],
+        ),
+        env=environment() | {"XDG_DATA_HOME": str(mine / "data")},
+        capture_output=True,
+        text=True,
+    )
     assert process.returncode == 0, process.stderr
     (mine / "ran").unlink()
     return Path(shutil.move(mine / "runs" / "own-s0", mine / "received"))
@@ -135,8 +153,11 @@ def test_a_received_runs_code_runs_only_where_it_is_trusted(
     digits: Path, received: Path, mine: Path, cli: Cli
 ) -> None:
     out = ["--out", mine / "model.safetensors"]
-    calls = [["predict", received, digits / "none.png"], ["evaluate", received, digits],
-             ["export", received, "--format", "safetensors", *out]]  # fmt: skip
+    calls = [
+        ["predict", received, digits / "none.png"],
+        ["evaluate", received, digits],
+        ["export", received, "--format", "safetensors", *out],
+    ]
     for call in calls:
         refused = cli(*call)
         assert refused.exit_code == 2 and not (mine / "ran").exists(), refused.output
@@ -239,8 +260,13 @@ def test_two_files_of_one_kind_are_refused(digits: Path, mine: Path) -> None:
         )
     # The same bytes under two names are one.
     shutil.copy(mine / "model.py", mine / "other.py")
-    hpc_mlp.train(digits, variants=[str(mine / "own.toml"), str(mine / "other.toml")], runs=mine / "runs",
-                  settings=SMALL, cpu=True)  # fmt: skip
+    hpc_mlp.train(
+        digits,
+        variants=[str(mine / "own.toml"), str(mine / "other.toml")],
+        runs=mine / "runs",
+        settings=SMALL,
+        cpu=True,
+    )
 
 
 def test_a_file_that_is_not_there_is_named_before_anything_begins(

@@ -137,14 +137,24 @@ def test_the_card_tells_use_data_recipe_metrics_limits(
     assert result.exit_code == 0 and (tmp_path / f"batchnorm-s0.{form}").is_file()
     card = (tmp_path / "batchnorm-s0.md").read_text()
     assert [line for line in card.splitlines() if line.startswith("## ")] == [
-        "## Use", "## Data", "## Recipe", "## Metrics", "## Limits",
-    ]  # fmt: skip
+        "## Use",
+        "## Data",
+        "## Recipe",
+        "## Metrics",
+        "## Limits",
+    ]
     test = json.loads((trained.run("batchnorm-s0") / "result.json").read_text())["test"]
     digest = json.loads((trained.shards / "manifest.json").read_text())["digest"]
     for text in (
-        f"accuracy {100 * test['accuracy']:.1f} %", "72 train, 18 val, 36 test", "all.zip", digest,
-        "| `model.hidden` | `[16, 8]` |", "| `train.epochs` | `1` |", "china, digit, flower", "10×12",
-    ):  # fmt: skip
+        f"accuracy {100 * test['accuracy']:.1f} %",
+        "72 train, 18 val, 36 test",
+        "all.zip",
+        digest,
+        "| `model.hidden` | `[16, 8]` |",
+        "| `train.epochs` | `1` |",
+        "china, digit, flower",
+        "10×12",
+    ):
         assert text in card
     for row in test["per_class"]:
         assert f"| {row['class']} | {row['support']} | {100 * row['precision']:.1f} |" in card
@@ -244,16 +254,32 @@ def test_names_in_a_card_are_names(trained: Trained, tmp_path: Path) -> None:
         ("result.json", {"test": {"accuracy": 1}}, "result.json (test.num_images"),
         ("result.json", {"best_val_loss": "low"}, "result.json (best_val_loss"),
         ("config.json", {"dataset": {}}, "config.json (dataset.digest"),
-        ("config.json", {"dataset": {"digest": "d", "classes": ["a"], "image_size": [10**30, 1], "channels": 3}},
-         "config.json (dataset.image_size.0"),
-        ("config.json", {"config": {"model": {"hidden": [10**30]}}}, "config.json (config: an "
-                                                                     "integer is too large"),
-        ("config.json", {"config": {"model": {"hidden": [10**15]}}}, "does not fit the model in "
-                                                                     "config.json"),
+        (
+            "config.json",
+            {
+                "dataset": {
+                    "digest": "d",
+                    "classes": ["a"],
+                    "image_size": [10**30, 1],
+                    "channels": 3,
+                }
+            },
+            "config.json (dataset.image_size.0",
+        ),
+        (
+            "config.json",
+            {"config": {"model": {"hidden": [10**30]}}},
+            "config.json (config: an integer is too large",
+        ),
+        (
+            "config.json",
+            {"config": {"model": {"hidden": [10**15]}}},
+            "does not fit the model in config.json",
+        ),
         ("config.json", {"config": {"model": {"kind": "nothing"}}}, "model.kind 'nothing'"),
         ("config.json", {"config": {"modle": {}}}, "Did you mean 'model'?"),
     ],
-)  # fmt: skip
+)
 def test_files_that_do_not_hold_what_they_should_are_one_message(
     trained: Trained, tmp_path: Path, file: str, change: dict[str, Any], why: str
 ) -> None:

@@ -313,9 +313,10 @@ def test_an_archive_in_an_archive_and_a_damaged_entry_are_named(
     rows = table(trained.run("cnn-s0"), tmp_path / "odd.zip", code=1)
     errors = {Path(row["image"]).name: row["error"] for row in rows}
     assert errors == {
-        "good.png": "", "text.png": "not an image", "inner.zip": "an archive inside the archive is "
-                                                                 "not opened",
-    }  # fmt: skip
+        "good.png": "",
+        "text.png": "not an image",
+        "inner.zip": "an archive inside the archive is not opened",
+    }
 
 
 def test_an_unfinished_run_predicts_and_says_so(trained: Trained, tmp_path: Path) -> None:

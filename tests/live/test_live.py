@@ -35,10 +35,17 @@ from hpc_mlp.live.rows import RunStatus, State, Usage, progress_of
 
 def lines(epochs: int, loss: float = 1.0) -> list[dict[str, float]]:
     return [
-        {"epoch": e, "train_loss": loss / e, "val_loss": 1.1 * loss / e, "val_accuracy": 0.5, "learning_rate": 1e-3,
-         "images_per_second": 1000.0, "seconds": 2.0}
+        {
+            "epoch": e,
+            "train_loss": loss / e,
+            "val_loss": 1.1 * loss / e,
+            "val_accuracy": 0.5,
+            "learning_rate": 1e-3,
+            "images_per_second": 1000.0,
+            "seconds": 2.0,
+        }
         for e in range(1, epochs + 1)
-    ]  # fmt: skip
+    ]
 
 
 def row(variant: str, seed: int, state: State = "running", epoch: int = 3) -> RunStatus:
@@ -154,9 +161,13 @@ class Terminal:
         self.fd, child = pty.openpty()
         self._size(width, height)
         self.process = subprocess.Popen(
-            arguments, stdin=child, stdout=child, stderr=child, start_new_session=True,
+            arguments,
+            stdin=child,
+            stdout=child,
+            stderr=child,
+            start_new_session=True,
             env=environment() | {"TERM": "xterm-256color"},
-        )  # fmt: skip
+        )
         os.close(child)
 
     def _size(self, width: int, height: int) -> None:
@@ -256,7 +267,8 @@ import time
 from hpc_mlp.terminal.console import Console
 from hpc_mlp.live.display import LiveTable
 from hpc_mlp.live.rows import RunStatus, progress_of
-lines = [{"epoch": e, "train_loss": 1 / e, "val_loss": 1 / e, "val_accuracy": 0.5} for e in range(1, 9)]
+line = {"train_loss": 0.1, "val_loss": 0.1, "val_accuracy": 0.5}
+lines = [{"epoch": epoch, **line} for epoch in range(1, 9)]
 runs = [RunStatus(f"a-s{s}", "a", s, "running", progress=progress_of(lines, 10)) for s in range(9)]
 print("\\n".join(f"before {i}" for i in range(40)), flush=True)
 with LiveTable(Console(), lambda: runs):
@@ -421,8 +433,21 @@ def test_the_first_of_two_processes_tells_of_all_runs(digits: Path, tmp_path: Pa
 
 
 def test_text_lines_elsewhere(digits: Path, tmp_path: Path) -> None:
-    done = run_process(command("train", digits, "--runs", tmp_path, "--cpu", "--variants", "baseline", "--set",
-                               "train.epochs=2", "--set", "model.hidden=[16]"))  # fmt: skip
+    done = run_process(
+        command(
+            "train",
+            digits,
+            "--runs",
+            tmp_path,
+            "--cpu",
+            "--variants",
+            "baseline",
+            "--set",
+            "train.epochs=2",
+            "--set",
+            "model.hidden=[16]",
+        )
+    )
     assert "baseline-s0: running epoch 1/2 train_loss" in done.stderr
     assert "baseline-s0: done epoch 2/2" in done.stderr and "test_accuracy" in done.stderr
     assert "\x1b" not in done.stderr + done.stdout

@@ -158,7 +158,10 @@ def test_what_a_seed_means_is_pinned() -> None:
     augmented = [0.7950099110603333, 0.2473146915435791, 0.41128700971603394]
     assert augmentation_draws(3, 1, 2, 1, 3).tolist() == [augmented]
     assert window_shuffles(3, 1).integers(2**32, size=4).tolist() == [
-        3499417596, 3178689610, 2240795659, 3643617174
-    ]  # fmt: skip
+        3499417596,
+        3178689610,
+        2240795659,
+        3643617174,
+    ]
     shares = [0.0699959546327591, 0.46666762232780457, 0.36553677916526794, 0.038090210407972336]
     assert mixup_shares(3, 1, 2, 4, 0.5).tolist() == shares

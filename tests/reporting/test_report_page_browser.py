@@ -117,13 +117,16 @@ def test_page_never_scrolls_sideways(browser: Any, page: Path, width: int) -> No
 def test_short_cells_of_tables_are_one_line_on_a_phone(browser: Any, page: Path) -> None:
     """A narrow table scrolls. Folded, `2 done, 1 failed` made rows three lines high."""
     show(browser, page, 390)
-    high = """return [...document.querySelectorAll('td:not(.long)')].filter(e => e.checkVisibility())
-        .map(e => e.clientHeight / parseFloat(getComputedStyle(e).lineHeight)).filter(h => h > 2).length"""
+    high = """return [...document.querySelectorAll('td:not(.long)')]
+        .filter(e => e.checkVisibility())
+        .map(e => e.clientHeight / parseFloat(getComputedStyle(e).lineHeight))
+        .filter(h => h > 2).length"""
     assert browser.execute_script(high) == 0
 
 
 def test_text_in_figures_can_be_read(browser: Any, page: Path) -> None:
-    sizes = """return [...document.querySelectorAll('figure svg text')].filter(t => t.textContent.trim())
+    sizes = """return [...document.querySelectorAll('figure svg text')]
+        .filter(t => t.textContent.trim())
         .map(t => [parseFloat(getComputedStyle(t).fontSize), t.getScreenCTM()])
         .map(([size, m]) => size * Math.hypot(m.a, m.b)).filter(size => size > 0)"""
     show(browser, page, 1200)

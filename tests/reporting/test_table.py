@@ -229,7 +229,8 @@ def test_wrong_input_is_one_message(tmp_path: Path, runs: Path) -> None:
 
 
 def test_starts_at_once_without_torch(runs: Path) -> None:
-    code = "import sys; from hpc_mlp.cli import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
+    code = "import sys; from hpc_mlp.cli import main\ntry: main()\n"
+    code += "finally: assert 'torch' not in sys.modules"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(
         [sys.executable, "-c", code, "table", str(runs)], check=True, capture_output=True

@@ -21,7 +21,8 @@ import sys, time
 from pathlib import Path
 from hpc_mlp.runs.lease import Lease
 folder, stale, claim, restart = sys.argv[1:]
-with Lease(Path(folder), stale_after=float(stale), wait=60, claim=claim, restart=int(restart)) as lease:
+times = dict(stale_after=float(stale), wait=60)
+with Lease(Path(folder), claim=claim, restart=int(restart), **times) as lease:
     print("held", flush=True)
     while True:
         time.sleep(0.05)

@@ -115,13 +115,16 @@ def test_without_a_job_there_is_no_claim(tmp_path: Path, monkeypatch: pytest.Mon
         assert beats.daemon
 
 
-@pytest.mark.parametrize("claim, restart, mine, my_restart, taken", [
-    ("sub/0", 0, "sub/0", 1, True),
-    ("sub/0", 1, "sub/0", 1, False),
-    ("sub/0", 2, "sub/0", 1, False),
-    ("sub/0", 0, "sub/1", 1, False),
-    ("", 0, "", 1, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "claim, restart, mine, my_restart, taken",
+    [
+        ("sub/0", 0, "sub/0", 1, True),
+        ("sub/0", 1, "sub/0", 1, False),
+        ("sub/0", 2, "sub/0", 1, False),
+        ("sub/0", 0, "sub/1", 1, False),
+        ("", 0, "", 1, False),
+    ],
+)
 def test_a_later_start_of_the_same_job_takes_over_and_nobody_else(
     tmp_path: Path, claim: str, restart: int, mine: str, my_restart: int, taken: bool
 ) -> None:

@@ -23,9 +23,13 @@ from hpc_mlp.runs.folder import RunFolder, list_runs, read_run
 
 FILES = ("config.json", "metrics.jsonl", "result.json", "failed.json")
 VALUES = st.one_of(
-    st.none(), st.booleans(), st.sampled_from([-1, 0, 1, 2, 1.5, 10**30, -(10**400), 1e308]), st.text(max_size=3),
-    st.lists(st.integers(-1, 3), max_size=3), st.dictionaries(st.text(max_size=2), st.integers(), max_size=2),
-)  # fmt: skip
+    st.none(),
+    st.booleans(),
+    st.sampled_from([-1, 0, 1, 2, 1.5, 10**30, -(10**400), 1e308]),
+    st.text(max_size=3),
+    st.lists(st.integers(-1, 3), max_size=3),
+    st.dictionaries(st.text(max_size=2), st.integers(), max_size=2),
+)
 
 
 @pytest.fixture(scope="module")
@@ -125,23 +129,40 @@ def _change(path: Path, **values: Any) -> None:
 @pytest.mark.parametrize(
     ("file", "values", "why"),
     [
-        ("result.json", {"num_parameters": [[1]]}, "num_parameters: Input should be a valid "
-                                                   "integer"),
+        (
+            "result.json",
+            {"num_parameters": [[1]]},
+            "num_parameters: Input should be a valid integer",
+        ),
         ("result.json", {"num_parameters": 10**30}, "num_parameters"),
-        ("result.json", {"test__accuracy": 1.5}, "test.accuracy: Input should be less than or "
-                                                 "equal to 1"),
+        (
+            "result.json",
+            {"test__accuracy": 1.5},
+            "test.accuracy: Input should be less than or equal to 1",
+        ),
         ("result.json", {"test__f1": "0.5"}, "test.f1"),
         ("result.json", {"test__num_images": 41}, "confusion_matrix does not add up to num_images"),
         ("result.json", {"test__confusion_matrix": [[40, 0]]}, "confusion_matrix is not square"),
-        ("result.json", {"test__confusion_matrix": [[40]]}, "per_class has 3 classes, "
-                                                            "confusion_matrix 1"),
-        ("result.json", {"test__confusion_matrix": [[-1, 41, 0], [0] * 3, [0] * 3]}, "greater than "
-                                                                                     "or equal to "
-                                                                                     "0"),
-        ("result.json", {"test__confusion_matrix": [[40]], "test__per_class": []}, "per_class has "
-                                                                                   "0"),
-        ("config.json", {"dataset__classes": ["a", "b"]}, "result.json (confusion_matrix is not "
-                                                          "that of 2 classes)"),
+        (
+            "result.json",
+            {"test__confusion_matrix": [[40]]},
+            "per_class has 3 classes, confusion_matrix 1",
+        ),
+        (
+            "result.json",
+            {"test__confusion_matrix": [[-1, 41, 0], [0] * 3, [0] * 3]},
+            "greater than or equal to 0",
+        ),
+        (
+            "result.json",
+            {"test__confusion_matrix": [[40]], "test__per_class": []},
+            "per_class has 0",
+        ),
+        (
+            "config.json",
+            {"dataset__classes": ["a", "b"]},
+            "result.json (confusion_matrix is not that of 2 classes)",
+        ),
         ("config.json", {"dataset__mean": [0.5, 0.5]}, "dataset: mean has 2 values for 1 channels"),
         ("config.json", {"dataset__image_size": [10**30, 8]}, "dataset.image_size.0"),
         ("config.json", {"dataset": None}, "dataset: Field required"),
@@ -150,7 +171,7 @@ def _change(path: Path, **values: Any) -> None:
         ("config.json", {"swept": {"optim.lr": 10**400}}, "swept: an integer is too large"),
         ("config.json", {"config__optim": 3}, "config.optim"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_agree_is_damaged(
     good: Path, tmp_path: Path, file: str, values: dict[str, Any], why: str
 ) -> None:
@@ -217,8 +238,16 @@ def test_the_report_says_what_is_damaged(good: Path, tmp_path: Path) -> None:
 
 def test_keys_that_an_older_version_did_not_write_have_defaults(good: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(good / "baseline-s0-optim.lr=0.01", tmp_path / "run")
-    _change(folder / "config.json", swept=None, versions=None, command=None, device=None, num_parameters=None,
-            dataset__num_images=None, dataset__path=None)  # fmt: skip
+    _change(
+        folder / "config.json",
+        swept=None,
+        versions=None,
+        command=None,
+        device=None,
+        num_parameters=None,
+        dataset__num_images=None,
+        dataset__path=None,
+    )
     _change(
         folder / "result.json", stopped=None, bank_size=None, device=None, best_val_accuracy=None
     )

@@ -55,8 +55,9 @@ from pathlib import Path
 home = Path(os.environ["FAKE_SLURM"])
 lines = (home / "queue").read_text().splitlines()
 names = [a.removeprefix("--name=") for a in sys.argv[1:] if a.startswith("--name=")]
-kept = [line for line in lines if line.split("|")[0] not in sys.argv and line.split("|")[5] not in names]
-(home / "queue").write_text("".join(f"{line}\\n" for line in kept))
+rows = [line.split("|") for line in lines]
+kept = [row for row in rows if row[0] not in sys.argv and row[5] not in names]
+(home / "queue").write_text("".join("|".join(row) + "\\n" for row in kept))
 with (home / "cancelled").open("a") as file:
     file.writelines(f"{a}\\n" for a in sys.argv[1:])
 """
@@ -67,8 +68,14 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Put the scripts on PATH; the folder that holds them, and what they know and were told."""
     home = tmp_path / "slurm"
     home.mkdir()
-    for name, text in {"sbatch": SBATCH, "squeue": SQUEUE, "sacct": SACCT, "scancel": SCANCEL, "scontrol": SCONTROL,
-                       "srun": "exit 0"}.items():  # fmt: skip
+    for name, text in {
+        "sbatch": SBATCH,
+        "squeue": SQUEUE,
+        "sacct": SACCT,
+        "scancel": SCANCEL,
+        "scontrol": SCONTROL,
+        "srun": "exit 0",
+    }.items():
         shebang = f"#!{sys.executable}" if "import os" in text else "#!/bin/bash"
         (home / name).write_text(f"{shebang}\n{text}\n")
         (home / name).chmod(0o755)

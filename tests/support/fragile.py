@@ -46,7 +46,8 @@ class Fragile(nn.Module):
 def fragile(config, shape, classes):
     if config.options["where"] == "construction":
         raise KeyError("it breaks in construction")
-    return Fragile(shape[0] * shape[1] * shape[2], classes, config.options["where"], config.options["at"])
+    where, at = config.options["where"], config.options["at"]
+    return Fragile(shape[0] * shape[1] * shape[2], classes, where, at)
 """
 
 

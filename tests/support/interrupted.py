@@ -13,8 +13,13 @@ import pytest
 from hpc_mlp.config.plan import RunSpec, parse_seeds, parse_set, parse_variants, plan_runs
 from support.process import command, environment, result, timeless
 
-SETTINGS = ("model.hidden=[24,16]", "train.epochs=4", "train.checkpoint_every=3 steps",
-            "train.ema=0.9", "train.batch_size=64")  # fmt: skip
+SETTINGS = (
+    "model.hidden=[24,16]",
+    "train.epochs=4",
+    "train.checkpoint_every=3 steps",
+    "train.ema=0.9",
+    "train.batch_size=64",
+)
 VARIANTS = "baseline,dropout_batchnorm"
 
 
@@ -82,8 +87,11 @@ def start(
 ) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command("train", digits, "--runs", runs, *options(*more), *words),
-        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 60) -> None:

@@ -27,17 +27,26 @@ SETTINGS: dict[str, tuple[str, list[int], tuple[str, ...]]] = {
     "defaults": ("all", [0, 1], ()),
     "streaming": ("all", [0, 1], ("data.mode=streaming",)),
     "mixup, smoothing, class weights": (
-        "all", [0, 1], ("train.mixup=0.2", "train.label_smoothing=0.1", "train.class_weights=balanced"),
+        "all",
+        [0, 1],
+        ("train.mixup=0.2", "train.label_smoothing=0.1", "train.class_weights=balanced"),
     ),
     "augmented": (
-        "all", [0, 1],
-        ("augment.horizontal_flip=0.5", "augment.shift=0.1", "augment.rotation=10", "augment.brightness=0.2",
-         "augment.erasing=0.3"),
+        "all",
+        [0, 1],
+        (
+            "augment.horizontal_flip=0.5",
+            "augment.shift=0.1",
+            "augment.rotation=10",
+            "augment.brightness=0.2",
+            "augment.erasing=0.3",
+        ),
     ),
     "sgd": ("all", [0], ("optim.name=sgd", "optim.momentum=0.0", "optim.lr=0.05")),
     "adamw, cosine": ("all,dropout_l2", [0], ADAMW),
     "optimizers side by side": (
-        "dropout_l2,dropout_batchnorm", [0],
+        "dropout_l2,dropout_batchnorm",
+        [0],
         ("optim.name=sgd,adam,adamw", "optim.nesterov=true", "schedule.name=cosine"),
     ),
     "clipped, averaged weights": ("all", [0, 1], ("optim.clip_norm=0.5", "train.ema=0.9")),
@@ -51,7 +60,7 @@ SETTINGS: dict[str, tuple[str, list[int], tuple[str, ...]]] = {
     "tanh": ("all", [0], ("model.activation=tanh",)),
     "leaky_relu": ("all", [0], ("model.activation=leaky_relu",)),
     "a batch larger than the data": ("all", [0], ("train.batch_size=4000",)),
-}  # fmt: skip
+}
 
 
 def worst_difference(

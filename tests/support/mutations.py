@@ -20,18 +20,19 @@ from typing import Any
 from PIL import Image
 
 HOSTILE_NAMES = (
-    "\x1b]52;c;aGk=\x07", "\x9b31m", "\u202egpj.exe", "a\nb", "[red]x[/]", ":skull:", "<script>alert(1)</script>",
-    "=1+1", "|x|", "`x`", "$x^2$", "../up", "/etc/passwd", "..", "C:\\x", "a" * 300, "e\u0301", "CON", "猫", "a\x00b",
-    "\udc80", "-rf", "%s{0}", "a\\b", ".hidden", "",
+    "\x1b]52;c;aGk=\x07", "\x9b31m", "\u202egpj.exe", "a\nb", "[red]x[/]", ":skull:",
+    "<script>alert(1)</script>", "=1+1", "|x|", "`x`", "$x^2$", "../up", "/etc/passwd", "..",
+    "C:\\x", "a" * 300, "e\u0301", "CON", "猫", "a\x00b", "\udc80", "-rf", "%s{0}", "a\\b",
+    ".hidden", "",
 )  # fmt: skip
 _DEEP = "[" * 3000 + "]" * 3000
 # As JSON text, so that there may be what Python's json would not write.
 HOSTILE_JSON = (
-    "null", "true", "0", "-1", "1", "1.5", "NaN", "Infinity", "-Infinity", "1e400", "1" + "0" * 30, "1" + "0" * 5000,
-    "-9223372036854775809", "4294967296", '""', '"x"', '"1"', r'"\ud800"', r'"\u001b]52;c;aGk=\u0007"',
-    r'"\u202egpj\u009b\n[red]"',
-    '"../../up"', '"/dev/zero"', r'"a\u0000b"', '"' + "a" * 5000 + '"', "[]", "{}", "[[1]]",
-    "[null]", '{"a": 1}', '["x", 1, null]', _DEEP, "[" * 100_000,
+    "null", "true", "0", "-1", "1", "1.5", "NaN", "Infinity", "-Infinity", "1e400", "1" + "0" * 30,
+    "1" + "0" * 5000, "-9223372036854775809", "4294967296", '""', '"x"', '"1"', r'"\ud800"',
+    r'"\u001b]52;c;aGk=\u0007"', r'"\u202egpj\u009b\n[red]"', '"../../up"', '"/dev/zero"',
+    r'"a\u0000b"', '"' + "a" * 5000 + '"', "[]", "{}", "[[1]]", "[null]", '{"a": 1}',
+    '["x", 1, null]', _DEEP, "[" * 100_000,
 )  # fmt: skip
 
 
@@ -228,8 +229,17 @@ def tar_fields(data: bytes, rng: random.Random) -> bytes:
         first, length = rng.choice(
             ((0, 100), (100, 8), (124, 12), (124, 12), (136, 12), (156, 1), (157, 100), (345, 155))
         )
-        digits = rng.choice((b"77777777777", b"00000000000", b"\x80" + b"\xff" * 10, b"\xff" * 11, b"-0000000001",
-                             rng.randbytes(11), b"%011o" % rng.getrandbits(20)))  # fmt: skip
+        digits = rng.choice(
+            (
+                b"77777777777",
+                b"00000000000",
+                b"\x80" + b"\xff" * 10,
+                b"\xff" * 11,
+                b"-0000000001",
+                rng.randbytes(11),
+                b"%011o" % rng.getrandbits(20),
+            )
+        )
         out[at + first : at + first + length] = (digits * 15)[:length]
         header = bytes(out[at : at + 148]) + b" " * 8 + bytes(out[at + 156 : at + 512])
         out[at + 148 : at + 156] = b"%06o\0 " % sum(header)
@@ -239,8 +249,10 @@ def tar_fields(data: bytes, rng: random.Random) -> bytes:
 # -- images
 
 
-IMAGE_KINDS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "PGM", "PBM", "TGA", "ICO", "PCX", "SGI", "DDS",
-               "JPEG2000", "AVIF", "EPS", "PDF", "ICNS")  # fmt: skip
+IMAGE_KINDS = (
+    "PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "PGM", "PBM", "TGA", "ICO", "PCX", "SGI",
+    "DDS", "JPEG2000", "AVIF", "EPS", "PDF", "ICNS",
+)  # fmt: skip
 
 
 @cache

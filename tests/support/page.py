@@ -275,10 +275,17 @@ def write_unfinished(
     """A run that was started and is still going (or was killed): no result."""
     run = RunFolder(root / f"{variant}-s{seed}")
     lines = [
-        {"epoch": epoch, "train_loss": 2.3 / epoch, "val_loss": 2.3 / epoch, "val_accuracy": 0.1 * epoch,
-         "learning_rate": 1e-3, "images_per_second": 40_000.0, "seconds": 0.4}
+        {
+            "epoch": epoch,
+            "train_loss": 2.3 / epoch,
+            "val_loss": 2.3 / epoch,
+            "val_accuracy": 0.1 * epoch,
+            "learning_rate": 1e-3,
+            "images_per_second": 40_000.0,
+            "seconds": 0.4,
+        }
         for epoch in range(1, num_epochs + 1)
-    ]  # fmt: skip
+    ]
     _write(run, Manifest.load(shards), shards, variant, seed, {}, lines, 8)
     return run.path
 
@@ -296,8 +303,19 @@ def write_diverged(root: Path, shards: Path, variant: str, seed: int) -> Path:
     """A run whose loss was not a number before the first epoch ended."""
     path = write_unfinished(root, shards, variant, seed, num_epochs=0)
     RunFolder(path).write_result(
-        {"status": "diverged", "stopped": "diverged", "epochs_run": 0, "best_epoch": None,
-         "best_val_loss": None, "best_val_accuracy": None, "test": None, "num_parameters": 5_000,
-         "seconds": 0.1, "images_per_second": 1.0, "device": "cpu", "bank_size": 12}
-    )  # fmt: skip
+        {
+            "status": "diverged",
+            "stopped": "diverged",
+            "epochs_run": 0,
+            "best_epoch": None,
+            "best_val_loss": None,
+            "best_val_accuracy": None,
+            "test": None,
+            "num_parameters": 5_000,
+            "seconds": 0.1,
+            "images_per_second": 1.0,
+            "device": "cpu",
+            "bank_size": 12,
+        }
+    )
     return path

@@ -46,12 +46,17 @@ def test_metrics(truth: NDArray[np.int64], probabilities: NDArray[np.float32]) -
         "recall": float(recall.mean()),
         "f1": float(f1.mean()),
         "per_class": [
-            {"class": CLASSES[k] if k < 10 else str(k), "precision": float(precision[k]),
-             "recall": float(recall[k]), "f1": float(f1[k]), "support": int(true[k])}
+            {
+                "class": CLASSES[k] if k < 10 else str(k),
+                "precision": float(precision[k]),
+                "recall": float(recall[k]),
+                "f1": float(f1[k]),
+                "support": int(true[k]),
+            }
             for k in range(num_classes)
         ],
         "confusion_matrix": matrix.tolist(),
-    }  # fmt: skip
+    }
 
 
 test_metrics.__test__ = False  # type: ignore[attr-defined]  # not a test, whatever pytest thinks of its name
@@ -93,22 +98,42 @@ def write_run(
     for section, values in (config or {}).items():
         tree[section] = tree[section] | values
     num_classes = int(truth.max()) + 1
-    _write(folder / "config.json", {
-        "name": folder.name, "variant": variant, "seed": seed, "swept": swept, "config": tree,
-        "dataset": {"path": "shards", "digest": digest, "classes": CLASSES[:num_classes],
-                    "image_size": [8, 8], "channels": 1,
-                    "num_images": {"train": 1437, "val": 180, "test": int(truth.size)}},
-        "num_parameters": num_parameters,
-        "versions": {"hpc_mlp": "0.1.0", "python": "3.12.0", "torch": "2.9.0"},
-        "command": "hpc-mlp train shards", "device": "cpu", "hostname": "node",
-    })  # fmt: skip
+    _write(
+        folder / "config.json",
+        {
+            "name": folder.name,
+            "variant": variant,
+            "seed": seed,
+            "swept": swept,
+            "config": tree,
+            "dataset": {
+                "path": "shards",
+                "digest": digest,
+                "classes": CLASSES[:num_classes],
+                "image_size": [8, 8],
+                "channels": 1,
+                "num_images": {"train": 1437, "val": 180, "test": int(truth.size)},
+            },
+            "num_parameters": num_parameters,
+            "versions": {"hpc_mlp": "0.1.0", "python": "3.12.0", "torch": "2.9.0"},
+            "command": "hpc-mlp train shards",
+            "device": "cpu",
+            "hostname": "node",
+        },
+    )
     done = epochs if state in ("done", "diverged") else epochs // 2
     lines = [
-        {"epoch": e, "train_loss": val_loss * (0.8 + 2 / e),
-         "val_loss": val_loss * (1 + 1.5 / e - 1.5 / done), "val_accuracy": 0.9 - 0.3 / e,
-         "learning_rate": 1e-3, "images_per_second": 50_000.0, "seconds": 0.5}
+        {
+            "epoch": e,
+            "train_loss": val_loss * (0.8 + 2 / e),
+            "val_loss": val_loss * (1 + 1.5 / e - 1.5 / done),
+            "val_accuracy": 0.9 - 0.3 / e,
+            "learning_rate": 1e-3,
+            "images_per_second": 50_000.0,
+            "seconds": 0.5,
+        }
         for e in range(1, done + 1)
-    ]  # fmt: skip
+    ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if state == "failed":
         _write(
@@ -119,12 +144,23 @@ def write_run(
         return folder
     probabilities = predict(truth, correct, seed)
     np.savez(folder / "predictions.npz", probabilities=probabilities, labels=truth)
-    _write(folder / "result.json", {
-        "status": state, "stopped": "epochs" if state == "done" else "diverged", "epochs_run": done,
-        "best_epoch": done, "best_val_loss": val_loss, "best_val_accuracy": 0.9 - 0.3 / done,
-        "test": test_metrics(truth, probabilities), "num_parameters": num_parameters, "seconds": 0.5 * done,
-        "images_per_second": 50_000.0, "device": "cpu", "bank_size": 4,
-    })  # fmt: skip
+    _write(
+        folder / "result.json",
+        {
+            "status": state,
+            "stopped": "epochs" if state == "done" else "diverged",
+            "epochs_run": done,
+            "best_epoch": done,
+            "best_val_loss": val_loss,
+            "best_val_accuracy": 0.9 - 0.3 / done,
+            "test": test_metrics(truth, probabilities),
+            "num_parameters": num_parameters,
+            "seconds": 0.5 * done,
+            "images_per_second": 50_000.0,
+            "device": "cpu",
+            "bank_size": 4,
+        },
+    )
     return folder
 
 

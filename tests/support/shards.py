@@ -68,18 +68,31 @@ def write_shards(
                         info.size = len(content)
                         tar.addfile(info, io.BytesIO(content))
                     key += 1
-            shards.append({"name": path.name, "num_images": len(part), "bytes": path.stat().st_size,
-                           "sha256": file_sha256(path)})  # fmt: skip
+            shards.append(
+                {
+                    "name": path.name,
+                    "num_images": len(part),
+                    "bytes": path.stat().st_size,
+                    "sha256": file_sha256(path),
+                }
+            )
         counts = np.bincount(labels, minlength=classes).tolist()
         records[name] = {"num_images": len(images), "class_counts": counts, "shards": shards}
     train = splits["train"][0]
     pixels = train.reshape(-1, train.shape[-1]) / 255.0
     tree = {
-        "format": 1, "classes": [f"class{i}" for i in range(classes)], "image_size": train.shape[1:3],
-        "channels": train.shape[3], "encoding": encoding, "splits": records,
-        "mean": pixels.mean(axis=0).tolist(), "std": pixels.std(axis=0).tolist(),
-        "source": {}, "layout": "class folders", "settings": {},
-    }  # fmt: skip
+        "format": 1,
+        "classes": [f"class{i}" for i in range(classes)],
+        "image_size": train.shape[1:3],
+        "channels": train.shape[3],
+        "encoding": encoding,
+        "splits": records,
+        "mean": pixels.mean(axis=0).tolist(),
+        "std": pixels.std(axis=0).tolist(),
+        "source": {},
+        "layout": "class folders",
+        "settings": {},
+    }
     tree["digest"] = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
     (folder / "manifest.json").write_text(json.dumps(tree))
     return Manifest.load(folder)

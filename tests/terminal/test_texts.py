@@ -51,8 +51,15 @@ def test_json_is_safe_to_show_and_reads_back(text: str, indent: int | None) -> N
 
 def test_no_cell_is_a_formula() -> None:
     assert [csv_cell(text) for text in ("=1+1", "+1", "-1", "@A1", "\t=1", "cats", "a=b", "")] == [
-        "'=1+1", "'+1", "'-1", "'@A1", r"\x09=1", "cats", "a=b", "",
-    ]  # fmt: skip
+        "'=1+1",
+        "'+1",
+        "'-1",
+        "'@A1",
+        r"\x09=1",
+        "cats",
+        "a=b",
+        "",
+    ]
 
 
 def test_markdown_shows_text_as_it_is() -> None:
@@ -101,10 +108,15 @@ def test_a_record_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "why"),
     [
-        ([], "object"), ({"x": 1}, "name"), ({"name": 1, "x": 1}, "name"), ({"name": "a", "x": "1"}, "x"),
-        ({"name": "a", "x": True}, "x"), ({"name": "a", "x": 1, "tags": ["1"]}, "tags.0"), (None, "object"),
+        ([], "object"),
+        ({"x": 1}, "name"),
+        ({"name": 1, "x": 1}, "name"),
+        ({"name": "a", "x": "1"}, "x"),
+        ({"name": "a", "x": True}, "x"),
+        ({"name": "a", "x": 1, "tags": ["1"]}, "tags.0"),
+        (None, "object"),
     ],
-)  # fmt: skip
+)
 def test_another_shape_is_damaged(value: Any, why: str) -> None:
     with pytest.raises(RunError, match=rf"p.json is damaged \(.*{why}.*\)\. Write it again\."):
         parse(json.dumps(value), Point, Path("p.json"), "Write it again.")

@@ -48,9 +48,16 @@ def _train(spec: RunSpec, folder: RunFolder) -> bool:
     options = spec.config.model.options
     with Lease(folder.path, stale_after=5, wait=60) as lease:
         folder.write_config(
-            {"name": spec.name, "variant": spec.variant, "seed": spec.seed, "swept": spec.swept,
-             "config": spec.config.model_dump(mode="json"), "dataset": DATASET, "versions": {}}
-        )  # fmt: skip
+            {
+                "name": spec.name,
+                "variant": spec.variant,
+                "seed": spec.seed,
+                "swept": spec.swept,
+                "config": spec.config.model_dump(mode="json"),
+                "dataset": DATASET,
+                "versions": {},
+            }
+        )
         last = folder.path / LAST
         state = (
             json.loads(last.read_text())
@@ -68,9 +75,16 @@ def _train(spec: RunSpec, folder: RunFolder) -> bool:
             lease.check()
             if state["step"] % STEPS == 0:
                 state["lines"].append(
-                    {"epoch": state["step"] // STEPS, "train_loss": 1 / state["step"], "val_loss": 1.0,
-                     "val_accuracy": 0.5, "learning_rate": 1e-3, "images_per_second": 1e3, "seconds": 0.1}
-                )  # fmt: skip
+                    {
+                        "epoch": state["step"] // STEPS,
+                        "train_loss": 1 / state["step"],
+                        "val_loss": 1.0,
+                        "val_accuracy": 0.5,
+                        "learning_rate": 1e-3,
+                        "images_per_second": 1e3,
+                        "seconds": 0.1,
+                    }
+                )
                 folder.write_metrics(state["lines"])
             if state["step"] % 3 == 0 or stop.stop_reason():
                 write_bytes(last, json.dumps(state).encode())
