@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Benchmarks, side by side in one run.
 
-    python tools/bench.py train SHARDS [--repeats 5] [--json FILE]      one epoch: notebook, Lightning, ours, floor
-    python tools/bench.py job photos.zip [--epochs 10] [--json FILE]    ZIP → table: the notebook's way against ours,
-                                                                        all epochs (no early
-                                                                        stopping) in both
-    python tools/bench.py convert photos.zip …                          conversion (bench_convert.py)
-    python tools/bench.py input SHARDS …                                reading shards (bench_input.py)
+    python tools/bench.py train SHARDS [--repeats 5] [--json FILE]
+        one epoch: notebook, Lightning, ours, floor
+    python tools/bench.py job photos.zip [--epochs 10] [--json FILE]
+        ZIP → table: the notebook's way against ours, all epochs (no early stopping) in both
+    python tools/bench.py convert photos.zip …
+        conversion (bench_convert.py)
+    python tools/bench.py input SHARDS …
+        reading shards (bench_input.py)
 
 Compare ratios, not seconds: all ways of one repeat run one after the other on the same machine.
 """
@@ -112,8 +114,10 @@ def show_job(result: dict[str, Any], machine: str) -> None:
         table.add_row(name, f"{seconds:.2f}", f"{100 * seconds / total:.1f}")
     console = Console(width=110)
     console.print(table)
-    console.print(f"ratio {result['ratio']:.2f}; n = 1; {machine}. Every epoch of both: ours with "
-                  "train.early_stopping=false, as the notebook has no early stopping")  # fmt: skip
+    console.print(
+        f"ratio {result['ratio']:.2f}; n = 1; {machine}. Every epoch of both: ours with "
+        "train.early_stopping=false, as the notebook has no early stopping"
+    )
 
 
 def machine() -> str:
@@ -122,7 +126,8 @@ def machine() -> str:
         if torch.cuda.is_available()
         else platform.processor() or platform.machine()
     )
-    return f"{name}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{name}, {os.cpu_count()} cores, {versions}"
 
 
 def main() -> None:

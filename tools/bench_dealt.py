@@ -20,11 +20,14 @@ class DealtOut:
         command = [sys.executable, str(Path(__file__).resolve()), str(shards), variants, str(seeds)]
         self.processes = [
             subprocess.Popen(
-                [*command, str(rank), str(count)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                [*command, str(rank), str(count)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
                 env=os.environ | {"OMP_NUM_THREADS": str(threads)},
             )
             for rank in range(count)
-        ]  # fmt: skip
+        ]
         self._wait()
 
     def __call__(self, steps: int) -> None:

@@ -104,17 +104,25 @@ def measure(shards: Path, workers: int, repeats: int) -> dict[str, Any]:
         )
         theirs.append(number / seconds(lambda: consume(loader, number)))
     return {
-        "images": total, "encoding": manifest.encoding, "shape": [manifest.channels, *manifest.image_size],
-        "workers": workers, "repeats": repeats,
+        "images": total,
+        "encoding": manifest.encoding,
+        "shape": [manifest.channels, *manifest.image_size],
+        "workers": workers,
+        "repeats": repeats,
         "resident: decode and write the cache, s": decoding,
         "resident: load from the cache, s": cached,
         "resident: normalised batches of 32, img/s": delivery,
         "streaming, img/s": statistics.median(ours),
         "webdataset, img/s": statistics.median(theirs),
-        "streaming / webdataset": statistics.median(a / b for a, b in zip(ours, theirs, strict=True)),
-        "hardware": f"{os.cpu_count()} CPUs, {platform.machine()}", "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "webdataset", "pillow")},
-    }  # fmt: skip
+        "streaming / webdataset": statistics.median(
+            a / b for a, b in zip(ours, theirs, strict=True)
+        ),
+        "hardware": f"{os.cpu_count()} CPUs, {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {
+            name: importlib.metadata.version(name) for name in ("torch", "webdataset", "pillow")
+        },
+    }
 
 
 def main() -> None:
@@ -126,8 +134,13 @@ def main() -> None:
     options = parser.parse_args()
     figures = measure(options.shards, options.workers, options.repeats)
     for name, figure in figures.items():
-        print(f"{name:45} {figure:,.3g}" if isinstance(figure, float) and figure < 100 else
-              f"{name:45} {figure:,.0f}" if isinstance(figure, float) else f"{name:45} {figure}")  # fmt: skip
+        print(
+            f"{name:45} {figure:,.3g}"
+            if isinstance(figure, float) and figure < 100
+            else f"{name:45} {figure:,.0f}"
+            if isinstance(figure, float)
+            else f"{name:45} {figure}"
+        )
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
 

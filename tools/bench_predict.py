@@ -92,11 +92,13 @@ def main() -> None:
     }
     for (name, members), found in cases.items():
         low, expected, high = (round(time) for time in found.times)
-        print(f"{name}, {members} members: {found.parameters / 1e6:.1f} M parameters, "
-              f"{found.nodes} nodes "
-              f"({found.products} products, {found.updates} updates), {found.outside} launches "
-              "outside; floor "
-              f"{found.floor:.0f} µs; predicted {low} / {expected} / {high} µs a step")  # fmt: skip
+        print(
+            f"{name}, {members} members: {found.parameters / 1e6:.1f} M parameters, "
+            f"{found.nodes} nodes "
+            f"({found.products} products, {found.updates} updates), {found.outside} launches "
+            "outside; floor "
+            f"{found.floor:.0f} µs; predicted {low} / {expected} / {high} µs a step"
+        )
     if "--json" in sys.argv:
         table: dict[str, dict[str, object]] = {}
         for (name, members), found in cases.items():

@@ -321,8 +321,12 @@ def predicted(
             low, expected, high = prediction["times"]
             measured = row["median"] * int(members) / steps * 1e6
             found[f"bank of {members}"] = {
-                "measured": measured, "floor": prediction["floor"], "low": low, "expected": expected, "high": high
-            }  # fmt: skip
+                "measured": measured,
+                "floor": prediction["floor"],
+                "low": low,
+                "expected": expected,
+                "high": high,
+            }
     return found
 
 

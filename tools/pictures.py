@@ -1,9 +1,11 @@
 """Make the README's pictures and the output that it shows, from a real run on scikit-learn's
 digits.
 
-    python tools/pictures.py                   README's console blocks, docs/images/live.svg, report.png
-    python tools/pictures.py --check [FOLDER]  run the commands in FOLDER; exit code 1 where one fails, or
-                                               where the README shows other lines than they print
+    python tools/pictures.py
+        README's console blocks, docs/images/live.svg, report.png
+    python tools/pictures.py --check [FOLDER]
+        run the commands in FOLDER; exit code 1 where one fails, or where the README shows other
+        lines than they print
 
 The commands run on an emulated terminal, so that nothing here depends on how the package is built.
 """

@@ -75,14 +75,21 @@ def layers(name: str) -> str:
 
 def exit_codes() -> str:
     assert (UserError.exit_code, RunError.exit_code, LeaseLostError.exit_code) == (2, 1, 1)
-    return table(["exit code", "meaning"], [
-        ["0", "done"],
-        [str(RunError.exit_code), "the input was right, but a run failed"],
-        [str(UserError.exit_code), "the input is wrong: one message says what, where and what to "
-                                   "do"],
-        ["130, 143, 138", "stopped by Ctrl-C, SIGTERM, SIGUSR1: the same command goes on from "
-                          "there"],
-    ])  # fmt: skip
+    return table(
+        ["exit code", "meaning"],
+        [
+            ["0", "done"],
+            [str(RunError.exit_code), "the input was right, but a run failed"],
+            [
+                str(UserError.exit_code),
+                "the input is wrong: one message says what, where and what to do",
+            ],
+            [
+                "130, 143, 138",
+                "stopped by Ctrl-C, SIGTERM, SIGUSR1: the same command goes on from there",
+            ],
+        ],
+    )
 
 
 def house() -> list[dict[str, str]]:
@@ -147,7 +154,10 @@ def figures(name: str) -> str:
     them."""
     entry: dict[str, Any] = json.loads(FIGURES.read_text())[name]
     rows = [[str(cell) for cell in row] for row in entry.get("rows", [])]
-    about = f"{entry['hardware']}; {entry['versions']}; n = {entry['n']}; `{entry['command']}`, {entry['date']}."
+    about = (
+        f"{entry['hardware']}; {entry['versions']}; n = {entry['n']}; "
+        f"`{entry['command']}`, {entry['date']}."
+    )
     shown = [table(entry["columns"], rows, numbers=True)] if rows else []
     return "\n\n".join([*shown, *map(wrapped, [*entry.get("text", []), about])])
 
@@ -162,8 +172,10 @@ def wrapped(text: str) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = False) -> str:
     rule = [":---", *("---:" if numbers else ":---" for _ in head[1:])]
-    return "\n".join(f"| {' | '.join(cells)} |" if cells is not rule else f"|{'|'.join(rule)}|"
-                     for cells in (head, rule, *rows))  # fmt: skip
+    return "\n".join(
+        f"| {' | '.join(cells)} |" if cells is not rule else f"|{'|'.join(rule)}|"
+        for cells in (head, rule, *rows)
+    )
 
 
 REGIONS: dict[str, Callable[[], str]] = {

@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
 """The levels of the comparison, by simulation: the method of before beside the one of today.
 
-    python tools/simulate_comparison.py                      the whole table, Markdown (an hour on a busy core)
-    python tools/simulate_comparison.py --repetitions 200    the same, roughly
-    python tools/simulate_comparison.py power detect         parts of it: level, power, detect
+    python tools/simulate_comparison.py
+        the whole table, Markdown (an hour on a busy core)
+    python tools/simulate_comparison.py --repetitions 200
+        the same, roughly
+    python tools/simulate_comparison.py power detect
+        parts of it: level, power, detect
 
 Correctness of V variants, S seeds and N images is a latent probit: right where mean[v] + D[i] +
 W[v, i] + e[v, s] + noise > 0, with sd(D) 1.5, sd(W) 0.4, sd(noise) 1 and an accuracy of 88 %; e[v,

@@ -1,7 +1,8 @@
 """Shards of the benchmarks' shapes without their data: as many images, classes and pixels, drawn at
 random.
 
-    python tools/synthetic.py FOLDER      FOLDER/photos (4,844 RGB of 64 px) and FOLDER/fashion (70,000 gray of 28 px)
+    python tools/synthetic.py FOLDER
+        FOLDER/photos (4,844 RGB of 64 px) and FOLDER/fashion (70,000 gray of 28 px)
 
 For speed alone: each class is a colour in noise, which says nothing about accuracy.
 """
