@@ -40,8 +40,7 @@ cpu_option = click.option("--cpu", is_flag=True, help="Do not use a GPU.")
     type=click.Choice(["rich", "json", "csv"]),
     default="rich",
     help="In json and csv, probabilities are from 0 to 1. In csv, names that a spreadsheet would "
-    "take for a "
-    "formula begin with '.",
+    "take for a formula begin with '.",
 )
 @click.option(
     "--top-k",

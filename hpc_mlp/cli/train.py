@@ -140,8 +140,7 @@ def _wanted(
         if wanted > num_gpus > 0:
             raise UserError(
                 f"--processes {wanted}: this machine shows {count(num_gpus, 'GPU')}, and each "
-                "process "
-                f"needs one of its own. Take --processes {num_gpus}, or add --cpu."
+                f"process needs one of its own. Take --processes {num_gpus}, or add --cpu."
             )
         return wanted
     if os.environ.get("ACCELERATE_USE_CPU") == "True":

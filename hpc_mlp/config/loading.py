@@ -142,8 +142,7 @@ def _list_text(key: str) -> str:
     example = json.dumps(default, separators=(",", ":")) if default else '["…"]'
     return (
         f"this is a list, in brackets such as {key} = {example}; on a command line in quotes, "
-        f"--set '{key}={example}' "
-        "(commas outside brackets make a sweep)"
+        f"--set '{key}={example}' (commas outside brackets make a sweep)"
     )
 
 

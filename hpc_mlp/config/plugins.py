@@ -117,10 +117,9 @@ def require_trust(plugins: Iterable[Plugin], run: Path) -> None:
         if not is_trusted(plugin):
             raise UserError(
                 f"the model of {printable(run)} is Python code in {printable(plugin.path.name)} "
-                "(sha256 "
-                f"{plugin.sha256[:12]}…), with which you have not trained. A copy lies in "
-                f"{printable(run / FOLDER)}: "
-                "read it, then allow it with --trust-plugins (in Python trust_plugins=True)."
+                f"(sha256 {plugin.sha256[:12]}…), with which you have not trained. A copy lies in "
+                f"{printable(run / FOLDER)}: read it, then allow it with --trust-plugins (in "
+                "Python trust_plugins=True)."
             )
 
 

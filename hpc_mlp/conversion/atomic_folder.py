@@ -47,8 +47,7 @@ def _check(out: Path, overwrite: bool, marker: str, when: str = "") -> None:
     if not _replaceable(out, marker):
         raise UserError(
             f"{printable(out)} is not a shards folder (no {marker}), so --overwrite does not "
-            "replace it. "
-            f"Choose another folder, or remove it yourself."
+            "replace it. Choose another folder, or remove it yourself."
         )
 
 

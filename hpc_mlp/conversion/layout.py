@@ -187,8 +187,7 @@ def _enough(source: Source, classes: tuple[str, ...], found: Sorted) -> tuple[st
 
 _ADVICE = (
     "of tables only one named labels.csv is read (file name and class in columns with a line of "
-    "headings). "
-    "Unpack the archive, copy or rename the table to labels.csv, and convert the folder."
+    "headings). Unpack the archive, copy or rename the table to labels.csv, and convert the folder."
 )
 
 
@@ -295,6 +294,5 @@ def check_safe(name: str, source: Source) -> None:
     if name[0] == "/" or (".." in name and ".." in name.split("/")) or re.match(r"[A-Za-z]:", name):
         raise UserError(
             f"{printable(source.label)} holds {printable(name)!r}, a name that leads out of the "
-            "archive. "
-            f"It is not to be trusted: get it from elsewhere, or pack the images again."
+            "archive. It is not to be trusted: get it from elsewhere, or pack the images again."
         )

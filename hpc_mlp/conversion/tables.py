@@ -24,14 +24,12 @@ def _words(text: str) -> tuple[str, ...]:
 
 _FILE_COLUMNS = _words(
     "file filename file_name filepath file_path path image image_name image_path image_file "
-    "image_id imageid "
-    "img img_name img_path id name fname picture photo"
+    "image_id imageid img img_name img_path id name fname picture photo"
 )
 # In the order of preference, where a table has several.
 _CLASS_COLUMNS = _words(
     "class class_name classname label_name category_name label category target labels classes "
-    "species breed "
-    "diagnosis tag y"
+    "species breed diagnosis tag y"
 )
 _SPLIT_COLUMNS = _words("split subset partition set phase usage fold dataset data_set")
 _CLASS_LISTS = _words(
@@ -202,8 +200,7 @@ class Table:
         if len(ones) != 1:
             raise UserError(
                 f"{self.shown}, line {line}: {len(ones)} of the columns of classes are 1. One "
-                "class for each image is "
-                f"supported; write it in one column named label."
+                "class for each image is supported; write it in one column named label."
             )
         assert columns.header is not None
         return columns.header[ones[0]]
@@ -213,8 +210,7 @@ class Table:
         if split is None:
             raise UserError(
                 f"{self.shown}, line {line}: {printable(text)!r} as split is none of "
-                f"{', '.join(SPLITS)}. "
-                f"Mend it, or remove that column to have the splits drawn."
+                f"{', '.join(SPLITS)}. Mend it, or remove that column to have the splits drawn."
             )
         return split
 
@@ -308,7 +304,6 @@ class Table:
         if header is None or not all(c < len(header) and header[c] for c in others):
             raise UserError(
                 f"{self.shown} seems to have a column of 0 and 1 for each class, but no headings "
-                "that name them. "
-                f"Write the class in one column."
+                "that name them. Write the class in one column."
             )
         return True

@@ -58,8 +58,7 @@ _DUPLICATES = {
     "leaked_images": "WARNING: leak: {leaked_images} of val or test in an earlier split as well, "
     "pixel for pixel: see duplicates.jsonl, or convert with --drop-duplicates",
     "near_leaked_images": "WARNING: possible leak: {near_leaked_images} of val or test with one "
-    "nearly equal "
-    "in an earlier split: see duplicates.jsonl",
+    "nearly equal in an earlier split: see duplicates.jsonl",
     "groups": "{images} in {groups} of equal ones, "
     "each group in one split where the archive did not say otherwise",
 }
@@ -84,10 +83,9 @@ def sentences(manifest: Manifest) -> Iterator[str]:
         largest, smallest = test.index(max(test)), test.index(min(test))
         yield (
             f"unbalanced: of the test images {_share(test, largest)} are "
-            f"{_name(manifest.classes[largest])} and "
-            f"{_share(test, smallest)} {_name(manifest.classes[smallest])}; always answering the "
-            "first has an "
-            f"accuracy of {_share(test, largest)}: look at macro F1"
+            f"{_name(manifest.classes[largest])} and {_share(test, smallest)} "
+            f"{_name(manifest.classes[smallest])}; always answering the first has an accuracy of "
+            f"{_share(test, largest)}: look at macro F1"
         )
 
 
@@ -110,8 +108,7 @@ def _tiny(
         more = f" and {len(few) - _NAMED:,} more" if len(few) > _NAMED else ""
         yield (
             f"WARNING: {len(few):,} of {len(classes):,} classes have fewer than {least} "
-            f"{_KIND[split]} images "
-            f"({names}{more}): {then}"
+            f"{_KIND[split]} images ({names}{more}): {then}"
         )
 
 

@@ -252,8 +252,7 @@ def _check_memory(image: Image.Image, file_bytes: int, spec: ImageSpec) -> None:
     if needed > spec.max_bytes:
         raise RejectError(
             f"{image.width}×{image.height} pixels of {image.format} take {needed / 1e6:,.0f} MB to "
-            "decode; with "
-            f"--max-pixels {spec.max_pixels} at most {spec.max_bytes / 1e6:,.0f} MB"
+            f"decode; with --max-pixels {spec.max_pixels} at most {spec.max_bytes / 1e6:,.0f} MB"
         )
 
 

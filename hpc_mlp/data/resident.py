@@ -163,14 +163,11 @@ def choose_mode(
     copies = f" in {processes} processes" if processes > 1 else ""
     raise UserError(
         f"data.mode=resident: the images take {needed / 1e9:.2f} GB as uint8{copies}, and the "
-        "budget is "
-        f"{free * config.memory_fraction / 1e9:.2f} GB "
-        f"(data.memory_fraction={config.memory_fraction:g} of "
-        f"{free / 1e9:.2f} GB free on {device}). Use data.mode=streaming or auto (a run that began "
-        "with "
-        "its images in memory goes on only so: --overwrite starts it anew), raise "
-        "data.memory_fraction, or convert "
-        "with a smaller --size."
+        f"budget is {free * config.memory_fraction / 1e9:.2f} GB "
+        f"(data.memory_fraction={config.memory_fraction:g} of {free / 1e9:.2f} GB free on "
+        f"{device}). Use data.mode=streaming or auto (a run that began with its images in memory "
+        "goes on only so: --overwrite starts it anew), raise data.memory_fraction, or convert with "
+        "a smaller --size."
     )
 
 

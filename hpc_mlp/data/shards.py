@@ -209,8 +209,7 @@ def _damaged(path: object) -> UserError:
 def _changed(path: object) -> RunError:
     return RunError(
         f"{printable(path)} was changed while it was in use: its bytes are no longer those in "
-        f"{NAME}. "
-        "Start again, on shards that nobody converts or copies meanwhile."
+        f"{NAME}. Start again, on shards that nobody converts or copies meanwhile."
     )
 
 

@@ -78,9 +78,8 @@ def _match(
         gray = " --grayscale" if run.image.channels == 1 else ""
         raise UserError(
             f"{location} has images of {other[0]}×{other[1]} with {manifest.channels} channels; "
-            f"{run.name} takes "
-            f"{size[0]}×{size[1]} with {run.image.channels}. "
-            f"Convert the images again: hpc-mlp convert ZIP OUT --size {size[0]}x{size[1]}{gray}"
+            f"{run.name} takes {size[0]}×{size[1]} with {run.image.channels}. Convert the images "
+            f"again: hpc-mlp convert ZIP OUT --size {size[0]}x{size[1]}{gray}"
         )
     return np.array([ours[name] for name in manifest.classes], np.int64)
 

@@ -57,9 +57,8 @@ def share_cores() -> None:
     if "torch" in sys.modules:
         warnings.warn(
             "others keep the cores busy, and threads that wait for each other will spin. To train "
-            "faster, set "
-            f"GOMP_SPINCOUNT={SPINS} in the environment, or import torch after hpc_mlp has begun "
-            "to train.",
+            f"faster, set GOMP_SPINCOUNT={SPINS} in the environment, or import torch after hpc_mlp "
+            "has begun to train.",
             HpcMlpWarning,
             stacklevel=2,
         )

@@ -231,8 +231,7 @@ def _accounting(config: dict[str, str]) -> Finding:
         return Finding("accounting", "ok", "sacct answers")
     advice = (
         f"Slurm forgets ended jobs after {config.get('MinJobAge', 'some minutes')}; a job that "
-        "then "
-        "left nothing behind is shown as lost. Results are not affected."
+        "then left nothing behind is shown as lost. Results are not affected."
     )
     return Finding("accounting", "warning", kind or "none", advice)
 
@@ -248,8 +247,7 @@ def _preemption(config: dict[str, str]) -> Iterator[Finding]:
     else:
         advice = (
             "Preempted jobs are told when GraceTime is over: KillWait is left for their "
-            "checkpoint. Ask for "
-            "SlurmctldParameters=preempt_send_user_signal."
+            "checkpoint. Ask for SlurmctldParameters=preempt_send_user_signal."
         )
         yield Finding("preempt_send_user_signal", "warning", "not set", advice)
     short = [

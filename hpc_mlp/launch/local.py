@@ -284,8 +284,7 @@ def _terminate(submission: Submission, index: int, start: Start) -> None:
     if not send_signal(start, signal.SIGTERM, words) and is_alive(start):
         raise RunError(
             f"process {start.pid}, which {submission.folder}/started names, is no job of this "
-            "submission: it was left "
-            "alone."
+            "submission: it was left alone."
         )
 
 

@@ -57,8 +57,7 @@ def check_tasks(launch: LaunchConfig) -> None:
     if tasks > num_gpus:
         raise UserError(
             f"launch.tasks_per_node = {tasks}, but a job has {count(num_gpus, 'GPU')}, and each of "
-            "its processes needs "
-            f"one of its own. Take --gpus-per-job {tasks}, or --cpu."
+            f"its processes needs one of its own. Take --gpus-per-job {tasks}, or --cpu."
         )
 
 
