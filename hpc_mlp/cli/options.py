@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
 
-# What the user can mend and no bug of ours causes: no permission, no space, a file in a folder's
-# place.
+# What the user can mend and no bug of ours causes: permissions, space, a file for a folder.
 _SURROUNDINGS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 _SURROUNDINGS |= {errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
 

@@ -1,5 +1,4 @@
-"""Predictions and metrics on the screen and as JSON and CSV. Predictions are written as they
-come."""
+"""Predictions, written as they come, and metrics: on the screen, as JSON and CSV."""
 
 from __future__ import annotations
 

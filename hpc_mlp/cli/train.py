@@ -1,5 +1,4 @@
-"""Training from the command line: `hpc-mlp train OUT` and `accelerate launch -m hpc_mlp.train
-OUT`."""
+"""Training by `hpc-mlp train OUT` and `accelerate launch -m hpc_mlp.train OUT`."""
 
 from __future__ import annotations
 

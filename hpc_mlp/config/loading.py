@@ -1,5 +1,4 @@
-"""From TOML files and `--set` to a `Config`: nested tables laid over one another, then
-validated."""
+"""From TOML files and `--set` to a `Config`: tables laid over one another, then validated."""
 
 from __future__ import annotations
 
@@ -26,8 +25,7 @@ def get_key(tree: Mapping[str, Any], dotted: str) -> Any:
 
 
 def set_key(tree: Tree, dotted: str, value: Any) -> None:
-    """Set `section.key` (or `section.table.key`, for the free tables) in a nested dict, in
-    place."""
+    """Set `section.key` (`section.table.key` for free tables) in a nested dict, in place."""
     *parents, last = dotted.split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})
@@ -98,7 +96,7 @@ def check_key(dotted: str, where: str) -> None:
 
 
 def parse_value(text: str) -> Any:
-    """The value of a `--set`: TOML where it parses (`1e-3`, `true`, `[512, 256]`), else a plain
+    """The value of a `--set`: TOML where it parses (`1e-3`, `true`, `[512, 256]`), else a
     string."""
     text = text.strip()
     try:

@@ -255,14 +255,12 @@ def make_specs(
     config_files: Sequence[Path] = (),
     sets: Iterable[str] = (),
 ) -> list[RunSpec]:
-    """From what a user wrote (`--variants`, `--seeds`, `--config`, `--set`) to what is to be
-    run."""
+    """From a user's `--variants`, `--seeds`, `--config` and `--set` to what is to be run."""
     return plan_runs(parse_variants(variants), parse_seeds(seeds), config_files, parse_set(sets))
 
 
 def pretrained_sha256(config: Config) -> str | None:
-    """sha256 of the file that `model.pretrained` names; None where it names none, or one that is
-    not there."""
+    """sha256 of the file that `model.pretrained` names; None where there is none."""
     name = config.model.pretrained
     if not isinstance(name, str):
         return None

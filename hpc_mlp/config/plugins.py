@@ -3,8 +3,8 @@ they are trusted by.
 
 A file is read once: what is run is what was hashed. Its sha256 is part of a run's identity; a copy
 lies in the submission and in the run folder, so that a job that starts again, `predict`, `evaluate`
-and `export` use the code that was trained. Covered is the file itself, not what it imports or opens
-beside itself."""
+and `export` use the code that was trained. Covered is the file itself, not what it imports or
+opens."""
 
 from __future__ import annotations
 
@@ -39,8 +39,7 @@ class Plugin:
         return hashlib.sha256(self.source).hexdigest()
 
     def record(self) -> dict[str, Any]:
-        """For config.json and plan.json; the file is stored under `file` in the folder `plugins`
-        beside them."""
+        """For config.json and plan.json; the file lies as `file` in `plugins` beside them."""
         stem = re.sub(r"[^A-Za-z0-9_]", "_", self.path.stem)[:100]
         return {
             "path": str(self.path),
@@ -73,8 +72,7 @@ def read_plugin(path: Path) -> Plugin:
 
 
 def stored_plugin(folder: Path, record: PluginRecord) -> Plugin:
-    """The copy that lies in the run folder or submission `folder`; DamagedError where it is gone or
-    has changed."""
+    """The copy in the run folder or submission `folder`; DamagedError if gone or changed."""
     path = folder / FOLDER / record.file
     remedy = "Train the run again."
     data = read_bytes(path, remedy)

@@ -131,8 +131,7 @@ class TrainConfig(Section):
     patience: Count = 3
     # Which epoch is best: see `runs.folder.best_line`.
     monitor: Literal["loss", "accuracy", "last"] = "loss"
-    # tf32: on NVIDIA GPUs products and convolutions round their factors to 10 bits; elsewhere it is
-    # fp32.
+    # tf32: NVIDIA GPUs round the factors of products to 10 bits; elsewhere it is fp32.
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     checkpoint_every: str = "60 s"
     keep_checkpoint: bool = False

@@ -87,7 +87,7 @@ _OTHERS = {
 
 def open_source(paths: Sequence[Path], scratch: Path) -> Source:
     """The source at `paths`. `scratch` is a folder that may hold a temporary file: a compressed tar
-    is decompressed there once, since it cannot be read by offset. UserError where a path cannot be
+    is decompressed there once, as it cannot be read by offset. UserError where one cannot be
     read."""
     from hpc_mlp.conversion import tarsource, zipsource
 
@@ -259,8 +259,7 @@ def open_file(path: Path) -> int:
 
 
 def repeated_names(names: Names) -> list[int]:
-    """Indices of the names that an earlier entry has already, without a set of a million
-    strings."""
+    """Indices of the names that an earlier entry has, without a set of a million strings."""
     hashes = np.fromiter((hash(name) for name in names), np.int64, len(names))
     order = np.argsort(hashes, kind="stable")
     same = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])

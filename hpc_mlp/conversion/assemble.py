@@ -30,8 +30,7 @@ from hpc_mlp.terminal.text import json_text
 
 
 class Assembly:
-    """The images of one conversion: `records`, `labels`, `splits` in parallel, in the archive's
-    order."""
+    """The images of one conversion: `records`, `labels`, `splits` in the archive's order."""
 
     def __init__(
         self, folder: Path, source: Source, layout: Layout, records: npt.NDArray[np.void]
@@ -46,8 +45,7 @@ class Assembly:
     def draw_splits(
         self, seed: int, val: float, test: float, drop: bool, num_pixels: int, rejects: RejectLog
     ) -> None:
-        """Split the images with equal ones kept together, and list what is equal and what is nearly
-        so."""
+        """Split the images, equal ones kept together; list what is equal and what nearly so."""
         self.seed = seed
         group = split.groups_of_equals(self.records["digest"])
         dropped = duplicates.repeats(group, self.given) if drop else np.zeros(len(group), bool)

@@ -58,8 +58,7 @@ def _replaceable(folder: Path, marker: str) -> bool:
 @contextmanager
 def new_folder(out: Path, overwrite: bool, marker: str) -> Iterator[Path]:
     """A folder that takes the place of `out` when the block ends without an error, and is removed
-    otherwise. UserError where something stands there by then that `check_target` forbids to
-    replace."""
+    otherwise. UserError where `check_target` forbids to replace what stands there by then."""
     out = out.absolute()
     made = [folder for folder in out.parents if not folder.exists()]
     try:
@@ -116,8 +115,7 @@ def _put_in_place(workspace: Path, out: Path, overwrite: bool, marker: str) -> N
         try:
             if not _renameat2(whole, out, _EXCHANGE):
                 os.rename(out, workspace / _OLD)
-                # What cannot be exchanged is absent for a moment; `_clear_stale` mends a death
-                # right here.
+                # What cannot be exchanged is absent a moment; `_clear_stale` mends a death here.
                 if _replaceable(workspace / _OLD, marker) and _place(whole, out):
                     return
                 _place(workspace / _OLD, out)
@@ -169,8 +167,7 @@ def _renameat2(source: Path, target: Path, flag: int) -> bool:
 
 
 def _clear_stale(out: Path, marker: str) -> None:
-    """Remove the workspaces of dead processes; put back what one of them had moved away from
-    `out`."""
+    """Remove dead processes' workspaces; put back what one had moved away from `out`."""
     for workspace in sorted(out.parent.glob(f".{glob.escape(out.name)}.partial-*")):
         with suppress(OSError):
             found = os.listdir(workspace)
@@ -205,8 +202,7 @@ def _remove(workspace: Path, out: Path, marker: str) -> None:
             if _replaceable(workspace / part, marker) and (
                 part == _WHOLE or (out / marker).is_file()
             ):
-                # Renamed, so that what a killed removal leaves of it is not taken for somebody
-                # else's.
+                # Renamed: what a killed removal leaves of it is not taken for another's.
                 os.rename(workspace / part, workspace / f"{part}-removed")
         kept = {_WHOLE, _OLD} & set(os.listdir(workspace))
         for path in workspace.iterdir():

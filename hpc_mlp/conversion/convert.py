@@ -91,8 +91,7 @@ class Settings:
 
 
 class ConvertOptions(TypedDict, total=False):
-    """The fields of `Settings` but for height and width, for functions that take them as
-    keywords."""
+    """The fields of `Settings` but for height and width, as keywords."""
 
     grayscale: bool
     val: float

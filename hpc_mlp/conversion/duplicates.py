@@ -1,5 +1,4 @@
-"""Equal and nearly equal images: which, how many, and whether they leak from training into the
-test."""
+"""Equal and nearly equal images: which, how many, whether they leak from training into test."""
 
 from __future__ import annotations
 
@@ -23,8 +22,7 @@ _PREFER = np.array([2, 1, 0, 3])
 
 
 def repeats(group: npt.NDArray[np.int64], given: npt.NDArray[np.int8]) -> npt.NDArray[np.bool_]:
-    """All but one image of each group: the first stays, or the one in the archive's own test
-    split."""
+    """All but one image of each group: the first stays, or the one in the archive's test split."""
     count = len(group)
     order = np.lexsort((np.arange(count), _PREFER[given], group))
     first = np.ones(count, bool)

@@ -1,5 +1,4 @@
-"""Classes and splits from folders: cat/1.jpg, train/cat/1.jpg, cat/train/1.jpg, below any folders
-that hold all."""
+"""Classes and splits from folders (cat/1.jpg, train/cat/1.jpg, cat/train/1.jpg), however deep."""
 
 from __future__ import annotations
 
@@ -19,8 +18,7 @@ Folder = tuple[str, ...]
 
 
 class Tree:
-    """The folders of one archive's `images` (indices into `names`), below those that hold all of
-    them."""
+    """The folders of `images` (indices into `names`) of an archive, below those that hold all."""
 
     def __init__(self, names: Names, images: npt.NDArray[np.int64]) -> None:
         self.names, self.images = names, images
@@ -69,8 +67,7 @@ class Tree:
     def _reading(
         self, kind: str, placed: Sequence[tuple[str, int] | None], reason: str, notes: list[str]
     ) -> Reading:
-        """`placed`: class and split of each folder; None: its images cannot be placed, for
-        `reason`."""
+        """`placed`: class and split of each folder; None: not to be placed, for `reason`."""
         classes = list(dict.fromkeys(place[0] for place in placed if place))
         number = {name: i for i, name in enumerate(classes)}
         rows = [(number[place[0]], place[1]) if place else (-1, -1) for place in placed]
@@ -82,8 +79,7 @@ class Tree:
 
 
 def split_of_folders(names: Names, images: npt.NDArray[np.int64]) -> npt.NDArray[np.int8] | None:
-    """The split of each image by its folder, where the archive has split folders; -1 outside of
-    them."""
+    """Each image's split by its folder, where there are split folders; -1 outside of them."""
     tree = Tree(names, images)
     if not tree.brings_splits(False):
         return None

@@ -67,8 +67,7 @@ class Sorted:
 
 
 def find_layout(source: Source) -> Layout:
-    """UserError where there are no images, fewer than two classes, or names that lead out of the
-    archive."""
+    """UserError where there are no images, fewer than two classes, or names that lead outside."""
     found = sort_out(source)
     parts = source.parts() if isinstance(source, SeveralSources) else [range(len(source.names))]
     label_files = [[i for i in found.label_files if i in part] for part in parts]

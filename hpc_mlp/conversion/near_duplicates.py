@@ -40,8 +40,7 @@ def nearest_in_earlier_split(
 ) -> Nearest:
     """Among the images at the places `chosen`, with fingerprints [N, 64], channel means [N, C],
     split numbers and groups of equal images, which do not count. Time and memory grow linearly with
-    N. Nearly all near images are found (98 % of the pairs in photos.zip), fewer where thousands are
-    alike."""
+    N. Most near images are found (98 % of the pairs in photos.zip), fewer among thousands alike."""
     search = _Search(prints, means, splits)
     features = _features(prints, means, chosen)
     brightness = features[:, :4].sum(axis=1) / 4
@@ -84,8 +83,7 @@ class _Search:
         self.best = np.full(len(prints), np.inf, np.float32)
 
     def improve(self, later: npt.NDArray[np.int64], earlier: npt.NDArray[np.int64]) -> None:
-        """Enter images `earlier` where they are near to those `later`, and nearer than what is
-        there."""
+        """Enter images `earlier` where they are nearer to those `later` than what is there."""
         for start in range(0, len(later), _BATCH):
             a, b = later[start : start + _BATCH], earlier[start : start + _BATCH]
             for mean in self._means.T:

@@ -1,7 +1,7 @@
 """Worker processes that work a list of tasks off in order, with a bounded number on the way.
 
-Not `ProcessPoolExecutor`: on Ctrl-C or an error this pool is gone at once, and a killed worker is
-noticed."""
+Not `ProcessPoolExecutor`: this pool is gone at once on Ctrl-C or an error, and notices a killed
+worker."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ _WINDOW = 8
 
 
 class Pool(Generic[T]):
-    """`count` processes forked from this one, each with its copy of `worker`; for one, this very
-    process."""
+    """`count` processes forked from this one, each with its copy of `worker`; 1: this very one."""
 
     def __init__(self, worker: T, count: int) -> None:
         self._worker, self._count = worker, count
@@ -65,8 +64,7 @@ class Pool(Generic[T]):
             process.join()
 
     def map(self, method: Callable[[T, Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
-        """`method(worker, task)` for every task, in the order of the tasks. What it raises is
-        raised here."""
+        """`method(worker, task)` for every task, in order. What it raises is raised here."""
         if not self._pipes:
             for task in tasks:
                 yield method(self._worker, task)
@@ -100,8 +98,7 @@ class Pool(Generic[T]):
 
 
 class Background(Generic[Result]):
-    """A function called in a thread while this one goes on; a daemon, so that it holds up no
-    exit."""
+    """A function called in a thread of its own; a daemon, so that it holds up no exit."""
 
     def __init__(self, function: Callable[[], Result]) -> None:
         self._function = function

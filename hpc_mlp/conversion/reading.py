@@ -17,8 +17,7 @@ SPLIT_NAMES = {
 @dataclass
 class Reading:
     """Entry `entries[i]` of the source has class `classes[labels[i]]` and split `splits[i]` (-1:
-    none is said). `rejects`: (name, reason). `notes`: what was used and what was not, a line
-    each."""
+    none is said). `rejects`: (name, reason). `notes`: lines on what was used and what not."""
 
     kind: str
     classes: list[str]

@@ -1,5 +1,4 @@
-"""Which image goes into which split, and in which order. Functions of the seed and the image's
-place only."""
+"""Which image goes into which split, in which order: by the seed and the image's place only."""
 
 from __future__ import annotations
 
@@ -10,8 +9,7 @@ TRAIN, VAL, TEST = 0, 1, 2
 
 
 def random_keys(seed: int, count: int, stream: int) -> npt.NDArray[np.uint64]:
-    """A random number for each of `count` places (splitmix64): the same on every machine and
-    numpy."""
+    """A random number for each of `count` places (splitmix64): the same everywhere."""
     x = np.arange(count, dtype=np.uint64)
     start = (seed * 0x9E3779B97F4A7C15 + stream * 0xD1B54A32D192ED03 + 1) % 2**64
     for salt in (start, start ^ 0xA5A5A5A5A5A5A5A5):
@@ -23,8 +21,7 @@ def random_keys(seed: int, count: int, stream: int) -> npt.NDArray[np.uint64]:
 
 
 def groups_of_equals(digests: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """For each image the place of the first with the same digest [N, 2]: its own where it is the
-    first."""
+    """For each image the place of the first with the same digest [N, 2], which may be itself."""
     count = len(digests)
     order = np.lexsort((np.arange(count), digests[:, 1], digests[:, 0]))
     ranked = digests[order]
@@ -84,6 +81,5 @@ def _cut(sizes: list[int], val: float, test: float) -> npt.NDArray[np.int8]:
 
 
 def shuffled(places: npt.NDArray[np.int64], seed: int, count: int) -> npt.NDArray[np.int64]:
-    """`places` (of `count`) in random order. No two keys are the same: what makes them can be
-    undone."""
+    """`places` (of `count`) in random order. No two keys are equal: their making can be undone."""
     return places[np.argsort(random_keys(seed, count, stream=2)[places])]

@@ -1,5 +1,4 @@
-"""Exact pixel statistics and fingerprints, in integers: any order and any number of workers give
-the same."""
+"""Exact pixel statistics and fingerprints, in integers: the same in any order."""
 
 from __future__ import annotations
 
@@ -19,8 +18,7 @@ def mean_and_std(
     sums: Sequence[int], squares: Sequence[int], num_values: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation (the population's) of each channel, in [0, 1], from the sums of
-    its `num_values` values (0–255) and of their squares: computed in whole numbers, rounded
-    once."""
+    its `num_values` values (0–255) and of their squares: in whole numbers, rounded once."""
     mean = tuple(float(Fraction(int(s), 255 * num_values)) for s in sums)
     # The root is taken of a whole number, so that equal values have a std of exactly 0.
     scale = 1 << 64
@@ -38,7 +36,7 @@ def mean_and_std(
 @dataclass(frozen=True)
 class Measures:
     """Of N images: sums of values and of squares, int64 [N, C], and fingerprints, uint8 [N, 64]:
-    the means of 8 × 8 cells of the gray image. Re-encoding or resizing changes them by a level or
+    the means of 8 × 8 cells of the gray image. Re-encoding or resizing moves them a level or
     two."""
 
     sums: npt.NDArray[np.int64]
@@ -54,8 +52,7 @@ def measure(images: npt.NDArray[np.uint8]) -> Measures:
     bands = _add_rows(values, _edges(height, GRID))
     # Bands of less than a row overlap.
     sums = bands.sum(axis=1) if height >= GRID else values.sum(axis=1)
-    # 256 · 255² < 2^24. einsum squares and adds in one go, a third of the time of one after the
-    # other.
+    # 256 · 255² < 2^24. einsum squares and adds in one go: a third of the time.
     blocks = [values[:, start : start + 256] for start in range(0, height, 256)]
     squares = np.stack([np.einsum("nhx,nhx->nx", block, block) for block in blocks], axis=1)
     return Measures(

@@ -1,5 +1,5 @@
-"""The work of one conversion process: entries in, encoded images in a spool file out, one record
-each."""
+"""The work of one conversion process: entries in; encoded images in a spool and a record each
+out."""
 
 from __future__ import annotations
 

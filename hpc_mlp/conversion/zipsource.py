@@ -106,8 +106,7 @@ class ZipSource(FileWithEntries):
             raise self._unreadable("its list of entries is damaged")
 
     def _find_directory(self, size: int) -> tuple[int, int, int]:
-        """Offset and length of the central directory, and the length of what was put before the
-        ZIP."""
+        """Offset and length of the central directory; length of what was put before the ZIP."""
         tail_start = max(0, size - 65_536 - _END.size - 20 - _END64.size)
         tail = read_at(self._fd, size - tail_start, tail_start)
         end = _end_record(tail)
@@ -249,8 +248,7 @@ def _end_record(tail: bytes) -> int:
 
 def _decode_name(name: bytes, is_utf8: bool) -> tuple[str, str]:
     """The name and, where it is not what it claims, the reason to reject the entry. Without the
-    UTF-8 flag most tools write UTF-8 nevertheless; what is not UTF-8 is the ZIP's own code page
-    437."""
+    UTF-8 flag most tools write UTF-8 too; the rest is the ZIP's own code page 437."""
     try:
         text = name.decode("utf-8")
     except UnicodeDecodeError:

@@ -69,8 +69,7 @@ def augment(
     """uint8, or float32 in [0, 1], [S·B, C, H, W] → float32 [S·B, C, H, W] in [0, 1]: B images for
     each of the seeds.
 
-    `positions` (a slice without step, or int64 [B]) are the images' places in the global batch of
-    each."""
+    `positions` (a slice without step, or int64 [B]): the images' places in each's global batch."""
     pixels = images / 255 if images.dtype == torch.uint8 else images
     if not is_active(config) or not len(images):
         return pixels
@@ -217,8 +216,8 @@ def turn_hue(pixels: Tensor, turns: Tensor) -> Tensor:
 def _erased_boxes(
     probability: float, draws: Draws, height: int, width: int
 ) -> tuple[NDArray[np.float32], ...]:
-    """First row, first column, rows and columns of a box with torchvision's sizes and aspects, or
-    of none."""
+    """First row, first column, rows, columns of a box of torchvision's sizes and aspects, or
+    none."""
     smallest, largest = _ERASED_AREA
     area = (smallest + (largest - smallest) * draws["erase_area"]) * height * width
     aspect = np.exp(np.log(_ERASED_ASPECT) * (2 * draws["erase_aspect"] - 1))
@@ -230,7 +229,7 @@ def _erased_boxes(
 
 
 def erase(pixels: Tensor, boxes: Tensor) -> Tensor:
-    """Fill a box of each image with its mean colour; float32 [B, 4]: first row and column, rows,
+    """Fill a box of each image with its mean colour; [B, 4]: first row, first column, rows,
     columns."""
     top, left, rows, columns = boxes.view(-1, 4, 1, 1).unbind(1)
     y = torch.arange(pixels.shape[-2], device=pixels.device).view(1, -1, 1)
@@ -255,8 +254,7 @@ def augmented_rows(
     images: int = 8,
     copies: int = 8,
 ) -> Tensor:
-    """uint8 [images, copies, C, H, W]: the first training images, each as it is and then
-    augmented."""
+    """uint8 [images, copies, C, H, W]: the first training images, as they are and augmented."""
     split = StreamingSplit(location, manifest, "train", workers=0, device=torch.device("cpu"))
     batches = split.in_order(images)
     original = next(iter(batches)).images

@@ -90,8 +90,7 @@ def cached(folder: Path, manifest: Manifest, split: str, decode: Callable[[], Ar
 
 @contextlib.contextmanager
 def _lock(path: Path, patience: float) -> Iterator[bool]:
-    """Hold the lock. Yields False without it: there are no locks, or none was had in `patience`
-    seconds."""
+    """Hold the lock. Yields False without: no locks here, or none had in `patience` seconds."""
     try:
         file = path.open("a")
     except OSError:
@@ -152,8 +151,7 @@ class _Entry:
         return images, labels
 
     def _map(self) -> NDArray[np.uint8] | None:
-        """The array; None where the file is another one than it should be, by its header and its
-        size."""
+        """The array; None where the file, by its header and size, is another."""
         path, size = self.path(".npy"), math.prod(self._shape)
         with checked.open_file(path) as file:
             whole = file.read(len(self._header)) == self._header

@@ -34,12 +34,10 @@ FILTER = Image.Resampling.BILINEAR
 # First a quick box filter by a whole number, as far as it goes.
 GAP = 1.0
 _MIN_BYTES = 64 << 20
-# Larger images are watched and converted in bands; smaller ones take little memory however that is
-# done.
+# Larger images are watched and converted in bands; smaller ones take little memory anyhow.
 _LARGE, _BAND = 1 << 22, 1 << 20  # pixels
 # Bytes for each pixel that a decoder takes at its peak, the image itself included (measured with 67
-# megapixels); others than these take 4. A progressive JPEG keeps all its coefficients, of 2 bytes
-# each.
+# megapixels); others than these take 4. A progressive JPEG keeps all coefficients, of 2 bytes.
 _PER_PIXEL = {"WEBP": 17, "JPEG2000": 21, "AVIF": 17, "PPM": 11, "TIFF": 8, "GIF": 5}
 
 _TURNS = {
@@ -75,8 +73,7 @@ class ImageSpec:
 
 
 def decode_image(data: bytes, spec: ImageSpec) -> Pixels:
-    """uint8 [height, width, channels]. RejectError, with the reason, where `data` is no whole
-    image."""
+    """uint8 [height, width, channels]. RejectError, with the reason, where it is none."""
     if data[:2] == b"\xff\xd8" and (pixels := _decode_jpeg(data, spec)) is not None:
         return pixels
     if (plain := packed_rows(data)) and (pixels := _decode_png(data, *plain, spec)) is not None:

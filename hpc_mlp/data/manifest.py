@@ -103,8 +103,7 @@ class Manifest(_ManifestRecord):
 
     @model_validator(mode="after")
     def _agrees(self) -> Manifest:
-        """ValueError where two parts contradict each other: nobody who relies on one has to look at
-        the other."""
+        """ValueError where two parts contradict each other."""
         name, times = Counter(self.classes).most_common(1)[0]
         if times > 1:
             raise ValueError(f"two classes are named {name!r}")

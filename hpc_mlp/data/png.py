@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
-# Of a header, what follows height and width: 8 bits a value, gray or RGB, not interlaced →
-# channels.
+# In a header after height and width: 8 bits a value, gray or RGB, not interlaced → channels.
 _CHANNELS = {bytes((8, 0, 0, 0, 0)): 1, bytes((8, 2, 0, 0, 0)): 3}
 
 
@@ -43,8 +42,7 @@ def decode_plain(data: bytes, height: int, width: int, channels: int) -> NDArray
     if found is None or found[0] != (height, width, channels):
         return None
     size = height * (1 + width * channels)
-    # One byte more than there should be, so that inflate comes to the end and its checksum, and no
-    # further.
+    # One byte more than there should be: inflate comes to its end and checksum, no further.
     inflate = zlib.decompressobj()
     rows = np.frombuffer(inflate.decompress(found[1], size + 1), dtype=np.uint8)
     if len(rows) != size or not inflate.eof:

@@ -45,8 +45,7 @@ def verify(folder: Path, manifest: Manifest) -> str:
 
 
 def _check_with_webdataset(path: Path, opened: OpenShard) -> None:
-    """UserError where webdataset reads other samples out of a shard than we do: keys, classes,
-    image files."""
+    """UserError where webdataset reads other samples (keys, classes, image files) than we do."""
     # Late: it imports torch.
     import webdataset
 

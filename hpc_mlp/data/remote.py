@@ -6,8 +6,7 @@ their place: `pipe:aws s3 cp s3://bucket/photos/{} -`.
 
 What comes is bounded (a manifest by `checked.MAX_BYTES`, a shard by its size in the manifest), and
 so is the wait for it: `STALL_SECONDS` without a byte, in each of a few tries. It comes from a
-process of its own, which is ended with the wait: whatever a server does, no thread and no process
-of ours stays."""
+process of its own, which is ended with the wait: no thread and no process stays."""
 
 from __future__ import annotations
 
@@ -94,8 +93,7 @@ def download(url: str, shard: Shard, stop: threading.Event | None = None) -> IO[
     """An unnamed temporary file with as many bytes as the shard has; whether they are the shard's
     is not known yet.
 
-    UserError where more come, RunError where they cannot be had after several tries, or once `stop`
-    is set."""
+    UserError where more come, RunError where several tries fail, or once `stop` is set."""
     file = tempfile.TemporaryFile()  # noqa: SIM115  (the caller closes it)
     try:
         _fetch(file_url(url, shard.name), file, shard.bytes, shard.bytes, stop)
@@ -112,8 +110,7 @@ def _fetch(
     expected: int | None = None,
     stop: threading.Event | None = None,
 ) -> None:
-    """Write what is at `url` into `file`, trying again where it came short of `expected` bytes or
-    not at all."""
+    """Write what is at `url` into `file`, trying again where fewer than `expected` bytes came."""
     reason = ""
     for _ in range(_TRIES):
         file.seek(0)
@@ -139,8 +136,7 @@ def _fetch(
 
 
 def _pieces(url: str, stop: threading.Event | None) -> Generator[bytes]:
-    """The body as it comes. OSError where it does not come, or not whole; RunError once `stop` is
-    set."""
+    """The body as it comes. OSError where it does not come whole; RunError once `stop` is set."""
     with _process(url) as (stream, problem):
         waiting = select.poll()
         waiting.register(stream, select.POLLIN)

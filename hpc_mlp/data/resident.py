@@ -1,5 +1,4 @@
-"""Resident data: a split decoded once into one uint8 tensor on the device, gathered and normalised
-there."""
+"""Resident data: a split decoded once into a uint8 tensor on the device, used from there."""
 
 from __future__ import annotations
 
@@ -172,8 +171,7 @@ def choose_mode(
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be had: of the GPU, with what torch keeps of it unused, or of this
-    machine."""
+    """Bytes still to be had: of the GPU, with what torch keeps unused, or of this machine."""
     if device.type != "cuda":
         return free_machine_memory()
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

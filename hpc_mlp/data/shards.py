@@ -1,8 +1,7 @@
 """Reading one shard: where its samples lie, and how one is decoded. No torch.
 
 A shard is a standard WebDataset tar, `000042.png` followed by `000042.cls`. Its headers are walked
-once; after that any sample is read by its offset, so that one that is not wanted is never read or
-decoded."""
+once; after that any sample is read by its offset, and one that is not wanted never read."""
 
 from __future__ import annotations
 
@@ -36,8 +35,7 @@ _SUFFIXES = {"png", "jpg", "jpeg", "npy", "gif", "webp", "bmp", "tif", "tiff", "
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Samples of a shard in tar order: int64 [n] byte offsets and sizes of the images, and
-    labels."""
+    """A shard's samples in tar order: int64 [n] byte offsets and sizes of images, labels."""
 
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
@@ -141,8 +139,8 @@ def open_shard(
 
 
 def _mapped(file: IO[bytes], name: str) -> mmap.mmap:
-    """For a moment: a mapped file that somebody cuts short kills whoever looks at it; one that is
-    read does not."""
+    """For a moment: a mapped file that is cut short kills whoever looks; one that is read does
+    not."""
     try:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (ValueError, OSError) as error:
@@ -214,8 +212,7 @@ def _changed(path: object) -> RunError:
 
 
 def index_shard(data: bytes | mmap.mmap, shard: Shard, num_classes: int) -> ShardIndex:
-    """Walk the headers of the tar in `data`. UserError where samples, count or labels are not as
-    promised."""
+    """Walk the headers of the tar in `data`. UserError where its samples are not as promised."""
     images: list[tuple[int, int]] = []
     labels: list[int] = []
     keys: list[str] = []
@@ -240,8 +237,7 @@ def index_shard(data: bytes | mmap.mmap, shard: Shard, num_classes: int) -> Shar
 
 
 def _members(data: bytes | mmap.mmap, shard: str) -> list[tuple[str, int, int]]:
-    """(name, offset, size) of every regular file. Ten times as fast as `tarfile`, which matters at
-    start."""
+    """(name, offset, size) of every regular file. Ten times as fast as `tarfile`."""
     members: list[tuple[str, int, int]] = []
     position = 0
     while position + _BLOCK <= len(data):
@@ -279,8 +275,7 @@ def _unusable(shard: str, reason: str) -> UserError:
 
 
 def decode(encoded: bytes, manifest: Manifest, where: str) -> Pixels:
-    """One image as uint8 [H, W, C] of the manifest's size. UserError names `where` if that cannot
-    be had."""
+    """One image as uint8 [H, W, C] of the manifest's size. UserError names `where` if it cannot."""
     height, width = manifest.image_size
     shape = (height, width, manifest.channels)
     try:

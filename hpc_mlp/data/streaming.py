@@ -68,8 +68,8 @@ class Batch:
 
 
 def epoch_order(counts: list[int], *, seed: int, epoch: int, shuffle_buffer: int) -> Rows:
-    """int64 [N]: the rows (in shard order) of a split with `counts` images per shard, of an
-    epoch."""
+    """int64 [N]: the rows (in shard order) of an epoch of a split with `counts` images per
+    shard."""
     rng = window_shuffles(seed, epoch)
     starts = np.concatenate(([0], np.cumsum(counts)))
     ranges = [np.arange(starts[shard], starts[shard + 1]) for shard in rng.permutation(len(counts))]
@@ -158,8 +158,7 @@ class StreamingSplit:
         return np.searchsorted(self.starts, rows, side="right") - 1
 
     def open(self, number: int, stop: threading.Event) -> OpenShard:
-        """Open a shard; a file that was verified and indexed once is not again, as long as it is
-        the same."""
+        """Open a shard; it is verified and indexed once, as long as the file is the same."""
         shard = open_shard(
             self._place,
             self.shards[number],
@@ -221,8 +220,7 @@ class _Pending:
 
 
 class _Reader:
-    """Reads the parts of one pass, in order and ahead of the consumer; opens and closes the
-    shards."""
+    """Reads the parts of one pass in order, ahead of the consumer; opens and closes shards."""
 
     def __init__(self, split: StreamingSplit, parts: list[_Part]) -> None:
         self._split, self._parts = split, parts

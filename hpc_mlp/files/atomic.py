@@ -49,8 +49,7 @@ def umask() -> int:
 
 def lock(file: IO[bytes] | IO[str] | int, patience: float = 0.0) -> bool:
     """Lock an open file (flock) until it is closed, here and by the children that it was passed on
-    to. False where another has held it for `patience` seconds, or its file system knows no
-    locks."""
+    to. False where another has held it for `patience` seconds, or there are no locks."""
     deadline = time.monotonic() + patience
     while True:
         try:

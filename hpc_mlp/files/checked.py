@@ -35,8 +35,8 @@ class Record(BaseModel):
 
 class JsonRecord(Record, Mapping[str, Any]):
     """A record that also reads like the JSON object it was parsed from: `test["accuracy"]`,
-    `test.get("loss")`, `dict(test)`. What the object did not have is an attribute with its default,
-    and no key."""
+    `test.get("loss")`, `dict(test)`. What it did not have is an attribute with its default, no
+    key."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
@@ -59,8 +59,7 @@ class JsonRecord(Record, Mapping[str, Any]):
 
 
 def parse(data: bytes | str, model: type[R], where: object, remedy: str) -> R:
-    """The record in `data`. DamagedError "WHERE is damaged (KEY: what is wrong). REMEDY" where it
-    is none."""
+    """The record in `data`. DamagedError "WHERE is damaged (KEY: what is wrong). REMEDY" else."""
     try:
         return model.model_validate_json(data)
     except ValidationError as error:
@@ -88,8 +87,8 @@ def read(path: Path, model: type[R], remedy: str) -> R | None:
 
 
 def read_bytes(path: Path, remedy: str) -> bytes | None:
-    """All of file `path`; None where there is no such file; DamagedError where it cannot be read or
-    has no end."""
+    """All of file `path`; None where there is no such file; DamagedError if it cannot be read or
+    does not end."""
     try:
         with open_file(path) as file:
             if os.fstat(file.fileno()).st_size > MAX_BYTES:
@@ -112,8 +111,7 @@ def open_file(path: Path) -> BinaryIO:
 
 def objects(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a JSON-lines file that only tells people something: damaged lines are passed
-    over, a file that cannot be read has none, and of a very large one the first `MAX_BYTES` are
-    read."""
+    over, an unreadable file has none; at most `MAX_BYTES` are read."""
     with suppress(OSError), open_file(path) as file:
         left = MAX_BYTES
         while line := file.readline(left):
@@ -129,7 +127,7 @@ def _at_once(path: str, flags: int) -> int:
 
 
 def reason(error: ValidationError) -> str:
-    """The first thing that is wrong, in one line: `splits.train.num_images: Input should be a valid
+    """The first thing wrong, in a line: `splits.train.num_images: Input should be a valid
     integer`."""
     first = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(map(str, first["loc"]))

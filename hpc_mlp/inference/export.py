@@ -78,8 +78,7 @@ def export(
 
 
 def _is_of_another(card: Path, file: Path) -> bool:
-    """Whether `card` is a model card of ours, of another file: of the same run in another format,
-    mostly."""
+    """Whether `card` is a model card of ours, of another file: mostly of another format."""
     try:
         text = card.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -188,8 +187,7 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporters tell of their own insides, and print whole graphs where they fail: nothing for
-    a user."""
+    """The exporters tell of their insides, and print whole graphs where they fail."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

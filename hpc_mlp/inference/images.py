@@ -32,8 +32,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class _Entries:
-    """Entries of one source. `rejects` are images that the listing alone rules out: (name,
-    reason)."""
+    """Entries of one source. `rejects` (name, reason): ruled out by the listing alone."""
 
     source: Source
     prefix: str
@@ -43,8 +42,7 @@ class _Entries:
 
 class Images:
     """All images at `paths`: image files, folders, ZIPs, tars. UserError where a path is none of
-    these or holds no image. In folders and archives, the same files count as images as in a
-    conversion."""
+    these or holds no image. What counts as an image is as in a conversion."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         if not paths:

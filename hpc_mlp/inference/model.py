@@ -207,8 +207,7 @@ def _module(run: Run, image: ImageSpec, num_classes: int, trust_plugins: bool) -
     shape = (image.channels, image.height, image.width)
     weights = load_weights(run.path / BEST)
     try:
-        # Without memory first: config.json may ask for any amount of it, the file of weights says
-        # what there is.
+        # Without memory first: config.json may ask for any amount, the weights' file says how much.
         with torch.device("meta"):
             _fitting(build_module(config, shape, num_classes, run.seed), weights)
         module = build_module(config, shape, num_classes, run.seed)

@@ -1,4 +1,4 @@
-"""Where jobs run: a scheduler is a module with the functions of `Scheduler`, and a line in
+"""Where jobs run: a scheduler is a module with `Scheduler`'s functions, and a line in
 SCHEDULERS."""
 
 from __future__ import annotations

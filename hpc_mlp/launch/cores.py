@@ -111,8 +111,7 @@ def _flops(spec: RunSpec, manifest: Manifest) -> float:
 
 
 def _holding(spec: RunSpec, manifest: Manifest, free: int) -> int:
-    """How many processes can hold all images: where they are streamed, each more would decode all
-    of them again."""
+    """How many processes can hold all images: streamed, each more would decode them all again."""
     if spec.config.data.mode == "streaming":
         return 1
     return int(free * spec.config.data.memory_fraction) // max(1, resident_bytes(manifest))

@@ -1,5 +1,4 @@
-"""The surroundings of a job: the package and interpreter of the submitting shell, nothing else of
-it."""
+"""The surroundings of a job: package and interpreter of the submitting shell, nothing else."""
 
 from __future__ import annotations
 
@@ -26,8 +25,7 @@ def python_path() -> str:
 
 
 def local_environment() -> dict[str, str]:
-    """This shell's environment without the traces of a Slurm job or a launcher in whose shell it
-    may be."""
+    """This shell's environment without the traces of a Slurm job or a launcher it may be in."""
     env = {
         name: value
         for name, value in os.environ.items()

@@ -1,5 +1,4 @@
-"""What runs inside a job: set up the processes, train the pack's runs, give the job back when told
-to."""
+"""What runs inside a job: set up the processes, train its runs, give the job back when told."""
 
 from __future__ import annotations
 
@@ -62,8 +61,7 @@ class TrainingJob:
         from submitit import JobEnvironment
         from submitit.helpers import DelayedSubmission
 
-        # left by a start that was killed while it wrote this file: submitit would refuse to write
-        # it again
+        # Left by a start that was killed while writing: submitit would refuse to write again.
         paths = JobEnvironment().paths
         for path in (paths.submitted_pickle, paths.result_pickle):
             path.with_suffix(".pkl.save_tmp").unlink(missing_ok=True)
@@ -177,8 +175,7 @@ def _leave(submission: Submission, pack: int, received: set[int], hand_back: Any
 
 
 def _join_processes(folder: Path) -> None:
-    """Set what Accelerate reads (RANK, WORLD_SIZE, …) from Slurm's environment, before torch is
-    imported."""
+    """Set what Accelerate reads (RANK, WORLD_SIZE, …) from Slurm's, before torch is imported."""
     world = int(os.environ.get("SLURM_NTASKS", "1"))
     if world == 1:
         return

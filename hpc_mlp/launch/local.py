@@ -31,8 +31,7 @@ from hpc_mlp.terminal.output import say
 
 NAME = "the local queue"
 _POLL = 0.1
-# For the checkpoint after SIGTERM, before SIGKILL: a little more than its own processes get from
-# it.
+# For the checkpoint after SIGTERM, before SIGKILL: a little more than it gives its own.
 _GRACE_SECONDS = GRACE_SECONDS + 3.0
 
 
@@ -74,8 +73,7 @@ def submit(submission: Submission) -> Submission:
 
 @dataclass
 class QueuedCommand:
-    """One command of a queue. `wanted` is asked before its start and while it runs: False ends
-    it."""
+    """One command of a queue. `wanted` is asked before and while it runs: False ends it."""
 
     command: list[str]
     log: Path
@@ -88,8 +86,7 @@ class QueuedCommand:
 
 @dataclass
 class Queue:
-    """Work off jobs in order, each in a slot of its own. A job that fails does not touch the
-    others."""
+    """Work off jobs in order, each in a slot. One that fails does not touch the others."""
 
     slots: list[Slot]
     locks: Path = field(default_factory=lock_folder)
@@ -210,8 +207,7 @@ def _job(submission: Submission, index: int) -> QueuedCommand:
 
 
 def _write_end(submission: Submission, index: int, code: int) -> None:
-    """A full disk must not take the queue from those that wait: what has ended is seen from its
-    process, too."""
+    """A full disk must not take the queue from those that wait: the process tells its end, too."""
     try:
         submission.write_end(index, code)
     except OSError as error:

@@ -29,8 +29,7 @@ class JobPlan:
 
 
 def parse_per_job(text: str | None) -> int | None:
-    """`None` → 0 (one job per variant), `"all"` → None (one job for everything), `"4"` → 4 members
-    a job."""
+    """`None` → 0 (a job per variant), `"all"` → None (one job for all), `"4"` → 4 members a job."""
     if text is None:
         return 0
     if text == "all":

@@ -98,8 +98,7 @@ class Submission(Record):
 
     @property
     def job_name(self) -> str:
-        """Slurm's name of its jobs: a job id that a wiped Slurm gave out again is not taken for
-        ours."""
+        """Slurm's name of its jobs: an id that a wiped Slurm gave out again is not ours."""
         return f"hpc-mlp-{self.id}"
 
     def claim(self, pack: int) -> str:
@@ -264,8 +263,7 @@ def read_submission(folder: Path) -> Submission | None:
 
 
 def read_submissions(runs: Path) -> tuple[list[Submission], dict[Path, str]]:
-    """Every submission below `runs`, oldest first; and what is wrong with those that are damaged,
-    by folder."""
+    """Every submission below `runs`, oldest first; what is wrong with damaged ones, by folder."""
     found: list[Submission] = []
     problems: dict[Path, str] = {}
     for folder in sorted(path for path in (runs / FOLDER).glob("*") if path.is_dir()):

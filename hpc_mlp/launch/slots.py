@@ -31,8 +31,7 @@ class Slot:
     locks: tuple[str, ...] = ()
 
     def take(self, folder: Path) -> list[IO[bytes]] | None:
-        """Its open lock files in `folder`, locked until they are closed; None if one of them is
-        taken."""
+        """Its lock files in `folder`, locked until they are closed; None if one is taken."""
         taken: list[IO[bytes]] = []
         for name in self.locks or (self.name,):
             taken.append((folder / name).open("ab"))

@@ -22,8 +22,7 @@ from hpc_mlp.launch.slots import check_tasks
 from hpc_mlp.machine import ranks
 
 NAME = "Slurm"
-# What squeue and sacct call a job that waits; every other state of a job that is not over counts as
-# running.
+# What squeue and sacct call a job that waits; all but these and _OVER count as running.
 _WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 _OVER = {
     "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL",
@@ -105,8 +104,7 @@ def _uses_srun(launch: LaunchConfig) -> bool:
 
 
 def _python(launch: LaunchConfig) -> str:
-    """`exec`: without srun the script becomes Python, and Slurm's signals to the script reach
-    it."""
+    """`exec`: without srun the script becomes Python, which Slurm's signals then reach."""
     python = launch.python or shlex.quote(sys.executable)
     return python if _uses_srun(launch) else f"exec {python}"
 
@@ -149,8 +147,7 @@ def check(launch: LaunchConfig, slots: int | None, cpu: bool) -> None:
 
 
 def submit(submission: Submission) -> Submission:
-    """Every pack becomes an element of a job array. RunError with sbatch's own words where it
-    refuses."""
+    """Every job is an element of an array. RunError with sbatch's words where it refuses."""
     try:
         submission = submission.with_jobs(_submit(submission, submission.resources))
         submission.save()
@@ -268,8 +265,7 @@ def _read_squeue(text: str, names: dict[str, str]) -> dict[str, JobInfo]:
 
 
 def _read_sacct(text: str, names: dict[str, str]) -> dict[str, JobInfo]:
-    """sacct lags behind by seconds: what squeue no longer knows is over, whatever state sacct still
-    shows."""
+    """sacct lags by seconds: what squeue no longer knows is over, whatever sacct still shows."""
     known: dict[str, JobInfo] = {}
     for line in text.splitlines():
         ids, word, node, name = (*line.strip().split("|", 3), *[""] * 4)[:4]
@@ -315,8 +311,7 @@ def cancel(submission: Submission, packs: Iterable[int]) -> None:
 
 
 def _present(job_ids: Iterable[str], job_name: str) -> list[str]:
-    """Those of these jobs that Slurm still has under this name; RunError where it cannot be
-    asked."""
+    """Those of these jobs that Slurm still has by this name; RunError where it is silent."""
     wanted = set(job_ids)
     if not _masters(wanted):
         return []

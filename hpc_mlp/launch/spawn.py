@@ -88,8 +88,7 @@ def run_processes(
 
 def end_with_parent() -> None:
     """In a process of `run_processes`: be killed when the process that started it dies, by whatever
-    signal, so that nobody trains on unseen. On Linux; elsewhere only signals that can be passed on
-    end it."""
+    signal, so that nobody trains on unseen. On Linux; elsewhere only signals passed on end it."""
     parent = os.environ.pop(_PARENT, None)
     if parent is None:
         return
@@ -110,8 +109,7 @@ def how_it_ended(code: int) -> str:
 
 def tidy(folders: Iterable[Path]) -> None:
     """Remove what processes of this machine that were killed have left in their run folders:
-    leases, and files that were just being written. Without, the next one that trains there does
-    it."""
+    leases, and files that were just being written. Else the next one to train there does."""
     for folder in folders:
         owner = read_owner(folder)
         if owner is not None and is_dead(owner):
@@ -189,8 +187,8 @@ class _Ranks:
         return code if code > 0 else 1
 
     def _cause(self) -> int | None:
-        """The process that the others fail of: one that a signal killed, or else the first that we
-        saw fail."""
+        """The process that the others fail of: one killed by a signal, else the first seen to
+        fail."""
         for rank, child in enumerate(self.children):
             if child.returncode and rank not in self.failed:
                 self.failed.append(rank)

@@ -56,8 +56,7 @@ def require_status(runs: Path) -> list[RunStatus]:
 
 
 def _newest(submissions: list[Submission], runs: Path) -> list[list[_SubmittedPack]]:
-    """The submissions with the jobs' states, oldest first. Only packs that may still matter are
-    asked for."""
+    """The submissions with their jobs' states, oldest first. Only unfinished ones are asked for."""
     wanted = [
         item for item in submissions if any(not _is_complete(runs, pack) for pack in item.packs)
     ]
@@ -171,8 +170,7 @@ def _unasked(base: RunStatus, path: Path, job: _SubmittedPack) -> RunStatus:
 
 
 def _is_of_this_submission(path: Path, submission: Submission) -> bool:
-    """A failed.json from before this submission says nothing about it. Both times are the file
-    system's."""
+    """A failed.json from before this submission says nothing. Both times are the file system's."""
     try:
         written = (path / FAILED).stat().st_mtime
         return written >= (submission.folder / PLAN).stat().st_mtime

@@ -134,8 +134,7 @@ class _SafeLive(Live):
 def open_display(
     console: Console, snapshot: Callable[[], Sequence[RunStatus]], log_format: LogFormat
 ) -> Iterator[Display]:
-    """On a terminal a live table of what `snapshot` gives, else a `Log`; JSON goes to standard
-    output."""
+    """On a terminal a live table of `snapshot`, else a `Log`; JSON goes to standard output."""
     if log_format == "json":
         yield Log(say, as_json=True)
     elif log_format == "auto" and console.is_terminal and not console.is_dumb_terminal:

@@ -1,5 +1,4 @@
-"""A snapshot as a table that fits the terminal: every run where there is room, else a line for each
-variant."""
+"""A snapshot as a table that fits the terminal: every run, or where room lacks every variant."""
 
 from __future__ import annotations
 
@@ -160,8 +159,7 @@ def _trend(line: _Line, width: int) -> RenderableType:
 
 
 def _bar(line: _Line, width: int) -> RenderableType:
-    """Of what is under way the bar, of what is not its state: with the test accuracy where there is
-    one."""
+    """Of what is under way the bar, else the state, with the test accuracy where known."""
     runs = line.runs
     states = {run.state for run in runs}
     if "running" in states or (len(states) > 1 and states & ACTIVE):
@@ -176,8 +174,7 @@ def _bar(line: _Line, width: int) -> RenderableType:
 
 
 def sparkline(values: Sequence[float | None], width: int) -> str:
-    """The last `width` values, from the lowest to the highest of them; a gap where there is
-    none."""
+    """The last `width` values, from their lowest to their highest; a gap for None."""
     values = values[-width:]
     known = [value for value in values if value is not None]
     if not known:

@@ -1,5 +1,4 @@
-"""What is shown of runs under way: the status of each, from its metrics.jsonl, whoever trains
-it."""
+"""What is shown of runs under way: each one's status, whoever trains it."""
 
 from __future__ import annotations
 
@@ -19,8 +18,7 @@ State = Literal["queued", "running", _Ended]
 ACTIVE: frozenset[State] = frozenset({"queued", "running"})
 COMPLETE: frozenset[State] = frozenset({"done", "diverged"})
 BAD: frozenset[State] = frozenset({"failed", "lost", "damaged"})
-# The time left is reckoned from the last epochs alone, as the speed changes with the machine's
-# load.
+# The time left is reckoned from the last epochs alone: the machine's load changes.
 _RECENT = 3
 
 Amount = Annotated[FiniteFloat, Field(ge=0)]
@@ -122,8 +120,7 @@ def _bytes(count: int) -> str:
 class RunStatus:
     """One run. `detail`: why it waits, how it ended or what went wrong; `usage`: of the process
     that trains it. From `time_left` on it is about the run's job, where it has one: time until the
-    job's limit, as Slurm writes it; how often it was requeued; its id; its log; its submission's
-    id."""
+    job's limit, as Slurm writes it; times requeued; its id; its log; its submission."""
 
     name: str
     variant: str

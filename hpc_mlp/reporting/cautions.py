@@ -26,8 +26,7 @@ def cautions(rows: Sequence[Group]) -> list[str]:
 
 
 def majority(row: Group) -> tuple[str, float] | None:
-    """The most frequent class of the row's test images, and its share: the accuracy of always
-    saying it."""
+    """The row's most frequent test class, and its share: the accuracy of always saying it."""
     found = _supports(row)
     if not found or not sum(found.values()):
         return None

@@ -1,5 +1,4 @@
-"""Every variant against the baseline: same seeds, same test images, or not at all and with the
-reason."""
+"""Every variant against the baseline: same seeds, same test images, else a reason why not."""
 
 from __future__ import annotations
 
@@ -28,8 +27,7 @@ MOST_SETTINGS = 12
 class Comparison:
     """Test accuracy of row `name` minus that of row `against`, as fractions (0.01 is one point).
     `family`: the number of comparisons for which `p_adjusted`, `low` and `high` (95 %) hold
-    together; all pairs of the rows, where the reference itself was chosen on the runs
-    (`all_pairs`)."""
+    together; all pairs, where the reference was itself chosen on the runs (`all_pairs`)."""
 
     name: str
     against: str
@@ -160,8 +158,7 @@ class _Rows:
     notes: list[str]
 
     def compare(self) -> list[Comparison]:
-        """Of each row the comparison with the reference, tested together where they share the same
-        seeds with it."""
+        """Each row against the reference; those of the same shared seeds are tested together."""
         by_seeds: dict[tuple[int, ...], list[str]] = {}
         for name in self.answers:
             if name != self.reference and (seeds := self._shared(name)):

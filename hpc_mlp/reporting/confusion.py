@@ -26,8 +26,7 @@ PER_ROW = 0.105
 
 
 def row_shares(counts: Array) -> Array:
-    """Of counts [true, predicted], shares of the true class; a class without test images stays
-    0."""
+    """Of counts [true, predicted], shares of the true class; 0 without test images."""
     totals = counts.sum(axis=1, keepdims=True)
     return np.asarray(np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0))
 

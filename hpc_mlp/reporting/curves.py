@@ -33,8 +33,7 @@ def seed_band(group: Group, key: str) -> tuple[Array, Array, Array]:
 
 
 def _draw(axes: Axes, group: Group, key: str, color: str, style: object, label: str) -> None:
-    """Mean and band over seeds; each seed as a faint line, which goes on where others have
-    stopped."""
+    """Mean and band over seeds; each seed as a faint line, to its own end."""
     mean, std, epochs = seed_band(group, key)
     if len(group.runs) > 1:
         for run in group.runs:
@@ -143,8 +142,7 @@ def throughput_panels(groups: Sequence[Group], folder: Path) -> list[Drawn]:
 
 
 def throughput(run: Run) -> float:
-    """Images per second in training: of the whole run, or the mean over its epochs so far; 0 if
-    unknown."""
+    """Images per second in training: of the whole run, or mean of its epochs; 0 if unknown."""
     whole = (run.result.images_per_second if run.result else None) or 0.0
     rates = curve(run, "images_per_second")
     return whole or (float(np.nanmean(rates)) if np.isfinite(rates).any() else 0.0)

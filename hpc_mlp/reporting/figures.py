@@ -162,8 +162,7 @@ _SUPERFLUOUS = re.compile(
 
 
 def themed(svg: str, name: str, title: str) -> str:
-    """An SVG file's text made ready for a page: one element, transparent, its colours CSS
-    variables."""
+    """An SVG file's text for a page: one transparent element, its colours CSS variables."""
     svg = _SUPERFLUOUS.sub("", svg[svg.index("<svg") :])
     background = r'(<g id="patch_1">\s*<path [^>]*?style=")fill: #ffffff'
     svg = re.sub(background, r"\1fill: none", svg, count=1)

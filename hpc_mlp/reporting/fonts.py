@@ -29,8 +29,7 @@ _EAST_ASIAN = re.compile(
 
 @cache
 def families() -> list[str]:
-    """For matplotlib's `font.family`. Looks at the system's files: matplotlib remembers what there
-    was once."""
+    """For matplotlib's `font.family`, by the system's files: matplotlib remembers old ones."""
     found = [LATIN]
     known = {entry.fname: entry.name for entry in font_manager.fontManager.ttflist}
     for file in sorted(font_manager.findSystemFonts()):

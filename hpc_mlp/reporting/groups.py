@@ -151,8 +151,7 @@ def _common(values: Iterable[int | None]) -> int | None:
 
 
 def progress(run: Run) -> Json:
-    """What an unfinished or failed run has reached so far, in the form of its result; no test
-    metrics."""
+    """What an unfinished or failed run has reached, as a result without test metrics."""
     best, lines = best_line(run.metrics, run.monitor), run.metrics
     if best is None:
         return {}
@@ -230,8 +229,7 @@ def curve(run: Run, key: str) -> Array:
 
 
 def lookup(run: Run, key: str) -> Any:
-    """The run's value of a dotted configuration key, or of `seed` or `dataset`; None where it has
-    none."""
+    """The run's value of a dotted configuration key, of `seed` or `dataset`; None without."""
     if key == "seed":
         return run.seed
     return run.config.dataset.digest[:12] if key == "dataset" else run.config.value(key)

@@ -1,5 +1,4 @@
-"""`RUNS/report.html`: all sections in one file that needs nothing else, and its figures as
-files."""
+"""`RUNS/report.html`: all sections in a file that needs no other; its figures as files."""
 
 from __future__ import annotations
 

@@ -38,8 +38,7 @@ Pairs = Sequence[tuple[int, int]]
 ALPHA = 0.05
 POWER = 0.8
 DRAWS = 19_999
-# For the power, of which nobody needs more than two digits, fewer where many seeds are tried: 0.02
-# s each.
+# For the power (two digits are enough) fewer where many seeds are tried: 0.02 s each.
 FEWER_DRAWS = 9_999
 MOST_EFFECTS = 600_000
 # Draws times differences, or times runs: what 200 of them may take of memory (32 MB) and time.
@@ -167,8 +166,7 @@ def seeds_needed(
 
 def _seed_variance(accuracy: Floats, first: Indices, second: Indices, trust: float) -> Floats:
     """Of the mean difference of each pair, its variance from the seeds: accuracy [..., V, S] ->
-    [..., C]. `trust`: how far a difference's own variance counts where it is above the pooled
-    one."""
+    [..., C]. `trust`: how far its own variance counts where it exceeds the pooled one."""
     num_seeds = accuracy.shape[-1]
     pooled = 2 * _interaction(accuracy).sum(-1, keepdims=True) / (accuracy.shape[-2] - 1)
     own = (accuracy[..., first, :] - accuracy[..., second, :]).var(-1, ddof=1)
@@ -189,8 +187,7 @@ def _trust(num_seeds: int) -> float:
 
 
 def _spreads(accuracy: Floats) -> tuple[Floats, float]:
-    """Relative variances of the variants over seeds, [V] with mean 1 (Grubbs' estimates, shrunk),
-    and MS."""
+    """Relative variances over seeds, [V] with mean 1 (Grubbs' estimates, shrunk), and MS."""
     num_variants, num_seeds = accuracy.shape
     squares = _interaction(accuracy)
     pooled = float(squares.sum() / (num_variants - 1))
@@ -248,8 +245,7 @@ def _draw(found: Moments, first: Indices, second: Indices, num_seeds: int, draws
 
 
 def _floor(images: Floats, seeds: Floats | float, num_images: int) -> Floats:
-    """Where nothing varies, as if one image more were right on either side: no difference is known
-    exactly."""
+    """Where nothing varies, as if an image more were right on either side: nothing is exact."""
     return np.where(seeds + images < TINY, 2 / num_images**2, images)
 
 
@@ -269,8 +265,7 @@ def _share(noise: Floats, t: Floats) -> Floats:
 
 
 def _quantile(largest: Floats, families: int) -> float:
-    """The largest value that is not yet shown: a |t| above it, and no other, has families * p < 5
-    %."""
+    """The largest value not yet shown: only a |t| above it has families * p < 5 %."""
     above = int(ALPHA * (largest.size + 1) / families)
     while above > 0 and families * ((above + 1) / (largest.size + 1)) >= ALPHA:
         above -= 1

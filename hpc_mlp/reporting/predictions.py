@@ -18,8 +18,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class RunPredictions:
-    """Test probabilities float32 [N, K] and labels int64 [N]; row i is the i-th test sample of the
-    shards."""
+    """Test probabilities float32 [N, K] and labels int64 [N], in the order of the shards."""
 
     probabilities: Array
     labels: Array
@@ -57,8 +56,7 @@ def read_predictions(run: Run) -> RunPredictions | None:
 
 
 def _check(found: RunPredictions, run: Run) -> None:
-    """ValueError where the arrays do not fit each other, the classes or the number of test
-    images."""
+    """ValueError where the arrays do not fit each other, the classes or the images."""
     probabilities, labels = found.probabilities, found.labels
     if probabilities.dtype.kind != "f" or labels.dtype.kind not in "iu":
         raise ValueError(f"probabilities are {probabilities.dtype}, labels {labels.dtype}")

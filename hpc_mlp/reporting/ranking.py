@@ -1,5 +1,4 @@
-"""What predicted probabilities are worth, in numbers: one-vs-rest ROC and precision–recall,
-calibration."""
+"""What predicted probabilities are worth: one-vs-rest ROC and precision–recall, calibration."""
 
 from __future__ import annotations
 
@@ -50,8 +49,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class Ranking:
-    """`roc`: true-positive over false-positive rate, area AUC. `pr`: precision over recall, area
-    AP."""
+    """`roc`: true- over false-positive rate, area AUC. `pr`: precision over recall, area AP."""
 
     roc: Curves
     pr: Curves
@@ -82,7 +80,7 @@ def _collect(x: Array, lines: Sequence[Line], micro: Line) -> Curves:
 
 
 def _measure(truth: Array, scores: Array) -> tuple[Line, Line]:
-    """ROC and precision–recall of one decision for all images, out of one pass over the thresholds.
+    """ROC and precision–recall of one decision for all images, in one pass over thresholds.
     Precision is a step function of recall, with the first threshold that reaches a recall: its area
     is the AP."""
     from sklearn.metrics import auc, roc_curve

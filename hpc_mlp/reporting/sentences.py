@@ -17,8 +17,7 @@ SURE = 0.95
 
 def findings(rows: Sequence[Group], compared: Compared, detect: float = 0.01) -> list[str]:
     """Who is best by validation and how surely, and for each reference who beats it, who loses, who
-    cannot be told; what could have been seen, with the seeds that would do for a difference of
-    `detect`."""
+    cannot be told; what could have been seen; the seeds that a difference of `detect` takes."""
     lines = []
     for row in rows:
         rivals = [other for other in rows if other.dataset == row.dataset]
@@ -106,8 +105,7 @@ def _single_runs(against: str, comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def _detectable(comparisons: Sequence[Comparison], detect: float) -> list[str]:
-    """What could have been seen, told for the comparison that sees least; never computed from what
-    was seen."""
+    """What could have been seen by the comparison that sees least; never from what was seen."""
     lines = []
     for seeds in dict.fromkeys(tuple(c.seeds) for c in comparisons if c.detectable is not None):
         same = [c for c in comparisons if tuple(c.seeds) == seeds and c.detectable is not None]

@@ -1,5 +1,4 @@
-"""Two trained models on the same test images: what single runs can be held against each other
-by."""
+"""Two trained models on the same test images: how single runs are compared."""
 
 from __future__ import annotations
 
@@ -9,8 +8,7 @@ from statistics import NormalDist
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Exact two-sided p-value from the images that only one of two models gets right: a sign
-    test."""
+    """Exact two-sided p-value (sign test) of the images that only one model gets right."""
     count, fewer = only_first + only_second, min(only_first, only_second)
     if only_first == only_second:
         return 1.0
@@ -23,8 +21,7 @@ def paired_interval(
     only_first: int, only_second: int, num_images: int, level: float = 0.95
 ) -> tuple[float, float]:
     """Interval of accuracy(first) − accuracy(second) on the same images: Wald with one discordant
-    image added on either side (Bonett & Price 2012), which holds its level for few discordant
-    images."""
+    image added on either side (Bonett & Price 2012), also right for few."""
     count = num_images + 2
     first, second = (only_first + 1) / count, (only_second + 1) / count
     z = NormalDist().inv_cdf((1 + level) / 2)

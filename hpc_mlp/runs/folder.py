@@ -99,8 +99,7 @@ class RunFolder:
         write_json(self.path / FAILED, {"status": "failed", "error": error, "traceback": traceback})
 
     def sweep(self) -> None:
-        """Remove the temporary files that a killed process left. Only for the one who holds the
-        lease."""
+        """Remove the temporary files that a killed process left. For the lease's holder only."""
         ours = [f".{n}.*" for n in (CONFIG, METRICS, RESULT, FAILED, BEST, LAST, PREDICTIONS, LIVE)]
         # Safetensors writes under such a name.
         for pattern in (*ours, ".tmp??????"):
@@ -221,7 +220,7 @@ def _read_metrics(path: Path, remedy: str) -> list[EpochLine]:
 
 def list_runs(root: Path) -> list[Run]:
     """Every run below `root`, by variant as first named, then seed, damaged ones too. UserError if
-    there is none."""
+    none."""
     if not root.is_dir():
         raise UserError(f"no runs folder at {root}. Train first: hpc-mlp train OUT --runs {root}")
     runs = [run for path in sorted(root.iterdir()) if path.is_dir() and (run := read_run(path))]

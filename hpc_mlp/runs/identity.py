@@ -32,8 +32,7 @@ def is_begun(path: Path, spec: RunSpec, digest: str) -> bool:
     if old is None:
         return False
     before, now = old.identity(), identity_of(spec, digest)
-    # Runs of before 0.2 do not say which files they were trained with: the same, as far as is
-    # known.
+    # Runs of before 0.2 do not say which files they were trained with.
     if len(old.plugin_records) < len(old.plugins):
         before["plugins"] = now["plugins"]
     if before["model.pretrained.sha256"] is None:

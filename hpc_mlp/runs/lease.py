@@ -170,8 +170,7 @@ class Lease:
         self._start()
 
     def _supersedes(self, owner: Owner) -> bool:
-        """A requeued job outranks its own earlier start, alive or not: Slurm has given that one
-        up."""
+        """A requeued job outranks its earlier start, alive or not: Slurm has given it up."""
         same = bool(self._owner["claim"]) and owner.claim == self._owner["claim"]
         return same and owner.restart < self._owner["restart"]
 
@@ -276,8 +275,7 @@ def _give_name(source: Path, target: Path) -> bool:
     try:
         os.link(source, target)
     except FileExistsError:
-        # over NFS the answer to a link that worked may be lost, and the repeated request finds the
-        # name taken
+        # Over NFS the answer to a link that worked may be lost: the next finds the name taken.
         with contextlib.suppress(OSError):
             return os.path.samefile(source, target)
         return False

@@ -1,7 +1,7 @@
 """What stands in the files of a run folder, as checked types (see `runs` for the files).
 
 Numbers are finite, shares lie in [0, 1], counts are bounded, tables have the sizes that belong
-together. Keys that an older version did not write yet have defaults; keys of a newer one are left
+together. Keys that an older version did not write yet have defaults; a newer one's are left
 alone."""
 
 from __future__ import annotations
@@ -138,8 +138,7 @@ class Dataset(JsonRecord):
 
 class RunConfig(JsonRecord):
     """config.json. `config`: {section: {key: value}}; it is checked where it is used
-    (`config.loading.build_config`), as a newer version may have keys that this one does not
-    know."""
+    (`config.loading.build_config`), as a newer version may have more keys."""
 
     name: str = ""
     variant: str
@@ -157,8 +156,8 @@ class RunConfig(JsonRecord):
     hostname: str | None = None
 
     def identity(self) -> dict[str, Any]:
-        """See `config.sections.run_identity`; where the sha256 of a plugin is not known, its path
-        stands for it."""
+        """See `config.sections.run_identity`; a plugin's path stands for a sha256 that is not
+        known."""
         plugins = [plugin if isinstance(plugin, str) else plugin.sha256 for plugin in self.plugins]
         return run_identity(
             self.config, self.seed, self.dataset.digest, plugins, self.pretrained_sha256

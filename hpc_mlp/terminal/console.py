@@ -1,5 +1,4 @@
-"""rich's console for text that others chose: no markup, no emoji codes, and nothing of it acts on
-the terminal."""
+"""rich's console for foreign text: no markup, no emoji codes, nothing acts on the terminal."""
 
 from __future__ import annotations
 

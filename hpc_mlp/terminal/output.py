@@ -21,8 +21,7 @@ def say(text: object, err: bool = False, end: bool = True) -> None:
 
 
 def prepare() -> None:
-    """For this process's standard streams: what they cannot encode is written in ASCII, as well as
-    it goes."""
+    """What this process's standard streams cannot encode is written in ASCII, as it goes."""
     codecs.register_error("hpc-mlp", _in_ascii)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

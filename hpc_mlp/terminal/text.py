@@ -20,8 +20,7 @@ def csv_cell(text: object) -> str:
 
 
 def markdown(text: object) -> str:
-    """Foreign text for Markdown, as it is: no HTML, no link, no emphasis, no further cell or
-    line."""
+    """Foreign text for Markdown, as it is: no HTML, link, emphasis, further cell or line."""
     return _MARKDOWN.sub(
         lambda found: f"\\{found[0]}",
         html.escape(printable(text).replace("\\", "\\\\"), quote=False),
@@ -62,8 +61,7 @@ def duration(seconds: float) -> str:
 
 def json_text(value: Any, indent: int | None = None) -> str:
     """Strict JSON: what is not finite (the losses of a run that diverged) is null, as JSON has no
-    NaN. Characters that act are `\\u` escapes, so that the text may be shown, and reads back as it
-    was."""
+    NaN. Characters that act are `\\u` escapes, so that it may be shown, and reads back."""
     text = json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
     return ACTING.sub(lambda found: "\n" if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text)
 
