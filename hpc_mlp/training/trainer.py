@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -11,8 +11,6 @@ from torch import Tensor
 from hpc_mlp.bank.bank import param_group_of
 from hpc_mlp.bank.metrics import MetricSums
 from hpc_mlp.bank.step import StepBatch, set_precision
-from hpc_mlp.config.sections import parse_interval
-from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.errors import HpcMlpError
 from hpc_mlp.machine import stop
 from hpc_mlp.machine.processes import Processes
@@ -33,9 +31,7 @@ from hpc_mlp.training.members import Member
 from hpc_mlp.training.progress import ProgressListener
 from hpc_mlp.training.state import BankState, best_weights, part
 from hpc_mlp.training.trackers import Trackers
-
-# Steps after which data-parallel processes agree on stopping and saving.
-AGREE_EVERY = 8
+from hpc_mlp.training.votes import StopVotes, Timer, Vote
 
 
 class BankTrainer:
@@ -51,27 +47,21 @@ class BankTrainer:
         check_lease: Callable[[], None] = lambda: None,
     ) -> None:
         self.members = list(members)
+        self.loader, self.processes, self.view = loader, processes, view
+        self.check_lease = check_lease
         for member in self.members:
             member.data_mode = loader.mode
-        self.loader, self.processes, self.view, self.check_lease = (
-            loader,
-            processes,
-            view,
-            check_lease,
-        )
-        self.manifest: Manifest = loader.manifest
-        self.device = loader.device
         self.reference = loader.reference()
-        # Batch size and precision are the same for all.
-        self.train_config = members[0].spec.config.train
-        set_precision(self.train_config.precision)
-        self.bank_size = len(members)
-        self.healthy = True
+        # Batch size, precision and when to save are the same for all.
+        train = members[0].spec.config.train
+        set_precision(train.precision)
+        self.batch_size, self.bank_size = train.batch_size, len(members)
+        self.steps_per_epoch = num_steps(loader.num_images, self.batch_size)
         # Finished epochs; finished steps of the next one.
         self.epoch = self.step = 0
-        self.steps_per_epoch = num_steps(loader.num_images, self.train_config.batch_size)
-        self.save_seconds, self.save_steps = parse_interval(self.train_config.checkpoint_every)
-        self.saved_at, self.saved_count = time.monotonic(), 0
+        self.timer = Timer(processes)
+        self.votes = StopVotes(processes, self.timer, train.checkpoint_every)
+        self.healthy = True
         # Run's name → weights of its best epoch on the CPU, where they are newer than
         # best.safetensors.
         self.unsaved: dict[str, dict[str, Tensor]] = {}
@@ -87,18 +77,25 @@ class BankTrainer:
         stop: write a checkpoint and raise Stopped."""
         self._resume()
         self.view.start(self.members, lambda: self.loader.wait_seconds)
-        self._finish_stopped()
+        self._retire()
+        # Nothing has been trained that is not on the disk.
+        if self.members and self.processes.any(stop.stop_reason() is not None):
+            raise stop.Stopped
         while self.members:
-            if self.processes.any(stop.stop_reason() is not None):
-                # An epoch's end writes none of its own unless one is due; at the very start there
-                # is nothing to keep.
-                if self.epoch or self.step:
-                    self._save()
-                raise stop.Stopped
-            if self.step < self.steps_per_epoch:
-                self._train_steps()
-            self._finish_epoch()
-            self._finish_stopped()
+            with self.timer.running(self.members):
+                for batch in self._epoch_batches():
+                    self._train_step(batch)
+                    vote = self.votes.poll(self.step, self._count)
+                    self._heed(vote)
+                    if vote.out_of_time:
+                        break
+                if self.loader.device.type == "cuda":
+                    torch.cuda.synchronize()
+            with self._saved_if_stopped(), self.timer.running(self.members):
+                sums = self._validate()
+            self._record(sums)
+            self._heed(self.votes.poll(self.step, self._count))
+            self._retire()
         return self.healthy
 
     # ---- state
@@ -123,7 +120,7 @@ class BankTrainer:
             )
         self._build([checkpoint.tensors for checkpoint in checkpoints])
         self.state.restore_losses(torch.stack([c.tensors["loss_sum"] for c in checkpoints], 1))
-        self.saved_count = self._count
+        self.votes.saved(self._count)
         self.view.note(f"resuming after epoch {self.epoch}, step {self.step}")
 
     def _build(self, tensors: Sequence[dict[str, Tensor]] | None) -> None:
@@ -140,6 +137,7 @@ class BankTrainer:
     def _save(self) -> None:
         """Checkpoints of all members, and the files of best weights that are newer than those on
         disk."""
+        self.timer.read()
         losses = self.state.loss_table()
         if self.processes.lead:
             folders, checkpoints = [], []
@@ -154,7 +152,22 @@ class BankTrainer:
             for member in self.members:
                 if member.spec.name in self.unsaved:
                     self._save_best(member, self.unsaved.pop(member.spec.name))
-        self.saved_at, self.saved_count = time.monotonic(), self._count
+        self.votes.saved(self._count)
+
+    def _heed(self, vote: Vote) -> None:
+        if vote.save:
+            self._save()
+        if vote.stop:
+            raise stop.Stopped
+
+    @contextmanager
+    def _saved_if_stopped(self) -> Iterator[None]:
+        """For what is made again where it is broken off."""
+        try:
+            yield
+        except stop.Stopped:
+            self._save()
+            raise
 
     def _is_best(self, member: Member) -> bool:
         """Whether the weights of the present position are the member's best."""
@@ -180,80 +193,28 @@ class BankTrainer:
 
     # ---- an epoch
 
-    def _train_steps(self) -> None:
-        """To the end of the present epoch, or until the time of one of the members is up."""
-        started, before = time.perf_counter(), [member.seconds for member in self.members]
-        self.waited = self.loader.wait_seconds
-        left = min(member.seconds_left for member in self.members)
-        state = self.state
-        for batch in self._epoch_batches(started, before):
-            state.train_step(batch, state.rates(self._count))
-            self.step += 1
-            if state.average.pairs:
-                state.average.update(self._count)
-            self.view.step(self.epoch, self.step, self.steps_per_epoch, batch.position.batch_size)
-            stopping, due, late = False, self._steps_due(), False
-            if self.processes.alone or self.step % AGREE_EVERY == 0:
-                # They must stop and save at the same step.
-                stopping, due, late = self.processes.any_of(
-                    stop.stop_reason() is not None,
-                    due or self._time_due(),
-                    self._has_passed(started + left),
-                )
-            if stopping or due:
-                self._clock(started, before)
-                self._save()
-            if stopping:
-                raise stop.Stopped
-            if late:
-                break
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        self._clock(started, before)
-
-    def _epoch_batches(self, started: float, before: Sequence[float]) -> Iterator[StepBatch]:
+    def _epoch_batches(self) -> Iterator[StepBatch]:
         """The rest of the present epoch. Raises Stopped where a stop is asked for while the data do
         not come, which may take minutes: where no other process has to agree, with a checkpoint."""
-        batches = self.loader.epoch(
-            self.state.bank.streams,
-            self.epoch,
-            self.step,
-            self.train_config.batch_size,
-            self.processes,
-        )
-        try:
-            yield from batches
-        except stop.Stopped:
-            if self.processes.alone:
-                self._clock(started, before)
-                self._save()
-            raise
+        if self.step == self.steps_per_epoch:
+            return
+        self.waited = self.loader.wait_seconds
+        streams = self.state.bank.streams
+        with self._saved_if_stopped() if self.processes.alone else nullcontext():
+            yield from self.loader.epoch(
+                streams, self.epoch, self.step, self.batch_size, self.processes
+            )
 
-    def _steps_due(self) -> bool:
-        return self.save_steps is not None and self._count - self.saved_count >= self.save_steps
-
-    def _time_due(self) -> bool:
-        return (
-            self.save_seconds is not None and time.monotonic() - self.saved_at >= self.save_seconds
-        )
-
-    def _has_passed(self, moment: float) -> bool:
-        return self.processes.lead and time.perf_counter() >= moment
-
-    def _clock(self, started: float, before: Sequence[float]) -> None:
-        """Add the time since `started`, by the lead's clock: `max_seconds` must mean the same to
-        every process."""
-        elapsed = time.perf_counter() - started
-        if not self.processes.alone:
-            leads = torch.tensor(elapsed if self.processes.lead else 0.0, dtype=torch.float64)
-            self.processes.sum([leads])
-            elapsed = leads.item()
-        for member, seconds in zip(self.members, before, strict=True):
-            member.seconds = seconds + elapsed
+    def _train_step(self, batch: StepBatch) -> None:
+        self.state.train_step(batch, self.state.rates(self._count))
+        self.step += 1
+        if self.state.average.pairs:
+            self.state.average.update(self._count)
+        self.view.step(self.epoch, self.step, self.steps_per_epoch, batch.position.batch_size)
 
     @torch.no_grad()
     def _validate(self) -> MetricSums:
-        sums = MetricSums(len(self.members), len(self.manifest.classes), self.device)
+        sums = MetricSums(len(self.members), len(self.loader.manifest.classes), self.loader.device)
         self.state.bank.eval()
         with self.state.average.applied():
             for images, labels in self._batches("val", self.processes):
@@ -267,36 +228,29 @@ class BankTrainer:
         batches = self.loader.in_order(split, processes)
         return stop.unless_stopped(batches) if self.processes.alone else batches
 
-    def _finish_epoch(self) -> None:
-        """Validation, bookkeeping, and a checkpoint where one is due. After the last step this is
+    def _record(self, sums: MetricSums) -> None:
+        """The epoch's line of metrics, and whether a member goes on. After the last step this is
         for all members, before it for those whose time is up: what they have trained is an epoch
         too."""
         whole = self.step == self.steps_per_epoch
-        images = self.loader.num_images if whole else self.step * self.train_config.batch_size
+        images = self.loader.num_images if whole else self.step * self.batch_size
         rates = dict(
             zip(self.state.optimizer.param_groups, self.state.rates(self._count - 1), strict=True)
         )
-        started, before = time.perf_counter(), [member.seconds for member in self.members]
-        trained = [member.epoch_seconds for member in self.members]
-        losses = self.state.losses()
-        try:
-            sums = self._validate()
-        except stop.Stopped:
-            self._save()
-            raise
-        val_losses, accuracies = sums.losses(), sums.accuracies()
-        self._clock(started, before)
+        losses, val_losses, accuracies = self.state.losses(), sums.losses(), sums.accuracies()
         improved = {}
         for i, member in enumerate(self.members):
             if not whole and member.seconds_left > 0:
                 continue
+            # Without its validation, which the timer has measured last.
+            trained = member.epoch_seconds - self.timer.elapsed
             line = {
                 "epoch": self.epoch + 1,
                 "train_loss": losses[i] / images,
                 "val_loss": val_losses[i],
                 "val_accuracy": accuracies[i],
                 "learning_rate": rates[param_group_of(member.spec)],
-                "images_per_second": images / max(trained[i], 1e-9),
+                "images_per_second": images / max(trained, 1e-9),
                 "seconds": member.epoch_seconds,
                 # Of the lead process.
                 "data_wait_seconds": self.loader.wait_seconds - self.waited,
@@ -317,13 +271,11 @@ class BankTrainer:
                 self.check_lease()
                 member.folder.write_metrics(member.history)
                 self.trackers[member.spec.name].log(member.history[-1])
-        if self._steps_due() | self.processes.any(self._time_due()):
-            self._save()
         self.view.epoch([self.members[i] for i in improved])
 
     # ---- the end of a run
 
-    def _finish_stopped(self) -> None:
+    def _retire(self) -> None:
         """Members that have stopped get their result and leave the bank."""
         if not any(member.stopped for member in self.members):
             return
@@ -332,7 +284,7 @@ class BankTrainer:
         ):
             self._save()
         kept, losses = self.state.member_tensors(), self.state.loss_table()
-        try:
+        with self._saved_if_stopped():
             for member, parameters in zip(
                 self.members, self.state.bank.num_parameters, strict=True
             ):
@@ -340,9 +292,6 @@ class BankTrainer:
                     self._finish(member, parameters)
             # For the lead, whom the test split may take long.
             self.processes.wait(stop.check)
-        except stop.Stopped:
-            self._save()
-            raise
         staying = [i for i, member in enumerate(self.members) if not member.stopped]
         self.members = [self.members[i] for i in staying]
         if self.members:

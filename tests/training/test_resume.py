@@ -229,8 +229,8 @@ def test_times_of_a_resumed_epoch_cover_all_of_it(
     from hpc_mlp.training.trainer import BankTrainer
 
     with monkeypatch.context() as patch:
-        finish = Guillotine(BankTrainer._finish_epoch, 2, after=False)
-        patch.setattr(BankTrainer, "_finish_epoch", lambda trainer: finish(trainer))
+        validate = Guillotine(BankTrainer._validate, 2, after=False)
+        patch.setattr(BankTrainer, "_validate", lambda trainer: validate(trainer))
         with pytest.raises(Killed):
             train(digits, tmp_path, "train.checkpoint_every=1 steps")
     assert train(digits, tmp_path, "train.checkpoint_every=1 steps") == 0
