@@ -27,10 +27,9 @@ class WeightAverage:
         # (decay, average, weights)
         self.pairs: list[tuple[float, Tensor, Tensor]] = []
         for name, average in self.tensors.items():
-            for run in bank.member_slices(name, lambda spec: spec.config.train.ema):
-                if run.key:
-                    rows = run.rows if run.rows is not None else slice(None)
-                    self.pairs.append((run.key, average[rows], current[name][rows]))
+            for decay, rows in bank.member_slices(name, lambda spec: spec.config.train.ema):
+                if decay:
+                    self.pairs.append((decay, average[rows], current[name][rows]))
         if states is not None:
             for mine, given in zip(bank.member_states(self.tensors), states, strict=True):
                 for key, tensor in mine.items():

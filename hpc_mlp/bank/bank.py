@@ -6,18 +6,17 @@ Legend: V members, S streams, B images of a batch, K classes.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from hpc_mlp.bank.dropout import BatchPosition, StatelessDropout, make_stateless
 from hpc_mlp.bank.norm import BankNorm, replace_norms
-from hpc_mlp.bank.parts import BatchParts
-from hpc_mlp.bank.stack import StackedMLP, StreamSlice
+from hpc_mlp.bank.parts import BatchParts, K, slices_of_equal
+from hpc_mlp.bank.stack import StackedMLP
 from hpc_mlp.config.plan import RunSpec
 from hpc_mlp.config.sections import AugmentConfig, OptimConfig, ScheduleConfig
 from hpc_mlp.machine.device import sendable
@@ -25,7 +24,13 @@ from hpc_mlp.machine.processes import Processes
 from hpc_mlp.machine.randomness import dropout_draws
 from hpc_mlp.models.registry import BUILT_IN, ImageShape, build_module, count_parameters
 
-K = TypeVar("K")
+
+@dataclass(frozen=True)
+class StackKey:
+    """What MLPs have in common that can be stacked."""
+
+    hidden: tuple[int, ...]
+    activation: str
 
 
 @dataclass(frozen=True)
@@ -57,10 +62,10 @@ def param_group_of(spec: RunSpec) -> ParamGroup:
     return ParamGroup(spec.config.optim, spec.config.schedule, train.ema, train.epochs)
 
 
-def stack_key(spec: RunSpec) -> tuple[object, ...]:
-    """Runs of equal keys can be stacked; a model that stacks with none has one of its own."""
+def stack_key(spec: RunSpec) -> StackKey | str:
+    """Runs of equal keys are stacked; a model that is no MLP stands alone, under its run's name."""
     model = spec.config.model
-    return ("mlp", model.hidden, model.activation) if model.kind == "mlp" else (spec.name,)
+    return StackKey(model.hidden, model.activation) if model.kind == "mlp" else spec.name
 
 
 def is_capturable(spec: RunSpec) -> bool:
@@ -109,45 +114,38 @@ class Bank(nn.Module):
         self.stream_index = [self.streams.index(stream_of(spec)) for spec in specs]
         self.parts: BatchParts | None = None
         self.blocks = nn.ModuleList()
-        # Members of each block.
-        self.sizes: list[int] = []
+        # Of each block.
+        self.members: list[slice] = []
         # Of each member.
         self.num_parameters: list[int] = []
         self.dropouts: list[StatelessDropout] = []
         # Of the single modules.
         self.norms: list[BankNorm] = []
-        for key, members in itertools.groupby(range(len(specs)), key=lambda i: stack_key(specs[i])):
+        for key, members in slices_of_equal(stack_key(spec) for spec in specs):
             modules = []
-            for i in members:
+            for i in range(members.start, members.stop):
                 state = states[i] if states is not None else None
                 modules.append(_module(specs[i], image_shape, num_classes, state))
                 self.num_parameters.append(count_parameters(modules[-1]))
-            if key[0] == "mlp":
+            if isinstance(key, StackKey):
                 stack = [cast(nn.Sequential, module) for module in modules]
-                self.blocks.append(StackedMLP(stack, specs[i].config.model.activation))
+                self.blocks.append(StackedMLP(stack, key.activation))
             else:
-                self.dropouts += make_stateless(modules[0], specs[i].seed)
+                self.dropouts += make_stateless(modules[0], specs[members.start].seed)
                 self.norms += replace_norms(modules[0])
                 self.blocks.append(modules[0])
-            self.sizes.append(len(modules))
-        firsts = [0, *itertools.accumulate(self.sizes)]
-        self.stream_slices = [
-            self._stream_slices(first, size)
-            for first, size in zip(firsts, self.sizes, strict=False)
-        ]
+            self.members.append(members)
+        # Of each block: which of its members read which stream.
+        self.block_streams = [slices_of_equal(self.stream_index[block]) for block in self.members]
+        # Of each tensor of the state dict.
+        self.block_of = {
+            f"blocks.{i}.{name}": block
+            for i, block in enumerate(self.blocks)
+            for name in block.state_dict()
+        }
 
     def __len__(self) -> int:
         return len(self.specs)
-
-    def _stream_slices(self, first: int, size: int) -> list[StreamSlice]:
-        """Runs of neighbouring members of one block that read the same stream."""
-        slices: list[StreamSlice] = []
-        for i, stream in enumerate(self.stream_index[first : first + size]):
-            if slices and slices[-1].stream == stream:
-                slices[-1] = StreamSlice(stream, slices[-1].start, i + 1)
-            else:
-                slices.append(StreamSlice(stream, i, i + 1))
-        return slices
 
     def prepare(self, position: BatchPosition, device: torch.device) -> list[dict[int, Tensor]]:
         """Set up the step at `position`. → for every block: hidden layer → dropout draws int16 [S,
@@ -188,15 +186,12 @@ class Bank(nn.Module):
         """Training: images float32 [S, B, C, H, W], one batch a stream, with `draws`. Evaluation:
         [1, B, C, H, W] for all. → logits float32 [V, B, K]"""
         logits: list[Tensor] = []
-        first = 0
-        for i, (block, size) in enumerate(zip(self.blocks, self.sizes, strict=True)):
+        for i, block in enumerate(self.blocks):
+            streams = self.block_streams[i] if draws is not None else [(0, slice(None))]
             if isinstance(block, StackedMLP):
-                runs = [StreamSlice(0, 0, size)] if draws is None else self.stream_slices[i]
-                logits.append(block(images, runs, draws[i] if draws is not None else None))
+                logits.append(block(images, streams, draws[i] if draws is not None else None))
             else:
-                stream = 0 if draws is None else self.stream_index[first]
-                logits.append(block(images[stream]).unsqueeze(0))
-            first += size
+                logits.append(block(images[streams[0][0]]).unsqueeze(0))
         return (logits[0] if len(logits) == 1 else torch.cat(logits)).float()
 
     def set_reference(self, image: Tensor) -> None:
@@ -219,14 +214,14 @@ class Bank(nn.Module):
 
     def is_summed(self, parameter: str) -> bool:
         """Whether this parameter's gradient is that of the whole batch already."""
-        return isinstance(self.blocks[int(parameter.split(".")[1])], StackedMLP)
+        return isinstance(self.block_of[parameter], StackedMLP)
 
     def tensor_slots(self) -> list[TensorSlot]:
         """Where every member's tensors stand: one `TensorSlot` for each tensor of each member's
         plain state dict."""
         table: list[TensorSlot] = []
-        first = 0
-        for i, (block, size) in enumerate(zip(self.blocks, self.sizes, strict=True)):
+        for i, (block, members) in enumerate(zip(self.blocks, self.members, strict=True)):
+            first = members.start
             if isinstance(block, StackedMLP):
                 for name, slots in block.slots().items():
                     table += [
@@ -238,24 +233,14 @@ class Bank(nn.Module):
                     TensorSlot(first, name, f"blocks.{i}.{name}", None)
                     for name in block.state_dict()
                 ]
-            first += size
         return table
 
-    def member_slices(self, tensor: str, key: Callable[[RunSpec], K]) -> list[MemberSlice[K]]:
-        """Neighbouring rows of one of the bank's tensors whose members have equal keys."""
-        slices: list[MemberSlice[K]] = []
-        for row in self.tensor_slots():
-            if row.tensor != tensor:
-                continue
-            k = key(self.specs[row.member])
-            if row.index is None:
-                return [MemberSlice(k, None)]
-            last = slices[-1] if slices else None
-            if last is not None and last.key == k and last.rows is not None:
-                slices[-1] = MemberSlice(k, slice(last.rows.start, row.index + 1))
-            else:
-                slices.append(MemberSlice(k, slice(row.index, row.index + 1)))
-        return slices
+    def member_slices(self, tensor: str, key: Callable[[RunSpec], K]) -> list[tuple[K, slice]]:
+        """Neighbouring rows of one of the bank's tensors whose members have equal keys; slice(None)
+        of a tensor that is not stacked."""
+        slots = [slot for slot in self.tensor_slots() if slot.tensor == tensor]
+        keys = [key(self.specs[slot.member]) for slot in slots]
+        return [(keys[0], slice(None))] if slots[0].index is None else slices_of_equal(keys)
 
     def member_states(self, tensors: Mapping[str, Tensor] | None = None) -> list[dict[str, Tensor]]:
         """Each member's state dict under the names of its plain module, as views of the bank's
@@ -278,15 +263,6 @@ class TensorSlot:
     key: str
     tensor: str
     index: int | None
-
-
-@dataclass(frozen=True)
-class MemberSlice(Generic[K]):
-    """Rows of a stacked tensor (None: all of a tensor that is not stacked) whose members share
-    `key`."""
-
-    key: K
-    rows: slice | None
 
 
 def _module(

@@ -41,7 +41,7 @@ class Clipping:
     def __init__(self, bank: Bank, parameters: Collection[str], device: torch.device) -> None:
         self.blocks: list[_NormGroup] = []
         rows = [row for row in bank.tensor_slots() if row.tensor in parameters]
-        for _, group in itertools.groupby(rows, key=lambda row: row.tensor.split(".")[1]):
+        for _, group in itertools.groupby(rows, key=lambda row: bank.block_of[row.tensor]):
             block = list(group)
             members = sorted({row.member for row in block})
             clips = [bank.specs[member].config.optim.clip_norm for member in members]

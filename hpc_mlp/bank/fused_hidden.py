@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hpc_mlp.bank.norm import Normed, Span, StackedBatchNorm
+from hpc_mlp.bank.norm import Normed, StackedBatchNorm
 from hpc_mlp.machine.device import branch
 
 aten = torch.ops.aten
@@ -76,13 +76,9 @@ ACTIVATIONS = {
 }
 
 
-@dataclass(frozen=True)
-class Mask:
-    """Dropout of members `start:stop`: `values` [B, H] or [stop − start, B, H], 0 or 1 / (1 − p)"""
-
-    start: int
-    stop: int
-    values: Tensor
+# Dropout of neighbouring members: they are multiplied with values [B, H] or [v, B, H], each of them
+# 0 or 1 / (1 − p).
+Mask = tuple[slice, Tensor]
 
 
 def hidden(
@@ -109,16 +105,16 @@ class _Hidden(torch.autograd.Function):
         ctx.norm, ctx.activation, ctx.masks = norm, activation, masks
         # Of the activation.
         inputs: list[tuple[slice, Tensor, Normed | None]] = []
-        for span in [Span(slice(0, len(z)), None)] if norm is None else norm.spans:
-            x, normed = z[span.members], None
-            if norm is not None and span.rows is not None:
-                normed = norm.normalise(x, span.rows)
+        for is_normed, members in [(False, slice(None))] if norm is None else norm.spans:
+            x, normed = z[members], None
+            if norm is not None and is_normed:
+                normed = norm.normalise(x, members)
                 x = normed.y
-            activation.run(activation.forward, x, y[span.members])
-            inputs.append((span.members, x, normed))
+            activation.run(activation.forward, x, y[members])
+            inputs.append((members, x, normed))
         ctx.inputs = inputs
-        for mask in masks:
-            y[mask.start : mask.stop].mul_(mask.values)
+        for members, values in masks:
+            y[members].mul_(values)
         return y
 
     @staticmethod
@@ -127,20 +123,20 @@ class _Hidden(torch.autograd.Function):
         dz = torch.empty(dy.shape, dtype=dy.dtype, device=dy.device)
         if ctx.masks:
             dy = dy.clone(memory_format=torch.contiguous_format)
-            for mask in ctx.masks:
-                dy[mask.start : mask.stop].mul_(mask.values)
+            for members, values in ctx.masks:
+                dy[members].mul_(values)
         norm: StackedBatchNorm | None = ctx.norm
         activation: Activation = ctx.activation
         # Their gradients.
         weights, biases = [], []
-        for span, x, normed in ctx.inputs:
+        for members, x, normed in ctx.inputs:
             if norm is None or normed is None:
-                activation.run(activation.backward, dy[span], x, dz[span])
+                activation.run(activation.backward, dy[members], x, dz[members])
                 continue
             # Batch first, as the norm wants it.
             before = torch.empty_like(x)
-            activation.run(activation.backward, dy[span], x, before)
-            dz[span], dw, db = norm.gradient(before, normed)
+            activation.run(activation.backward, dy[members], x, before)
+            dz[members], dw, db = norm.gradient(before, normed)
             weights.append(dw)
             biases.append(db)
         return dz, _joined(weights), _joined(biases), None, None, None

@@ -6,7 +6,6 @@ are."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -17,22 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpc_mlp.bank import batchnorm
-from hpc_mlp.bank.parts import BatchParts
-
-
-@dataclass(frozen=True)
-class Span:
-    """Neighbouring members of a stack, and their rows of the norm's parameters; None: they are not
-    normalised."""
-
-    members: slice
-    rows: slice | None
+from hpc_mlp.bank.parts import BatchParts, slices_of_equal
 
 
 @dataclass(frozen=True)
 class Normed:
-    """A normalised span of members, and what its gradient needs. `y` [v, b, H] are this process's
-    images; the rest is of the whole batch."""
+    """Neighbouring members, normalised, and what the gradient needs. `y` [v, b, H] are this
+    process's images; the rest is of the whole batch."""
 
     # Of the parameters.
     rows: slice
@@ -60,15 +50,13 @@ class StackedBatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.stack([norm.bias.detach() for norm in norms]))  # [R, H]
         for name in ("running_mean", "running_var", "num_batches_tracked"):
             self.register_buffer(name, torch.stack([getattr(norm, name) for norm in norms]))
-        self.spans: list[Span] = []
-        for normed, group in itertools.groupby(range(size), key=lambda v: v in self.members):
-            span = list(group)
-            first = self.members.index(span[0]) if normed else 0
-            rows = slice(first, first + len(span)) if normed else None
-            self.spans.append(Span(slice(span[0], span[-1] + 1), rows))
+        # Neighbouring members, and whether they are normalised.
+        self.spans = slices_of_equal(v in self.members for v in range(size))
 
-    def normalise(self, h: Tensor, rows: slice) -> Normed:
-        """h [v, b, H] of the members with these rows. No gradient is recorded."""
+    def normalise(self, h: Tensor, members: slice) -> Normed:
+        """h [v, b, H] of these members. No gradient is recorded."""
+        first = self.members.index(members.start)
+        rows = slice(first, first + len(h))
         parts = self.parts if self.training else None
         whole = h if parts is None else parts.gather(h)
         learning = self.training and whole.shape[1] > 1

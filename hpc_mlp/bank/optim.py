@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from hpc_mlp.bank.bank import Bank, MemberSlice, ParamGroup, param_group_of, stream_of
+from hpc_mlp.bank.bank import Bank, ParamGroup, param_group_of, stream_of
 from hpc_mlp.bank.clip import Clipping
 from hpc_mlp.bank.stack import StackedLinear, StackedMLP
 from hpc_mlp.config.plan import RunSpec
@@ -84,11 +84,10 @@ class _WeightBlock:
     used."""
 
     layer: StackedLinear
-    start: int
-    stop: int
+    members: slice
     rows: slice
     update: _Update
-    # [stop − start, rows, D], shared between blocks
+    # [v, rows, D], shared between blocks
     scratch: Tensor
 
 
@@ -161,8 +160,8 @@ class BankOptimizer:
         self.blocks = list(self._make_blocks()) if blockwise else []
         for name in self.parameters:
             if not (blockwise and name in self.factored):
-                for run in bank.member_slices(name, param_group_of):
-                    self._add(name, run)
+                for param_group, rows in bank.member_slices(name, param_group_of):
+                    self._add(name, param_group, rows)
 
     def member_states(self) -> list[dict[str, Tensor]]:
         """Each member's optimizer state, "first/<key>" and "second/<key>", as views."""
@@ -203,15 +202,14 @@ class BankOptimizer:
         # There and back: what was updated last is still in the cache.
         self.blocks.reverse()
         for block in self.blocks:
-            gradient = block.layer.weight_gradient(
-                block.start, block.stop, block.rows, block.scratch
-            )
+            gradient = block.layer.weight_gradient(block.members, block.rows, block.scratch)
             block.update.apply([gradient], [self.count], rates[block.update.param_group])
+        for layer in self.factored.values():
+            layer.pending = []
 
     def _decay(self, name: str, optim: OptimConfig) -> float:
-        block = self.bank.blocks[int(name.split(".")[1])]
         # Its biases and norms are [V, H].
-        stacked = isinstance(block, StackedMLP)
+        stacked = isinstance(self.bank.block_of[name], StackedMLP)
         vector = self.parameters[name].dim() <= (2 if stacked else 1)
         return 0.0 if vector and not optim.decay_bias_and_norm else optim.weight_decay
 
@@ -230,15 +228,15 @@ class BankOptimizer:
         ]
         return tensors if rows is None else [tensor[rows] for tensor in tensors]
 
-    def _add(self, name: str, run: MemberSlice[ParamGroup]) -> None:
-        update = self._new_update(name, run.key)
+    def _add(self, name: str, param_group: ParamGroup, members: slice) -> None:
+        update = self._new_update(name, param_group)
         update = self.updates.setdefault((update.param_group, update.decay), update)
         whole = self.parameters[name]
-        parts = [None if run.rows is None or run.rows == slice(0, len(whole)) else run.rows]
-        if run.rows is not None and whole[0].numel() % VECTOR:
+        parts = [None if members in (slice(None), slice(0, len(whole))) else members]
+        if members != slice(None) and whole[0].numel() % VECTOR:
             # A kernel rounds what does not fill a vector differently: no member's bits may depend
             # on its neighbours.
-            parts = [slice(row, row + 1) for row in range(run.rows.start, run.rows.stop)]
+            parts = [slice(row, row + 1) for row in range(members.start, members.stop)]
         for rows in parts:
             parameter, first, second = self._views(name, rows)
             update.parameters.append(parameter)
@@ -259,17 +257,17 @@ class BankOptimizer:
                 if scratch.numel() >= members * rows * width
                 else torch.empty(members * rows * width)
             )
-            for run in self.bank.member_slices(name, partial(_together, layer)):
-                assert run.rows is not None
-                for start in range(run.rows.start, run.rows.stop, members):
-                    stop = min(start + members, run.rows.stop)
+            for (param_group, _), together in self.bank.member_slices(
+                name, partial(_together, layer)
+            ):
+                for start in range(together.start, together.stop, members):
+                    own = slice(start, min(start + members, together.stop))
                     for top in range(0, height, rows):
-                        bottom = min(top + rows, height)
-                        views = [
-                            view[:, top:bottom] for view in self._views(name, slice(start, stop))
-                        ]
-                        update = self._new_update(name, run.key[0])
-                        update.parameters, update.first, update.second = ([view] for view in views)
-                        shape = (stop - start, bottom - top, width)
-                        gradient = scratch[: shape[0] * shape[1] * shape[2]].view(shape)
-                        yield _WeightBlock(layer, start, stop, slice(top, bottom), update, gradient)
+                        part = slice(top, min(top + rows, height))
+                        update = self._new_update(name, param_group)
+                        update.parameters, update.first, update.second = (
+                            [view[:, part]] for view in self._views(name, own)
+                        )
+                        shape = update.parameters[0].shape
+                        gradient = scratch[: shape.numel()].view(shape)
+                        yield _WeightBlock(layer, own, part, update, gradient)

@@ -1,12 +1,27 @@
-"""The rows of a global batch that several processes hold between them."""
+"""Parts of a bank's tensors: neighbouring members that are alike, the images of this process."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import Tensor
 
 from hpc_mlp.machine.processes import Processes
+
+K = TypeVar("K")
+
+
+def slices_of_equal(keys: Iterable[K], start: int = 0) -> list[tuple[K, slice]]:
+    """Neighbours of equal keys, as slices of positions that count from `start`."""
+    slices: list[tuple[K, slice]] = []
+    for key, group in itertools.groupby(keys):
+        stop = start + len(list(group))
+        slices.append((key, slice(start, stop)))
+        start = stop
+    return slices
 
 
 @dataclass

@@ -1,13 +1,20 @@
 """MLPs of equal widths as one stacked module: weights [V, out, in], one batched product for all
 members.
 
+Why not `torch.func.stack_module_state` and `vmap`? They stack equal modules only, where members
+with and without batch normalisation or dropout share a stack here. Their dropout draws the masks of
+all members from one generator, so that a run's depend on its company, as do the bits of one product
+over all members (see `matmul`); here they are a function of seed and step. Running statistics would
+know nothing of the other processes that hold the rest of a batch. And autograd writes every weight
+gradient to memory, from where Adam reads it back, which costs more than the products (see
+`StackedLinear`). `tools/bench.py train --vmap` measures the difference: docs/performance.md.
+
 Legend: V members, S streams (distinct streams of images), B images of a batch, D inputs, H width, K
 classes. Activations are [V, B, H] whatever their strides; the first layer leaves them batch-first
 in memory, which is what batch normalisation wants."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -19,24 +26,29 @@ from torch.autograd.function import once_differentiable
 from hpc_mlp.bank import matmul
 from hpc_mlp.bank.fused_hidden import ACTIVATIONS, Mask, hidden
 from hpc_mlp.bank.norm import StackedBatchNorm
-from hpc_mlp.bank.parts import BatchParts
+from hpc_mlp.bank.parts import BatchParts, slices_of_equal
 from hpc_mlp.machine.device import branch
+
+# Neighbouring members that read the same stream.
+StreamMembers = tuple[int, slice]
 
 
 @dataclass(frozen=True)
-class StreamSlice:
-    """Members `start:stop` read images of stream `stream`."""
+class WeightGradFactors:
+    """The gradient of the weights of neighbouring members is dyᵀ x."""
 
-    stream: int
-    start: int
-    stop: int
+    members: slice
+    # [B, D], where the members share it, or [v, B, D].
+    x: Tensor
+    # [v, B, H]
+    dy: Tensor
 
 
 class StackedLinear(nn.Module):
     """y = x Wᵀ + b for V members. The gradient of W, dyᵀ x, is not formed by autograd: backward
-    keeps the two factors and the optimizer asks for `weight_gradient`, block by block. So a block
-    is still in the cache when it is used, and no gradient as large as the weights is ever written
-    to memory and read back."""
+    leaves its factors in `pending`, and the optimizer asks for `weight_gradient`, block by block,
+    and then empties `pending`. So a block is still in the cache when it is used, and no gradient as
+    large as the weights is ever written to memory and read back."""
 
     def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
         super().__init__()
@@ -50,36 +62,35 @@ class StackedLinear(nn.Module):
         # a batch, dyᵀ x is dyᵀ (x − reference) for any image; for a pixel that never changes, that
         # is zero to the bit.
         self.reference: Tensor | None = None  # [D]
-        # Then `factors` are apart by stream and by `normed`.
+        # Then `pending` is apart by stream and by `normed`.
         self.reads_images = False
         self.normed = [False] * len(weights)
         # With several processes: the factors are gathered.
         self.parts: BatchParts | None = None
-        self.factors: list[
-            tuple[StreamSlice, Tensor, Tensor]
-            # (members, x [B, D] or [v, B, D], dy [v, B, H])
-        ] = []
+        self.pending: list[WeightGradFactors] = []
 
-    def forward(self, x: Tensor, runs: Sequence[StreamSlice] | None = None) -> Tensor:
-        """x [V, B, D], or streams [S, B, D] with `runs` that say who reads what → [V, B, H]"""
+    def forward(self, x: Tensor, streams: Sequence[StreamMembers] | None = None) -> Tensor:
+        """x [V, B, D], or of the streams [S, B, D], of which `streams` says who reads which →
+        [V, B, H]"""
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight, bias = x.to(dtype), self.weight.to(dtype), self.bias.to(dtype)
         else:
             weight, bias = self.weight, self.bias
-        function = _MemberLinear if runs is None else _FeedLinear
-        return cast(Tensor, function.apply(x, weight, bias, self, runs))
+        function = _MemberLinear if streams is None else _StreamLinear
+        return cast(Tensor, function.apply(x, weight, bias, self, streams))
 
-    def weight_gradient(self, start: int, stop: int, rows: slice, out: Tensor) -> Tensor:
-        """d loss / d weight[start:stop, rows] of the last backward, float32 [stop − start, rows,
-        D], in the scratch `out` or elsewhere. `start:stop` must lie within one entry of
-        `factors`."""
-        for run, x, dy in self.factors:
-            if run.start <= start and stop <= run.stop:
-                dy = dy[start - run.start : stop - run.start, :, rows]  # [v, B, rows]
-                x = x if x.dim() == 2 else x[start - run.start : stop - run.start]
+    def weight_gradient(self, members: slice, rows: slice, out: Tensor) -> Tensor:
+        """d loss / d weight[members, rows] of the last backward, float32 [v, rows, D], in the
+        scratch `out` or elsewhere. The members must be among those of one entry of `pending`."""
+        for factors in self.pending:
+            first = factors.members.start
+            if first <= members.start and members.stop <= factors.members.stop:
+                own = slice(members.start - first, members.stop - first)
+                x = factors.x if factors.x.dim() == 2 else factors.x[own]
+                dy = factors.dy[own, :, rows]  # [v, B, rows]
                 return matmul.weight_gradient(dy, x, out, self.weight[0].numel())
-        raise AssertionError(f"no gradient for members {start}:{stop}")
+        raise AssertionError(f"no gradient for members {members}")
 
     def gathered(self, x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
         """The factors of the global batch: so all processes form the gradient that one process
@@ -93,9 +104,9 @@ class StackedLinear(nn.Module):
 
     def full_gradient(self, out: Tensor) -> None:
         """d loss / d weight of the last backward, written to `out` [V, H, D] float32."""
-        for run, _, _ in self.factors:
-            rows = out[run.start : run.stop]
-            gradient = self.weight_gradient(run.start, run.stop, slice(None), rows)
+        for factors in self.pending:
+            rows = out[factors.members]
+            gradient = self.weight_gradient(factors.members, slice(None), rows)
             if gradient is not rows:
                 rows.copy_(gradient)
 
@@ -105,7 +116,7 @@ class _MemberLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, layer: StackedLinear, runs: None
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, layer: StackedLinear, streams: None
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.layer = layer
@@ -116,17 +127,17 @@ class _MemberLinear(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         dx = matmul.input_gradient(dy, weight) if ctx.needs_input_grad[0] else None
-        # Without its history: `factors` live until the next step and would keep this step's
-        # autograd graph alive, whose AccumulateGrad nodes belong to the stream of this step and
-        # break the capture of a CUDA graph on another one.
+        # Without its history: left over by a step that failed, it would keep the autograd graph
+        # alive, whose AccumulateGrad nodes belong to that step's stream and break the capture of a
+        # CUDA graph on another one.
         x, dy = ctx.layer.gathered(x.detach(), dy)
-        ctx.layer.factors = [(StreamSlice(0, 0, x.shape[0]), x, dy)]
+        ctx.layer.pending = [WeightGradFactors(slice(0, len(x)), x, dy)]
         return dx, None, ctx.layer.bias_gradient(dy), None, None
 
 
-class _FeedLinear(torch.autograd.Function):
-    """Runs of members share an input: one product with all their weights side by side. Images need
-    no gradient."""
+class _StreamLinear(torch.autograd.Function):
+    """Neighbouring members share an input: one product with all their weights side by side. Images
+    need no gradient."""
 
     @staticmethod
     def forward(
@@ -135,14 +146,14 @@ class _FeedLinear(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
         layer: StackedLinear,
-        runs: Sequence[StreamSlice],
+        streams: Sequence[StreamMembers],
     ) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.layer, ctx.runs = layer, runs
-        outputs = []
-        for run in runs:
-            members = slice(run.start, run.stop)
-            outputs.append(matmul.shared_input(x[run.stream], weight[members], bias[members]))
+        ctx.layer, ctx.streams = layer, streams
+        outputs = [
+            matmul.shared_input(x[stream], weight[members], bias[members])
+            for stream, members in streams
+        ]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     @staticmethod
@@ -151,20 +162,16 @@ class _FeedLinear(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         layer: StackedLinear = ctx.layer
         x, dy = layer.gathered(x, dy)
-        layer.factors = []
         shifted = (
             x - layer.reference.to(x.dtype)
             if layer.reference is not None and any(layer.normed)
             else x
         )
-        for run in ctx.runs:
-            for normed, group in itertools.groupby(
-                range(run.start, run.stop), key=lambda v: layer.normed[v]
-            ):
-                members = list(group)
-                start, stop = members[0], members[-1] + 1
-                part = StreamSlice(run.stream, start, stop)
-                layer.factors.append((part, (shifted if normed else x)[run.stream], dy[start:stop]))
+        layer.pending = [
+            WeightGradFactors(part, (shifted if normed else x)[stream], dy[part])
+            for stream, members in ctx.streams
+            for normed, part in slices_of_equal(layer.normed[members], members.start or 0)
+        ]
         return None, None, layer.bias_gradient(dy), None, None
 
 
@@ -172,8 +179,9 @@ class StackedMLP(nn.Module):
     """V MLPs (see `models.mlp`) of equal widths and activation. Dropout rates and batch
     normalisation differ by member.
 
-    `modules` are plain MLPs, whose weights are stacked here; `places` tells where each of them
-    went."""
+    `modules` are plain MLPs, whose weights are stacked here; `slots` tells where each of them
+    went. What they compute, in plain autograd, is `train_alone` of tests/support/banks.py, which
+    the tests hold it to."""
 
     def __init__(self, modules: Sequence[nn.Sequential], activation: str) -> None:
         super().__init__()
@@ -227,42 +235,47 @@ class StackedMLP(nn.Module):
                 self.dropout_layers.append(i)
 
     def forward(
-        self, images: Tensor, runs: Sequence[StreamSlice], draws: dict[int, Tensor] | None = None
+        self,
+        images: Tensor,
+        streams: Sequence[StreamMembers],
+        draws: dict[int, Tensor] | None = None,
     ) -> Tensor:
         """images float32 [S, B, …] → logits [V, B, K]. `draws`: for every layer of `dropout_layers`
         the `randomness.dropout_draws` of each stream, int16 [S, B, H]; None for evaluation."""
-        h = self.linears[0](images.flatten(2), runs)
+        h = self.linears[0](images.flatten(2), streams)
         for i in range(len(self.widths)):
             norm = cast(StackedBatchNorm, self.norms[i]) if self.norms else None
             masks = (
-                self.masks(i, draws[i], runs)
+                self.masks(i, draws[i], streams)
                 if draws is not None and i in self.dropout_layers
                 else []
             )
             h = self.linears[i + 1](hidden(h, norm, self.activation, masks))
         return cast(Tensor, h)
 
-    def masks(self, layer: int, draws: Tensor, runs: Sequence[StreamSlice]) -> list[Mask]:
+    def masks(self, layer: int, draws: Tensor, streams: Sequence[StreamMembers]) -> list[Mask]:
         """`draws` int16 [S, B, H] of a hidden layer → what its members' outputs are multiplied
         with"""
         # Few large kernels.
         if branch(draws) == "cuda":
             if draws.shape[0] > 1:
-                draws = torch.cat([draws[r.stream].expand(r.stop - r.start, -1, -1) for r in runs])
+                draws = torch.cat(
+                    [draws[stream].expand(m.stop - m.start, -1, -1) for stream, m in streams]
+                )
             keep: Tensor = draws >= self.get_buffer(f"threshold{layer}")
-            return [Mask(0, len(keep), keep * self.get_buffer(f"scale{layer}"))]
+            return [(slice(None), keep * self.get_buffer(f"scale{layer}"))]
         masks: list[Mask] = []
         # Members of equal stream and rate drop the same units.
         made: dict[tuple[int, int], Tensor] = {}
-        for run in runs:
-            for v in range(run.start, run.stop):
+        for stream, members in streams:
+            for v in range(members.start, members.stop):
                 dropped = self.dropped[layer][v]
                 if not dropped:
                     continue
-                key = (run.stream, dropped)
-                if key not in made:
-                    made[key] = (draws[run.stream] >= dropped - 32768) * (65536 / (65536 - dropped))
-                masks.append(Mask(v, v + 1, made[key]))
+                if (stream, dropped) not in made:
+                    keep = draws[stream] >= dropped - 32768
+                    made[stream, dropped] = keep * (65536 / (65536 - dropped))
+                masks.append((slice(v, v + 1), made[stream, dropped]))
         return masks
 
     def set_reference(self, image: Tensor) -> None:

@@ -143,12 +143,9 @@ def test_dropout_drops_at_its_rate_and_scales(rate: float) -> None:
     specs = specs_of("dropout", [0, 1], "model.hidden=[400]", f"model.dropout={rate}")
     bank = Bank(specs, SHAPE, CLASSES)
     draws = bank.prepare(BatchPosition(2, 5, 0, 250, 250), CPU)
-    from hpc_mlp.bank.stack import StreamSlice
-
-    block = bank.blocks[0]
-    masks = block.masks(0, draws[0][0], [StreamSlice(0, 0, 1), StreamSlice(1, 1, 2)])
-    assert [(mask.start, mask.stop) for mask in masks] == [(0, 1), (1, 2)]
-    mask = torch.stack([mask.values for mask in masks])
+    masks = bank.blocks[0].masks(0, draws[0][0], [(0, slice(0, 1)), (1, slice(1, 2))])
+    assert [members for members, _ in masks] == [slice(0, 1), slice(1, 2)]
+    mask = torch.stack([values for _, values in masks])
     assert mask.shape == (2, 250, 400)
     kept = (mask > 0).double().mean((1, 2))
     spread = (rate * (1 - rate) / (250 * 400)) ** 0.5

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hpc_mlp.bank import matmul
-from hpc_mlp.bank.fused_hidden import ACTIVATIONS, Mask, hidden
+from hpc_mlp.bank.fused_hidden import ACTIVATIONS, hidden
 from hpc_mlp.bank.norm import StackedBatchNorm
 
 # Below and above the border between kernels.
@@ -108,7 +108,7 @@ def test_a_hidden_layer_and_its_gradient_are_those_of_autograd(name: str, traini
     norm = norms(12, [1, 3], 4).train(training)
     z = torch.randn(4, 9, 12, requires_grad=True)
     dropped = (torch.rand(9, 12) > 0.4).float() / 0.6
-    masks = [Mask(1, 2, dropped), Mask(2, 3, dropped)] if training else []
+    masks = [(slice(1, 2), dropped), (slice(2, 3), dropped)] if training else []
     y = hidden(z, norm, ACTIVATIONS[name], masks)
     towards = torch.randn_like(y)
     found = torch.autograd.grad((y * towards).sum(), [z, norm.weight, norm.bias])
@@ -119,8 +119,8 @@ def test_a_hidden_layer_and_its_gradient_are_those_of_autograd(name: str, traini
         running = (None, None) if training else (torch.zeros(12), torch.ones(12))
         parts[v] = torch.nn.functional.batch_norm(z[v], *running, weight[row], bias[row], training)
     activated = [getattr(torch.nn.functional, name)(part) for part in parts]
-    for mask in masks:
-        activated[mask.start] = activated[mask.start] * mask.values
+    for members, values in masks:
+        activated[members.start] = activated[members.start] * values
     plain = torch.stack(activated)
     assert torch.allclose(y, plain, atol=1e-6)
     expected = torch.autograd.grad((plain * towards).sum(), [z, weight, bias])
