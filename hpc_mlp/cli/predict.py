@@ -73,9 +73,10 @@ def predict(
     """
     from hpc_mlp.cli.predict_output import WRITERS, Counted
     from hpc_mlp.files.wrong_path import want_run
-    from hpc_mlp.inference.predict import predict as run_predict
 
     want_run(run, "predict")
+    from hpc_mlp.inference.predict import predict as run_predict
+
     trained = _load(run, ensemble, cpu, trust_plugins)
     predictions = Counted(run_predict(trained, images, batch_size=batch_size), form)
     try:
@@ -110,11 +111,12 @@ def evaluate(
     """
     from hpc_mlp.data.remote import is_url
     from hpc_mlp.files.wrong_path import want_run, want_shards
-    from hpc_mlp.inference.evaluate import evaluate as run_evaluate
 
     want_run(run, "evaluate")
     if not is_url(shards):
         want_shards(Path(shards), f"evaluate {shlex.quote(printable(run))}")
+    from hpc_mlp.inference.evaluate import evaluate as run_evaluate
+
     trained = _load(run, ensemble, cpu, trust_plugins)
     metrics = run_evaluate(trained, shards, split=split)
     if form == "json":
@@ -164,9 +166,10 @@ def export(
     hpc-mlp export runs/batchnorm-s0 --format pt2 --out model.pt2
     """
     from hpc_mlp.files.wrong_path import want_run
-    from hpc_mlp.inference.export import export as run_export
 
     want_run(run, "export")
+    from hpc_mlp.inference.export import export as run_export
+
     trained = _load(run, ensemble=False, cpu=True, trust_plugins=trust_plugins)
     file, card = run_export(trained, form, out, dtype=dtype, overwrite=overwrite)  # type: ignore[arg-type]
     say(f"{file}  {file.stat().st_size / 1e6:,.1f} MB")
