@@ -66,7 +66,7 @@ def train(
     Returns the runs, in order, as read back from their folders: `run.path`, `run.state`,
     `run.metrics` (epochs) and `run.test` (metrics; fractions). RunError names the runs that failed;
     KeyboardInterrupt after Ctrl-C."""
-    from hpc_mlp.config.plan import make_specs
+    from hpc_mlp.config.plan import TrainOptions, make_specs
     from hpc_mlp.data.remote import dataset_location
     from hpc_mlp.errors import RunError
     from hpc_mlp.launch.cores import share_cores
@@ -77,8 +77,8 @@ def train(
     from hpc_mlp.training.session import train_specs
 
     specs = make_specs(_words(variants), _words(seeds), _paths(config_files), settings)
-    place, folder = dataset_location(shards), Path(runs)
-    code = train_specs(place, specs, folder, cpu=cpu, parallel=parallel, overwrite=overwrite)
+    options, folder = TrainOptions(cpu, parallel, overwrite), Path(runs)
+    code = train_specs(dataset_location(shards), specs, folder, options)
     if code == 130:
         raise KeyboardInterrupt
     if code > 1:

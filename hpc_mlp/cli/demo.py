@@ -37,7 +37,7 @@ def demo(folder: Path, overwrite: bool) -> None:
         end=True,
     )
 
-    from hpc_mlp.config.plan import make_specs
+    from hpc_mlp.config.plan import TrainOptions, make_specs
     from hpc_mlp.launch.cores import share_cores
     from hpc_mlp.reporting.table import print_table
     from hpc_mlp.terminal.console import Console
@@ -46,7 +46,8 @@ def demo(folder: Path, overwrite: bool) -> None:
     share_cores()
     from hpc_mlp.training.session import train_specs
 
-    code = train_specs(shards, make_specs(seeds="0-2"), runs, cpu=True, overwrite=overwrite)
+    options = TrainOptions(cpu=True, overwrite=overwrite)
+    code = train_specs(shards, make_specs(seeds="0-2"), runs, options)
     if code in (0, 1):
         print_table(runs, Console())
         say(f"4. {runs}: one folder a run (hpc-mlp table {runs}, hpc-mlp report {runs})")

@@ -23,11 +23,10 @@ from hpc_mlp.terminal.output import say
 from hpc_mlp.terminal.text import count, json_text
 
 if TYPE_CHECKING:
-    from hpc_mlp.config.plan import Parallel
+    from hpc_mlp.config.plan import LogFormat, TrainOptions
     from hpc_mlp.config.sections import LaunchConfig
     from hpc_mlp.launch.records import Submission
     from hpc_mlp.launch.submit import Plan
-    from hpc_mlp.live.display import LogFormat
     from hpc_mlp.live.rows import RunStatus
     from hpc_mlp.terminal.console import Console
 
@@ -59,33 +58,21 @@ runs_argument = click.argument("runs", default="runs", metavar="[RUNS]", type=PA
     help="--cluster local: how many jobs at once, at most one per GPU (or group).",
 )
 @click.option(
-    "--parallel",
-    default="auto",
-    type=click.Choice(["auto", "members", "data"]),
-    help="Jobs of several tasks: deal out the runs, or split every batch.",
-)
-@click.option("--cpu", is_flag=True, help="Train on the CPU even where there is a GPU.")
-@click.option("--overwrite", is_flag=True, help="Train runs anew that are done already.")
-@click.option(
     "--dry-run", is_flag=True, help="Show the plan, the resources and the script; send nothing."
 )
 @click.option("--wait", is_flag=True, help="Follow the jobs to their end, then show the table.")
-@log_format_option
 def submit(
     out: str,
     planned: PlannedRuns,
+    options: TrainOptions,
     cluster: str,
     cluster_config: str | None,
     per_job: str | None,
     gpus_per_job: int | None,
     nodes: int | None,
     slots: int | None,
-    parallel: Parallel,
-    cpu: bool,
-    overwrite: bool,
     dry_run: bool,
     wait: bool,
-    log_format: LogFormat,
 ) -> None:
     """Train variants × seeds in jobs: on Slurm, or in a queue on this machine.
 
@@ -119,25 +106,16 @@ def submit(
     size = packs.parse_per_job(per_job)
     console = Console()
     if dry_run:
-        plan = jobs.make_plan(specs, runs, digest, size, overwrite)
+        plan = jobs.make_plan(specs, runs, digest, size, options.overwrite)
         console.print(show.plan_table(plan.packs))
         _left_out(plan)
-        _show_resources(where, launch, runs, slots, cpu, len(plan.packs))
+        _show_resources(where, launch, runs, slots, options.cpu, len(plan.packs))
         return
     submission, plan = jobs.submit(
-        specs,
-        shards,
-        digest,
-        runs,
-        where,
-        launch,
-        per_job=size,
-        slots=slots,
-        overwrite=overwrite,
-        cpu=cpu,
-        parallel=parallel,
+        specs, shards, digest, runs, where, launch, per_job=size, slots=slots, options=options
     )
     # Standard output is the log's.
+    log_format = options.log_format
     quiet = wait and log_format == "json"
     if submission is not None and not quiet:
         _tell(submission, plan, where, launch)

@@ -111,23 +111,33 @@ class PlannedRuns:
         chosen = self.sets if sets is None else sets
         return make_specs(self.variants, self.seeds, self.config_files, chosen)
 
-    def words(self) -> list[str]:
-        """As a command line has them."""
-        words = ["--variants", self.variants, "--seeds", self.seeds, "--runs", str(self.runs)]
-        words += [word for path in self.config_files for word in ("--config", str(path))]
-        return words + [word for assignment in self.sets for word in ("--set", assignment)]
-
 
 def run_options(command: F) -> F:
-    """The options of `PlannedRuns`, which the command gets as `planned`."""
+    """The options of `PlannedRuns`, which the command gets as `planned`, and those of
+    `config.plan.TrainOptions`, which it gets as `options`."""
 
     @wraps(command)
-    def gathering(**options: Any) -> Any:
-        own = {field.name: options.pop(field.name) for field in fields(PlannedRuns)}
-        return command(planned=PlannedRuns(**own), **options)
+    def gathering(**values: Any) -> Any:
+        from hpc_mlp.config.plan import TrainOptions
+
+        planned, options = (
+            kind(**{field.name: values.pop(field.name) for field in fields(kind)})
+            for kind in (PlannedRuns, TrainOptions)
+        )
+        return command(planned=planned, options=options, **values)
 
     decorated: Any = gathering
     for option in (
+        log_format_option,
+        click.option("--overwrite", is_flag=True, help="Train anew what is already there."),
+        click.option("--cpu", is_flag=True, help="Do not use a GPU."),
+        click.option(
+            "--parallel",
+            type=click.Choice(["auto", "members", "data"]),
+            default="auto",
+            help="With several processes or tasks: deal out the runs, or split every batch. auto: "
+            "split where there are fewer runs than processes, but MLPs never on GPUs.",
+        ),
         click.option(
             "--set",
             "sets",

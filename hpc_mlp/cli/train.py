@@ -3,50 +3,34 @@
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from hpc_mlp.cli.options import Command, PlannedRuns, log_format_option, run_options
+from hpc_mlp.cli.options import Command, PlannedRuns, run_options
 from hpc_mlp.errors import UserError
 from hpc_mlp.machine import ranks
 
 if TYPE_CHECKING:
-    from hpc_mlp.config.plan import Parallel, RunSpec
-    from hpc_mlp.live.display import LogFormat
+    from hpc_mlp.config.plan import RunSpec, TrainOptions
+    from hpc_mlp.data.remote import DatasetLocation
 
 
 @click.command(cls=Command)
 @click.argument("out")
 @run_options
-@click.option("--cpu", is_flag=True, help="Do not use a GPU.")
-@click.option(
-    "--parallel",
-    type=click.Choice(["auto", "members", "data"]),
-    default="auto",
-    help="With several processes: deal out the runs, or split every batch. auto: split where there "
-    "are fewer runs than processes, but MLPs never on GPUs.",
-)
 @click.option(
     "--processes",
     type=click.IntRange(min=1),
     help="Processes to start here. [default: one per GPU; on CPUs as many as the runs can use, see "
     "below]",
 )
-@click.option("--overwrite", is_flag=True, help="Train anew what is already there.")
-@log_format_option
-def train(
-    out: str,
-    planned: PlannedRuns,
-    cpu: bool,
-    parallel: Parallel,
-    processes: int | None,
-    overwrite: bool,
-    log_format: LogFormat,
-) -> None:
+def train(out: str, planned: PlannedRuns, options: TrainOptions, processes: int | None) -> None:
     """Train variants × seeds on the shards folder OUT, all at once, and show the table.
 
     What is complete is not trained again; what was interrupted goes on where it was.
@@ -70,62 +54,71 @@ def train(
     from hpc_mlp.data.remote import dataset_location, is_url
     from hpc_mlp.files.wrong_path import want_shards
     from hpc_mlp.launch.cores import share_cores
-    from hpc_mlp.launch.spawn import end_with_parent, run_processes, tidy
     from hpc_mlp.runs.folder import is_complete
 
-    end_with_parent()
     if not is_url(out):
         want_shards(Path(out), "train")
-    specs, runs = planned.specs(), planned.runs
-    todo = [spec for spec in specs if overwrite or not is_complete(runs / spec.name)]
-    cpu = cpu or os.environ.get("ACCELERATE_USE_CPU") == "True"
-    num_processes, threads = _wanted(processes, cpu, parallel, todo), None
+    shards, specs, runs = dataset_location(out), planned.specs(), planned.runs
+    todo = [s for s in specs if options.overwrite or not is_complete(runs / s.name)]
+    if os.environ.get("ACCELERATE_USE_CPU") == "True":
+        options = replace(options, cpu=True)
+    num_processes, threads = _wanted(processes, options, todo), None
     if num_processes is None:
-        num_processes, threads = _on_cores(specs, len(todo), out)
+        num_processes, threads = _on_cores(shards, specs, len(todo))
     # A single thread waits for nobody.
     if threads != 1:
         share_cores()
-    if num_processes == 1 and threads:
+    if threads and num_processes > 1:
+        options = replace(options, parallel="members")
+    elif threads:
         # Read when torch is imported.
         os.environ["OMP_NUM_THREADS"] = str(threads)
-    if num_processes > 1:
+    plan = TrainPlan(shards, specs, runs, options)
+    sys.exit(plan.train() if num_processes == 1 else plan.train_in(num_processes, threads))
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """What a `train` command does, in full: the processes that it starts read nothing of it
+    again."""
+
+    shards: DatasetLocation
+    specs: list[RunSpec]
+    runs: Path
+    options: TrainOptions
+
+    def train(self) -> int:
+        """In this process, which may be one of several; the exit code. The first shows the table
+        in the end."""
+        from hpc_mlp.machine.command_line import importing
+        from hpc_mlp.terminal.console import Console
+
+        with importing():
+            from hpc_mlp.machine import stop
+            from hpc_mlp.training.session import train_specs
+
+        with stop.enforced():
+            code = train_specs(self.shards, self.specs, self.runs, self.options)
+        if not ranks.rank() and code in (0, 1) and self.options.log_format != "json":
+            from hpc_mlp.reporting.table import print_table
+
+            print_table(self.runs, Console())
+        return code
+
+    def train_in(self, num_processes: int, threads: int | None) -> int:
+        """In processes of their own, of `threads` each; their common exit code."""
+        from hpc_mlp.launch.spawn import run_processes, tidy
         from hpc_mlp.machine.command_line import COMMAND, command_line
 
-        words = [*planned.words(), "--log-format", log_format]
-        words += ["--parallel", "members" if threads else parallel]
-        words += ["--cpu"] * cpu + ["--overwrite"] * overwrite
         os.environ[COMMAND] = command_line()
-        code = run_processes("hpc_mlp.cli.train", [out, *words], num_processes, threads=threads)
-        tidy(runs / spec.name for spec in specs)
-        sys.exit(code)
-
-    from hpc_mlp.machine.command_line import importing
-    from hpc_mlp.terminal.console import Console
-
-    with importing():
-        from hpc_mlp.machine import stop
-        from hpc_mlp.training.session import train_specs
-
-    with stop.enforced():
-        code = train_specs(
-            dataset_location(out),
-            specs,
-            runs,
-            cpu=cpu,
-            parallel=parallel,
-            overwrite=overwrite,
-            log_format=log_format,
+        code = run_processes(
+            "hpc_mlp.cli.train", [], num_processes, threads=threads, stdin=pickle.dumps(self)
         )
-    if not ranks.rank() and code in (0, 1) and log_format != "json":
-        from hpc_mlp.reporting.table import print_table
-
-        print_table(runs, Console())
-    sys.exit(code)
+        tidy(self.runs / spec.name for spec in self.specs)
+        return code
 
 
-def _wanted(
-    wanted: int | None, cpu: bool, parallel: Parallel, unfinished: Sequence[RunSpec]
-) -> int | None:
+def _wanted(wanted: int | None, options: TrainOptions, unfinished: Sequence[RunSpec]) -> int | None:
     """The number of processes that the command line, Accelerate or the GPUs of this machine want; 1
     is this one. None: as the runs want it."""
     from hpc_mlp.config.plan import splits_batches
@@ -135,7 +128,7 @@ def _wanted(
     if ranks.is_launched():
         return 1
     if wanted is not None:
-        num_gpus = 0 if cpu or wanted == 1 else gpus.count()
+        num_gpus = 0 if options.cpu or wanted == 1 else gpus.count()
         if wanted > num_gpus > 0:
             raise UserError(
                 f"--processes {wanted}: this machine shows {count(num_gpus, 'GPU')}, and each "
@@ -147,25 +140,27 @@ def _wanted(
     # Set by `accelerate launch`, which has decided.
     if "ACCELERATE_MIXED_PRECISION" in os.environ:
         return 1
-    num_gpus = 0 if cpu else gpus.count()
-    if not splits_batches(parallel, unfinished, num_gpus, gpu=True):
+    num_gpus = 0 if options.cpu else gpus.count()
+    if not splits_batches(options.parallel, unfinished, num_gpus, gpu=True):
         num_gpus = min(num_gpus, max(1, len(unfinished)))
-    if num_gpus or parallel == "data" or sys.platform != "linux":
+    if num_gpus or options.parallel == "data" or sys.platform != "linux":
         return max(1, num_gpus)
     return None
 
 
-def _on_cores(specs: Sequence[RunSpec], unfinished: int, out: str) -> tuple[int, int | None]:
+def _on_cores(
+    shards: DatasetLocation, specs: Sequence[RunSpec], unfinished: int
+) -> tuple[int, int | None]:
     """The number of processes, and the threads of each where they matter: those of a first start,
     whatever is complete by now, as torch promises the same bits for the same number only."""
-    from hpc_mlp.data.remote import dataset_location, load_manifest
+    from hpc_mlp.data.remote import load_manifest
     from hpc_mlp.launch.cores import processes_for, thread_budget
     from hpc_mlp.machine.memory import free_machine_memory
 
     threads = thread_budget()
     if threads == 1 or len(specs) < 2:
         return 1, None
-    manifest = load_manifest(dataset_location(out))
+    manifest = load_manifest(shards)
     count = processes_for(specs, manifest, threads=threads, free=free_machine_memory())
     return max(1, min(count, unfinished)), threads // count
 
@@ -185,5 +180,15 @@ def _asked_of_accelerate() -> int:
     return 1
 
 
+@click.command(cls=Command)
+def planned() -> None:
+    """One of the processes of a `train` command, whose plan is its standard input."""
+    from hpc_mlp.launch.spawn import end_with_parent
+
+    end_with_parent()
+    plan: TrainPlan = pickle.load(sys.stdin.buffer)
+    sys.exit(plan.train())
+
+
 if __name__ == "__main__":
-    train()
+    planned()

@@ -31,6 +31,18 @@ ALL = ("baseline", "dropout", "batchnorm", "dropout_batchnorm")
 
 # How several processes train: each its part of the runs, or of each batch.
 Parallel = Literal["auto", "members", "data"]
+LogFormat = Literal["auto", "text", "json"]
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How runs are trained, whatever they are: nothing of it is part of a run. `overwrite`: anew,
+    also those that are complete. `log_format` is that of the progress."""
+
+    cpu: bool = False
+    parallel: Parallel = "auto"
+    overwrite: bool = False
+    log_format: LogFormat = "auto"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from hpc_mlp.config.plan import TrainOptions
 from hpc_mlp.errors import RunError
 from hpc_mlp.files.atomic import write_bytes
 from hpc_mlp.launch.cores import share_cores
@@ -100,10 +101,8 @@ def run_pack(folder: Path, pack: int) -> tuple[int, set[int]]:
             submission.location,
             submission.specs(pack),
             folder.parent.parent,
-            cpu=submission.cpu,
-            parallel=submission.parallel,
-            # Done by `submit`; a requeued job must not start over.
-            overwrite=False,
+            # Nothing is overwritten: `submit` has done that, and a requeued job must go on.
+            TrainOptions(cpu=submission.cpu, parallel=submission.parallel),
         )
     return code, signals.received
 

@@ -26,11 +26,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from hpc_mlp.config.plan import Parallel, RunSpec
+from hpc_mlp.config.plan import Parallel, RunSpec, TrainOptions
 from hpc_mlp.config.plugins import read_plugin, stored_plugin
 from hpc_mlp.config.sections import LaunchConfig
 from hpc_mlp.data.remote import DatasetLocation, dataset_location, is_url
@@ -46,14 +46,6 @@ RECORD = "submission.json"
 ENTRY = "hpc_mlp.training.session:train_specs"
 
 Cluster = Literal["slurm", "local"]
-
-
-class TaskOptions(TypedDict, total=False):
-    """How the jobs of a submission train; `entry`: the function that does it."""
-
-    cpu: bool
-    parallel: Parallel
-    entry: str
 
 
 class Submission(Record):
@@ -175,9 +167,11 @@ def new_submission(
     *,
     launch: LaunchConfig | None = None,
     slots: int | None = None,
-    **options: Unpack[TaskOptions],
+    options: TrainOptions = TrainOptions(),
+    entry: str = ENTRY,
 ) -> Submission:
-    """A fresh folder with record and plan; nothing is started yet."""
+    """A fresh folder with record and plan; nothing is started yet. `entry`: the function that
+    trains in its jobs."""
     # The names sort by age, also within a second.
     now = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
     identity = f"{now}-{uuid.uuid4().hex[:6]}"
@@ -194,8 +188,10 @@ def new_submission(
         packs=[_pack(pack) for pack in packs],
         launch=launch.model_dump(mode="json") if launch else {},
         slots=slots,
+        cpu=options.cpu,
+        parallel=options.parallel,
+        entry=entry,
         folder=folder,
-        **options,
     )
     try:
         for name in ("logs", "started", "ended", "cancelled"):

@@ -48,12 +48,14 @@ def run_processes(
     count: int,
     *,
     threads: int | None = None,
+    stdin: bytes | None = None,
     new_sessions: bool = True,
 ) -> int:
     """Run `python -m module arguments` `count` times as ranks 0 … count − 1; → their common exit
     code.
 
-    `threads` of each; without, OMP_NUM_THREADS, or else its share of the cores.
+    `threads` of each; without, OMP_NUM_THREADS, or else its share of the cores. Each gets
+    `stdin`; without, it has ours.
 
     Signals are passed on. `new_sessions`: not in our process group, so that a Ctrl-C reaches them
     once, through us; the local queue ends its packs by process group. Once a process fails, it is
@@ -75,12 +77,21 @@ def run_processes(
                     **variables(rank, count, rank, count, "127.0.0.1", port),
                 }
                 command = [sys.executable, "-m", module, *arguments]
-                ranks.children.append(
-                    subprocess.Popen(command, env=environment, start_new_session=new_sessions)
+                child = subprocess.Popen(
+                    command,
+                    env=environment,
+                    stdin=None if stdin is None else subprocess.PIPE,
+                    start_new_session=new_sessions,
                 )
+                ranks.children.append(child)
             # One that was just being started has missed it.
             if ranks.asked is not None:
                 ranks.send(signal.SIGTERM)
+            for child in ranks.children:
+                if child.stdin is not None:
+                    # Of one that has died `wait` tells how.
+                    with suppress(BrokenPipeError), child.stdin as pipe:
+                        pipe.write(stdin)
             return ranks.wait()
         finally:
             ranks.kill()

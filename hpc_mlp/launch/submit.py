@@ -7,20 +7,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 from hpc_mlp.config.loading import Tree, build_config, configs_dir, read_layers, set_key
-from hpc_mlp.config.plan import RunSpec
+from hpc_mlp.config.plan import RunSpec, TrainOptions
 from hpc_mlp.config.sections import LaunchConfig
 from hpc_mlp.data.remote import DatasetLocation
 from hpc_mlp.errors import HpcMlpError, RunError, UserError, unknown_name
 from hpc_mlp.launch.cluster import SCHEDULERS
 from hpc_mlp.launch.packs import JobPlan, plan_jobs
 from hpc_mlp.launch.records import (
+    ENTRY,
     FOLDER,
     Cluster,
     Submission,
-    TaskOptions,
     list_submissions,
     new_submission,
     planned_names,
@@ -119,23 +119,30 @@ def submit(
     *,
     per_job: int | None = 0,
     slots: int | None = None,
-    overwrite: bool = False,
-    **options: Unpack[TaskOptions],
+    options: TrainOptions = TrainOptions(),
+    entry: str = ENTRY,
 ) -> tuple[Submission | None, Plan]:
     """Send what is not done and not on its way. None where nothing is left to do. Two shells that
     submit to one folder take turns, so that no run is sent twice. `digest` names the dataset."""
     scheduler = SCHEDULERS[cluster]
-    scheduler.check(launch, slots, options.get("cpu", False))
+    scheduler.check(launch, slots, options.cpu)
     with _taking_turns(runs):
-        plan = make_plan(specs, runs, digest, per_job, overwrite)
+        plan = make_plan(specs, runs, digest, per_job, options.overwrite)
         if not plan.packs:
             return None, plan
-        if overwrite:
+        if options.overwrite:
             for pack in plan.packs:
                 for spec in pack.specs:
                     RunFolder(runs / spec.name).clear()
         submission = new_submission(
-            runs, cluster, shards, plan.packs, launch=launch, slots=slots, **options
+            runs,
+            cluster,
+            shards,
+            plan.packs,
+            launch=launch,
+            slots=slots,
+            options=options,
+            entry=entry,
         )
         try:
             submission = scheduler.submit(submission)

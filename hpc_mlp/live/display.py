@@ -6,11 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Literal
+from typing import Any
 
 from rich.constrain import Constrain
 from rich.live import Live
 
+from hpc_mlp.config.plan import LogFormat
 from hpc_mlp.errors import printable
 from hpc_mlp.live.render import render
 from hpc_mlp.live.rows import RunStatus
@@ -18,7 +19,6 @@ from hpc_mlp.terminal.console import Console
 from hpc_mlp.terminal.output import say
 from hpc_mlp.terminal.text import json_text
 
-LogFormat = Literal["auto", "text", "json"]
 _REDRAWS_PER_SECOND = 2
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from hpc_mlp.config.plan import RunSpec
+from hpc_mlp.config.plan import LogFormat, RunSpec
 from hpc_mlp.errors import RunError
-from hpc_mlp.live.display import Display, LogFormat, open_display
+from hpc_mlp.live.display import Display, open_display
 from hpc_mlp.live.live_file import folder_status, write_live
 from hpc_mlp.live.rows import COMPLETE, RunStatus, State, Usage, progress_of
 from hpc_mlp.live.usage import CpuMeter

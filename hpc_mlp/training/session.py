@@ -14,13 +14,13 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 
 from hpc_mlp.bank.bank import bank_order, is_capturable
-from hpc_mlp.config.plan import Parallel, RunSpec, splits_batches
+from hpc_mlp.config.plan import RunSpec, TrainOptions, splits_batches
 from hpc_mlp.config.plugins import trust
 from hpc_mlp.config.sections import DataConfig
 from hpc_mlp.data.remote import DatasetLocation, load_manifest
 from hpc_mlp.data.resident import free_memory
 from hpc_mlp.errors import HpcMlpError, LeaseLostError, RunError
-from hpc_mlp.live.display import LogFormat, open_display
+from hpc_mlp.live.display import open_display
 from hpc_mlp.machine import ranks, stop
 from hpc_mlp.machine.command_line import command_line
 from hpc_mlp.machine.device import branch
@@ -46,11 +46,7 @@ def train_specs(
     shards: DatasetLocation,
     specs: Sequence[RunSpec],
     runs: Path,
-    *,
-    cpu: bool = False,
-    parallel: Parallel = "auto",
-    overwrite: bool = False,
-    log_format: LogFormat = "auto",
+    options: TrainOptions = TrainOptions(),
 ) -> int:
     """Train every run that is not complete; → exit code 0, 1 (a run failed) or 128 + signal
     (stopped on request).
@@ -66,22 +62,16 @@ def train_specs(
     torch.backends.cudnn.deterministic = True
     with stop.stop_on_signals():
         try:
-            return _train_specs(shards, specs, runs, cpu, parallel, overwrite, log_format)
+            return _train_specs(shards, specs, runs, options)
         except stop.Stopped:
             if ranks.rank():
                 return _stopped(lambda text: None)
-            with open_display(Console(stderr=True), list, log_format) as display:
+            with open_display(Console(stderr=True), list, options.log_format) as display:
                 return _stopped(display.note)
 
 
 def _train_specs(
-    shards: DatasetLocation,
-    specs: Sequence[RunSpec],
-    runs: Path,
-    cpu: bool,
-    parallel: Parallel,
-    overwrite: bool,
-    log_format: LogFormat,
+    shards: DatasetLocation, specs: Sequence[RunSpec], runs: Path, options: TrainOptions
 ) -> int:
     # Nothing is written before the end of this.
     with stop.interruptible():
@@ -89,7 +79,7 @@ def _train_specs(
         setup = TrainSetup(shards, manifest, list(specs), runs)
         check(setup)
         # Several processes without a GPU: Accelerate wants to be told, or each would train alone.
-        cpu = cpu or (ranks.world_size() > 1 and not torch.cuda.is_available())
+        cpu = options.cpu or (ranks.world_size() > 1 and not torch.cuda.is_available())
         # Of the rendezvous and of a step. Where processes may be hours apart, they meet by
         # `Processes.meet`.
         patience = InitProcessGroupKwargs(backend=backend(cpu), timeout=timedelta(minutes=10))
@@ -99,7 +89,7 @@ def _train_specs(
         accelerator = Accelerator(cpu=cpu, kwargs_handlers=[patience])
         device = accelerator.device
         world = Processes(accelerator.process_index, accelerator.num_processes)
-        todo = list(setup.specs) if overwrite else unfinished(setup, device)
+        todo = list(setup.specs) if options.overwrite else unfinished(setup, device)
         for spec in todo:
             trial.check_memory(spec, manifest, device)
         console = Console(stderr=True) if world.lead else None
@@ -109,12 +99,13 @@ def _train_specs(
                 f"{done} of {len(setup.specs)} runs are complete; --overwrite trains them anew.",
                 style="dim",
             )
-        split = splits_batches(parallel, todo, world.world_size, gpu=branch(device) != "cpu")
+        gpu = branch(device) != "cpu"
+        split = splits_batches(options.parallel, todo, world.world_size, gpu=gpu)
         own_runs = runs_of_rank(todo, Processes() if split else world)
         group, per_device = world if split else Processes(), processes_sharing(device)
         data = (
             {spec.name: spec.config.data for spec in own_runs}
-            if overwrite
+            if options.overwrite
             else _data_sections(setup, own_runs)
         )
         configs = dict.fromkeys(data.values())
@@ -125,12 +116,12 @@ def _train_specs(
         # Nobody has written anything until everybody has read everything.
         world.wait()
     if world.lead:
-        prepare(setup, todo, device, overwrite)
+        prepare(setup, todo, device, options.overwrite)
     world.wait()
     # Where each batch is split, the lead tells for all.
     watched = bool(own_runs) and group.lead
     with (
-        watch(console, log_format, todo, own_runs, setup.runs, device)
+        watch(console, options.log_format, todo, own_runs, setup.runs, device)
         if watched
         else nullcontext(ProgressListener()) as view
     ):

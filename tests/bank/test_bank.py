@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from hpc_mlp.bank.bank import Bank, bank_order
 from hpc_mlp.bank.dropout import BatchPosition
-from hpc_mlp.config.plan import parse_set, parse_variants, plan_runs
+from hpc_mlp.config.plan import TrainOptions, parse_set, parse_variants, plan_runs
 from hpc_mlp.machine.randomness import dropout_draws
 from hpc_mlp.models.registry import ImageShape
 
@@ -198,7 +198,12 @@ def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     runs = tmp_path_factory.mktemp("trained")
     sets = parse_set(["model.hidden=[48,24]", "train.epochs=3"])
-    assert train_specs(digits, plan_runs(parse_variants(FOUR), [0], (), sets), runs, cpu=True) == 0
+    assert (
+        train_specs(
+            digits, plan_runs(parse_variants(FOUR), [0], (), sets), runs, TrainOptions(cpu=True)
+        )
+        == 0
+    )
     return runs
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from hpc_mlp.bank.step import TrainStep
+from hpc_mlp.config.plan import TrainOptions
 from hpc_mlp.data.remote import load_manifest
 from hpc_mlp.errors import HpcMlpWarning
 from hpc_mlp.training import session, trainer
@@ -83,7 +84,7 @@ def test_where_memory_runs_out_a_bank_goes_on_in_halves(digits: Path, tmp_path: 
         gpu_branch(None, (TrainStep, "compute", compute)),
         pytest.warns(HpcMlpWarning, match="planted"),
     ):
-        assert session.train_specs(digits, specs, tmp_path, cpu=True) == 0
+        assert session.train_specs(digits, specs, tmp_path, TrainOptions(cpu=True)) == 0
     assert {result(tmp_path / spec.name)["bank_size"] for spec in specs} == {1}
 
 
@@ -131,7 +132,7 @@ def test_a_bank_is_let_go_before_the_next_is_built(
     try:
         with gpu_branch():
             specs = specs_of("baseline", [0], SMALL, SHORT, "train.epochs=1:3:1")
-            assert session.train_specs(digits, specs, tmp_path, cpu=True) == 0
+            assert session.train_specs(digits, specs, tmp_path, TrainOptions(cpu=True)) == 0
     finally:
         gc.enable()
     assert alive == [0, 0, 0]
@@ -144,13 +145,15 @@ def test_a_model_that_is_not_captured_leaves_the_others_their_graph(
     them."""
     own = variant(tmp_path, "nowhere", 0)
     both = specs_of(f"baseline,{own},dropout", [0], SMALL, SHORT, "train.epochs=2")
-    assert session.train_specs(digits, both, tmp_path / "cpu", cpu=True) == 0
+    assert session.train_specs(digits, both, tmp_path / "cpu", TrainOptions(cpu=True)) == 0
     with gpu_branch() as counts:
-        assert session.train_specs(digits, both, tmp_path / "both", cpu=True) == 0
+        assert session.train_specs(digits, both, tmp_path / "both", TrainOptions(cpu=True)) == 0
         assert counts == {"captures": 1, "replays": 14}
         for kind in ("mlp", "fragile"):
             specs = [spec for spec in both if spec.config.model.kind == kind]
-            assert session.train_specs(digits, specs, tmp_path / "apart", cpu=True) == 0
+            assert (
+                session.train_specs(digits, specs, tmp_path / "apart", TrainOptions(cpu=True)) == 0
+            )
     for spec in both:
         name = spec.name
         assert result(tmp_path / "cpu" / name)["bank_size"] == 3
@@ -166,12 +169,14 @@ def test_a_bank_is_as_large_as_the_memory_of_the_device(
     large = member_bytes(specs[0], load_manifest(digits))
     monkeypatch.setattr(session, "free_memory", lambda device: int(2.5 * large / 0.9))
     with gpu_branch() as counts:
-        assert session.train_specs(digits, specs, tmp_path / "gpu", cpu=True) == 0
+        assert session.train_specs(digits, specs, tmp_path / "gpu", TrainOptions(cpu=True)) == 0
     sizes = [result(tmp_path / "gpu" / spec.name)["bank_size"] for spec in specs]
     assert sizes == [2, 2, 6, 6, 6, 6, 6, 6] and counts["captures"] == 2
     monkeypatch.setattr(session, "free_memory", lambda device: 0)
     with gpu_branch():
-        assert session.train_specs(digits, specs[:2], tmp_path / "none", cpu=True) == 0
+        assert (
+            session.train_specs(digits, specs[:2], tmp_path / "none", TrainOptions(cpu=True)) == 0
+        )
     assert [result(run)["bank_size"] for run in (tmp_path / "none").iterdir()] == [1, 1]
 
 
@@ -216,6 +221,8 @@ def test_a_second_training_in_a_process_gets_the_device_it_asks_for(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for cpu, device in ((True, "cpu"), (False, "cuda"), (True, "cpu")):
         with pytest.raises(Told) as told:
-            session.train_specs(digits, specs_of("baseline", [0], SMALL), tmp_path, cpu=cpu)
+            session.train_specs(
+                digits, specs_of("baseline", [0], SMALL), tmp_path, TrainOptions(cpu=cpu)
+            )
         assert str(told.value) == device
     session.AcceleratorState._reset_state(reset_partial_state=True)

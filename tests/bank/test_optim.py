@@ -17,7 +17,7 @@ from hpc_mlp.bank.dropout import BatchPosition
 from hpc_mlp.bank.loss import BankLoss
 from hpc_mlp.bank.optim import BankOptimizer
 from hpc_mlp.bank.step import StepBatch, TrainStep
-from hpc_mlp.config.plan import RunSpec, parse_set, parse_variants, plan_runs
+from hpc_mlp.config.plan import RunSpec, TrainOptions, parse_set, parse_variants, plan_runs
 from hpc_mlp.models.registry import build_module
 
 
@@ -302,7 +302,7 @@ def test_runs_of_different_lengths_have_schedules_of_their_own(
 
     sets = parse_set(["train.epochs=2,4", "schedule.name=cosine", "model.hidden=[8]"])
     runs = plan_runs(parse_variants("baseline"), [0], (), sets)
-    assert train_specs(digits, runs, tmp_path, cpu=True) == 0
+    assert train_specs(digits, runs, tmp_path, TrainOptions(cpu=True)) == 0
     short, long = (metrics(tmp_path / spec.name) for spec in runs)
     assert short[-1]["learning_rate"] < 1e-5 and long[-1]["learning_rate"] < 1e-5
     assert short[0]["learning_rate"] < long[0]["learning_rate"]

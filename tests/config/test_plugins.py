@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from support.process import Cli, command, environment
 
 import hpc_mlp
-from hpc_mlp.config.plan import make_specs
+from hpc_mlp.config.plan import TrainOptions, make_specs
 from hpc_mlp.config.sections import ModelConfig
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.errors import RunError, UserError
@@ -106,7 +106,9 @@ def test_two_versions_of_a_file_live_beside_each_other(digits: Path, mine: Path)
 def test_a_job_trains_with_the_code_that_was_submitted(digits: Path, mine: Path) -> None:
     """Edited, and then deleted, between the submission and the start of its job."""
     specs = make_specs(str(mine / "own.toml"), sets=SMALL)
-    submission = new_submission(mine / "runs", "local", digits, plan_jobs(specs, None), cpu=True)
+    submission = new_submission(
+        mine / "runs", "local", digits, plan_jobs(specs, None), options=TrainOptions(cpu=True)
+    )
     (copy,) = (submission.folder / "plugins").iterdir()
     assert copy.read_bytes() == (mine / "model.py").read_bytes()
     (mine / "model.py").unlink()

@@ -15,6 +15,7 @@ import pytest
 from support.banks import specs_of
 from support.process import metrics, result
 
+from hpc_mlp.config.plan import TrainOptions
 from hpc_mlp.training.session import train_specs
 
 SETS = ("model.hidden=[24,16]", "train.epochs=2")
@@ -24,6 +25,7 @@ import sys
 from pathlib import Path
 from emulator import emulated
 from support.banks import specs_of
+from hpc_mlp.config.plan import TrainOptions
 from hpc_mlp.training import session
 
 shards, runs, parallel = sys.argv[1:]
@@ -32,14 +34,14 @@ if parallel == "data":
     session.backend = lambda cpu: "cpu:gloo,cuda:gloo"
 with emulated():
     specs = specs_of("all", [0], {sets})
-    sys.exit(session.train_specs(Path(shards), specs, Path(runs), parallel=parallel))
+    sys.exit(session.train_specs(Path(shards), specs, Path(runs), TrainOptions(parallel=parallel)))
 """
 
 
 @pytest.mark.parametrize("parallel", ["members", "data"])
 def test_two_devices_train_as_one_cpu(parallel: str, digits: Path, tmp_path: Path) -> None:
     specs = specs_of("all", [0], *SETS)
-    assert train_specs(digits, specs, tmp_path / "cpu", cpu=True) == 0
+    assert train_specs(digits, specs, tmp_path / "cpu", TrainOptions(cpu=True)) == 0
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 
-from hpc_mlp.config.plan import RunSpec, parse_seeds, parse_set, parse_variants, plan_runs
+from hpc_mlp.config.plan import (
+    RunSpec,
+    TrainOptions,
+    parse_seeds,
+    parse_set,
+    parse_variants,
+    plan_runs,
+)
 from support.process import command, environment, result, timeless
 
 SETTINGS = (
@@ -37,7 +44,7 @@ def specs(*more: str, variants: str = VARIANTS, seeds: str = "0") -> list[RunSpe
 def train(digits: Path, runs: Path, *more: str, **which: str) -> int:
     from hpc_mlp.training.session import train_specs
 
-    return train_specs(digits, specs(*more, **which), runs, cpu=True)
+    return train_specs(digits, specs(*more, **which), runs, TrainOptions(cpu=True))
 
 
 def check_equal(runs: Path, undisturbed: Path) -> None:

@@ -11,6 +11,7 @@ from unittest import mock
 import torch
 
 from hpc_mlp.bank import step as step_module
+from hpc_mlp.config.plan import TrainOptions
 from hpc_mlp.training.session import train_specs
 from support.banks import specs_of
 from support.process import metrics, result
@@ -76,9 +77,9 @@ def worst_difference(
     variants, seeds, sets = SETTINGS[name]
     sets = ("model.hidden=[24,16]", "train.epochs=2", *more, *sets)
     specs = specs_of(variants, seeds, *sets)
-    assert train_specs(digits, specs, folder / "cpu", cpu=True) == 0
+    assert train_specs(digits, specs, folder / "cpu", TrainOptions(cpu=True)) == 0
     with device:
-        assert train_specs(digits, specs, folder / "device", cpu=cpu) == 0
+        assert train_specs(digits, specs, folder / "device", TrainOptions(cpu=cpu)) == 0
     differences = []
     for spec in specs:
         assert result(folder / "device" / spec.name)["device"].startswith("cpu" if cpu else "cuda")

@@ -18,7 +18,7 @@ from hpc_mlp.bank.dropout import BatchPosition
 from hpc_mlp.bank.loss import BankLoss
 from hpc_mlp.bank.optim import BankOptimizer
 from hpc_mlp.bank.step import StepBatch, TrainStep
-from hpc_mlp.config.plan import parse_set, parse_variants, plan_runs
+from hpc_mlp.config.plan import TrainOptions, parse_set, parse_variants, plan_runs
 from hpc_mlp.config.sections import AugmentConfig
 from hpc_mlp.data.remote import load_manifest
 from hpc_mlp.machine.processes import Processes
@@ -136,7 +136,7 @@ def test_no_host_round_trips_in_feeding_augmented_and_mixed_images(digits: Path)
 def test_results_are_close_to_those_of_a_cpu(digits: Path, tmp_path: Path, variants: str) -> None:
     sets = parse_set(["model.hidden=[64,32]", "train.epochs=2", "model.channels=[8,16]"])
     runs = plan_runs(parse_variants(variants), [0], (), sets)
-    assert train_specs(digits, runs, tmp_path / "cpu", cpu=True) == 0
+    assert train_specs(digits, runs, tmp_path / "cpu", TrainOptions(cpu=True)) == 0
     assert train_specs(digits, runs, tmp_path / "cuda") == 0
     on_the_device(tmp_path / "cuda")
     for spec in runs:

@@ -12,7 +12,7 @@ import time
 import traceback
 from pathlib import Path
 
-from hpc_mlp.config.plan import RunSpec
+from hpc_mlp.config.plan import RunSpec, TrainOptions
 from hpc_mlp.errors import LeaseLostError
 from hpc_mlp.files.atomic import write_bytes
 from hpc_mlp.machine import stop
@@ -23,9 +23,7 @@ STEPS = 10
 DATASET = {"digest": "x", "classes": ["a", "b"], "image_size": [8, 8], "channels": 1}
 
 
-def train_specs(
-    shards: Path, specs: list[RunSpec], runs: Path, *, cpu: bool, parallel: str, overwrite: bool
-) -> int:
+def train_specs(shards: Path, specs: list[RunSpec], runs: Path, options: TrainOptions) -> int:
     stop.clear()
     code = 0
     for spec in specs:
