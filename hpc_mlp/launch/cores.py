@@ -31,11 +31,6 @@ PROCESS_BYTES = 1 << 30
 CROWDED = 0.25
 # Of libgomp's waiting loop, instead of its 300,000.
 SPINS = 1000
-# Have glibc's malloc (2.35 and later) ask for pages of 2 MB where the kernel gives them on request,
-# as most do. Weights and the optimizer's state are tens of MB and read in every step: photographs
-# 12288-512-256-10, a bank of two, on one Xeon core: 36.9 → 34.1 ms of processor time a step;
-# Fashion-MNIST 10.0 → 9.0 (medians of 22 and 9).
-HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 def share_cores() -> None:

@@ -20,7 +20,6 @@ from pathlib import Path
 from types import FrameType
 
 from hpc_mlp.errors import HpcMlpError
-from hpc_mlp.launch.cores import HUGE_PAGES
 from hpc_mlp.machine.liveness import is_dead
 from hpc_mlp.machine.memory import num_cpus
 from hpc_mlp.machine.ranks import variables
@@ -70,7 +69,6 @@ def run_processes(
         try:
             for rank in range(count):
                 environment = {
-                    **HUGE_PAGES,
                     **os.environ,
                     _THREADS: each,
                     _PARENT: str(os.getpid()),

@@ -6,10 +6,8 @@ import gc
 import platform
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from support.process import environment
 
 from hpc_mlp.machine.command_line import importing
 
@@ -63,41 +61,3 @@ def test_what_imports_make_is_never_searched_for_garbage() -> None:
         assert gc.get_freeze_count() > before + len(modules)
     finally:
         gc.unfreeze()
-
-
-# "hg" in smaps: of this part of the memory, pages of 2 MB are asked for.
-SHOW = "; print(' hg' in open('/proc/self/smaps').read(), flush=True)"
-HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-
-
-@pytest.mark.skipif(
-    not HUGE.exists()
-    or "[madvise]" not in HUGE.read_text()
-    or platform.libc_ver() < ("glibc", "2.35"),
-    reason="glibc's malloc from 2.35 on, and a kernel that gives huge pages to who asks",
-)
-def test_training_asks_for_huge_pages(tmp_path: Path) -> None:
-    """In the processes that a command starts by glibc, in its own by torch; not against the user's
-    word."""
-    (tmp_path / "rank.py").write_text(f"memory = bytearray(64 << 20){SHOW}")
-    ranks = (
-        "from hpc_mlp.launch.spawn import run_processes; run_processes('rank', [], 2, threads=1)"
-    )
-    alone = (
-        "from hpc_mlp.machine.command_line import importing\nwith importing(): import torch\n"
-        f"memory = torch.zeros(16 << 20){SHOW}"
-    )
-    own = environment() | {"PYTHONPATH": f"{tmp_path}:{environment()['PYTHONPATH']}"}
-    for script, more, seen in [
-        (ranks, {}, ["True", "True"]),
-        (ranks, {"GLIBC_TUNABLES": ""}, ["False", "False"]),
-        (alone, {}, ["True"]),
-    ]:
-        done = subprocess.run(
-            [sys.executable, "-c", script],
-            env=own | more,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert done.stdout.split() == seen
