@@ -24,7 +24,7 @@ _TEST_SECONDS = 300
 _REPORT = "report.json"
 
 
-def answer(shards: Path, specs: Any, runs: Path, **_: Any) -> int:
+def answer(shards: Path, specs: Any, runs: Path, options: Any) -> int:
     """What the test job does instead of training: tell about its surroundings."""
     import torch
 
