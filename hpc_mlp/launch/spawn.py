@@ -86,7 +86,7 @@ def run_processes(
             if ranks.asked is not None:
                 ranks.send(signal.SIGTERM)
             for child in ranks.children:
-                if child.stdin is not None:
+                if stdin is not None and child.stdin is not None:
                     # Of one that has died `wait` tells how.
                     with suppress(BrokenPipeError), child.stdin as pipe:
                         pipe.write(stdin)
