@@ -25,6 +25,20 @@ if TYPE_CHECKING:
 @click.argument("paths", metavar="ZIP... OUT", nargs=-1, type=PATH)
 @click.option("--size", default="64", metavar="S|HxW", help="Height and width in pixels.")
 @click.option("--grayscale", is_flag=True, help="One channel instead of RGB.")
+@click.option(
+    "--labels",
+    type=PATH,
+    metavar="FILE",
+    help="The table of classes, in the ZIP or outside: .csv, .tsv, .jsonl, or lines in a .txt.",
+)
+@click.option("--file-column", metavar="NAME", help="Its column of file names.")
+@click.option("--label-column", metavar="NAME", help="Its column of classes.")
+@click.option("--split-column", metavar="NAME", help="Its column of splits.")
+@click.option(
+    "--class-from-name",
+    metavar="REGEX",
+    help="Take the class from file names: the first group, or the one named class.",
+)
 @click.option("--val", default=0.1, metavar="F", help="Fraction for validation.")
 @click.option("--test", default=0.1, metavar="F", help="Fraction for the test.")
 @click.option("--seed", default=0, help="Of the splits and the order.")
@@ -53,17 +67,28 @@ if TYPE_CHECKING:
 )
 @click.option("--strict", is_flag=True, help="Stop at the first image that cannot be read.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT.")
-def convert(paths: tuple[Path, ...], size: str, **options: Unpack[ConvertOptions]) -> None:
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Show classes, counts and splits; convert nothing. OUT may be left out.",
+)
+def convert(
+    paths: tuple[Path, ...], size: str, dry_run: bool, **options: Unpack[ConvertOptions]
+) -> None:
     """Convert class-labelled images into shards.
 
     ZIP is a ZIP, a .tar, a .tar.gz or a folder, or several of them, with one folder for each class
     (cats/1.jpg), with splits above or below it (train/cats/1.jpg, cats/train/1.jpg), or with a
-    labels.csv (columns file name, class and, if there is one, split). What was recognised is said,
-    and what was not used. OUT is the new folder.
+    table of file names, classes and, if there is such a column, splits. What was recognised is
+    said, and what was not used. OUT is the new folder.
 
     \b
     hpc-mlp convert photos.zip shards --size 64
+    hpc-mlp convert photos.zip --labels train.csv --label-column species --dry-run
     """
+    if dry_run and paths:
+        _show_preview(paths, size, options)
+        return
     if len(paths) < 2:
         archive = paths[0] if paths else "photos.zip"
         raise UserError(
@@ -84,6 +109,33 @@ def convert(paths: tuple[Path, ...], size: str, **options: Unpack[ConvertOptions
 
     for line in converted_lines(manifest, out, progress.num_images, progress.seconds):
         say(line)
+
+
+def _show_preview(paths: tuple[Path, ...], size: str, options: ConvertOptions) -> None:
+    _import_numpy()
+    from hpc_mlp.conversion.convert import Settings
+    from hpc_mlp.conversion.preview import preview
+    from hpc_mlp.files.wrong_path import MANIFEST
+
+    # OUT is what is not there yet, or is a shards folder already.
+    last = paths[-1]
+    if len(paths) > 1 and (not last.exists() or (last / MANIFEST).is_file()):
+        paths = paths[:-1]
+    height, width = parse_size(size)
+    layout, lines = preview(paths, Settings(height=height, width=width, **options))
+    say_layout(layout)
+    for line in lines:
+        say(line)
+
+
+def say_layout(layout: Layout) -> None:
+    """What was recognised."""
+    say(
+        f"{layout.kind}: {len(layout.entries):,} images of {len(layout.classes)} classes"
+        + (f", {layout.num_ignored:,} other files ignored" if layout.num_ignored else "")
+    )
+    for note in layout.notes:
+        say(f"  {note}")
 
 
 def _import_numpy() -> None:
@@ -139,12 +191,7 @@ class ConversionProgress:
         return time.perf_counter() - self._began
 
     def start(self, layout: Layout) -> None:
-        say(
-            f"{layout.kind}: {len(layout.entries):,} images of {len(layout.classes)} classes"
-            + (f", {layout.num_ignored:,} other files ignored" if layout.num_ignored else "")
-        )
-        for note in layout.notes:
-            say(f"  {note}")
+        say_layout(layout)
         if not sys.stderr.isatty():
             return
         from rich.progress import (

@@ -73,45 +73,6 @@ class Source(Protocol):
         last reference."""
 
 
-# What people give for an archive, and what to do about it.
-_OTHERS = {
-    "parquet": "Write its images to one folder for each class",
-    "csv": "Give the ZIP or folder of its images, with the table in it as labels.csv",
-    "7z": "Unpack it, and give the folder",
-    "rar": "Unpack it, and give the folder",
-    "h5": "Write its images to one folder for each class",
-    "hdf5": "Write its images to one folder for each class",
-    "npz": "Write its images to one folder for each class",
-}
-
-
-def open_source(paths: Sequence[Path], scratch: Path) -> Source:
-    """The source at `paths`. `scratch` is a folder that may hold a temporary file: a compressed tar
-    is decompressed there once, as it cannot be read by offset. UserError where one cannot be
-    read."""
-    from hpc_mlp.conversion import tarsource, zipsource
-
-    sources: list[Source] = []
-    for path in paths:
-        if path.is_dir():
-            sources.append(FolderSource(path))
-        elif not path.exists():
-            raise UserError(
-                f"{printable(path)} does not exist. Give a ZIP, a .tar, a .tar.gz or a folder of "
-                "images."
-            )
-        elif (kind := path.suffix[1:].lower()) in _OTHERS:
-            raise UserError(
-                f"{printable(path)} is a .{kind} file, which is not supported: "
-                f"what is read is a ZIP, a .tar, a .tar.gz or a folder. {_OTHERS[kind]}."
-            )
-        elif path.name.lower().endswith((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")):
-            sources.append(tarsource.TarSource(path, scratch))
-        else:
-            sources.append(zipsource.ZipSource(path))
-    return sources[0] if len(sources) == 1 else SeveralSources(sources)
-
-
 class FolderSource:
     """Files below a folder, in the order of their names. Links to files and folders are followed:
     the user's own folder is trusted to point where it likes."""
@@ -159,20 +120,22 @@ class FolderSource:
 
 
 class FileSource(FolderSource):
-    """Single files, wherever they are."""
+    """Single files, wherever they are: `paths` below `root`."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.label, self.root = "image files", Path()
+    def __init__(
+        self, paths: Sequence[Path], root: Path = Path(), label: str = "image files"
+    ) -> None:
+        self.label, self.root = label, root
         self.problems = {}
         self.names = Names(str(path) for path in paths)
 
 
 class SeveralSources:
-    """One after the other, as if they were one."""
+    """One after the other, as if they were one. `label`: by default that of each."""
 
-    def __init__(self, sources: Sequence[Source]) -> None:
+    def __init__(self, sources: Sequence[Source], label: str | None = None) -> None:
         self.sources = sources
-        self.label = " + ".join(source.label for source in sources)
+        self.label = label or " + ".join(source.label for source in sources)
         self.names, self.problems, self._starts = Names(), {}, [0]
         for source in sources:
             start = len(self.names)

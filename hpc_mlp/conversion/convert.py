@@ -18,10 +18,12 @@ from typing import Any, Protocol, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from hpc_mlp.conversion.archive import Source, open_source
+from hpc_mlp.conversion.archive import Source
+from hpc_mlp.conversion.asked import Asked, ColumnNames
 from hpc_mlp.conversion.assemble import Assembly
 from hpc_mlp.conversion.atomic_folder import check_target, new_folder
 from hpc_mlp.conversion.layout import Layout, find_layout, no_images
+from hpc_mlp.conversion.opening import open_source, with_labels
 from hpc_mlp.conversion.pool import Background, Pool
 from hpc_mlp.conversion.worker import Worker, record_type
 from hpc_mlp.data.decode import ImageSpec
@@ -34,6 +36,8 @@ from hpc_mlp.machine.memory import num_cpus
 
 # A task for a worker: so many images, or so many bytes of pixels.
 CHUNK_IMAGES, CHUNK_BYTES = 64, 16 << 20
+# Settings that are recorded where they are given.
+_READING = ("labels", "file_column", "label_column", "split_column", "class_from_name")
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,12 @@ class Settings:
     shard_mb: float = 64.0
     drop_duplicates: bool = False
     max_pixels: int = MAX_PIXELS
+    # Where classes and splits stand, if not where they are looked for.
+    labels: str | Path | None = None
+    file_column: str | None = None
+    label_column: str | None = None
+    split_column: str | None = None
+    class_from_name: str | None = None
     # 0: one for each processor
     workers: int = 0
     strict: bool = False
@@ -75,6 +85,13 @@ class Settings:
             raise unknown_name("--encoding", self.encoding, ENCODINGS)
         if self.compress and self.encoding != "png":
             raise UserError(f"--compress is for --encoding png, not {self.encoding}.")
+        self.asked.pattern()
+
+    @property
+    def asked(self) -> Asked:
+        columns = ColumnNames(self.file_column, self.label_column, self.split_column)
+        labels = None if self.labels is None else Path(self.labels)
+        return Asked(labels, columns, self.class_from_name)
 
     @property
     def spec(self) -> ImageSpec:
@@ -85,9 +102,14 @@ class Settings:
 
     def recorded(self) -> dict[str, Any]:
         names = ("val", "test", "seed", "compress", "shard_mb", "drop_duplicates", "max_pixels")
-        return {"size": [self.height, self.width], "grayscale": self.grayscale} | {
-            name: getattr(self, name) for name in names
-        }
+        given = {name: getattr(self, name) for name in _READING}
+        # Of a path the name, which is the same on every machine.
+        given["labels"] = None if self.labels is None else Path(self.labels).name
+        return (
+            {"size": [self.height, self.width], "grayscale": self.grayscale}
+            | {name: getattr(self, name) for name in names}
+            | {name: value for name, value in given.items() if value is not None}
+        )
 
 
 class ConvertOptions(TypedDict, total=False):
@@ -102,6 +124,11 @@ class ConvertOptions(TypedDict, total=False):
     shard_mb: float
     drop_duplicates: bool
     max_pixels: int
+    labels: str | Path | None
+    file_column: str | None
+    label_column: str | None
+    split_column: str | None
+    class_from_name: str | None
     workers: int
     strict: bool
     overwrite: bool
@@ -150,14 +177,28 @@ def convert(
 
 
 def _convert(paths: Sequence[Path], folder: Path, settings: Settings, progress: Progress) -> None:
-    with closing(open_source(paths, folder)) as source:
-        _convert_source(source, folder, settings, progress)
+    with read_layout(paths, folder, settings.asked) as (source, layout):
+        _convert_source(source, layout, folder, settings, progress)
     for spool in folder.glob("spool-*"):
         spool.unlink()
 
 
-def _convert_source(source: Source, folder: Path, settings: Settings, progress: Progress) -> None:
-    layout = find_layout(source)
+@contextmanager
+def read_layout(
+    paths: Sequence[Path], scratch: Path, asked: Asked
+) -> Iterator[tuple[Source, Layout]]:
+    """The archive at `paths`, open, and what is in it. `scratch`: a folder that may hold temporary
+    files. UserError as `open_source` and `find_layout`."""
+    source, table = open_source(paths, scratch), None
+    if asked.labels is not None:
+        source, table = with_labels(source, asked.labels)
+    with closing(source):
+        yield source, find_layout(source, asked, table)
+
+
+def _convert_source(
+    source: Source, layout: Layout, folder: Path, settings: Settings, progress: Progress
+) -> None:
     if not len(layout.entries):
         raise no_images(source, layout.rejects, len(layout.rejects))
     worker = Worker(source, settings.spec, settings.encoding, settings.compress, folder)

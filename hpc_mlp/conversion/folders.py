@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hpc_mlp.conversion.archive import Names
-from hpc_mlp.conversion.reading import SPLIT_NAMES, Reading
+from hpc_mlp.conversion.reading import SPLIT_NAMES, Reading, loose_split
 
 NOT_IN_CLASS = "not in a class folder"
 NOT_BELOW_SPLIT = "not in a class folder below train, val or test"
@@ -40,6 +40,14 @@ class Tree:
         return (0 in splits and (len(splits) > 1 or all_splits)) or (
             others_train and bool(splits) and all_splits
         )
+
+    def names_classes(self, split_folders: bool) -> bool:
+        """Whether there are two class folders at least, which are not called as splits are."""
+        placed = (
+            _below_splits(self.below) if split_folders else [(f[0], -1) for f in self.below if f]
+        )
+        classes = {place[0] for place in placed if place}
+        return len(classes) > 1 and any(loose_split(name, True) is None for name in classes)
 
     def read(self, split_folders: bool) -> Reading:
         if split_folders:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+
+from hpc_mlp.conversion.asked import ColumnNames
 
 SPLIT_NAMES = {
     "train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "dev": 1, "test": 2,
@@ -14,10 +17,23 @@ SPLIT_NAMES = {
 }  # fmt: skip
 
 
+def words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+# Words that say nothing of what a file or folder holds.
+_FILLERS = words(
+    "image images img imgs picture pictures photo photos jpg jpeg png label labels data set "
+    "dataset file files folder list annotation annotations metadata meta info"
+)
+
+
 @dataclass
 class Reading:
     """Entry `entries[i]` of the source has class `classes[labels[i]]` and split `splits[i]` (-1:
-    none is said). `rejects`: (name, reason). `notes`: lines on what was used and what not."""
+    none is said). `rejects`: (name, reason). `notes`: lines on what was used and what not.
+    `num_ignored`: files that it ignored, less those that were counted so and that it used.
+    `coded`: whether classes that are numbers may stand for names."""
 
     kind: str
     classes: list[str]
@@ -27,9 +43,30 @@ class Reading:
     rejects: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     num_ignored: int = 0
+    coded: bool = False
+
+
+@runtime_checkable
+class LabelledSource(Protocol):
+    """A source that holds its classes itself."""
+
+    def reading(self, start: int, names: ColumnNames) -> Reading:
+        """Of its entries, counted from `start`. UserError where `names` are not in it."""
 
 
 def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
     """Sorts `2` before `10`."""
     parts = re.findall(r"[0-9]+|[^0-9]+", text)
     return (*((0, int(p), "") if p[0] in "0123456789" else (1, 0, p) for p in parts), (2, 0, text))
+
+
+def loose_split(name: str, alone: bool = False) -> int | None:
+    """`train_images`, `trainLabels`, `Training-Set` → 0; where not `alone`, `mnist_train` too. None
+    where no split is named, or more than one."""
+    parts = [part.lower() for part in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)]
+    parts = [part.removesuffix("set") or part for part in parts]
+    if alone:
+        parts = [part for part in parts if part not in _FILLERS]
+        return SPLIT_NAMES.get(parts[0]) if len(parts) == 1 else None
+    splits = {SPLIT_NAMES[part] for part in parts if part in SPLIT_NAMES}
+    return splits.pop() if len(splits) == 1 else None

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from hpc_mlp.conversion.archive import FileSource, Source, open_source
-from hpc_mlp.conversion.layout import ARCHIVE_SUFFIXES, sort_out
+from hpc_mlp.conversion.archive import FileSource, Source
+from hpc_mlp.conversion.entries import ARCHIVE_SUFFIXES, sort_out
+from hpc_mlp.conversion.opening import open_source
 from hpc_mlp.data.decode import ImageSpec, Pixels, training_pixels
 from hpc_mlp.errors import RejectError, UserError
 from hpc_mlp.machine.memory import num_cpus

@@ -28,7 +28,7 @@ from support.archives import (
     two_classes,
 )
 
-from hpc_mlp.conversion.archive import open_source
+from hpc_mlp.conversion.opening import open_source
 from hpc_mlp.data.decode import ImageSpec
 from hpc_mlp.errors import RejectError, UserError
 from hpc_mlp.inference.images import Images
@@ -496,7 +496,7 @@ def test_large_entries_are_read_in_pieces(tmp_path: Path, method: int) -> None:
     assert isinstance(entries(path, scratch=tmp_path)["a.bin"], str)
 
 
-@pytest.mark.parametrize("name", ["a.parquet", "labels.csv", "a.rar", "a.7z"])
+@pytest.mark.parametrize("name", ["a.h5", "labels.csv", "a.rar", "a.7z"])
 def test_what_is_no_archive_of_ours_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"PAR1")
     refused(

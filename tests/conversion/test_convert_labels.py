@@ -153,14 +153,6 @@ def test_split_folders_count_beside_a_table_of_classes(tmp_path: Path) -> None:
     assert counts(manifest) == GIVEN and "splits as the archive says" in output
 
 
-def test_numbers_beside_a_list_of_classes_are_said(tmp_path: Path) -> None:
-    content = table(NAMES, [str(int(name == "dog")) for name in CLASSES])
-    _, output = taken(tmp_path, IMAGES | {"labels.csv": content, "classes.txt": b"cat\ndog"})
-    assert (
-        "the classes in labels.csv are numbers, and stay numbers: classes.txt is not used" in output
-    )
-
-
 def test_splits_inside_class_folders_are_used(tmp_path: Path) -> None:
     files = images(
         *(f"{c}/{s}/{n}" for c, s, n in zip(CLASSES, SPLITS, NAMES, strict=True)), "cat/stray.png"
@@ -231,10 +223,10 @@ def test_a_class_without_training_images_is_named(tmp_path: Path, form: str) -> 
 )
 def test_a_table_that_is_not_read_is_named(tmp_path: Path, name: str) -> None:
     flat = make_zip(tmp_path / "flat.zip", IMAGES | {name: b"x"})
-    refused(convert(flat, tmp_path / "no"), "only one class", f"It holds {name}", "labels.csv")
+    refused(convert(flat, tmp_path / "no"), "only one class", name)
     folders = images(*(f"{c}/{i}.png" for c in ("cat", "dog") for i in range(6)))
     _, output = taken(tmp_path, folders | {name: b"x"})
-    assert (f"not used: {name} (of tables only labels.csv is read)" in output) == (
+    assert (f"not used: {name} (--labels FILE takes classes from a table)" in output) == (
         name != "list.txt"
     )
 

@@ -470,7 +470,7 @@ def test_the_splits_of_the_archive_are_said(splits: list[str], said: str) -> Non
 )
 def test_tables_that_are_not_read_are_named(tables: list[str], said: str) -> None:
     layout = find_layout(Listing([*CAT_AND_DOG, *tables, "notes.txt"]))
-    assert layout.notes == [f"not used: {said} (of tables only labels.csv is read)"]
+    assert layout.notes == [f"not used: {said} (--labels FILE takes classes from a table)"]
 
 
 def test_flat_images_beside_a_text_are_told_of_it_but_not_of_a_readme() -> None:
@@ -478,13 +478,14 @@ def test_flat_images_beside_a_text_are_told_of_it_but_not_of_a_readme() -> None:
         find_layout(
             Listing(["1.png", "README.txt", "License.txt", "readme.TXT", "list.txt", "notes.md"])
         )
-    assert "It holds list.txt: " in str(error.value) and "no class folders" in str(error.value)
+    assert "Tables that it holds: list.txt (names none of its 1 images)." in str(error.value)
+    assert "no class folders" in str(error.value)
 
 
 def test_several_tables_apart_from_the_images_are_refused() -> None:
     parts = [Listing(CAT_AND_DOG), Listing({"x/labels.csv": b""}), Listing({"labels.tsv": b""})]
     with pytest.raises(
-        UserError, match=r"several labels files: x/labels\.csv, labels\.tsv\. Give one"
+        UserError, match=r"several labels files: x/labels\.csv, labels\.tsv\. Say which"
     ):
         find_layout(SeveralSources(parts))
 

@@ -1,0 +1,219 @@
+"""Which tables of an archive are read, each about which of its images."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+
+from hpc_mlp.conversion.archive import Names, Source
+from hpc_mlp.conversion.asked import ColumnNames
+from hpc_mlp.conversion.entries import CLASS_LISTS
+from hpc_mlp.conversion.folders import split_of_folders
+from hpc_mlp.conversion.reading import Reading, loose_split
+from hpc_mlp.conversion.tables import Table, shown_as
+from hpc_mlp.errors import UserError, printable
+
+Images = npt.NDArray[np.int64]
+# So many tables are looked into where none is named.
+_MOST = 32
+
+
+def read_labels_files(
+    source: Source, images: Images, tables: Sequence[int], names: ColumnNames
+) -> list[Reading]:
+    """Of an archive with these images and these `tables` (indices into the source): a reading for
+    each table that is about images of its own. What lies below the folder of another is not used.
+    UserError where a table cannot be understood."""
+    folders = {index: PurePosixPath(source.names[index]).parent for index in tables}
+    used = sorted(tables, key=lambda index: (len(folders[index].parts), index))
+    for index in list(used):
+        others = [folders[other] for other in used if other != index]
+        nested = any(other in (folders[index], *folders[index].parents) for other in others)
+        if len(used) > 1 and (nested or not _below(source, images, folders[index]).any()):
+            used.remove(index)
+    readings, rest = [], images
+    for index in sorted(used):
+        own = _below(source, rest, folders[index]) if len(used) > 1 else np.ones(len(rest), bool)
+        table = Table(source, rest[own], index, folders[index], names, "labels.csv")
+        reading = table.reading()
+        reading.rejects += table.not_listed()
+        readings.append(reading)
+        rest = rest[~own]
+    readings[0].rejects += [(source.names[i], "below no labels file") for i in rest.tolist()]
+    unused = [printable(source.names[index]) for index in tables if index not in used]
+    readings[0].num_ignored = len(unused)
+    readings[0].notes += [f"not used: {', '.join(unused)}"] if unused else []
+    _take_splits_of_folders(source, readings)
+    return readings
+
+
+def read_one(source: Source, images: Images, index: int, names: ColumnNames) -> list[Reading]:
+    """The table that the user names. UserError where it cannot be understood."""
+    table = _table(source, images, index, names, -1)
+    reading = table.reading()
+    reading.rejects += table.not_listed()
+    _take_splits_of_folders(source, [reading])
+    return [reading]
+
+
+def read_any(
+    source: Source, images: Images, tables: Sequence[int], names: ColumnNames
+) -> tuple[list[Reading], list[str]]:
+    """Those of `tables` that are about `images` and have a column of classes: one; or one for each
+    split, by their names (train.csv, test.csv); or one in each of several folders. Readings (none
+    where no table will do), and why the others are not read. UserError where it is unclear which
+    table counts."""
+    # A list of classes may look like a table: `0 cat`.
+    lists = [i for i in tables if source.names[i].rpartition("/")[2].lower() in CLASS_LISTS]
+    tables = [index for index in tables if index not in lists]
+    splits = {index: loose_split(_stem(source.names[index])) for index in (*tables, *lists)}
+    usable: list[Table] = []
+    reasons: list[str] = []
+    for index in (*tables[:_MOST], *lists):
+        name = printable(source.names[index])
+        if index in lists and usable:
+            break
+        if "submission" in _stem(name).lower():
+            reasons.append(f"{name} (a submission, not labels)")
+            continue
+        try:
+            split = splits[index]
+            table = _table(source, images, index, names, -1 if split is None else split)
+            table.columns()
+        except UserError as error:
+            why = str(error).removeprefix(shown_as(source, index))
+            reasons += [f"{name} ({_first_clause(why)})"] if index not in lists else []
+            continue
+        usable.append(table)
+    if not usable:
+        return [], reasons
+    if not any(table.split == 0 for table in usable):
+        # val.csv alone is no split: there is nothing to train on.
+        for table in usable:
+            table.split = -1
+    return _read_together(source, images, usable, splits), reasons
+
+
+def _read_together(
+    source: Source, images: Images, usable: Sequence[Table], splits: dict[int, int | None]
+) -> list[Reading]:
+    folders = {PurePosixPath(table.where).parent for table in usable}
+    named = all(splits[table.index] is not None for table in usable)
+    if len(usable) > 1 and not named and len(folders) < len(usable):
+        names = [printable(table.where) for table in usable]
+        raise UserError(
+            f"{printable(source.label)} holds several tables of classes: {', '.join(names)}. Say "
+            f"which one counts: --labels {names[0]}"
+        )
+    readings = [table.reading() for table in usable]
+    _drop_contradictions(source, usable, readings)
+    listed = set().union(*(table.listed for table in usable))
+    where = " or ".join(table.where for table in usable)
+    rest = [source.names[i] for i in images.tolist() if i not in listed]
+    readings[0].rejects += [(name, f"not listed in {where}") for name in rest]
+    for reading in readings:
+        reading.num_ignored = -1
+    _take_splits_of_folders(source, readings)
+    return readings
+
+
+def _drop_contradictions(
+    source: Source, tables: Sequence[Table], readings: Sequence[Reading]
+) -> None:
+    """An image that two tables list counts once, where they agree, and else not at all."""
+    if len(readings) < 2:
+        return
+    first: dict[int, tuple[int, str, int]] = {}
+    wrong: set[int] = set()
+    for number, reading in enumerate(readings):
+        keep = np.ones(len(reading.entries), bool)
+        rows = zip(
+            reading.entries.tolist(), reading.labels.tolist(), reading.splits.tolist(), strict=True
+        )
+        for place, (entry, label, split) in enumerate(rows):
+            here = (number, reading.classes[label], split)
+            before = first.setdefault(entry, here)
+            keep[place] = before is here
+            if before[1:] != here[1:] and entry not in wrong:
+                wrong.add(entry)
+                both = f"{tables[before[0]].where} and in {tables[number].where}"
+                reading.rejects.append((source.names[entry], f"listed differently in {both}"))
+        _keep(reading, keep)
+    for reading in readings if wrong else ():
+        _keep(reading, ~np.isin(reading.entries, list(wrong)))
+
+
+def _table(source: Source, images: Images, index: int, names: ColumnNames, split: int) -> Table:
+    """About the images below its folder, or below the nearest folder above that holds any; where
+    it is that of one split, without those in folders of others."""
+    where = PurePosixPath(source.names[index])
+    folder = where.parent
+    for folder in where.parents:
+        below = _below(source, images, folder)
+        if below.any():
+            images = images[below]
+            break
+    if split >= 0:
+        of_folder = _splits_by_folder(source.names, images)
+        if (of_folder == split).any():
+            images = images[(of_folder == split) | (of_folder < 0)]
+    return Table(source, images, index, folder, names, printable(where.name), split)
+
+
+def _splits_by_folder(names: Names, images: Images) -> npt.NDArray[np.int8]:
+    """By the first folder on an image's path that is called like a split, or nearly; else -1."""
+    known: dict[str, int] = {}
+    splits = np.full(len(images), -1, np.int8)
+    for place, index in enumerate(images.tolist()):
+        folder = names[index].rpartition("/")[0]
+        if folder not in known:
+            found = [
+                split
+                for part in folder.split("/")
+                if (split := loose_split(part, True)) is not None
+            ]
+            known[folder] = found[0] if found else -1
+        splits[place] = known[folder]
+    return splits
+
+
+def _below(source: Source, images: Images, folder: PurePosixPath) -> npt.NDArray[np.bool_]:
+    prefix = "" if str(folder) == "." else f"{folder}/"
+    return np.array([source.names[i].startswith(prefix) for i in images.tolist()], bool)
+
+
+def _take_splits_of_folders(source: Source, readings: Sequence[Reading]) -> None:
+    """Where no table says a split, but the images lie in split folders: these."""
+    entries = np.concatenate([reading.entries for reading in readings])
+    splits = split_of_folders(source.names, entries) if len(entries) else None
+    if splits is None or any((reading.splits >= 0).any() for reading in readings):
+        return
+    for reading in readings:
+        mine, splits = splits[: len(reading.entries)], splits[len(reading.entries) :]
+        lost = reading.entries[mine < 0].tolist()
+        reading.rejects += [
+            (source.names[i], "not in a folder train, val or test, as others are") for i in lost
+        ]
+        reading.splits = mine
+        _keep(reading, mine >= 0)
+
+
+def _keep(reading: Reading, keep: npt.NDArray[np.bool_]) -> None:
+    reading.entries, reading.labels, reading.splits = (
+        reading.entries[keep],
+        reading.labels[keep],
+        reading.splits[keep],
+    )
+
+
+def _first_clause(text: str) -> str:
+    """`names none of its 3 images. Expected …` → `names none of its 3 images`"""
+    return re.split(r"\. ", text.strip(": "))[0].rstrip(".")
+
+
+def _stem(name: str) -> str:
+    return PurePosixPath(name).stem

@@ -1,0 +1,66 @@
+"""Classes from the names of the images (--class-from-name)."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import numpy.typing as npt
+
+from hpc_mlp.conversion.archive import Source
+from hpc_mlp.conversion.folders import split_of_folders
+from hpc_mlp.conversion.reading import Reading
+from hpc_mlp.errors import UserError, printable
+
+KIND = "classes from names"
+_USUAL = r"^([^\W\d]+?)[_\W\d]"
+
+
+def read(source: Source, images: npt.NDArray[np.int64], pattern: re.Pattern[str]) -> Reading:
+    """`pattern` is searched in the file name, or in the whole path where it has a slash. UserError
+    where no image has such a name."""
+    group: int | str = "class" if "class" in pattern.groupindex else 1
+    numbers: dict[str, int] = {}
+    labels = np.full(len(images), -1, np.int32)
+    for place, index in enumerate(images.tolist()):
+        found = pattern.search(_searched(source.names[index], pattern))
+        if found and (name := (found[group] or "").strip().replace("/", "-")):
+            labels[place] = numbers.setdefault(name, len(numbers))
+    known = labels >= 0
+    if not known.any():
+        example = printable(_searched(source.names[int(images[0])], pattern))
+        raise UserError(
+            f"--class-from-name {pattern.pattern!r} finds no class in any of the {len(images):,} "
+            f"names of images in {printable(source.label)}, such as {example}."
+        )
+    reason = f"its name has no class by --class-from-name {pattern.pattern}"
+    rejects = [(source.names[i], reason) for i in images[~known].tolist()]
+    splits = np.full(len(images), -1, np.int8)
+    of_folders = split_of_folders(source.names, images[known])
+    if of_folders is not None:
+        splits[known] = of_folders
+        lost = images[known & (splits < 0)].tolist()
+        rejects += [(source.names[i], "not in a folder train, val or test") for i in lost]
+        known &= splits >= 0
+    named = f"the group {group!r}" if isinstance(group, str) else "the first group"
+    notes = [f"took {named} of --class-from-name {printable(pattern.pattern)} as class"]
+    return Reading(KIND, list(numbers), images[known], labels[known], splits[known], rejects, notes)
+
+
+def _searched(name: str, pattern: re.Pattern[str]) -> str:
+    return name if "/" in pattern.pattern else name.rsplit("/", 1)[-1]
+
+
+def advice(source: Source, images: npt.NDArray[np.int64]) -> str:
+    """What to write where the names of all images begin with a word, of which there are some
+    (cat_001.jpg, dog.2.png); else nothing."""
+    words: dict[str, int] = {}
+    for index in images[:10_000].tolist():
+        found = re.search(_USUAL, _searched(source.names[index], re.compile("")))
+        if found is None:
+            return ""
+        words[found[1]] = words.get(found[1], 0) + 1
+    if not 2 <= len(words) <= max(2, len(images) // 2):
+        return ""
+    first = ", ".join(printable(word) for word in list(words)[:3])
+    return f" File names begin with {len(words)} words ({first}): --class-from-name '{_USUAL}'"
