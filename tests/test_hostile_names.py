@@ -16,6 +16,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 from support.process import Cli, command, environment
 
@@ -98,10 +99,21 @@ def test_convert_and_inspect(folder: Folder, cli: Cli, tmp_path: Path) -> None:
         cli, "inspect", folder.shards, "--verify", "--contact-sheet", tmp_path / f"{CLASSES[1]}.png"
     )
     assert r"\x1b]52;c;aGk=\x07" in text and r"\u202e\x9b31m[red]:skull:" in text
-    for name in ("rejects.jsonl", "duplicates.jsonl", "manifest.json"):
+    for name in (
+        "rejects.jsonl",
+        "duplicates.jsonl",
+        "manifest.json",
+        "croissant.json",
+        "README.md",
+    ):
         shown((folder.shards / name).read_text())
     manifest = json.loads((folder.shards / "manifest.json").read_text())
     assert sorted(manifest["classes"]) == sorted(CLASSES)
+    card = (folder.shards / "README.md").read_text()
+    assert not re.search(r"<img|(?<!\\)\[red\]", re.sub(r"`[^`\n]*`", "", card))
+    (head,) = re.findall(r"\A---\n(.*?)\n---\n", card, re.S)
+    (_, label, *_) = yaml.safe_load(head)["dataset_info"]["features"]
+    assert list(label["dtype"]["class_label"]["names"].values()) == manifest["classes"]
     assert "cannot be taken" in said(
         cli, "convert", folder.archive, tmp_path / "no", "--strict", code=2
     )

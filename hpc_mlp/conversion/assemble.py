@@ -15,12 +15,12 @@ import PIL
 import simplejpeg
 
 from hpc_mlp._version import __version__
-from hpc_mlp.conversion import duplicates, split
+from hpc_mlp.conversion import croissant, data_card, duplicates, split
 from hpc_mlp.conversion.archive import Source
 from hpc_mlp.conversion.layout import Layout
 from hpc_mlp.conversion.pool import Background, Pool
 from hpc_mlp.conversion.stats import mean_and_std
-from hpc_mlp.conversion.worker import ShardPlan, Worker
+from hpc_mlp.conversion.worker import SUFFIXES, ShardPlan, Worker
 from hpc_mlp.data.decode import ImageSpec
 from hpc_mlp.data.encode import tar_member_size
 from hpc_mlp.data.limits import SPLITS
@@ -125,7 +125,7 @@ class Assembly:
             yield order[start:stop]
             start = stop
 
-    def write_manifest(
+    def write_metadata(
         self,
         spec: ImageSpec,
         encoding: str,
@@ -133,6 +133,7 @@ class Assembly:
         source_sha256: str,
         num_rejects: int,
     ) -> None:
+        """The manifest, and what it says for hubs."""
         # Late: `convert` imports it while its workers are at work.
         from hpc_mlp.data.manifest import NAME, Manifest
 
@@ -171,8 +172,17 @@ class Assembly:
             },
             strict=False,
         )
-        text = json_text(manifest.model_dump(mode="json"), indent=1)
-        (self.folder / NAME).write_text(text + "\n", encoding="utf-8")
+        used = np.unique(self.records["suffix"][self.splits >= 0])
+        suffixes = [SUFFIXES[number] for number in used]
+        metadata = croissant.croissant(
+            manifest, data_card.title(manifest), data_card.summary(manifest), suffixes
+        )
+        for name, text in (
+            (NAME, json_text(manifest.model_dump(mode="json"), indent=1) + "\n"),
+            (croissant.NAME, json_text(metadata, indent=1) + "\n"),
+            (data_card.NAME, data_card.data_card(manifest, suffixes)),
+        ):
+            (self.folder / name).write_text(text, encoding="utf-8")
 
 
 def _classes_with_images(

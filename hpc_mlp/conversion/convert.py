@@ -207,7 +207,7 @@ def _convert_source(
     with closing(worker), Pool(worker, count) as pool, rejects:
         # The pages it reads are those that the workers read.
         content = Background(source.sha256)
-        Background(_import_manifest)
+        Background(_import_for_the_end)
         progress.start(layout)
         rejects.extend(layout.rejects)
         records = _convert_all(pool, source, layout, settings, rejects, progress)
@@ -226,13 +226,15 @@ def _convert_source(
         )
         progress.phase("writing shards")
         assembly.write_shards(pool, int(settings.shard_mb * 1e6))
-        assembly.write_manifest(
+        assembly.write_metadata(
             settings.spec, settings.encoding, settings.recorded(), content.result(), rejects.count
         )
 
 
-def _import_manifest() -> None:
-    """For the end. Its pydantic takes 0.1 s, for which the workers need not wait."""
+def _import_for_the_end() -> None:
+    """pydantic takes 0.1 s, for which the workers need not wait."""
+    import yaml  # noqa: F401
+
     import hpc_mlp.data.manifest  # noqa: F401
 
 

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from hpc_mlp.config.loading import build_config
 from hpc_mlp.config.sections import Config, flatten, identity
 from hpc_mlp.errors import printable
-from hpc_mlp.terminal.text import markdown, markdown_code
+from hpc_mlp.terminal.text import front_matter, markdown, markdown_code
 
 if TYPE_CHECKING:
     from hpc_mlp.inference.model import TrainedRun
@@ -27,18 +27,25 @@ _ALWAYS = (
     "model.kind",
     "model.hidden",
 )
+# What hubs call them, and what they are.
+_METRICS = {
+    "accuracy": "accuracy",
+    "precision": "precision, mean over the classes",
+    "recall": "recall, mean over the classes",
+    "f1": "F1, mean over the classes",
+}
 _ENDED = {"epochs": "Ended", "early": "Stopped early", "max_seconds": "Stopped at its time limit"}
 
 
 def model_card(run: TrainedRun, file: str, format: str, dtype: str) -> str:
-    """Markdown: use, data, recipe, metrics, limits."""
+    """Markdown: a YAML head, then use, data, recipe, metrics, limits."""
     config = build_config(run.config.config)
     defaults, ours = identity(flatten(Config())), identity(flatten(config))
     number = run.config.num_parameters
     test = run.result.test if run.result else None
     mistaken = [row for row in test.per_class if row.recall < 1 and row.support] if test else []
     template = _environment().get_template("card.md.j2")
-    return template.render(
+    return front_matter(_head(run, format)) + template.render(
         run=run,
         classes=run.classes,
         config=config,
@@ -58,8 +65,36 @@ def model_card(run: TrainedRun, file: str, format: str, dtype: str) -> str:
     )
 
 
+def _head(run: TrainedRun, format: str) -> dict[str, Any]:
+    """What model hubs read. They take a metric only with its value: none, no `model-index`."""
+    head: dict[str, Any] = {
+        "library_name": "hpc-mlp",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "hpc-mlp", format],
+        "metrics": list(_METRICS),
+    }
+    test = run.result.test if run.result else None
+    if test is None or not test.num_images:
+        return head
+    dataset = run.config.dataset
+    result = {
+        "task": {"type": "image-classification"},
+        "dataset": {
+            "type": "hpc-mlp",
+            "name": dataset.source or dataset.digest,
+            "split": "test",
+            "revision": dataset.digest,
+        },
+        "metrics": [
+            {"type": name, "value": getattr(test, name), "name": title}
+            for name, title in _METRICS.items()
+        ],
+    }
+    return head | {"model-index": [{"name": run.name, "results": [result]}]}
+
+
 def is_card(text: str) -> bool:
-    return text.startswith("# ") and "trained with hpc-mlp." in text
+    return text.startswith(("---\n", "# ")) and "trained with hpc-mlp." in text
 
 
 def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:

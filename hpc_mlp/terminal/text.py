@@ -1,4 +1,4 @@
-"""Numbers as people write them, foreign text that is safe to show, and values as JSON."""
+"""Numbers as people write them, foreign text that is safe to show, and values as JSON and YAML."""
 
 from __future__ import annotations
 
@@ -32,13 +32,42 @@ def markdown_code(text: object) -> str:
     return "`" + printable(text).replace("`", "'").replace("|", "\\|") + "`"
 
 
+def front_matter(values: Mapping[str, Any]) -> str:
+    """The YAML head of a Markdown file, as hubs read it, and the blank line after it. Where it is
+    shown as Markdown, no name in it acts: what would is written as a number, as in `"\\x3Cimg"`."""
+    # Late: few commands write one.
+    import yaml
+
+    def quoted(dumper: Any, text: str) -> Any:
+        style = '"' if _ACTIVE.search(text) else None
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+    dumper: Any = type("Dumper", (yaml.SafeDumper,), {})
+    dumper.add_representer(str, quoted)
+    head = yaml.dump(dict(values), Dumper=dumper, sort_keys=False, allow_unicode=True, width=10**6)
+    return f"---\n{_ACTIVE.sub(_in_yaml, head)}---\n\n"
+
+
+def _in_yaml(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return "\n" if found[0] == "\n" else f"\\x{code:02X}" if code < 0x100 else f"\\u{code:04X}"
+
+
+# But for `<` in sizes such as 1K<n<10K.
+_ACTIVE = re.compile(rf"{ACTING.pattern}|[`\[\]]|<(?!n<|\d)")
 # An underscore within a word is one.
 _MARKDOWN = re.compile(r"[`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
 
 def count(number: int, word: str) -> str:
-    """`1 run`, `1,000 runs`"""
-    return f"{number:,} {word}{'s' * (number != 1)}"
+    """`1 run`, `1,000 runs`, `2 classes`"""
+    end = "" if number == 1 else "es" if word.endswith("s") else "s"
+    return f"{number:,} {word}{end}"
+
+
+def one_of(number: int, one: str, several: str) -> str:
+    """The verb's form: `one` of 1 run *is*, several *are*."""
+    return one if number == 1 else several
 
 
 def spans(numbers: Iterable[int]) -> str:

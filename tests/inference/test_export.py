@@ -15,6 +15,7 @@ import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -168,6 +169,30 @@ def test_the_card_tells_use_data_recipe_metrics_limits(
         assert names["about"]["classes"] == CLASSES and "0.weight" in names["weights"]
     else:
         assert names["classes"] == CLASSES and names["probabilities"].shape == (1, 3)
+
+
+def test_the_head_of_the_card_is_what_model_hubs_read(trained: Trained, tmp_path: Path) -> None:
+    run = shutil.copytree(trained.run("batchnorm-s0"), tmp_path / "batchnorm-s0")
+    export = ("export", run, "--format", "safetensors", "--out", tmp_path / "m.safetensors")
+    assert call(*export).exit_code == 0
+    about = ModelCard.load(tmp_path / "m.md").data
+    assert (about.library_name, about.pipeline_tag) == ("hpc-mlp", "image-classification")
+    assert about.tags == ["image-classification", "hpc-mlp", "safetensors"]
+    test = json.loads((run / "result.json").read_text())["test"]
+    metrics = {result.metric_type: result.metric_value for result in about.eval_results}
+    assert metrics == {name: test[name] for name in ("accuracy", "precision", "recall", "f1")}
+    assert list(metrics) == about.metrics and about.model_name == "batchnorm-s0"
+    (one, *_) = about.eval_results
+    digest = json.loads((trained.shards / "manifest.json").read_text())["digest"]
+    assert (one.dataset_name, one.dataset_split, one.dataset_revision) == (
+        "all.zip",
+        "test",
+        digest,
+    )
+    # Of an unfinished run there is nothing to tell.
+    (run / "result.json").unlink()
+    assert call(*export, "--overwrite").exit_code == 0
+    assert ModelCard.load(tmp_path / "m.md").data.eval_results is None
 
 
 @given(n=st.integers(1, 100_000), share=st.floats(0, 1))
