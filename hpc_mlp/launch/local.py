@@ -15,11 +15,13 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 from hpc_mlp.config.sections import LaunchConfig
 from hpc_mlp.errors import RunError, UserError
+from hpc_mlp.files.atomic import write_bytes
 from hpc_mlp.launch.environment import local_environment
 from hpc_mlp.launch.packs import JobInfo, Start
 from hpc_mlp.launch.records import Submission, read_submission
@@ -27,9 +29,11 @@ from hpc_mlp.launch.slots import Slot, lock_folder, make_slots, release
 from hpc_mlp.launch.spawn import GRACE_SECONDS, how_it_ended
 from hpc_mlp.machine.liveness import is_alive, send_signal
 from hpc_mlp.runs.lease import Lease, is_held
-from hpc_mlp.terminal.output import say
+from hpc_mlp.terminal.output import prepare, say
 
 NAME = "the local queue"
+# In a submission's folder: who holds the slots that its jobs wait for.
+_WAITING = "waiting"
 _POLL = 0.1
 # For the checkpoint after SIGTERM, before SIGKILL: a little more than it gives its own.
 _GRACE_SECONDS = GRACE_SECONDS + 3.0
@@ -73,10 +77,12 @@ def submit(submission: Submission) -> Submission:
 
 @dataclass
 class QueuedCommand:
-    """One command of a queue. `wanted` is asked before and while it runs: False ends it."""
+    """One command of a queue. `wanted` is asked before and while it runs: False ends it. `label`
+    names it to those who wait for its slot."""
 
     command: list[str]
     log: Path
+    label: str = "a job"
     wanted: Callable[[], bool] = lambda: True
     ended: Callable[[int], None] = lambda code: None
     process: subprocess.Popen[bytes] | None = None
@@ -86,15 +92,18 @@ class QueuedCommand:
 
 @dataclass
 class Queue:
-    """Work off jobs in order, each in a slot. One that fails does not touch the others."""
+    """Work off jobs in order, each in a slot. One that fails does not touch the others. `waits` is
+    told who holds the slots where others do, and "" where that is over."""
 
     slots: list[Slot]
     locks: Path = field(default_factory=lock_folder)
+    waits: Callable[[str], None] = lambda holders: None
     stopping: bool = False
 
     def run(self, jobs: Iterable[QueuedCommand]) -> None:
         waiting, running = list(jobs)[::-1], list[QueuedCommand]()
         self.locks.mkdir(parents=True, exist_ok=True, mode=0o700)
+        told = ""
         while waiting or running:
             for job in list(running):
                 if self._is_over(job):
@@ -109,8 +118,15 @@ class Queue:
                 progress = self._start(waiting[-1])
                 if progress:
                     running.append(waiting.pop())
+            if (holders := "" if progress else self._holders()) != told:
+                told = holders
+                self.waits(holders)
             if running or waiting:
                 self._rest(running)
+
+    def _holders(self) -> str:
+        held = ((slot.name, slot.holder(self.locks)) for slot in self.slots)
+        return "; ".join(f"{name} is held by {holder}" for name, holder in held if holder)
 
     def _rest(self, running: list[QueuedCommand]) -> None:
         """Until a job ends or the next poll."""
@@ -122,7 +138,7 @@ class Queue:
 
     def _start(self, job: QueuedCommand) -> bool:
         for slot in self.slots:
-            locks = slot.take(self.locks)
+            locks = slot.take(self.locks, f"{job.label} since {time.strftime('%Y-%m-%d %H:%M')}")
             if locks is None:
                 continue
             env = {**os.environ, "OMP_NUM_THREADS": str(slot.threads)}
@@ -175,6 +191,7 @@ def _signal_group(pid: int, number: int) -> None:
 
 def work_off(folder: Path) -> None:
     """The queue's process: every pack of the submission, then end."""
+    prepare()
     submission = read_submission(folder)
     assert submission is not None
     queue = Queue(make_slots(submission.resources, submission.slots, submission.cpu))
@@ -184,6 +201,7 @@ def work_off(folder: Path) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    queue.waits = partial(_write_waiting, folder / _WAITING)
     with Lease(folder):
         (folder / "queue.pid").write_text(str(os.getpid()))
         queue.run(_job(submission, pack.index) for pack in submission.packs)
@@ -201,9 +219,19 @@ def _job(submission: Submission, index: int) -> QueuedCommand:
             str(index),
         ],
         log=log_path(submission, index),
+        label=f"job {submission.packs[index].job_id} of {submission.folder.parent.parent}",
         wanted=lambda: not cancelled.exists(),
         ended=lambda code: _write_end(submission, index, code),
     )
+
+
+def _write_waiting(path: Path, holders: str) -> None:
+    """For `status`, which may be asked elsewhere. Nothing is lost where the disk is full."""
+    with suppress(OSError):
+        if holders:
+            write_bytes(path, holders.encode(errors="replace"))
+        else:
+            path.unlink()
 
 
 def _write_end(submission: Submission, index: int, code: int) -> None:
@@ -248,8 +276,17 @@ def _query(submission: Submission) -> dict[str, JobInfo]:
         elif starts and (queue_lives or is_alive(starts[-1])):
             known[pack.job_id] = JobInfo("running", "RUNNING", node=starts[-1].host)
         elif queue_lives and not submission.is_cancelled(pack.index):
-            known[pack.job_id] = JobInfo("queued", "PENDING", "waits for a free slot")
+            known[pack.job_id] = JobInfo("queued", "PENDING", _reason(submission))
     return known
+
+
+def _reason(submission: Submission) -> str:
+    """Why its jobs wait: for one another, or for a job of another submission."""
+    try:
+        holders = (submission.folder / _WAITING).read_text(errors="replace")
+    except OSError:
+        holders = ""
+    return "waits for a free slot" + (f": {holders}" if holders else "")
 
 
 def cancel(submission: Submission, packs: Iterable[int]) -> None:

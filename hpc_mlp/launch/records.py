@@ -8,6 +8,7 @@ RUNS/.launch/<id>/submission.json          one submission: cluster, packs, job i
                  /started/<pack>.<n>.json  where and when the pack was started, n = times requeued
                  /ended/<pack>.json        local queue: the exit code
                  /cancelled/<pack>         someone asked for its end
+                 /waiting                  local queue: who holds the slots that it waits for
 The folders are the truth; RUNS/submission.json is made from them.
 """
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -18,6 +19,9 @@ from hpc_mlp.files.atomic import lock
 from hpc_mlp.machine import gpus
 from hpc_mlp.machine.memory import num_cpus
 from hpc_mlp.terminal.text import count
+
+# Of what a lock file says: a job and its runs folder.
+_MOST_BYTES = 8192
 
 
 @dataclass(frozen=True)
@@ -30,15 +34,32 @@ class Slot:
     threads: int = 1
     locks: tuple[str, ...] = ()
 
-    def take(self, folder: Path) -> list[IO[bytes]] | None:
-        """Its lock files in `folder`, locked until they are closed; None if one is taken."""
+    def take(self, folder: Path, holder: str = "") -> list[IO[bytes]] | None:
+        """Its lock files in `folder`, locked until they are closed; None if one is taken. They tell
+        others who the `holder` is."""
         taken: list[IO[bytes]] = []
         for name in self.locks or (self.name,):
             taken.append((folder / name).open("ab"))
             if not lock(taken[-1]):
                 release(taken)
                 return None
+        for file in taken:
+            # It is held whatever others can read of it, also on a full disk.
+            with suppress(OSError):
+                file.truncate(0)
+                file.write(holder.encode(errors="replace"))
+                file.flush()
         return taken
+
+    def holder(self, folder: Path) -> str:
+        """Who has taken it, as `take` was told; "" where nobody has."""
+        for name in self.locks or (self.name,):
+            with (folder / name).open("ab+") as file:
+                # What a dead holder wrote is no longer true, and its lock is free.
+                if not lock(file):
+                    file.seek(0)
+                    return file.read(_MOST_BYTES).decode(errors="replace") or "another job"
+        return ""
 
 
 def release(locks: Sequence[IO[bytes]]) -> None:
@@ -70,7 +91,8 @@ def make_slots(launch: LaunchConfig, number: int | None, cpu: bool) -> list[Slot
     ]
     if launch.gpus_per_job and not groups:
         raise RunError(
-            f"launch.gpus_per_job = {per_slot}, but this machine shows {len(devices)} GPUs."
+            f"launch.gpus_per_job = {per_slot}, but this machine shows "
+            f"{count(len(devices), 'GPU')}."
         )
     if per_slot > 1 and any(device.startswith("MIG-") for device in devices):
         raise UserError(

@@ -188,8 +188,12 @@ def _footer(runs: Sequence[RunStatus]) -> str:
     running = [run for run in runs if run.state == "running"]
     rate = sum(run.progress.images_per_second or 0.0 for run in running)
     left = _seconds_left(running)
-    more = any(run.state == "queued" for run in runs)
+    queued = [run for run in runs if run.state == "queued"]
+    more = bool(queued)
+    # With nothing to look at, why that is so.
+    reasons = [] if running else list(dict.fromkeys(run.detail for run in queued if run.detail))
     parts = [
+        *reasons[:1],
         f"{rate:,.0f} images/s" if rate else "",
         f"{'more than ' if more else ''}{duration(left)} left" if left else "",
         _usage([run.usage for run in running if run.usage]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -19,10 +20,12 @@ from hpc_mlp.config.plan import parse_seeds, parse_set, parse_variants, plan_run
 from hpc_mlp.config.sections import LaunchConfig
 from hpc_mlp.launch.local import Queue, QueuedCommand
 from hpc_mlp.launch.records import Submission, list_submissions
-from hpc_mlp.launch.slots import Slot
+from hpc_mlp.launch.slots import Slot, release
 from hpc_mlp.launch.status import read_status
 from hpc_mlp.launch.submit import cancel, load_launch, submit
+from hpc_mlp.live.render import render
 from hpc_mlp.live.rows import RunStatus
+from hpc_mlp.terminal.console import Console
 
 STANDIN = str(Path(__file__).parents[1] / "support" / "standin")
 
@@ -127,7 +130,43 @@ def test_each_job_is_pinned_to_its_own_gpu(tmp_path: Path) -> None:
     assert set(filter(None, seen)) == {"3 4", "5 4"}
 
 
+def test_who_holds_the_slot_is_told_while_a_job_waits_for_it(tmp_path: Path) -> None:
+    slot, told = Slot("cpu-0"), list[str]()
+    taken = slot.take(tmp_path, "job 7_0 of /other/runs") or []
+    assert taken and slot.holder(tmp_path) == "job 7_0 of /other/runs"
+
+    def waits(holders: str) -> None:
+        told.append(holders)
+        release(taken)
+
+    Queue([slot], tmp_path, waits).run([shell_job(tmp_path, 0, "exit 0")])
+    assert told == ["cpu-0 is held by job 7_0 of /other/runs", ""]
+    # What the last holder wrote is still there, and holds nothing.
+    assert (tmp_path / "cpu-0").read_text().startswith("a job since 2")
+    assert slot.holder(tmp_path) == ""
+
+
 # -- submissions
+
+
+def test_a_job_that_waits_says_whose_job_has_the_slot(tmp_path: Path) -> None:
+    slow = ("train.epochs=1000", "model.options.seconds=0.02")
+    first = start(tmp_path / "mine", "baseline", "0", *slow)
+    wait_until(lambda: states(tmp_path / "mine") == {"baseline-s0": "running"})
+    start(tmp_path / "other", "baseline", "0", *slow)
+    assert first is not None
+    job = f"job {first.packs[0].job_id} of {tmp_path / 'mine'} since 2"
+    reason = f"waits for a free slot: cpu-0 is held by {job}"
+    wait_until(lambda: reason in by_name(tmp_path / "other")["baseline-s0"].detail)
+    row = by_name(tmp_path / "other")["baseline-s0"]
+    assert row.state == "queued" and row.detail.count("held") == 1
+    # The live table of --watch.
+    with Console(width=300, record=True, file=io.StringIO()) as console:
+        console.print(render([row], 300, 24))
+    assert reason in console.export_text()
+    cancel(tmp_path / "mine")
+    wait_until(lambda: states(tmp_path / "other") == {"baseline-s0": "running"})
+    cancel(tmp_path / "other")
 
 
 def test_a_submission_runs_to_its_end_and_is_not_sent_again(tmp_path: Path) -> None:
