@@ -88,9 +88,11 @@ def train(
     trained = [run for spec in specs if (run := read_run(folder / spec.name)) is not None]
     failed = [run.name for run in trained if run.state == "failed"]
     if code:
+        from hpc_mlp.terminal.text import count
+
         names = ", ".join(failed)
         raise RunError(
-            f"{len(failed)} of {len(specs)} runs failed: {names}. See failed.json in them."
+            f"{len(failed)} of {count(len(specs), 'run')} failed: {names}. See failed.json there."
         )
     return trained
 

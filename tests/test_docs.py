@@ -189,7 +189,7 @@ def test_generated_regions_are_fresh_and_staleness_is_seen(tmp_path: Path) -> No
     checked = subprocess.run([sys.executable, tool, "--check"], capture_output=True, text=True)
     assert checked.returncode == 0, f"{checked.stdout}\n{checked.stderr}"
     whole = "".join(page.read_text() for page in PAGES)
-    for name in ("commands", "variants", "exit-codes", "floors", "rooms", "extend"):
+    for name in ("commands", "cli", "variants", "exit-codes", "floors", "rooms", "extend"):
         assert whole.count(f"<!-- {name} -->") == whole.count(f"<!-- /{name} -->") == 1
     # A copy of the tree in which a number was edited by hand, and a test has moved.
     for path in ("hpc_mlp", "configs", "tools", "tests", "docs"):

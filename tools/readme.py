@@ -3,9 +3,10 @@
     python tools/readme.py           rewrite the regions between <!-- NAME --> and <!-- /NAME -->
     python tools/readme.py --check   exit code 1 where they are not what they should be
 
-Regions: commands (name and line of help), variants (from configs/variants), exit-codes, floors and
-rooms (of the house, from the test that holds them), extend (where a new part goes), and figures-*
-(from tools/figures.json, which holds what was measured, on what, with which command and how often).
+Regions: commands (name and line of help), cli (the help of every command), variants (from
+configs/variants), exit-codes, floors and rooms (of the house, from the test that holds them),
+extend (where a new part goes), and figures-* (from tools/figures.json, which holds what was
+measured, on what, with which command and how often).
 Links to Python files that have moved follow them.
 """
 
@@ -13,19 +14,23 @@ from __future__ import annotations
 
 import ast
 import difflib
+import inspect
 import json
 import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import click
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from hpc_mlp.cli import COMMANDS  # noqa: E402
+from hpc_mlp.cli import main as main_command  # noqa: E402
 from hpc_mlp.config.plan import ALL, load_variant, plan_runs, shipped_variants  # noqa: E402
 from hpc_mlp.config.sections import ModelConfig  # noqa: E402
 from hpc_mlp.errors import LeaseLostError, RunError, UserError  # noqa: E402
@@ -54,6 +59,37 @@ def commands() -> str:
     return table(
         ["command", "what it does"], [[f"`{name}`", line] for name, (_, line) in COMMANDS.items()]
     )
+
+
+def cli() -> str:
+    """The help of every command, as a manual page has it."""
+    return "\n\n".join(part for name in COMMANDS for part in manual(name))
+
+
+def manual(name: str) -> Iterator[str]:
+    """Heading, usage, description with its examples, options."""
+    command = main_command.get_command(click.Context(main_command), name)
+    assert command is not None
+    context = click.Context(command, info_name=f"hpc-mlp {name}", **command.context_settings)
+    yield f"## {name}"
+    yield f"    hpc-mlp {name} {' '.join(command.collect_usage_pieces(context))}"
+    for paragraph in inspect.cleandoc(command.help or "").split("\n\n"):
+        # \b: not to be wrapped, which are the examples.
+        lines = paragraph.removeprefix("\b\n").splitlines()
+        if paragraph.startswith("\b"):
+            yield "\n".join(f"    {line}" for line in lines)
+        else:
+            yield wrapped(literal(" ".join(lines)))
+    given = [option for option in command.params if isinstance(option, click.Option)]
+    records = filter(None, (option.get_help_record(context) for option in given))
+    options = [f"- `{names}`: {literal(text)}" for names, text in records]
+    yield "\n".join(wrapped(re.sub(r"  +", " ", option), "  ") for option in options)
+
+
+def literal(text: str) -> str:
+    """A help text with its options and the names that have a `_` between backticks."""
+    marks = re.compile(r"`[^`]*`|--[a-z][a-z-]*|\w*_\w*")
+    return marks.sub(lambda found: found[0] if "`" in found[0] else f"`{found[0]}`", text)
 
 
 def variants() -> str:
@@ -162,12 +198,14 @@ def figures(name: str) -> str:
     return "\n\n".join([*shown, *map(wrapped, [*entry.get("text", []), about])])
 
 
-def wrapped(text: str) -> str:
-    """Lines of 100 characters, with what is between backticks on one line."""
+def wrapped(text: str, indent: str = "") -> str:
+    """Lines of 100 characters, with what is between backticks on one line; `indent` from the second
+    on."""
     whole = re.sub(r"`[^`]*`", lambda found: found[0].replace(" ", "\0"), text)
-    return textwrap.fill(whole, 100, break_on_hyphens=False, break_long_words=False).replace(
-        "\0", " "
+    filled = textwrap.fill(
+        whole, 100, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False
     )
+    return filled.replace("\0", " ")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = False) -> str:
@@ -180,6 +218,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = Fa
 
 REGIONS: dict[str, Callable[[], str]] = {
     "commands": commands,
+    "cli": cli,
     "variants": variants,
     "exit-codes": exit_codes,
     "floors": floors,

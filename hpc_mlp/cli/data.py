@@ -15,6 +15,7 @@ import click
 from hpc_mlp.cli.options import PATH, Command
 from hpc_mlp.errors import UserError
 from hpc_mlp.terminal.output import say
+from hpc_mlp.terminal.text import count
 
 if TYPE_CHECKING:
     from hpc_mlp.conversion.convert import ConvertOptions
@@ -130,9 +131,11 @@ def _show_preview(paths: tuple[Path, ...], size: str, options: ConvertOptions) -
 
 def say_layout(layout: Layout) -> None:
     """What was recognised."""
+    ignored = layout.num_ignored
     say(
-        f"{layout.kind}: {len(layout.entries):,} images of {len(layout.classes)} classes"
-        + (f", {layout.num_ignored:,} other files ignored" if layout.num_ignored else "")
+        f"{layout.kind}: {count(len(layout.entries), 'image')} of "
+        + count(len(layout.classes), "class")
+        + (f", {count(ignored, 'other file')} ignored" if ignored else "")
     )
     for note in layout.notes:
         say(f"  {note}")
@@ -223,11 +226,11 @@ class ConversionProgress:
         if self._bar is None and seconds < self._next:
             return
         speed = f"{self.num_images / seconds:,.0f} img/s, {self._bytes / 1e6 / seconds:,.1f} MB/s"
-        speed += f", {rejects:,} rejects" if rejects else ""
+        speed += f", {count(rejects, 'reject')}" if rejects else ""
         if self._bar is not None:
             self._bar.update(self._task, completed=self.num_images, speed=speed)
         else:
-            say(f"{self.num_images:,} images: {speed}", err=True)
+            say(f"{count(self.num_images, 'image')}: {speed}", err=True)
             self._next = seconds + _LINE_SECONDS
 
     def phase(self, text: str) -> None:
@@ -258,7 +261,7 @@ def inspect(out: Path, contact_sheet: Path | None, augments: tuple[str, ...], ch
 
     \b
     hpc-mlp inspect shards --verify --contact-sheet images.png
-    hpc-mlp inspect shards --augment augment.rotation=15 --contact-sheet augmented.png
+    hpc-mlp inspect shards --augment rotation=15 --contact-sheet augmented.png
     """
     from hpc_mlp.data.inspection import show
     from hpc_mlp.data.manifest import Manifest

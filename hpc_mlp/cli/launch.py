@@ -80,7 +80,7 @@ def submit(
     on their way are left out, so the same command sends only what is missing.
 
     \b
-    hpc-mlp submit shards --variants all --seeds 0-4 --cluster slurm --cluster-config gpu
+    hpc-mlp submit shards --seeds 0-4 --cluster slurm --cluster-config gpu
     hpc-mlp submit shards --cluster local --slots 2 --wait
 
     --log-format is for --wait: as with `train`, and with json no table follows.
@@ -157,7 +157,7 @@ def _show_resources(
     if where == "local":
         for slot in make_slots(launch, slots, cpu):
             devices = f"GPU {','.join(slot.devices)}" if slot.devices else "CPU"
-            say(f"Slot {slot.name}: {devices}, {slot.threads} thread(s)")
+            say(f"Slot {slot.name}: {devices}, {count(slot.threads, 'thread')}")
         return
     say(f"Each job: {show.resources(launch)}.")
     if num_jobs:

@@ -12,7 +12,7 @@ import click
 from hpc_mlp.cli.options import PATH, Command
 from hpc_mlp.errors import printable
 from hpc_mlp.terminal.output import say
-from hpc_mlp.terminal.text import json_text
+from hpc_mlp.terminal.text import count, json_text
 
 if TYPE_CHECKING:
     from hpc_mlp.inference.model import TrainedRun
@@ -69,7 +69,7 @@ def predict(
 
     \b
     hpc-mlp predict runs/batchnorm-s0 cat.jpg dog.png
-    hpc-mlp predict runs/batchnorm-s0 photos.zip --ensemble --format csv > predictions.csv
+    hpc-mlp predict runs/batchnorm-s0 photos.zip --ensemble --format csv > out.csv
     """
     from hpc_mlp.cli.predict_output import WRITERS, Counted
     from hpc_mlp.files.wrong_path import want_run
@@ -84,8 +84,7 @@ def predict(
     finally:
         predictions.hide()
     if failed:
-        one = "1 image" if failed == 1 else f"{failed:,} images"
-        say(f"hpc-mlp: {one} could not be read.", err=True)
+        say(f"hpc-mlp: {count(failed, 'image')} could not be read.", err=True)
         sys.exit(1)
 
 

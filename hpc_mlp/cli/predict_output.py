@@ -16,7 +16,7 @@ from hpc_mlp.errors import printable
 from hpc_mlp.runs.folder import Json
 from hpc_mlp.terminal.console import Console
 from hpc_mlp.terminal.output import say
-from hpc_mlp.terminal.text import csv_cell, json_text
+from hpc_mlp.terminal.text import count, csv_cell, json_text
 
 if TYPE_CHECKING:
     from hpc_mlp.inference.predict import Prediction, Predictions
@@ -154,7 +154,8 @@ WRITERS: dict[str, Callable[[Sequence[str], Counted, int | None], int]] = {
 def print_metrics(metrics: Json, title: str) -> None:
     console = Console()
     accuracy, loss = 100 * metrics["accuracy"], metrics["loss"]
-    text = f"{title}: accuracy {accuracy:.2f} %, loss {loss:.4f}, {metrics['num_images']:,} images"
+    text = f"{title}: accuracy {accuracy:.2f} %, loss {loss:.4f}, "
+    text += count(metrics["num_images"], "image")
     console.print(text, highlight=False, soft_wrap=True)
     table = Table("class")
     for name in ("images", "precision", "recall", "F1"):

@@ -41,8 +41,9 @@ def table(
     \b
     hpc-mlp table runs
     hpc-mlp table runs --format csv > runs.csv
-    hpc-mlp table runs --by optim.lr --sort val_loss --columns variant,optim.lr,test_accuracy
-    hpc-mlp table runs --sort difference --columns variant,test_accuracy,difference,interval
+    hpc-mlp table runs --sort val_loss --columns variant,val_loss,test_accuracy
+    hpc-mlp table runs --by optim.lr
+    hpc-mlp table runs --sort difference --columns variant,difference,interval
     hpc-mlp table runs --detect 0.5
     """
     from hpc_mlp.files.wrong_path import want_runs

@@ -41,7 +41,7 @@ def train(out: str, planned: PlannedRuns, options: TrainOptions, processes: int 
 
     \b
     hpc-mlp train shards
-    hpc-mlp train shards --variants all,dropout_l2 --seeds 0-4 --set train.epochs=20
+    hpc-mlp train shards --variants all,cnn --seeds 0-4 --set train.epochs=20
     hpc-mlp train shards --variants dropout --set model.dropout=0.1:0.5:0.1
     accelerate launch --num_processes 2 -m hpc_mlp.train shards --variants all
     hpc-mlp train shards --log-format json > log.jsonl

@@ -22,6 +22,7 @@ from hpc_mlp.conversion.entries import some_names, sort_out, suffix_of
 from hpc_mlp.conversion.reading import Reading, natural_key
 from hpc_mlp.data.limits import SPLITS
 from hpc_mlp.errors import UserError, printable
+from hpc_mlp.terminal.text import count
 
 Array = TypeVar("Array", bound="npt.NDArray[Any]")
 _NOTHING = Asked()
@@ -141,22 +142,22 @@ def _enough(source: Source, classes: tuple[str, ...], chosen: Choice) -> tuple[s
 def _part_lines(chosen: Choice, readings: Sequence[Reading]) -> Iterable[str]:
     """What each archive gives; of many files of one kind together."""
     given = [bool((reading.splits >= 0).any()) for reading in readings]
-    lines: dict[str, list[int]] = {}
+    # What is recognised, what is said of its splits, a number where it stands alone.
+    lines: dict[tuple[str, str, int], list[int]] = {}
     for number, part in enumerate(chosen.parts):
         if chosen.pieces[number].class_lists and not len(chosen.pieces[number].images):
             continue
         mine = [i for i, r in enumerate(readings) if len(r.entries) and int(r.entries[0]) in part]
         kinds = " + ".join(dict.fromkeys(readings[i].kind for i in mine))
-        line = f": {kinds or 'nothing that can be used'}, {{:,}} images"
-        if any(given) and mine and not any(given[i] for i in mine):
-            line += ", without splits: all go to training"
-        together = kinds in (samples.KIND, parquetsource.KIND)
-        lines.setdefault(line if together else f"{number}{line}", []).append(number)
-    for line, numbers in lines.items():
+        without = any(given) and mine and not any(given[i] for i in mine)
+        splits = ", without splits: all go to training" if without else ""
+        alone = -1 if kinds in (samples.KIND, parquetsource.KIND) else number
+        lines.setdefault((kinds or "nothing that can be used", splits, alone), []).append(number)
+    for (kinds, splits, _), numbers in lines.items():
         names = [chosen.inner[number].label for number in numbers]
         named = names[0] if len(names) == 1 else f"{names[0]} … {names[-1]} ({len(names)} files)"
-        count = sum(len(chosen.pieces[number].images) for number in numbers)
-        yield named + line[line.index(":") :].format(count)
+        images = sum(len(chosen.pieces[number].images) for number in numbers)
+        yield f"{named}: {kinds}, {count(images, 'image')}{splits}"
 
 
 def _split_lines(splits: npt.NDArray[np.int8]) -> Iterable[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from hpc_mlp.data.rejects import read_rejects
 from hpc_mlp.errors import printable
-from hpc_mlp.terminal.text import count
+from hpc_mlp.terminal.text import count, one_of
 
 if TYPE_CHECKING:
     from hpc_mlp.data.manifest import Manifest
@@ -106,8 +106,9 @@ def _tiny(
     if few:
         names = ", ".join(f"{_name(classes[i])} {count:,}" for count, i in few[:_NAMED])
         more = f" and {len(few) - _NAMED:,} more" if len(few) > _NAMED else ""
+        has = one_of(len(few), "has", "have")
         yield (
-            f"WARNING: {len(few):,} of {len(classes):,} classes have fewer than {least} "
+            f"WARNING: {len(few):,} of {len(classes):,} classes {has} fewer than {least} "
             f"{_KIND[split]} images ({names}{more}): {then}"
         )
 

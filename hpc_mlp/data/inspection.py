@@ -13,6 +13,7 @@ from hpc_mlp.data.balance import duplicate_lines, sentences
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.rejects import read_rejects
 from hpc_mlp.terminal.console import Console
+from hpc_mlp.terminal.text import count
 
 _MAX_CLASSES, _MAX_REASONS = 40, 12
 _BAR = 24
@@ -26,7 +27,8 @@ def show(manifest: Manifest, out: Path, console: Console) -> None:
     std = ", ".join(f"{value:.4f}" for value in manifest.std)
     parts: list[RenderableType] = [
         Text(
-            f"{out}: {height}×{width} {kind}, {len(manifest.classes)} classes, {manifest.encoding}"
+            f"{out}: {height}×{width} {kind}, {count(len(manifest.classes), 'class')}, "
+            f"{manifest.encoding}"
         ),
         Text(f"from {manifest.source.get('name')} ({manifest.layout}); digest {manifest.digest}"),
         _splits(manifest),

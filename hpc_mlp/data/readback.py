@@ -14,6 +14,7 @@ from hpc_mlp.data.decode import Pixels
 from hpc_mlp.data.manifest import NAME, Manifest
 from hpc_mlp.data.shards import OpenShard, open_shard
 from hpc_mlp.errors import UserError, printable
+from hpc_mlp.terminal.text import count
 
 _CELL, _GAP, _LABEL = 72, 4, 150  # pixels
 _MAX_CLASSES, _PER_CLASS = 60, 12
@@ -39,8 +40,8 @@ def verify(folder: Path, manifest: Manifest) -> str:
     if len(keys) != total:
         raise _differs(folder, f"{len(keys)} different keys for {total} images")
     return (
-        f"verified: {shards} shards, {total:,} images, every byte as it was written; "
-        "webdataset reads the same"
+        f"verified: {count(shards, 'shard')}, {count(total, 'image')}, every byte as it was "
+        "written; webdataset reads the same"
     )
 
 

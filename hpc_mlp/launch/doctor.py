@@ -23,6 +23,7 @@ from hpc_mlp.launch.records import Cluster
 from hpc_mlp.machine import gpus
 from hpc_mlp.machine.memory import num_cpus
 from hpc_mlp.runs.lease import Lease
+from hpc_mlp.terminal.text import count
 
 _PACKAGES = (
     "accelerate",
@@ -124,10 +125,12 @@ def _torch() -> Iterator[Finding]:
     elif visible := gpus.visible():
         advice = "Install a torch built for this driver's CUDA (nvidia-smi shows the version)."
         yield Finding(
-            "devices", "error", f"{len(visible)} GPU(s) here, but torch sees none", advice
+            "devices", "error", f"{count(len(visible), 'GPU')} here, but torch sees none", advice
         )
     else:
-        yield Finding("devices", "ok", f"CPU only, {num_cpus()} cores (usual on a login node)")
+        yield Finding(
+            "devices", "ok", f"CPU only, {count(num_cpus(), 'core')} (usual on a login node)"
+        )
     if told["gpus"] and not told["nccl"]:
         yield Finding("NCCL", "error", "missing", "Several GPUs per job need a torch with NCCL.")
     else:

@@ -23,7 +23,7 @@ from hpc_mlp.machine import ranks
 from hpc_mlp.machine.liveness import this_process
 from hpc_mlp.machine.stop import request_stop
 from hpc_mlp.runs.lease import CLAIM
-from hpc_mlp.terminal.output import say
+from hpc_mlp.terminal.output import prepare, say
 
 # Training asked to stop returns this plus the signal's number, its checkpoint written.
 STOPPED = 128
@@ -82,6 +82,7 @@ class TrainingJob:
 def run_pack(folder: Path, pack: int) -> tuple[int, set[int]]:
     """Train the runs of one pack in this process (one of several, where the job has several tasks).
     Returns the exit code and the signals that came, which may become more later."""
+    prepare()
     submission = TrainingJob(str(folder), pack)._submission()
     if submission.cluster == "slurm":
         _join_processes(folder)

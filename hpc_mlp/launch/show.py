@@ -39,13 +39,15 @@ def resources(launch: LaunchConfig) -> str:
     """The resources of one job in a line."""
     names = ("partition", "account", "qos", "constraint")
     parts = [
-        f"{launch.nodes} node(s) × {launch.tasks} task(s)",
-        f"{launch.gpus_per_job} GPU(s) per node",
-        f"{launch.cpus_per_task} cores per task",
+        f"{count(launch.nodes, 'node')} × {count(launch.tasks, 'task')}",
+        f"{count(launch.gpus_per_job, 'GPU')} per node",
+        f"{count(launch.cpus_per_task, 'core')} per task",
         f"{launch.memory_gb:g} GB per node" if launch.memory_gb else "",
-        f"{launch.time_minutes} minutes",
+        count(launch.time_minutes, "minute"),
         *(f"{name} {value}" for name in names if (value := getattr(launch, name))),
-        f"at most {launch.array_parallelism} jobs at once" if launch.array_parallelism else "",
+        f"at most {count(launch.array_parallelism, 'job')} at once"
+        if launch.array_parallelism
+        else "",
     ]
     return ", ".join(part for part in parts if part)
 

@@ -9,6 +9,7 @@ from hpc_mlp.errors import printable
 from hpc_mlp.reporting.groups import Group
 from hpc_mlp.reporting.sentences import join
 from hpc_mlp.runs.folder import Run
+from hpc_mlp.terminal.text import one_of
 
 # Below it a class moves the mean over classes by much with one image.
 FEW_IMAGES = 5
@@ -98,7 +99,8 @@ def _few_images(rows: Sequence[Group]) -> list[str]:
         return []
     named = ", ".join(f"{printable(name)} {count}" for count, name in few[:6])
     more = f", {len(few) - 6} more" if len(few) > 6 else ""
+    has = one_of(len(few), "has", "have")
     return [
-        f"{len(few)} of {len(found)} classes have fewer than {FEW_IMAGES} test images "
+        f"{len(few)} of {len(found)} classes {has} fewer than {FEW_IMAGES} test images "
         f"({named}{more}): mean precision, recall and F1 over the classes hang on single images."
     ]

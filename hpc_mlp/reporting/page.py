@@ -64,8 +64,8 @@ def render(context: Context) -> tuple[str, list[str]]:
     subtitle = [
         count(sum(len(group.runs) for group in context.groups), "run"),
         count(len(context.groups), "group"),
-        f"{len(context.dataset.classes):,} classes",
-        *([f"{images:,} images"] if images else []),
+        count(len(context.dataset.classes), "class"),
+        *([count(images, "image")] if images else []),
     ]
     shown = {"subtitle": subtitle, "missing": missing, "version": __version__, "context": context}
     return template.render(sections | shown), missing

@@ -13,6 +13,7 @@ from hpc_mlp.errors import printable
 
 # Where the output has no Unicode. One character for one, so that tables stay tables.
 ASCII = str.maketrans("▁▂▃▄▅▆▇█━╸╺│─×·…–−→≥≤±★’", "__..--==" + "=--|-x|~-->><~*'")
+_ASCII = "hpc_mlp_ascii"
 
 
 def say(text: object, err: bool = False, end: bool = True) -> None:
@@ -23,9 +24,28 @@ def say(text: object, err: bool = False, end: bool = True) -> None:
 def prepare() -> None:
     """What this process's standard streams cannot encode is written in ASCII, as it goes."""
     codecs.register_error("hpc-mlp", _in_ascii)
+    codecs.register(_renamed_ascii)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="hpc-mlp")
+            ascii_only = codecs.lookup(stream.encoding).name == "ascii"
+            stream.reconfigure(encoding=_ASCII if ascii_only else None, errors="hpc-mlp")
+
+
+def _renamed_ascii(name: str) -> codecs.CodecInfo | None:
+    """click takes a stream for misconfigured where its encoding is called ascii, and writes UTF-8
+    to it. Under another name it believes that ASCII is meant."""
+    if name != _ASCII:
+        return None
+    found = codecs.lookup("ascii")
+    return codecs.CodecInfo(
+        found.encode,
+        found.decode,
+        found.streamreader,
+        found.streamwriter,
+        found.incrementalencoder,
+        found.incrementaldecoder,
+        name=_ASCII,
+    )
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:

@@ -22,6 +22,7 @@ from hpc_mlp.live.usage import CpuMeter
 from hpc_mlp.machine import gpus
 from hpc_mlp.runs.folder import FAILED, LIVE
 from hpc_mlp.terminal.console import Console
+from hpc_mlp.terminal.text import count
 from hpc_mlp.training.members import Member
 
 # Between two looks at the device and at others' runs; longer with more than forty of these.
@@ -92,7 +93,7 @@ class RunMonitor(ProgressListener):
         names = ", ".join(member.spec.name for member in members)
         if members:
             others = f" ({len(self.others)} more in other processes)" if self.others else ""
-            number = f"{len(members)} run{'s' * (len(members) > 1)}"
+            number = count(len(members), "run")
             self.display.log(f"training {number} in one bank{others}: {names}")
 
     def step(self, epoch: int, step: int, num_steps: int, batch_size: int) -> None:

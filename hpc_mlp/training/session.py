@@ -30,6 +30,7 @@ from hpc_mlp.models.registry import load_plugins
 from hpc_mlp.runs.lease import Lease, hold_all
 from hpc_mlp.terminal.console import Console
 from hpc_mlp.terminal.output import say
+from hpc_mlp.terminal.text import count, one_of
 from hpc_mlp.training import failure, trial
 from hpc_mlp.training.batches import BatchLoader, make_loader
 from hpc_mlp.training.checkpoint import LeaseCheck, data_mode, resumable_together
@@ -96,7 +97,8 @@ def _train_specs(
         if console is not None and len(todo) < len(setup.specs):
             done = len(setup.specs) - len(todo)
             console.print(
-                f"{done} of {len(setup.specs)} runs are complete; --overwrite trains them anew.",
+                f"{done} of {count(len(setup.specs), 'run')} {one_of(done, 'is', 'are')} complete; "
+                f"--overwrite trains {one_of(done, 'it', 'them')} anew.",
                 style="dim",
             )
         gpu = branch(device) != "cpu"

@@ -273,9 +273,9 @@ def test_tiny_and_unbalanced_classes_are_said_by_convert_and_inspect(tmp_path: P
     manifest, output = taken(tmp_path, images(*names))
     assert counts(manifest)["train"] == (96, 3, 48) and counts(manifest)["test"] == (12, 1, 6)
     lines = [
-        "WARNING: 1 of 3 classes have fewer than 10 training images ('rare' 3): there is little to "
+        "WARNING: 1 of 3 classes has fewer than 10 training images ('rare' 3): there is little to "
         "learn from",
-        "WARNING: 1 of 3 classes have fewer than 5 test images ('rare' 1): their precision, recall "
+        "WARNING: 1 of 3 classes has fewer than 5 test images ('rare' 1): their precision, recall "
         "and F1 say next to "
         "nothing",
         "unbalanced: of the test images 63.2 % are 'many' and 5.3 % 'rare'; always answering the "

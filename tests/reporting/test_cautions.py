@@ -134,7 +134,7 @@ def test_few_images_the_commonest_class_and_another_order_by_f1_are_said(tmp_pat
     write_run(tmp_path, "baseline", 0, truth=truth, correct=always | (truth == 2), val_loss=0.5)
     write_run(tmp_path, "dropout", 0, truth=truth, correct=always, val_loss=0.3)
     text = said(tmp_path)
-    assert "1 of 3 classes have fewer than 5 test images (2 4)" in text
+    assert "1 of 3 classes has fewer than 5 test images (2 4)" in text
     rows = {row.variant: row for row in summary(tmp_path).rows}
     assert (
         rows["dropout"].best

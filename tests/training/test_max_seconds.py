@@ -63,7 +63,7 @@ def test_over_within_its_first_epoch_a_run_has_a_result(
         "--set",
         "train.epochs=50",
     )
-    assert "1 of 1 runs are complete" in again.stderr
+    assert "1 of 1 run is complete" in again.stderr
 
 
 def test_the_others_of_the_bank_go_on_with_the_epoch(digits: Path, tmp_path: Path) -> None:
