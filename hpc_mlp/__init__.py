@@ -21,12 +21,29 @@ from hpc_mlp._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from hpc_mlp.api import convert, train
+    from hpc_mlp.config.registry import (
+        register_augmentation,
+        register_loss,
+        register_metric,
+        register_model,
+    )
     from hpc_mlp.inference.evaluate import evaluate
     from hpc_mlp.inference.export import export
     from hpc_mlp.inference.model import load_run
     from hpc_mlp.inference.predict import predict
 
-__all__ = ["convert", "evaluate", "export", "load_run", "predict", "train"]
+__all__ = [
+    "convert",
+    "evaluate",
+    "export",
+    "load_run",
+    "predict",
+    "register_augmentation",
+    "register_loss",
+    "register_metric",
+    "register_model",
+    "train",
+]
 
 _HOMES = {
     "convert": "hpc_mlp.api",
@@ -35,6 +52,10 @@ _HOMES = {
     "predict": "hpc_mlp.inference.predict",
     "evaluate": "hpc_mlp.inference.evaluate",
     "export": "hpc_mlp.inference.export",
+    "register_augmentation": "hpc_mlp.config.registry",
+    "register_loss": "hpc_mlp.config.registry",
+    "register_metric": "hpc_mlp.config.registry",
+    "register_model": "hpc_mlp.config.registry",
 }
 
 

@@ -4,6 +4,7 @@
      ├─ UserError          the input is wrong: exit code 2, one message: what, where, what to do
      └─ RunError           the input was right, but the work failed: exit code 1
          ├─ DamagedError   a file that was read does not hold what it should
+         ├─ OwnCodeError   a function of the user's own failed: so do the runs that it is of
          └─ LeaseLostError another process took over the run folder: stop writing
 
 Our own bugs are `assert`s and other built-in exceptions; they keep their traceback.
@@ -64,6 +65,15 @@ class DamagedError(RunError):
     def __init__(self, where: object, why: str, remedy: str) -> None:
         super().__init__(f"{where} is damaged ({why}). {remedy}")
         self.where, self.why = where, why
+
+
+class OwnCodeError(RunError):
+    """A function of the user's own raised, or gave what cannot be used. `runs`: by name, those that
+    it fails with it; others go on."""
+
+    def __init__(self, message: str, runs: Sequence[str]) -> None:
+        super().__init__(message)
+        self.runs = tuple(runs)
 
 
 class LeaseLostError(RunError):

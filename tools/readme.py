@@ -50,7 +50,11 @@ EXTEND = [
         "figure of the report",
         "a function like {loss_panels}, and its place in {write_report!}'s template",
     ),
-    ("model", "{register}, or a [plugin](recipes.md#a-model-of-your-own) outside the package"),
+    (
+        "model",
+        "a function with {register_model}, or a [plugin](recipes.md#a-model-of-your-own) outside "
+        "the package",
+    ),
     ("command", "a line of {COMMANDS}, and a file beside it"),
 ]
 

@@ -15,7 +15,7 @@ from hpc_mlp.bank.bank import Bank
 from hpc_mlp.bank.dropout import BatchPosition
 from hpc_mlp.bank.loss import BankLoss, Targets
 from hpc_mlp.bank.optim import BankOptimizer, Rate
-from hpc_mlp.errors import HpcMlpWarning
+from hpc_mlp.errors import HpcMlpWarning, OwnCodeError
 from hpc_mlp.machine.device import branch
 
 Draws = list[dict[int, Tensor]]
@@ -159,7 +159,8 @@ class _Graph:
         if self.graph is None:
             try:
                 self.graph = self._captured(step, self.inputs, rates, batch_size)
-            except RuntimeError as error:
+            # What cannot be captured in the user's own loss may do eagerly.
+            except (RuntimeError, OwnCodeError) as error:
                 self.refused, self.inputs = True, None
                 why = " ".join(str(error).split())
                 warnings.warn(

@@ -246,8 +246,8 @@ class ConversionProgress:
     "augments",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Draw training images as they are and augmented, e.g. augment.rotation=15. [needs "
-    "--contact-sheet]",
+    help="Draw training images as they are and augmented, e.g. augment.rotation=15, or as a "
+    "variant's file has it. [needs --contact-sheet]",
 )
 @click.option(
     "--verify",
@@ -271,10 +271,15 @@ def inspect(out: Path, contact_sheet: Path | None, augments: tuple[str, ...], ch
     if augments:
         if contact_sheet is None:
             raise UserError("--augment draws images: say where, with --contact-sheet FILE.png.")
-        from hpc_mlp.config.plan import augment_config
+        from hpc_mlp.config.plan import augment_config, augment_plugins
+        from hpc_mlp.config.registry import check_names, load_plugins
+        from hpc_mlp.config.sections import Config
         from hpc_mlp.data.augment import draw_augmented
 
-        draw_augmented(out, manifest, augment_config(augments), contact_sheet)
+        config, plugins = augment_config(augments), augment_plugins(augments)
+        load_plugins(plugins)
+        check_names(Config(augment=config), "--augment", plugins)
+        draw_augmented(out, manifest, config, contact_sheet)
         say(f"augmented training images, the first of each row as it is: {contact_sheet}")
         return
     show(manifest, out, Console())

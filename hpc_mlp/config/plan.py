@@ -22,6 +22,7 @@ from hpc_mlp.config.loading import (
     set_key,
 )
 from hpc_mlp.config.plugins import Plugin, read_plugin
+from hpc_mlp.config.registry import check_names
 from hpc_mlp.config.sections import AugmentConfig, Config
 from hpc_mlp.errors import UserError, unknown_name
 from hpc_mlp.files.checked import file_sha256
@@ -63,7 +64,8 @@ class RunSpec:
 @dataclass(frozen=True)
 class Variant:
     """A named delta over the defaults. `fixed` keys are what makes the variant what it is: neither
-    `--config` nor `--set` changes them. `plugins` are Python files that register models."""
+    `--config` nor `--set` changes them. `plugins` are Python files that register models and
+    more."""
 
     name: str
     tree: Tree
@@ -103,17 +105,26 @@ def load_variant(name: str) -> Variant:
             f"{unknown_name('variant', name, ['all', *shipped])} A file of your own ends in .toml."
         )
     tree = read_toml(path)
-    fixed = tree.pop("fixed", [])
-    plugins = tree.pop("plugins", [])
-    for value, key in ((fixed, "fixed"), (plugins, "plugins")):
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise UserError(f"{path}: {key} must be a list of strings.")
+    fixed = _strings(tree, "fixed", path)
+    plugins = _plugins(tree, path)
     for key in fixed:
         check_key(key, str(path))
     build_config(tree, str(path))
     stem = re.sub(r"[^A-Za-z0-9_.+-]", "_", path.stem)
-    files = tuple(read_plugin((path.parent / item).resolve()) for item in plugins)
-    return Variant(stem, tree, tuple(fixed), files)
+    return Variant(stem, tree, tuple(fixed), plugins)
+
+
+def _strings(tree: Tree, key: str, path: Path) -> list[str]:
+    """Taken out of the tree."""
+    found = tree.pop(key, [])
+    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+        raise UserError(f"{path}: {key} must be a list of strings.")
+    return found
+
+
+def _plugins(tree: Tree, path: Path) -> tuple[Plugin, ...]:
+    names = _strings(tree, "plugins", path)
+    return tuple(read_plugin((path.parent / name).resolve()) for name in names)
 
 
 def parse_variants(text: str) -> list[Variant]:
@@ -164,14 +175,32 @@ def parse_set(assignments: Iterable[str]) -> dict[str, list[Any]]:
 
 
 def augment_config(assignments: Iterable[str]) -> AugmentConfig:
-    """`["augment.rotation=15"]` (or `rotation=15`) → the section."""
-    tree: Tree = {}
-    texts = [text if text.startswith("augment.") else f"augment.{text}" for text in assignments]
+    """`["augment.rotation=15"]` (or `rotation=15`) → the section; over those of variants'
+    files."""
+    assignments = list(assignments)
+    variants = [load_variant(text).tree for text in assignments if _is_file(text)]
+    tree: Tree = {"augment": merge(*(variant.get("augment", {}) for variant in variants))}
+    texts = [
+        text if text.startswith("augment.") else f"augment.{text}"
+        for text in assignments
+        if not _is_file(text)
+    ]
     for key, values in parse_set(texts).items():
         if len(values) > 1:
             raise UserError(f"--augment {key}: give one value.")
         set_key(tree, key, values[0])
     return build_config(tree, "--augment").augment
+
+
+def augment_plugins(assignments: Iterable[str]) -> list[Plugin]:
+    """Of the variants' files among them."""
+    return [
+        plugin for text in assignments if _is_file(text) for plugin in load_variant(text).plugins
+    ]
+
+
+def _is_file(assignment: str) -> bool:
+    return assignment.endswith(".toml") and "=" not in assignment
 
 
 def _split(text: str) -> list[str]:
@@ -223,6 +252,7 @@ def plan_runs(
     """Every combination as a validated `RunSpec`, seeds innermost. Names are unique."""
     sets = sets or {}
     common = read_layers(config_files)
+    shared = [plugin for path in config_files for plugin in _plugins(read_toml(path), path)]
     for key in sets:
         if all(key in variant.fixed for variant in variants):
             names = ", ".join(variant.name for variant in variants)
@@ -234,6 +264,7 @@ def plan_runs(
     for variant in variants:
         free = {key: values for key, values in sets.items() if key not in variant.fixed}
         swept = [key for key, values in free.items() if len(values) > 1]
+        plugins = tuple({file.sha256: file for file in (*variant.plugins, *shared)}.values())
         tree = merge(variant.tree, _without(common, variant.fixed))
         for combination in itertools.product(*free.values()):
             values = dict(zip(free, combination, strict=True))
@@ -241,18 +272,14 @@ def plan_runs(
             for key, value in values.items():
                 set_key(run_tree, key, value)
             config = build_config(run_tree, f"variant {variant.name}")
+            if not plugins:
+                check_names(config, f"variant {variant.name}")
             here = {key: values[key] for key in swept}
             suffix = "".join(f"-{key}={_plain(value)}" for key, value in here.items())
             weights = pretrained_sha256(config)
             specs += [
                 RunSpec(
-                    f"{variant.name}-s{s}{suffix}",
-                    variant.name,
-                    s,
-                    config,
-                    here,
-                    variant.plugins,
-                    weights,
+                    f"{variant.name}-s{s}{suffix}", variant.name, s, config, here, plugins, weights
                 )
                 for s in seeds
             ]

@@ -122,6 +122,13 @@ class AugmentConfig(Section):
     saturation: Fraction = 0.0
     hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
     erasing: Fraction = 0.0
+    # Registered by a plugin, in this order.
+    custom: tuple[str, ...] = ()
+
+    @field_validator("custom", mode="before")
+    @classmethod
+    def _list_is_tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
 
 
 class TrainConfig(Section):
@@ -129,8 +136,11 @@ class TrainConfig(Section):
     batch_size: Count = 32
     early_stopping: bool = True
     patience: Count = 3
-    # Which epoch is best: see `runs.folder.best_line`.
-    monitor: Literal["loss", "accuracy", "last"] = "loss"
+    # Or one that a plugin registers.
+    loss: str = "cross_entropy"
+    # Which epoch is best: by "loss" or "accuracy" of validation, or by a metric that a plugin
+    # registers; or the "last". See `runs.folder.best_line`.
+    monitor: str = "loss"
     # tf32: NVIDIA GPUs round the factors of products to 10 bits; elsewhere it is fp32.
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     checkpoint_every: str = "60 s"
@@ -161,6 +171,15 @@ class TrainConfig(Section):
     @classmethod
     def _list_is_tuple(cls, value: Any) -> Any:
         return tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _smoothing_is_of_the_cross_entropy(self) -> TrainConfig:
+        if self.label_smoothing and self.loss != "cross_entropy":
+            raise ValueError(
+                f"train.label_smoothing belongs to the cross entropy: set it to 0 with train.loss "
+                f"{self.loss!r}, which may smooth labels itself"
+            )
+        return self
 
 
 class LaunchConfig(Section):

@@ -1,7 +1,8 @@
 """Augmentation of a whole batch on its device, for training only.
 
 Order: flip, rotation, shift and crop as one affine resampling (edges continued outwards); then
-brightness, contrast, saturation and hue, with the meaning they have in torchvision; then erasing.
+brightness, contrast, saturation and hue, with the meaning they have in torchvision; then erasing;
+then those of the user's own.
 What happens to an image depends on (seed, epoch, step, its place in the global batch) alone:
 neither on how the batch is split over processes nor on what was drawn before."""
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from hpc_mlp.config.sections import AugmentConfig
 from hpc_mlp.data.manifest import Manifest
+from hpc_mlp.data.own_augment import Broken, augment_own
 from hpc_mlp.data.remote import DatasetLocation
 from hpc_mlp.data.streaming import StreamingSplit
 from hpc_mlp.machine.device import send
@@ -65,11 +67,13 @@ def augment(
     epoch: int,
     step: int,
     positions: slice | Tensor,
+    broken: Broken | None = None,
 ) -> Tensor:
     """uint8, or float32 in [0, 1], [S·B, C, H, W] → float32 [S·B, C, H, W] in [0, 1]: B images for
     each of the seeds.
 
-    `positions` (a slice without step, or int64 [B]): the images' places in each's global batch."""
+    `positions` (a slice without step, or int64 [B]): the images' places in each's global batch.
+    `broken`: as of `augment_own`."""
     pixels = images / 255 if images.dtype == torch.uint8 else images
     if not is_active(config) or not len(images):
         return pixels
@@ -80,7 +84,24 @@ def augment(
     amounts = _Amounts(np.concatenate(tables), pixels.device)
     pixels = move(pixels, config, amounts)
     pixels = recolour(pixels, config, amounts)
-    return erase(pixels, amounts.box) if config.erasing > 0 else pixels
+    pixels = erase(pixels, amounts.box) if config.erasing > 0 else pixels
+    if not config.custom:
+        return pixels
+    rows = _rows(positions)
+    # Each seed's images by themselves: a function may look at its whole batch.
+    own = [
+        augment_own(
+            part, config.custom, seed=seed, epoch=epoch, step=step, rows=rows, broken=broken
+        )
+        for seed, part in zip(seeds, pixels.chunk(len(seeds)), strict=True)
+    ]
+    return own[0] if len(own) == 1 else torch.cat(own)
+
+
+def _rows(positions: slice | Tensor) -> NDArray[np.int64]:
+    if isinstance(positions, slice):
+        return np.arange(positions.start or 0, positions.stop)
+    return positions.cpu().numpy()
 
 
 class _Amounts:
@@ -98,10 +119,7 @@ class _Amounts:
 
 def draw(seed: int, epoch: int, step: int, positions: slice | Tensor) -> Draws:
     """The random numbers of these images: row i of a table that only (seed, epoch, step) decide."""
-    if isinstance(positions, slice):
-        rows = np.arange(positions.start or 0, positions.stop)
-    else:
-        rows = positions.cpu().numpy()
+    rows = _rows(positions)
     table = augmentation_draws(seed, epoch, step, int(rows.max()) + 1, len(_NAMES))
     return dict(zip(_NAMES, table[rows].T, strict=True))
 

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 import hpc_mlp.models  # noqa: F401  # registers the built-in kinds
 from hpc_mlp.config.loading import build_config
 from hpc_mlp.config.plugins import PluginRecord, read_plugin, require_trust, stored_plugin
+from hpc_mlp.config.registry import load_plugins
 from hpc_mlp.data.decode import ImageSpec
 from hpc_mlp.data.limits import MAX_PIXELS
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.resident import scale_and_offset
 from hpc_mlp.errors import HpcMlpError, RunError, UserError
-from hpc_mlp.models.registry import BUILT_IN, build_module, load_plugins
+from hpc_mlp.models.registry import BUILT_IN, build_module
 from hpc_mlp.models.weights import load_weights
 from hpc_mlp.runs.folder import BEST, CONFIG, Run, damage, list_runs, read_run
 from hpc_mlp.runs.identity import once

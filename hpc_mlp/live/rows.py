@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat
 
-from hpc_mlp.runs.folder import Json, best_line
+from hpc_mlp.runs.folder import BY_LOSS, Json, Monitor, best_line
 
 _Ended = Literal["done", "diverged", "failed", "lost", "cancelled", "stopped", "damaged"]
 State = Literal["queued", "running", _Ended]
@@ -58,9 +58,12 @@ class RunProgress:
 
 
 def progress_of(
-    lines: Sequence[Mapping[str, Any]], epochs: int | None, monitor: str = "loss", part: float = 0.0
+    lines: Sequence[Mapping[str, Any]],
+    epochs: int | None,
+    monitor: Monitor = BY_LOSS,
+    part: float = 0.0,
 ) -> RunProgress:
-    """From the lines of metrics.jsonl; `monitor` as in the configuration."""
+    """From the lines of metrics.jsonl."""
     last: Mapping[str, Any] = lines[-1] if lines else {}
     losses = tuple(_number(line.get("val_loss")) for line in lines)
     best = best_line(lines, monitor)

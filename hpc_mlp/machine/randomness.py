@@ -78,6 +78,24 @@ def augmentation_draws(
     return stream.random((num_images, width), dtype=np.float32)
 
 
+def own_draws(
+    seed: int,
+    epoch: int,
+    step: int,
+    stream: int,
+    call: int,
+    num_images: int,
+    width: int,
+    *,
+    normal: bool,
+) -> NDArray[np.float32]:
+    """As `augmentation_draws`, for an augmentation of the user's own: uniform in [0, 1), or
+    standard `normal`. `stream`, at least 2⁶³, says which one, `call` which of its draws."""
+    generator = np.random.Generator(_philox(seed, epoch, (call, stream, step)))
+    draw = generator.standard_normal if normal else generator.random
+    return draw((num_images, width), dtype=np.float32)
+
+
 def dropout_draws(
     seed: int, epoch: int, step: int, layer: int, batch_size: int, width: int
 ) -> NDArray[np.int16]:

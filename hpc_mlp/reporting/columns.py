@@ -9,7 +9,7 @@ from hpc_mlp.errors import printable
 from hpc_mlp.reporting.cautions import majority
 from hpc_mlp.reporting.compare import Comparison
 from hpc_mlp.reporting.groups import Group, show
-from hpc_mlp.reporting.sentences import method, p_text, points
+from hpc_mlp.reporting.sentences import join, method, p_text, points
 from hpc_mlp.reporting.summary import Summary
 from hpc_mlp.terminal.text import spans
 
@@ -33,11 +33,17 @@ class Column:
 def default_columns(summary: Summary) -> list[str]:
     several = any(row.n > 1 for row in summary.rows)
     first, *rest = (name for name in COLUMNS if name not in ON_DEMAND)
+    own, after = [f"test_{name}" for name in summary.own_metrics], rest.index("f1") + 1
+    rest[after:after] = own
     return [first, *summary.by, *(name for name in rest if several or name != "n")]
 
 
 def known_columns(summary: Summary) -> list[str]:
-    return [*summary.by, *COLUMNS, *COMPARED]
+    return [*summary.by, *COLUMNS, *_own(summary), *COMPARED]
+
+
+def _own(summary: Summary) -> list[str]:
+    return [f"{split}_{name}" for name in summary.own_metrics for split in ("val", "test")]
 
 
 def compares(columns: Sequence[str] | None) -> bool:
@@ -76,6 +82,8 @@ def legend(summary: Summary, names: Sequence[str]) -> list[str]:
         macro = " (precision, recall and F1: mean over the classes)" if len(shown) > 1 else ""
         images = " or ".join(f"{size:,}" for size in sizes)
         parts.append(f"Test metrics in % of {images} test images{macro}.")
+    if own := [name.partition("_")[2] for name in names if name in _own(summary)]:
+        parts.append(f"As their functions give them: {join(list(dict.fromkeys(own)))}.")
     if any(row.n > 1 for row in summary.rows):
         parts.append("± is the standard deviation over n finished runs.")
     if any(row.best for row in summary.rows):
@@ -188,6 +196,9 @@ COMPARED: dict[str, tuple[str, Callable[[Comparison], str]]] = {
 def column_of(name: str, summary: Summary) -> Column:
     if name in COLUMNS:
         return COLUMNS[name]
+    if name in _own(summary):
+        split, _, own = name.partition("_")
+        return Column(f"{'val.' if split == 'val' else split} {own}", _statistic(name, _loss))
     if name not in COMPARED:
         return Column(name, lambda row: show(row.by[name]))
     title, cell = COMPARED[name]

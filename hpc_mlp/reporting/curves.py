@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from hpc_mlp.reporting import figures
 from hpc_mlp.reporting.figures import Drawn, Look
-from hpc_mlp.reporting.groups import Group, curve
+from hpc_mlp.reporting.groups import Group, curve, own_metrics
 from hpc_mlp.reporting.predictions import Array
 from hpc_mlp.runs.folder import Run
 from hpc_mlp.terminal.text import count
@@ -99,14 +99,20 @@ def loss_panels(groups: Sequence[Group], folder: Path) -> list[Drawn]:
 
 
 def validation_panels(groups: Sequence[Group], folder: Path) -> list[Drawn]:
-    """All groups over one another: validation loss, and validation accuracy."""
+    """All groups over one another: validation loss, validation accuracy, metrics of the user's
+    own."""
     drawn = []
+    own = own_metrics(run for group in groups for run in group.runs)
     for key, title, unit, factor in (
         ("val_loss", "Validation loss", LOSS, 1),
         ("val_accuracy", "Validation accuracy", "accuracy (%)", 100),
+        *((f"val_{name}", f"Validation: {name}", name, 1) for name in own),
     ):
         axes = figures.new_axes(title, "epoch", unit, height=3.6)
         for group in groups:
+            metrics = own_metrics(group.runs)
+            if key.removeprefix("val_") in own and key.removeprefix("val_") not in metrics:
+                continue
             mean, std, epochs = seed_band(group, key)
             mean, std = mean * factor, std * factor
             look = figures.line_style(group)

@@ -24,8 +24,8 @@ from hpc_mlp.runs.folder import Json, Run, State, best_line
 # The order in which a person expects the variants; others follow by name.
 ORDER = ("baseline", "dropout", "batchnorm", "dropout_batchnorm", "dropout_l2")
 
-# Statistic of a group: where it stands in result.json.
-STATISTICS = {
+# Statistic of a group: where it stands in result.json. See `statistics` for metrics of one's own.
+STATISTICS: dict[str, tuple[str, ...]] = {
     "best_epoch": ("best_epoch",),
     "val_loss": ("best_val_loss",),
     "val_accuracy": ("best_val_accuracy",),
@@ -51,7 +51,7 @@ class Value:
 @dataclass(frozen=True)
 class Group:
     """`by`: the values of dotted keys that, beside the variant, name the group. `seeds`: of every
-    run, finished or not. `n`: runs with test metrics, on which `values` (keys: STATISTICS) rest.
+    run, finished or not. `n`: runs with test metrics, on which `values` (see `statistics`) rest.
     `dataset`: its digest. `status`: "done", "failed", "2 done, 1 failed". `index` decides its
     colour and line style in all figures."""
 
@@ -108,7 +108,27 @@ def group_runs(runs: Iterable[Run], by: Sequence[str]) -> list[Group]:
         return rank, variant, [_natural(lookup(runs[0], key)) for key in by]
 
     parts = sorted(found.values(), key=order)
-    return mark_best([make_group(by, part, index) for index, part in enumerate(parts)])
+    known = statistics(run for part in parts for run in part)
+    return mark_best([make_group(by, part, known, index) for index, part in enumerate(parts)])
+
+
+def statistics(runs: Iterable[Run]) -> dict[str, tuple[str, ...]]:
+    """STATISTICS, and the runs' own metrics."""
+    names = own_metrics(runs)
+    return (
+        STATISTICS
+        | {f"val_{name}": ("best_val_metrics", name) for name in names}
+        | {f"test_{name}": ("test", "metrics", name) for name in names}
+    )
+
+
+def own_metrics(runs: Iterable[Run]) -> dict[str, bool]:
+    """Metrics that users have registered: whether more of it is better, as the first run has it."""
+    found: dict[str, bool] = {}
+    for run in runs:
+        for name, metric in run.config.metrics.items():
+            found.setdefault(name, metric.higher_is_better)
+    return found
 
 
 def _natural(value: Any) -> tuple[int, float, str]:
@@ -116,7 +136,9 @@ def _natural(value: Any) -> tuple[int, float, str]:
     return (0, float(value), "") if number else (1, 0.0, show(value))
 
 
-def make_group(by: Sequence[str], runs: list[Run], index: int = 0) -> Group:
+def make_group(
+    by: Sequence[str], runs: list[Run], known: Mapping[str, tuple[str, ...]], index: int = 0
+) -> Group:
     tested = [run for run in runs if run.test]
     shown = tested or runs
     results = [run.result or progress(run) for run in shown]
@@ -128,8 +150,7 @@ def make_group(by: Sequence[str], runs: list[Run], index: int = 0) -> Group:
         n=len(tested),
         parameters=_common((run.result or run.config).num_parameters for run in shown),
         values={
-            name: mean_sd([_at(result, path) for result in results])
-            for name, path in STATISTICS.items()
+            name: mean_sd([_at(result, path) for result in results]) for name, path in known.items()
         },
         test_images=_common(run.test.num_images for run in tested if run.test),
         dataset=runs[0].config.dataset.digest,
@@ -138,9 +159,9 @@ def make_group(by: Sequence[str], runs: list[Run], index: int = 0) -> Group:
     )
 
 
-def damaged_group(by: Sequence[str], run: Run) -> Group:
+def damaged_group(by: Sequence[str], run: Run, known: Mapping[str, tuple[str, ...]]) -> Group:
     """A row of its own: nothing that its files say counts."""
-    group = make_group(by, [run])
+    group = make_group(by, [run], known)
     return replace(group, by=dict.fromkeys(by), seeds=[], status=f"damaged: {run.problem}")
 
 
@@ -159,6 +180,7 @@ def progress(run: Run) -> Json:
         "best_epoch": best.epoch,
         "best_val_loss": best.val_loss,
         "best_val_accuracy": best.val_accuracy,
+        "best_val_metrics": best.metrics,
         "images_per_second": lines[-1].images_per_second,
         "seconds": sum(line.seconds or 0.0 for line in lines),
     }
@@ -224,8 +246,10 @@ def best_loss(run: Run) -> float:
 
 
 def curve(run: Run, key: str) -> Array:
-    """One value an epoch, float64 [epochs]; NaN where it was not finite."""
-    return np.array([line.get(key) for line in run.metrics], dtype=np.float64)
+    """One value an epoch, float64 [epochs]; NaN where it was not finite. `key`: of metrics.jsonl,
+    or `val_` and a metric of the user's own."""
+    own = key.removeprefix("val_")
+    return np.array([line.get(key, line.metrics.get(own)) for line in run.metrics], np.float64)
 
 
 def lookup(run: Run, key: str) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 from hpc_mlp.errors import UserError, unknown_name
 from hpc_mlp.reporting.cautions import majority
-from hpc_mlp.reporting.groups import STATISTICS, Group
+from hpc_mlp.reporting.groups import Group
 from hpc_mlp.reporting.summary import Summary
 from hpc_mlp.runs.folder import Json
 from hpc_mlp.terminal.text import csv_cell, json_text
@@ -47,11 +47,13 @@ def sort_rows(summary: Summary, name: str) -> Summary:
     """Best first for metrics, smallest first for the rest; rows without the value last."""
     table = records(summary)
     check_names([name], list(table[0]))
+    rising = [own for own, higher in summary.own_metrics.items() if higher]
+    higher = HIGHER_IS_BETTER | {f"{split}_{own}" for own in rising for split in ("val", "test")}
 
     def key(i: int) -> Any:
         value = table[i][name]
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return 0, -value if name in HIGHER_IS_BETTER else value, ""
+            return 0, -value if name in higher else value, ""
         return (2, 0, "") if value is None else (1, 0, "" if value is True else str(value))
 
     order = sorted(range(len(table)), key=key)
@@ -67,8 +69,7 @@ def records(summary: Summary) -> list[Json]:
 def _record(row: Group, summary: Summary) -> Json:
     record: Json = {"variant": row.variant, **{key: row.by[key] for key in summary.by}}
     record |= {"seeds": row.seeds, "n": row.n, "parameters": row.parameters}
-    for name in STATISTICS:
-        value = row.values[name]
+    for name, value in row.values.items():
         record |= {name: value and value.mean, f"{name}_sd": value and value.sd}
     if record["best_epoch"] is not None and record["best_epoch"] == int(record["best_epoch"]):
         record["best_epoch"] = int(record["best_epoch"])

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 from hpc_mlp.reporting.cautions import cautions
 from hpc_mlp.reporting.compare import Comparison, compare
-from hpc_mlp.reporting.groups import Group, check_by, damaged_group, group_runs, swept_keys
+from hpc_mlp.reporting.groups import (
+    Group,
+    check_by,
+    damaged_group,
+    group_runs,
+    own_metrics,
+    statistics,
+    swept_keys,
+)
 from hpc_mlp.reporting.sentences import findings, recipe_notes, troubles
 from hpc_mlp.reporting.winner import with_wins
 from hpc_mlp.runs.folder import Run
@@ -31,6 +39,11 @@ class Summary:
     by: list[str]
     detect: float = 0.01
 
+    @property
+    def own_metrics(self) -> dict[str, bool]:
+        """Of the runs' plugins: whether more of it is better."""
+        return own_metrics(run for row in self.rows for run in row.runs)
+
     def comparison_of(self, row: Group) -> Comparison | None:
         return next((c for c in self.comparisons if c.name == row.name), None)
 
@@ -53,9 +66,9 @@ def summarise(
         keys.append("dataset")
     runs, copies = once(runs, keys)
     rows = with_wins(group_runs(runs, keys))
-    compared = compare(rows, detect)
+    compared, known = compare(rows, detect), statistics(runs)
     return Summary(
-        rows=[*rows, *(damaged_group(keys, run) for run in damaged)],
+        rows=[*rows, *(damaged_group(keys, run, known) for run in damaged)],
         comparisons=compared.against,
         sentences=[
             *findings(rows, compared, detect),

@@ -22,7 +22,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from hpc_mlp.config.plugins import FOLDER as PLUGINS
 from hpc_mlp.config.plugins import Plugin
@@ -116,6 +116,17 @@ class RunFolder:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
+class Monitor(NamedTuple):
+    """What decides which epoch is best: `train.monitor`. `higher_is_better`: of a metric of the
+    user's own."""
+
+    name: str
+    higher_is_better: bool = True
+
+
+BY_LOSS = Monitor("loss")
+
+
 @dataclass(frozen=True)
 class Run:
     """One run as read back from its folder: what `table`, `report` and `status` see. Its records
@@ -139,9 +150,11 @@ class Run:
         return self.result.test if self.result else None
 
     @property
-    def monitor(self) -> str:
-        """What decides on its best epoch (see `best_line`)."""
-        return str(self.config.value("train.monitor") or "loss")
+    def monitor(self) -> Monitor:
+        """What decides on its best epoch."""
+        name = str(self.config.value("train.monitor") or "loss")
+        own = self.config.metrics.get(name)
+        return Monitor(name, own is None or own.higher_is_better)
 
     @property
     def epochs(self) -> int | None:
@@ -192,20 +205,30 @@ def _remedy(path: Path) -> str:
     return f"Delete the folder {printable(path)}, or train it anew with --overwrite."
 
 
-def best_line(lines: Sequence[L], monitor: str = "loss") -> L | None:
+def best_line(lines: Sequence[L], monitor: Monitor = BY_LOSS) -> L | None:
     """The line of metrics.jsonl of the best epoch, whose weights are kept: that of the lowest
-    validation loss; with `monitor` "accuracy" of the highest accuracy, and of those the lowest
-    loss; with "last" the last. Of equal ones the first, and none whose loss is not finite."""
+    validation loss; by "accuracy" that of the highest accuracy, and of those the lowest loss; so by
+    a metric of the user's own; by "last" the last. Of equal ones the first, and none whose loss is
+    not finite."""
 
     def order(line: L) -> tuple[float, float]:
-        first = {"accuracy": "val_accuracy", "last": "epoch"}.get(monitor)
-        return (-(line.get(first) or 0.0) if first else 0.0), line["val_loss"]
+        return _rank(line, monitor), line["val_loss"]
 
     losses = ((line, line.get("val_loss")) for line in lines)
     finite = [
         line for line, loss in losses if isinstance(loss, int | float) and math.isfinite(loss)
     ]
     return min(finite, key=order, default=None)
+
+
+def _rank(line: Mapping[str, Any], monitor: Monitor) -> float:
+    """The lower, the better, before the loss counts."""
+    if monitor.name == "loss":
+        return 0.0
+    if key := {"accuracy": "val_accuracy", "last": "epoch"}.get(monitor.name):
+        return -(line.get(key) or 0.0)
+    value = line.get("metrics", {}).get(monitor.name)
+    return math.inf if value is None else -value if monitor.higher_is_better else value
 
 
 def _read_metrics(path: Path, remedy: str) -> list[EpochLine]:

@@ -40,8 +40,14 @@ def _bounded(value: Any) -> Any:
 FreeTable = Annotated[dict[str, Any], AfterValidator(_bounded)]
 
 
+# Of a metric of the user's own: it becomes a column's, and a part of a file's.
+MetricName = Annotated[str, Field(pattern=r"\A[A-Za-z_][A-Za-z0-9_]{0,99}\z")]
+OwnMetrics = dict[MetricName, float | None]
+
+
 class EpochLine(JsonRecord):
-    """A line of metrics.jsonl. None where a number was not finite, or is not known."""
+    """A line of metrics.jsonl. None where a number was not finite, or is not known. `metrics`: of
+    the user's own, on validation."""
 
     epoch: Annotated[Count, Field(ge=1)]
     train_loss: float | None = None
@@ -50,6 +56,7 @@ class EpochLine(JsonRecord):
     learning_rate: float | None = None
     images_per_second: Amount = None
     seconds: Amount = None
+    metrics: OwnMetrics = Field(default_factory=dict)
 
 
 class ClassMetrics(JsonRecord):
@@ -72,6 +79,8 @@ class TestMetrics(JsonRecord):
     f1: Share
     per_class: tuple[ClassMetrics, ...]
     confusion_matrix: tuple[tuple[Count, ...], ...]
+    # Of the user's own.
+    metrics: OwnMetrics = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _agrees(self) -> TestMetrics:
@@ -96,6 +105,8 @@ class Result(JsonRecord):
     best_epoch: Count | None = None
     best_val_loss: float | None = None
     best_val_accuracy: Share | None = None
+    # Of the user's own.
+    best_val_metrics: OwnMetrics = Field(default_factory=dict)
     test: TestMetrics | None = None
     num_parameters: Count | None = None
     seconds: Amount = None
@@ -136,6 +147,12 @@ class Dataset(JsonRecord):
         return self
 
 
+class MetricRecord(JsonRecord):
+    """A metric of the user's own, in config.json."""
+
+    higher_is_better: bool = True
+
+
 class RunConfig(JsonRecord):
     """config.json. `config`: {section: {key: value}}; it is checked where it is used
     (`config.loading.build_config`), as a newer version may have more keys."""
@@ -147,6 +164,8 @@ class RunConfig(JsonRecord):
     config: Annotated[dict[str, dict[str, Any]], AfterValidator(_bounded)]
     # Up to 0.1 the paths alone.
     plugins: tuple[PluginRecord | str, ...] = ()
+    # That the plugins register.
+    metrics: dict[MetricName, MetricRecord] = Field(default_factory=dict)
     pretrained_sha256: str | None = None
     dataset: Dataset
     num_parameters: Count | None = None

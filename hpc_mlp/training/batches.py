@@ -19,6 +19,7 @@ from hpc_mlp.bank.step import StepBatch
 from hpc_mlp.config.sections import DataConfig
 from hpc_mlp.data.augment import augment, is_active
 from hpc_mlp.data.manifest import Manifest
+from hpc_mlp.data.own_augment import Broken
 from hpc_mlp.data.remote import DatasetLocation
 from hpc_mlp.data.resident import ResidentSplit, choose_mode, load_resident, normaliser
 from hpc_mlp.data.streaming import StreamingSplit
@@ -45,6 +46,10 @@ class BatchLoader(Protocol):
 
     @property
     def wait_seconds(self) -> float: ...
+
+    @property
+    def broken(self) -> Broken:
+        """What augmentations of the user's own have given so far."""
 
     def epoch(
         self,
@@ -94,6 +99,7 @@ class _Pixels:
     def __init__(self, manifest: Manifest, device: torch.device) -> None:
         self.manifest, self.device = manifest, device
         self.normalise = normaliser(manifest, device)
+        self.broken: Broken = {}
         # Augmented images are floats in [0, 1] already.
         std = torch.tensor(manifest.std, dtype=torch.float64)
         self.scale = (1 / torch.where(std > 1e-7, std, 1.0)).float().to(device).view(-1, 1, 1)
@@ -122,7 +128,13 @@ class _Pixels:
             )
         seeds, given = [stream.seed for stream in streams], images.flatten(0, 1)
         pixels = augment(
-            given, streams[0].augment, seeds=seeds, epoch=epoch, step=step, positions=positions
+            given,
+            streams[0].augment,
+            seeds=seeds,
+            epoch=epoch,
+            step=step,
+            positions=positions,
+            broken=self.broken,
         )
         return pixels.sub_(self.offset).mul_(self.scale).view(images.shape)
 
@@ -165,6 +177,10 @@ class ResidentBatchLoader:
     @property
     def num_images(self) -> int:
         return len(self.splits["train"])
+
+    @property
+    def broken(self) -> Broken:
+        return self.pixels.broken
 
     def epoch(
         self,
@@ -260,6 +276,10 @@ class StreamingBatchLoader:
     @property
     def num_images(self) -> int:
         return len(self.splits["train"])
+
+    @property
+    def broken(self) -> Broken:
+        return self.pixels.broken
 
     @property
     def wait_seconds(self) -> float:

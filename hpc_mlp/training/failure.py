@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from hpc_mlp.bank.bank import stack_key
-from hpc_mlp.errors import HpcMlpError, RunError
+from hpc_mlp.errors import HpcMlpError, OwnCodeError, RunError
 from hpc_mlp.machine import ranks, stop
 from hpc_mlp.machine.processes import Processes
 from hpc_mlp.terminal.output import say
@@ -20,7 +20,10 @@ from hpc_mlp.training.progress import ProgressListener
 def parts(members: Sequence[Member], error: Exception) -> list[list[Member]]:
     """The parts that a bank goes on in after `error`, since each may be well without the others; []
     where it would not help. Models that do not stack are a part each. Where memory ran out,
-    halves."""
+    halves. Where it is code of some of them, only the others go on."""
+    if isinstance(error, OwnCodeError):
+        others = [member for member in members if member.spec.name not in error.runs]
+        return [others] if 0 < len(others) < len(members) else []
     # Not a model's: a full disk, a lost process.
     if isinstance(error, HpcMlpError | OSError):
         return []
@@ -59,7 +62,11 @@ def tell(view: ProgressListener, text: str) -> None:
 
 
 def cause(error: Exception, processes: Processes) -> Exception:
-    """Of several processes, what failed in one may have failed because another has left or died."""
+    """Of several processes, what failed in one may have failed because another has left or died;
+    within code of the user's own, memory may have run out."""
+    within = error.__cause__
+    if isinstance(error, OwnCodeError) and isinstance(within, Exception) and _out_of_memory(within):
+        error = within
     if processes.alone:
         return error
     try:

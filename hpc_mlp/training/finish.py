@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from hpc_mlp.bank.evaluate import evaluate
+from hpc_mlp.bank.own_metrics import measure
 from hpc_mlp.files.atomic import write_bytes
 from hpc_mlp.models.registry import build_module
 from hpc_mlp.models.weights import load_weights
@@ -49,6 +51,9 @@ def write_result(
         module.load_state_dict(run.best or load_weights(folder.path / BEST))
         metrics, probabilities, labels = evaluate(module.to(loader.device), batches, loader.device)
         test = metrics.as_json(manifest.classes)
+        if member.metrics:
+            given = torch.from_numpy(probabilities), torch.from_numpy(labels)
+            test["metrics"] = measure(member.metrics, *given, spec.name)
         buffer = io.BytesIO()
         np.savez(buffer, probabilities=probabilities, labels=labels)
         check_lease()

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hpc_mlp.config.plan import RunSpec
-from hpc_mlp.runs.folder import Json, RunFolder, best_line
+from hpc_mlp.config.registry import own
+from hpc_mlp.runs.folder import Json, Monitor, RunFolder, best_line
 
 
 @dataclass
@@ -61,6 +62,17 @@ class Member:
         limit = self.spec.config.train.max_seconds
         return math.inf if limit is None else limit - self.seconds
 
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the user's own."""
+        return list(own("metric", self.spec.plugins))
+
+    @property
+    def monitor(self) -> Monitor:
+        name = self.spec.config.train.monitor
+        found = own("metric", self.spec.plugins).get(name)
+        return Monitor(name, found is None or found.higher_is_better)
+
     def finish_epoch(self, line: Json, images: int, *, cut: bool = False) -> bool:
         """Take in the line of an epoch of so many images; decide whether the run goes on. `cut`:
         its time was up within this epoch. True if this is the best epoch so far."""
@@ -72,7 +84,7 @@ class Member:
         if not (math.isfinite(loss) and math.isfinite(line["train_loss"])):
             self.stopped = "diverged"
             return False
-        best = best_line(self.history, train.monitor)
+        best = best_line(self.history, self.monitor)
         self.best_epoch = best["epoch"] if best else 0
         if cut:
             self.stopped = "max_seconds"
@@ -94,6 +106,7 @@ class Member:
             "best_epoch": self.best_epoch,
             "best_val_loss": best.get("val_loss"),
             "best_val_accuracy": best.get("val_accuracy"),
+            **({"best_val_metrics": best["metrics"]} if "metrics" in best else {}),
             "test": test,
             "num_parameters": num_parameters,
             "seconds": self.seconds,

@@ -136,7 +136,7 @@ class RunMonitor(ProgressListener):
             self.statuses[member.spec.name] = replace(
                 _status(member.spec, state),
                 detail=detail,
-                progress=progress_of(member.history, train.epochs, train.monitor),
+                progress=progress_of(member.history, train.epochs, member.monitor),
                 test_accuracy=accuracy,
                 node=self.host,
             )

@@ -16,17 +16,17 @@ from accelerate.state import AcceleratorState
 from hpc_mlp.bank.bank import bank_order, is_capturable
 from hpc_mlp.config.plan import RunSpec, TrainOptions, splits_batches
 from hpc_mlp.config.plugins import trust
+from hpc_mlp.config.registry import load_plugins
 from hpc_mlp.config.sections import DataConfig
 from hpc_mlp.data.remote import DatasetLocation, load_manifest
 from hpc_mlp.data.resident import free_memory
-from hpc_mlp.errors import HpcMlpError, LeaseLostError, RunError
+from hpc_mlp.errors import HpcMlpError, LeaseLostError, OwnCodeError, RunError
 from hpc_mlp.live.display import open_display
 from hpc_mlp.machine import ranks, stop
 from hpc_mlp.machine.command_line import command_line
 from hpc_mlp.machine.device import branch
 from hpc_mlp.machine.pinned_memory import keep_freed_memory
 from hpc_mlp.machine.processes import Processes, backend, processes_sharing
-from hpc_mlp.models.registry import load_plugins
 from hpc_mlp.runs.lease import Lease, hold_all
 from hpc_mlp.terminal.console import Console
 from hpc_mlp.terminal.output import say
@@ -188,7 +188,8 @@ def banks(
             train.precision,
             train.checkpoint_every,
             id(loader_of[spec.name]),
-            captured,
+            # One's own loss may break a capture off.
+            captured and train.loss,
         )
         groups.setdefault(key, []).append(spec)
     ordered = [bank_order(group) for group in groups.values()]
@@ -259,10 +260,15 @@ def _train_bank(
                 say(f"hpc-mlp (process {processes.rank}): {text}", err=True)
             group = [member for member in group if member.folder.result() is None]
             rest = failure.parts(group, cause) if together else []
+            own = [
+                m for m in group if isinstance(cause, OwnCodeError) and m.spec.name in cause.runs
+            ]
             if processes.lead:
                 # What failed may have failed because another process took over.
                 check_lease()
-                if rest:
+                if own and together:
+                    failure.report(own, cause, view)
+                elif rest:
                     view.note(
                         f"{failure.one_line(cause)}: the bank goes on in {len(rest)} parts, to see "
                         "whose that is"
@@ -272,7 +278,7 @@ def _train_bank(
             if not together:
                 return 1
             waiting = rest + waiting
-            code = code if rest else 1
+            code = code if rest and not own else 1
     return code
 
 

@@ -13,6 +13,7 @@ import torch
 
 from hpc_mlp._version import __version__
 from hpc_mlp.config.plan import RunSpec, pretrained_sha256
+from hpc_mlp.config.registry import check_names, own
 from hpc_mlp.data.manifest import NAME, Manifest
 from hpc_mlp.data.remote import DatasetLocation, is_url
 from hpc_mlp.errors import UserError
@@ -40,6 +41,10 @@ class TrainSetup:
         """config.json of a run."""
         manifest = self.manifest
         module = shape_of(spec, manifest)
+        metrics = {
+            name: {"higher_is_better": metric.higher_is_better}
+            for name, metric in own("metric", spec.plugins).items()
+        }
         return {
             "name": spec.name,
             "variant": spec.variant,
@@ -47,6 +52,7 @@ class TrainSetup:
             "swept": spec.swept,
             "config": spec.config.model_dump(mode="json"),
             "plugins": [plugin.record() for plugin in spec.plugins],
+            **({"metrics": metrics} if metrics else {}),
             "pretrained_sha256": spec.pretrained_sha256,
             "dataset": {
                 "path": str(self.shards)
@@ -97,6 +103,7 @@ def check(setup: TrainSetup) -> None:
                 f"{spec.name}: batch normalisation needs train.batch_size of at least 2."
             )
         check_trackers(spec)
+        check_names(config, spec.name, spec.plugins)
         if spec.pretrained_sha256 not in (None, pretrained_sha256(config)):
             raise UserError(
                 f"{config.model.pretrained} has changed, or is gone, since {spec.name} was planned."

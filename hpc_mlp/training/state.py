@@ -47,7 +47,8 @@ class BankState:
         self.average = WeightAverage(self.bank, tensors)
         configs = [spec.config.train for spec in specs]
         counts = manifest.split("train").class_counts
-        loss = BankLoss(configs, counts, device, None if reduce is None else lambda t: reduce([t]))
+        summed = None if reduce is None else lambda t: reduce([t])
+        loss = BankLoss(configs, counts, device, summed, [spec.name for spec in specs])
         graph = processes.alone and all(is_capturable(spec) for spec in specs)
         self.train_step = TrainStep(
             self.bank, self.optimizer, loss, configs[0].precision, graph=graph
@@ -104,6 +105,15 @@ class BankState:
 
     def clear_losses(self) -> None:
         self.train_step.loss_sum.zero_()
+
+    def broken_losses(self) -> list[str]:
+        """The runs whose registered loss was not finite somewhere, though their logits were."""
+        loss = self.train_step.loss
+        if not loss.parts:
+            return []
+        flags = loss.broken.float()
+        self.processes.sum([flags])
+        return [name for name, flag in zip(loss.runs, flags.tolist(), strict=True) if flag]
 
 
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -38,7 +38,8 @@ class Trackers:
             self._open.append(tracker)
 
     def log(self, line: Json) -> None:
-        values = {key: value for key, value in line.items() if key != "epoch"}
+        values = {key: value for key, value in line.items() if key not in ("epoch", "metrics")}
+        values |= {f"val_{name}": value for name, value in line.get("metrics", {}).items()}
         for tracker in self._open:
             tracker.log(values, step=line["epoch"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
@@ -10,12 +11,14 @@ from torch import Tensor
 
 from hpc_mlp.bank.bank import param_group_of
 from hpc_mlp.bank.metrics import MetricSums
+from hpc_mlp.bank.own_metrics import OwnMetrics
 from hpc_mlp.bank.step import StepBatch, set_precision
-from hpc_mlp.errors import HpcMlpError
+from hpc_mlp.data.own_augment import AugmentationError
+from hpc_mlp.errors import HpcMlpError, OwnCodeError
 from hpc_mlp.machine import stop
 from hpc_mlp.machine.processes import Processes
 from hpc_mlp.models.weights import load_weights
-from hpc_mlp.runs.folder import BEST, is_complete
+from hpc_mlp.runs.folder import BEST, Json, is_complete
 from hpc_mlp.training import failure
 from hpc_mlp.training.batches import BatchLoader, num_steps
 from hpc_mlp.training.checkpoint import (
@@ -28,6 +31,7 @@ from hpc_mlp.training.checkpoint import (
 )
 from hpc_mlp.training.finish import FinishedRun, write_result
 from hpc_mlp.training.members import Member
+from hpc_mlp.training.own_code import check_finite, with_runs
 from hpc_mlp.training.progress import ProgressListener
 from hpc_mlp.training.state import BankState, best_weights, part
 from hpc_mlp.training.trackers import Trackers
@@ -92,8 +96,8 @@ class BankTrainer:
                 if self.loader.device.type == "cuda":
                     torch.cuda.synchronize()
             with self._saved_if_stopped(), self.timer.running(self.members):
-                sums = self._validate()
-            self._record(sums)
+                sums, own = self._validate()
+            self._record(sums, own)
             self._heed(self.votes.poll(self.step, self._count))
             self._retire()
         return self.healthy
@@ -137,6 +141,7 @@ class BankTrainer:
     def _save(self) -> None:
         """Checkpoints of all members, and the files of best weights that are newer than those on
         disk."""
+        self._check_own()
         self.timer.read()
         losses = self.state.loss_table()
         if self.processes.lead:
@@ -153,6 +158,10 @@ class BankTrainer:
                 if member.spec.name in self.unsaved:
                     self._save_best(member, self.unsaved.pop(member.spec.name))
         self.votes.saved(self._count)
+
+    def _check_own(self) -> None:
+        """Before anything is kept of these steps."""
+        check_finite(self.members, self.loader, self.state, self.processes)
 
     def _heed(self, vote: Vote) -> None:
         if vote.save:
@@ -201,9 +210,12 @@ class BankTrainer:
         self.waited = self.loader.wait_seconds
         streams = self.state.bank.streams
         with self._saved_if_stopped() if self.processes.alone else nullcontext():
-            yield from self.loader.epoch(
-                streams, self.epoch, self.step, self.batch_size, self.processes
-            )
+            try:
+                yield from self.loader.epoch(
+                    streams, self.epoch, self.step, self.batch_size, self.processes
+                )
+            except AugmentationError as error:
+                raise with_runs(error, self.members) from error.__cause__
 
     def _train_step(self, batch: StepBatch) -> None:
         self.state.train_step(batch, self.state.rates(self._count))
@@ -213,14 +225,20 @@ class BankTrainer:
         self.view.step(self.epoch, self.step, self.steps_per_epoch, batch.position.batch_size)
 
     @torch.no_grad()
-    def _validate(self) -> MetricSums:
+    def _validate(self) -> tuple[MetricSums, list[dict[str, float]]]:
+        """→ what was counted, and each member's metrics of the user's own"""
         sums = MetricSums(len(self.members), len(self.loader.manifest.classes), self.loader.device)
+        own = OwnMetrics([member.metrics for member in self.members])
         self.state.bank.eval()
         with self.state.average.applied():
             for images, labels in self._batches("val", self.processes):
-                sums.add(self.state.bank(images.unsqueeze(0)), labels)
+                logits = self.state.bank(images.unsqueeze(0))
+                sums.add(logits, labels)
+                own.add(logits, labels)
         self.processes.sum(sums.tensors())
-        return sums
+        diverged = [not math.isfinite(loss) for loss in sums.losses()]
+        names = [member.spec.name for member in self.members]
+        return sums, own.values(self.processes, names, skip=diverged)
 
     def _batches(self, split: str, processes: Processes) -> Iterator[tuple[Tensor, Tensor]]:
         """All images of a split once. Raises Stopped when asked to stop: of several processes,
@@ -228,10 +246,11 @@ class BankTrainer:
         batches = self.loader.in_order(split, processes)
         return stop.unless_stopped(batches) if self.processes.alone else batches
 
-    def _record(self, sums: MetricSums) -> None:
+    def _record(self, sums: MetricSums, own: Sequence[dict[str, float]]) -> None:
         """The epoch's line of metrics, and whether a member goes on. After the last step this is
         for all members, before it for those whose time is up: what they have trained is an epoch
         too."""
+        self._check_own()
         whole = self.step == self.steps_per_epoch
         images = self.loader.num_images if whole else self.step * self.batch_size
         rates = dict(
@@ -244,7 +263,7 @@ class BankTrainer:
                 continue
             # Without its validation, which the timer has measured last.
             trained = member.epoch_seconds - self.timer.elapsed
-            line = {
+            line: Json = {
                 "epoch": self.epoch + 1,
                 "train_loss": losses[i] / images,
                 "val_loss": val_losses[i],
@@ -255,6 +274,8 @@ class BankTrainer:
                 # Of the lead process.
                 "data_wait_seconds": self.loader.wait_seconds - self.waited,
             }
+            if own[i]:
+                line["metrics"] = own[i]
             improved[i] = member.finish_epoch(line, images, cut=not whole)
         if whole:
             self.epoch, self.step = self.epoch + 1, 0
@@ -310,9 +331,9 @@ class BankTrainer:
                 best = self.unsaved.get(member.spec.name)
                 result = FinishedRun(member, parameters, self.bank_size, best)
                 accuracy = write_result(result, self.loader, batches, self.check_lease)
-            except (HpcMlpError, OSError):
-                raise
             except Exception as error:
+                if isinstance(error, HpcMlpError | OSError) and not isinstance(error, OwnCodeError):
+                    raise
                 self.check_lease()
                 self.healthy = False
                 failure.report([member], error, self.view)

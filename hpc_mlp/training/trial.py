@@ -5,14 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from hpc_mlp.bank.evaluate import EVAL_BATCH
+from hpc_mlp.bank.loss import registered_loss
 from hpc_mlp.config.plan import RunSpec
+from hpc_mlp.config.registry import CROSS_ENTROPY
 from hpc_mlp.data.manifest import Manifest
-from hpc_mlp.errors import HpcMlpError, RunError, UserError
+from hpc_mlp.data.own_augment import AugmentationError, Broken, augment_own
+from hpc_mlp.errors import HpcMlpError, OwnCodeError, RunError, UserError
 from hpc_mlp.machine.memory import machine_memory
 from hpc_mlp.models.registry import BUILT_IN, build_module, count_parameters
 
@@ -92,8 +96,14 @@ def failure(spec: RunSpec, manifest: Manifest, device: torch.device) -> Exceptio
 
     It is built for this alone: neither weights nor random draws of the training are touched.
     Stacked MLPs are our own code, whatever their settings, and are not tried: 20 of them would take
-    a second, and torch without memory for the weights would first import its compiler."""
+    a second, and torch without memory for the weights would first import its compiler. Losses
+    and augmentations of the user's own are."""
     model, expected = spec.config.model, (2, len(manifest.classes))
+    try:
+        _try_loss(spec, expected[1], device)
+        _try_augmentations(spec, manifest, device)
+    except OwnCodeError as error:
+        return error
     if model.kind == "mlp":
         return None
     mixed = torch.autocast(
@@ -120,6 +130,28 @@ def failure(spec: RunSpec, manifest: Manifest, device: torch.device) -> Exceptio
     except Exception as error:
         return error
     return None
+
+
+def _try_loss(spec: RunSpec, classes: int, device: torch.device) -> None:
+    if (name := spec.config.train.loss) != CROSS_ENTROPY:
+        logits = torch.linspace(-1, 1, 2 * classes, device=device).view(2, classes).requires_grad_()
+        labels = torch.tensor([0, classes - 1], device=device)
+        loss = registered_loss(name, logits, labels, [spec.name])
+        torch.autograd.backward(loss.sum())
+        if not bool(loss.isfinite().all()):
+            raise OwnCodeError(f"train.loss {name!r} gives {loss.tolist()}.", [spec.name])
+
+
+def _try_augmentations(spec: RunSpec, manifest: Manifest, device: torch.device) -> None:
+    if names := spec.config.augment.custom:
+        count = 2 * manifest.num_features
+        images = torch.linspace(0, 1, count, device=device).view(2, *_image_shape(manifest))
+        broken: Broken = {}
+        places = np.arange(2)
+        augment_own(images, names, seed=spec.seed, epoch=0, step=0, rows=places, broken=broken)
+        for (seed, name), flag in broken.items():
+            if flag:
+                raise AugmentationError(name, seed, "gives what is not finite.")
 
 
 def _image_shape(manifest: Manifest) -> tuple[int, int, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -102,7 +104,12 @@ def plain(spec: RunSpec) -> nn.Sequential:
     return module
 
 
-def train_alone(spec: RunSpec, bank: BankUnderTest, steps: int) -> nn.Sequential:
+def train_alone(
+    spec: RunSpec,
+    bank: BankUnderTest,
+    steps: int,
+    loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
+) -> nn.Sequential:
     """The same steps with torch.optim.Adam, a plain module and the masks of `dropout_draws`."""
     module = plain(spec)
     masks: list[Masked] = []
@@ -121,7 +128,7 @@ def train_alone(spec: RunSpec, bank: BankUnderTest, steps: int) -> nn.Sequential
             )
             mask.keep = torch.from_numpy(draws.astype(np.int64)) >= round(65536 * mask.rate) - 32768
         optimizer.zero_grad()
-        nn.functional.cross_entropy(module(images.flatten(1)), labels).backward()
+        torch.autograd.backward(loss(module(images.flatten(1)), labels))
         for before, after in zip(module, list(module)[1:], strict=False):
             # Its gradient is zero, but for rounding that Adam blows up.
             if isinstance(after, nn.BatchNorm1d):
