@@ -25,6 +25,12 @@ DATA_HOME = tempfile.TemporaryDirectory(prefix="hpc-mlp-tests-")
 os.environ["XDG_DATA_HOME"] = DATA_HOME.name
 
 
+@pytest.fixture(autouse=True)
+def wide_pipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a pipe gets is as wide as COLUMNS: no line of text is broken."""
+    monkeypatch.setenv("COLUMNS", "1000")
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A shards folder: scikit-learn's 1,797 handwritten digits, 8×8, grayscale. Not to be written

@@ -21,7 +21,7 @@ COMMANDS = {
         "Train variants × seeds in jobs: on Slurm, or queued on this machine.",
     ),
     "status": (
-        "hpc_mlp.cli.launch",
+        "hpc_mlp.cli.status",
         "Show every run's state: queued, running, done, failed, lost.",
     ),
     "cancel": ("hpc_mlp.cli.launch", "End the jobs of a runs folder."),

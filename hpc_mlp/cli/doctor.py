@@ -44,5 +44,5 @@ def doctor(
     findings = health.examine(runs, where, launch)
     if send_test_job:
         findings.append(probe.send(runs, where, launch))
-    Console(width=None if sys.stdout.isatty() else 160).print(health.table(findings))
+    Console().print(health.table(findings))
     sys.exit(1 if any(finding.level == "error" for finding in findings) else 0)

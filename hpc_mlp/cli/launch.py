@@ -1,9 +1,7 @@
-"""The commands around jobs: submit, status, cancel."""
+"""The commands that send and end jobs: submit, cancel."""
 
 from __future__ import annotations
 
-import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,24 +13,18 @@ from hpc_mlp.cli.options import (
     PlannedRuns,
     cluster_config_option,
     fail,
-    log_format_option,
     names,
     run_options,
 )
+from hpc_mlp.cli.status import finish, watch
 from hpc_mlp.terminal.output import say
-from hpc_mlp.terminal.text import count, json_text
+from hpc_mlp.terminal.text import count
 
 if TYPE_CHECKING:
-    from hpc_mlp.config.plan import LogFormat, TrainOptions
+    from hpc_mlp.config.plan import TrainOptions
     from hpc_mlp.config.sections import LaunchConfig
     from hpc_mlp.launch.records import Submission
     from hpc_mlp.launch.submit import Plan
-    from hpc_mlp.live.rows import RunStatus
-    from hpc_mlp.terminal.console import Console
-
-_POLL_SECONDS = 2.0
-
-runs_argument = click.argument("runs", default="runs", metavar="[RUNS]", type=PATH)
 
 
 @click.command(cls=Command)
@@ -123,7 +115,8 @@ def submit(
         _left_out(plan)
         say("Nothing to submit: every run is done or on its way.")
     if wait:
-        _finish(_watch(runs, console, log_format, {spec.name for spec in specs}), runs, log_format)
+        ended = watch([runs], console, log_format, {spec.name for spec in specs})
+        finish(ended, [runs], log_format)
 
 
 def _tell(submission: Submission, plan: Plan, where: str, launch: LaunchConfig) -> None:
@@ -173,87 +166,7 @@ def _show_resources(
 
 
 @click.command(cls=Command)
-@runs_argument
-@click.option(
-    "--watch", is_flag=True, help="Follow until every run has ended, then show the table."
-)
-@click.option("--format", "style", default="rich", type=click.Choice(["rich", "json"]))
-@log_format_option
-def status(runs: Path, watch: bool, style: str, log_format: LogFormat) -> None:
-    """Show every run's state: queued, running, done, failed, lost. Exit code 1 when any run failed.
-
-    \b
-    hpc-mlp status runs
-    hpc-mlp status runs --watch
-
-    --log-format is for --watch: as with `train`, and with json no table follows.
-    """
-    from hpc_mlp.files.wrong_path import want_runs
-    from hpc_mlp.launch import show
-    from hpc_mlp.launch.status import require_status
-    from hpc_mlp.terminal.console import Console
-
-    want_runs(runs, "status")
-    statuses = require_status(runs)
-    if watch:
-        statuses = _watch(runs, Console(), log_format)
-        if style == "rich":
-            _finish(statuses, runs, log_format)
-    if style == "json":
-        say(json_text([item.as_json() for item in statuses], indent=1))
-    else:
-        Console(width=None if sys.stdout.isatty() else 200).print(show.status_table(statuses))
-    sys.exit(_code(statuses))
-
-
-def _watch(
-    runs: Path, console: Console, log_format: LogFormat, only: set[str] | None = None
-) -> list[RunStatus]:
-    """Show the states, again and again, until none of them is active; returns the last ones."""
-    from hpc_mlp.launch.status import read_status
-    from hpc_mlp.live.display import open_display
-    from hpc_mlp.live.rows import ACTIVE
-
-    statuses: list[RunStatus] = []
-    try:
-        with open_display(console, lambda: statuses, log_format) as display:
-            while True:
-                statuses = [item for item in read_status(runs) if only is None or item.name in only]
-                display.update(statuses)
-                if not any(item.state in ACTIVE for item in statuses):
-                    return statuses
-                time.sleep(_POLL_SECONDS)
-    except KeyboardInterrupt:
-        follow, end = f"hpc-mlp status {runs} --watch", f"hpc-mlp cancel {runs}"
-        fail(
-            f"stopped watching; the jobs go on.\n  follow them: {follow}\n  end them:    {end}", 130
-        )
-
-
-def _code(statuses: list[RunStatus]) -> int:
-    from hpc_mlp.live.rows import BAD
-
-    return 1 if any(item.state in BAD for item in statuses) else 0
-
-
-def _finish(statuses: list[RunStatus], runs: Path, log_format: LogFormat) -> None:
-    """The table, what went wrong, and the exit code."""
-    from hpc_mlp.launch import show
-    from hpc_mlp.live.display import text_line
-    from hpc_mlp.live.rows import BAD, COMPLETE
-    from hpc_mlp.reporting.table import print_table
-    from hpc_mlp.terminal.console import Console
-
-    if log_format != "json" and any(item.state in COMPLETE for item in statuses):
-        print_table(runs, Console())
-    for item in statuses:
-        if item.state in BAD:
-            say(f"{text_line(item)} {show.notes(item)}", err=True)
-    sys.exit(_code(statuses))
-
-
-@click.command(cls=Command)
-@runs_argument
+@click.argument("runs", default="runs", metavar="[RUNS]", type=PATH)
 @click.option("--variants", metavar="a,b", help="Only the jobs of these variants.")
 def cancel(runs: Path, variants: str | None) -> None:
     """End the jobs of a runs folder: exactly those submitted from it, nothing else of yours.

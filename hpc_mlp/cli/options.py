@@ -71,6 +71,26 @@ def names(text: str | None) -> list[str] | None:
     return None if text is None else [name for part in text.split(",") if (name := part.strip())]
 
 
+def folders(runs: tuple[Path, ...]) -> list[Path]:
+    """What `runs_argument` names, each once."""
+    named = runs or (Path("runs"),)
+    return list({path.resolve(): path for path in reversed(named)}.values())[::-1]
+
+
+# click gives an argument of many values no default; `folders` does.
+runs_argument = click.argument("runs", metavar="[RUNS]...", nargs=-1, type=PATH)
+where_option = click.option(
+    "--where",
+    metavar="CONDITION",
+    help="Only runs such as 'optim.lr<1e-2 and variant!=dropout': fields of --format json and "
+    "configuration keys, with < <= == != in and or not ( ).",
+)
+top_option = click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Only the first N rows by --sort, without it by validation loss, as ★ is chosen.",
+)
 runs_option = click.option(
     "--runs", default="runs", metavar="DIR", type=PATH, help="Where the run folders go."
 )

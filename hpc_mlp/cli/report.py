@@ -1,21 +1,34 @@
-"""`hpc-mlp table RUNS` and `hpc-mlp report RUNS`."""
+"""`hpc-mlp table RUNS…` and `hpc-mlp report RUNS…`."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from hpc_mlp.cli.options import PATH, Command, detect_option, names
+from hpc_mlp.cli.options import (
+    PATH,
+    Command,
+    detect_option,
+    folders,
+    names,
+    runs_argument,
+    top_option,
+    where_option,
+)
 from hpc_mlp.terminal.output import say
 
-runs_argument = click.argument("runs", type=PATH, default=Path("runs"))
+if TYPE_CHECKING:
+    from hpc_mlp.reporting.summary import Summary
+
 by_option = click.option(
     "--by",
+    "--group-by",
     metavar="KEY,…",
-    help="Group by these keys, e.g. optim.lr or seed, and not by what a sweep varied; 'variant': "
-    "by nothing else.",
+    help="Group by these keys, e.g. optim.lr, seed or folder, and not by what a sweep varied; "
+    "'variant': by nothing else.",
 )
 
 
@@ -30,37 +43,45 @@ by_option = click.option(
     "would take for a formula begin with '.",
 )
 @by_option
+@where_option
+@top_option
 @click.option("--sort", metavar="COLUMN", help="Sort: metrics best first, the rest smallest first.")
 @detect_option
 @click.option("--columns", metavar="A,B,…", help="Show these columns only: names of --format json.")
 def table(
-    runs: Path, form: str, by: str | None, sort: str | None, detect: float, columns: str | None
+    runs: tuple[Path, ...],
+    form: str,
+    by: str | None,
+    where: str | None,
+    top: int | None,
+    sort: str | None,
+    detect: float,
+    columns: str | None,
 ) -> None:
-    """Show the runs of a folder as one table: mean ± sd over seeds, failed and unfinished runs too.
+    """Show the runs of a folder, or of several, as one table: mean ± sd over seeds, failed and
+    unfinished runs too. It fits the terminal; in a pipe or a file it is as wide as COLUMNS says, or
+    80.
 
     \b
     hpc-mlp table runs
+    hpc-mlp table runs more-runs --where 'optim.lr<1e-2 and variant!=dropout' --top 5
     hpc-mlp table runs --format csv > runs.csv
     hpc-mlp table runs --sort val_loss --columns variant,val_loss,test_accuracy
     hpc-mlp table runs --by optim.lr
     hpc-mlp table runs --sort difference --columns variant,difference,interval
     hpc-mlp table runs --detect 0.5
     """
-    from hpc_mlp.files.wrong_path import want_runs
     from hpc_mlp.reporting import columns as shown
-    from hpc_mlp.reporting import records, summary
+    from hpc_mlp.reporting import records
     from hpc_mlp.reporting import table as tables
-    from hpc_mlp.runs.folder import list_runs
 
-    want_runs(runs, "table")
-    found = summary.summarise(list_runs(runs), names(by), detect / 100)
+    found = _summary(runs, where, by, detect, "table")
     wanted = names(columns)
     if wanted is not None:
         for_people = form in ("rich", "markdown")
         known = shown.known_columns(found) if for_people else records.known_columns(found)
         records.check_names(wanted, known)
-    if sort:
-        found = records.sort_rows(found, sort)
+    found = _sorted(found, sort, top)
     if form == "rich":
         from hpc_mlp.terminal.console import Console
 
@@ -81,29 +102,54 @@ def table(
 )
 @click.option("--out", metavar="FILE", type=PATH, help="Instead of RUNS/report.html.")
 @by_option
+@where_option
+@top_option
 @detect_option
 def report(
-    runs: Path, shards: Path | None, out: Path | None, by: str | None, detect: float
+    runs: tuple[Path, ...],
+    shards: Path | None,
+    out: Path | None,
+    by: str | None,
+    where: str | None,
+    top: int | None,
+    detect: float,
 ) -> None:
-    """Write one HTML page with plots of all runs, and the plots as PNG and SVG in RUNS/figures.
+    """Write one HTML page with plots of all runs, and the plots as PNG and SVG in RUNS/figures; of
+    several RUNS, report.html and report-figures here.
 
     The page is one file without scripts or network access: mail it, or open it from disk. Failed
     and unfinished runs are shown as far as they went.
 
     \b
     hpc-mlp report runs
+    hpc-mlp report runs more-runs --where 'variant in (baseline, dropout)' --out two.html
     hpc-mlp report runs --data /scratch/shards --out comparison.html
     """
-    from hpc_mlp.files.wrong_path import want_runs
-
-    want_runs(runs, "report")
     # We only write files. A notebook's kernel names a backend that another environment may lack,
     # and matplotlib would stop at its import.
     os.environ["MPLBACKEND"] = "agg"
     from hpc_mlp.reporting.page import write_report
-    from hpc_mlp.reporting.summary import summarise
-    from hpc_mlp.runs.folder import list_runs
 
-    found = summarise(list_runs(runs), names(by), detect / 100)
-    for line in write_report(found, runs, out or runs / "report.html", shards):
+    found = _sorted(_summary(runs, where, by, detect, "report"), None, top)
+    home = folders(runs)[0] if len(folders(runs)) == 1 else None
+    for line in write_report(found, home, out or (home or Path()) / "report.html", shards):
         say(line)
+
+
+def _summary(
+    runs: tuple[Path, ...], where: str | None, by: str | None, detect: float, command: str
+) -> Summary:
+    from hpc_mlp.reporting.choice import choose_runs
+    from hpc_mlp.reporting.summary import summarise
+
+    chosen = choose_runs(folders(runs), where, command)
+    return summarise(chosen.runs, names(by), detect / 100, chosen.notes)
+
+
+def _sorted(found: Summary, sort: str | None, top: int | None) -> Summary:
+    from hpc_mlp.reporting.choice import top_rows
+    from hpc_mlp.reporting.records import sort_rows
+
+    if top is not None:
+        return top_rows(found, top, sort)
+    return sort_rows(found, sort) if sort else found

@@ -54,24 +54,60 @@ def resources(launch: LaunchConfig) -> str:
 
 def status_table(statuses: list[RunStatus]) -> Table:
     """One row a run; what failed first gets its log's path underneath."""
-    table = Table(title=summary(statuses), title_justify="left")
-    table.add_column("run", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    for name in ("epoch", "loss", "img/s"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name in ("node", "left", "job", "notes"):
-        table.add_column(name, overflow="fold")
-    for status in statuses:
+    table, rows = Table(title=summary(statuses), title_justify="left"), [*map(_cells, statuses)]
+    # What no run has takes no room.
+    titles = [title for title in rows[0] if title in _ALWAYS or any(row[title] for row in rows)]
+    for title in titles:
+        number = title in ("epoch", "loss", "img/s")
+        table.add_column(
+            title, justify="right" if number else "left", no_wrap=number, overflow="fold"
+        )
+    for status, row in zip(statuses, rows, strict=True):
+        style = STYLES.get(status.state, "")
         table.add_row(
-            status.name,
-            Text(status.state, style=STYLES.get(status.state, "")),
-            f"{p.epoch}/{p.epochs or '?'}" if (p := status.progress).epoch else "",
-            "" if p.train_loss is None else f"{p.train_loss:.4f}",
-            "" if p.images_per_second is None else f"{p.images_per_second:,.0f}",
-            status.node if status.state == "running" else "",
-            _left(status),
-            status.job,
-            notes(status),
+            *(Text(row[title], style) if title == "state" else row[title] for title in titles)
+        )
+    return table
+
+
+_ALWAYS = ("run", "state", "epoch")
+
+
+def _cells(status: RunStatus) -> dict[str, str]:
+    p = status.progress
+    return {
+        "run": status.name,
+        "state": status.state,
+        "epoch": f"{p.epoch}/{p.epochs or '?'}" if p.epoch else "",
+        "loss": "" if p.train_loss is None else f"{p.train_loss:.4f}",
+        "img/s": "" if p.images_per_second is None else f"{p.images_per_second:,.0f}",
+        "node": status.node if status.state == "running" else "",
+        "left": _left(status),
+        "job": status.job,
+        "notes": notes(status),
+    }
+
+
+def group_table(groups: dict[str, list[RunStatus]], key: str) -> Table:
+    """One row a value of `key`: states, epochs done of those planned, the best validation loss."""
+    everything = [run for runs in groups.values() for run in runs]
+    table = Table(title=summary(everything), title_justify="left")
+    for title in (key, "runs", "states", "epochs", "best val. loss", "of"):
+        number = title in ("runs", "epochs", "best val. loss")
+        table.add_column(title, justify="right" if number else "left", overflow="fold")
+    for value, runs in groups.items():
+        losses = [(loss, run.name) for run in runs if (loss := run.progress.best_val_loss)]
+        loss, name = min(losses, default=(None, ""))
+        done, planned = (
+            sum(getattr(run.progress, part) or 0 for run in runs) for part in ("epoch", "epochs")
+        )
+        table.add_row(
+            value,
+            f"{len(runs):,}",
+            summary(runs),
+            f"{done:,}/{planned:,}",
+            "" if loss is None else f"{loss:.4f}",
+            name,
         )
     return table
 

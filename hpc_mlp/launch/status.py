@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -53,6 +54,27 @@ def require_status(runs: Path) -> list[RunStatus]:
     if not statuses:
         raise UserError(f"no runs in {runs}. Submit some first: hpc-mlp submit OUT --runs {runs}")
     return statuses
+
+
+def require_statuses(roots: Sequence[Path]) -> dict[str, tuple[Path, RunStatus]]:
+    """UserError for a folder without runs."""
+    found = read_statuses(roots)
+    for root in roots:
+        if not any(path.parent == root for path, _ in found.values()):
+            require_status(root)
+    return found
+
+
+def read_statuses(roots: Sequence[Path]) -> dict[str, tuple[Path, RunStatus]]:
+    """By name, which of several folders begins with the folder: a run's folder, and its status."""
+    found = {}
+    for root in roots:
+        for status in read_status(root):
+            path = root / status.name
+            if len(roots) > 1:
+                status = replace(status, name=f"{root}/{status.name}")
+            found[status.name] = path, status
+    return found
 
 
 def _newest(submissions: list[Submission], runs: Path) -> list[list[_SubmittedPack]]:

@@ -36,8 +36,10 @@ STATISTICS: dict[str, tuple[str, ...]] = {
     "images_per_second": ("images_per_second",),
     "seconds": ("seconds",),
 }
+# More would make names of rows that nobody reads.
+_MOST_APART = 3
 # What groups can be made by beside configuration keys.
-SPECIAL = ("seed", "dataset")
+SPECIAL = ("seed", "dataset", "folder")
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,11 @@ def progress(run: Run) -> Json:
     }
 
 
+def statistic(run: Run, name: str) -> Any:
+    """One of `statistics`: of an unfinished run what it has reached."""
+    return _at(run.result or progress(run), statistics([run])[name])
+
+
 def mean_sd(numbers: Sequence[float | None]) -> Value | None:
     """None unless every run has the number: a mean over some of them would mislead."""
     known = [number for number in numbers if number is not None and math.isfinite(number)]
@@ -253,9 +260,11 @@ def curve(run: Run, key: str) -> Array:
 
 
 def lookup(run: Run, key: str) -> Any:
-    """The run's value of a dotted configuration key, of `seed` or `dataset`; None without."""
+    """The run's value of a dotted configuration key or of one of `SPECIAL`; None without."""
     if key == "seed":
         return run.seed
+    if key == "folder":
+        return str(run.path.parent)
     return run.config.dataset.digest[:12] if key == "dataset" else run.config.value(key)
 
 
@@ -267,6 +276,21 @@ def _at(tree: Any, path: Iterable[str]) -> Any:
 
 def swept_keys(runs: Iterable[Run]) -> list[str]:
     return list(dict.fromkeys(key for run in runs for key in run.config.swept))
+
+
+def keys_apart(runs: Sequence[Run]) -> list[str]:
+    """What tells runs of several folders apart: the keys that decide a result and differ within a
+    variant; where there are many, the folder."""
+    if len({run.path.parent for run in runs}) < 2:
+        return []
+    values: dict[tuple[str, str], set[str]] = {}
+    for run in runs:
+        for key, value in run.config.identity().items():
+            values.setdefault((run.variant, key), set()).add(repr(value))
+    keys = list(dict.fromkeys(key for (_, key), found in values.items() if len(found) > 1))
+    keys = [key for key in keys if key not in ("seed", "dataset.digest", *swept_keys(runs))]
+    known = {key for run in runs for key in flat(run.config.config)}
+    return keys if len(keys) <= _MOST_APART and known.issuperset(keys) else ["folder"]
 
 
 def check_by(runs: Iterable[Run], keys: Iterable[str]) -> None:

@@ -19,20 +19,23 @@ from hpc_mlp.reporting.summary import Summary
 from hpc_mlp.terminal.text import count
 
 
-def write_report(summary: Summary, runs: Path, out: Path, shards: Path | None = None) -> list[str]:
+def write_report(
+    summary: Summary, runs: Path | None, out: Path, shards: Path | None = None
+) -> list[str]:
     """Write the page to `out` and its figures to `runs/figures` (replaced as a whole), or beside
-    the page where nothing can be written in `runs`. `shards` overrides the shards folder that the
-    runs name. The same runs give the same bytes. Returns what was written and what is missing, in
-    lines. UserError where nothing can be written there."""
-    own = os.access(runs, os.W_OK)
-    kept = runs / "figures" if own else out.with_name(f"{out.stem}-figures")
+    the page where the runs are of several folders, or nothing can be written in theirs. `shards`
+    overrides the shards folder that the runs name. The same runs give the same bytes. Returns what
+    was written and what is missing, in lines. UserError where nothing can be written there."""
+    kept = out.with_name(f"{out.stem}-figures")
+    if runs is not None and os.access(runs, os.W_OK):
+        kept = runs / "figures"
     try:
         with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".figures.") as temporary:
             folder = Path(temporary) / "figures"
             context = read_context(summary, folder, shards)
             if context is None:
                 why = " ".join(summary.sentences)
-                raise RunError(f"there is nothing to show of {runs}: {why}")
+                raise RunError(f"there is nothing to show of {runs or 'the runs'}: {why}")
             with figures.style():
                 text, missing = render(context)
             shutil.rmtree(kept, ignore_errors=True)

@@ -12,6 +12,7 @@ from hpc_mlp.reporting.groups import (
     check_by,
     damaged_group,
     group_runs,
+    keys_apart,
     own_metrics,
     statistics,
     swept_keys,
@@ -49,17 +50,21 @@ class Summary:
 
 
 def summarise(
-    runs: Sequence[Run], by: Sequence[str] | None = None, detect: float = 0.01
+    runs: Sequence[Run],
+    by: Sequence[str] | None = None,
+    detect: float = 0.01,
+    notes: Sequence[str] = (),
 ) -> Summary:
     """Rows in the customary order. `by`: dotted configuration keys (or `seed`, `dataset`) to group
-    by beside the variant; None takes the keys that sweeps varied. `detect`: the true difference of
-    accuracies for which the seeds needed are told. UserError for an unknown key."""
+    by beside the variant; None takes the keys that sweeps varied, and those in which several
+    folders differ. `detect`: the true difference of accuracies for which the seeds needed are told.
+    `notes`: said first. UserError for an unknown key."""
     damaged = [run for run in runs if run.state == "damaged"]
     runs = [run for run in runs if run.state != "damaged"]
     keys = (
         [key for key in dict.fromkeys(by) if key != "variant"]
         if by is not None
-        else swept_keys(runs)
+        else list(dict.fromkeys([*swept_keys(runs), *keys_apart(runs)]))
     )
     check_by(runs, keys)
     if len({run.config.dataset.digest for run in runs}) > 1 and "dataset" not in keys:
@@ -71,6 +76,7 @@ def summarise(
         rows=[*rows, *(damaged_group(keys, run, known) for run in damaged)],
         comparisons=compared.against,
         sentences=[
+            *notes,
             *findings(rows, compared, detect),
             *compared.notes,
             *cautions(rows),

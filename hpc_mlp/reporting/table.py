@@ -1,6 +1,6 @@
-"""The table for people, in the terminal and as Markdown. In the terminal it fits the width it is
-given: columns that matter least go first and are named under the table, nothing is cut off. Piped,
-it is as wide as it needs to be."""
+"""The table for people, as plain text and as Markdown. Plain text fits the width of the terminal,
+in a pipe COLUMNS or 80: columns that matter least go first and are named under the table, nothing
+is cut off."""
 
 from __future__ import annotations
 
@@ -9,12 +9,20 @@ from pathlib import Path
 from typing import Literal
 
 from rich import box
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from hpc_mlp.reporting.columns import column_of, compares, comparison_cells, default_columns, legend
+from hpc_mlp.reporting.choice import choose_runs
+from hpc_mlp.reporting.columns import (
+    Column,
+    column_of,
+    compares,
+    comparison_cells,
+    default_columns,
+    legend,
+)
 from hpc_mlp.reporting.summary import Summary, summarise
-from hpc_mlp.runs.folder import list_runs
 from hpc_mlp.terminal.console import Console
 from hpc_mlp.terminal.text import markdown
 
@@ -22,70 +30,81 @@ from hpc_mlp.terminal.text import markdown
 EXPENDABLE = ["images_per_second", "parameters", "seconds", "best_epoch"]
 EXPENDABLE += ["recall", "precision", "f1"]
 ASCII = str.maketrans({"±": "+-", "…": "..", "★": "*", "−": "-", "–": "-"})
-# Columns of an endless line.
-PLENTY = 10_000
+# Titles on one line; on several; and `± sd` on a line of its own.
+Shape = Literal["wide", "narrow", "folded"]
+# Between two columns: a space, and the line that is not drawn.
+_GAP = 2
 
 
-def print_table(root: Path, console: Console) -> None:
-    """Summarise the runs below `root` and print the table with its sentences."""
-    print_summary(summarise(list_runs(root)), console)
+def print_table(root: Path, console: Console, *others: Path) -> None:
+    """Summarise the runs below `root`, and `others`, and print the table with its sentences."""
+    print_summary(summarise(choose_runs([root, *others], None, "table").runs), console)
 
 
 def print_summary(summary: Summary, console: Console, columns: Sequence[str] | None = None) -> None:
     safe = writable(console)
-    names, fold, dropped = fit(summary, console, list(columns) if columns else None)
-    table = rich_table(summary, names, fold, not console.is_terminal, safe)
+    names, shape, dropped = fit(summary, console, list(columns) if columns else None)
+    table = rich_table(summary, names, shape, safe)
     against = None if compares(columns) else comparison_table(summary, safe)
     asides = legend(summary, names)
     if dropped:
         titles = ", ".join(column_of(name, summary).title for name in reversed(dropped))
-        asides.append(f"No room here for {titles}: widen the terminal, or choose --columns.")
-    terminal, width = console.is_terminal, console.width
-    console.width = width if terminal else max(width, _width(table, console))
+        widen = "widen the terminal" if console.is_terminal else "set COLUMNS"
+        asides.append(f"No room here for {titles}: {widen}, or choose --columns.")
     console.print(table, *(("", against) if against else ()))
-    console.width = width
     for style, lines in (("", summary.sentences), ("dim", asides)):
-        # Piped, a line is a line: somebody greps it.
         for i, line in enumerate(lines):
             above = [""] if i == 0 else []
-            console.print(*above, Text(safe(line), style), sep="\n", soft_wrap=not terminal)
+            console.print(*above, Text(safe(line), style), sep="\n")
 
 
 def fit(
     summary: Summary, console: Console, columns: list[str] | None
-) -> tuple[list[str], bool, list[str]]:
-    """Columns that fit the width, whether `± sd` goes on a line of its own, and the columns left
-    out. Columns that the user chose all stay."""
+) -> tuple[list[str], Shape, list[str]]:
+    """Columns that fit the width, how they are laid out, and the columns left out. Columns that the
+    user chose all stay."""
     names = columns or default_columns(summary)
     expendable = [name for name in EXPENDABLE if columns is None]
-    attempts = [(k, False) for k in range(min(3, len(expendable)) + 1)]
-    attempts += [(k, True) for k in range(len(expendable) + 1)]
-    for count, fold in attempts:
+    attempts: list[tuple[int, Shape]] = [(0, "wide")]
+    attempts += [(k, "narrow") for k in range(min(3, len(expendable)) + 1)]
+    attempts += [(k, "folded") for k in range(len(expendable) + 1)]
+    shown = {name: column_of(name, summary) for name in names}
+    cells = {name: {column.cell(row) for row in summary.rows} for name, column in shown.items()}
+
+    def width(name: str, shape: Shape) -> int:
+        texts = [_title(shown[name], shape), *(_laid_out(name, c, shape) for c in cells[name])]
+        return max(cell_len(line) for text in texts for line in text.splitlines())
+
+    for count, shape in attempts:
         dropped = expendable[:count]
         kept = [name for name in names if name not in dropped]
-        table = rich_table(summary, kept, fold, False)
-        if not console.is_terminal or _width(table, console) <= console.width:
+        if sum(width(name, shape) + _GAP for name in kept) - _GAP <= console.width:
             break
-    return kept, fold, dropped
+    return kept, shape, dropped
+
+
+def _title(column: Column, shape: Shape) -> str:
+    return column.title if shape == "wide" else column.title.replace(" ", "\n")
+
+
+def _laid_out(name: str, cell: str, shape: Shape) -> str:
+    if name == "status":
+        return cell.replace(", ", ",\n")
+    return cell.replace(" ± ", "\n± ") if shape == "folded" else cell
 
 
 def rich_table(
-    summary: Summary, names: Sequence[str], fold: bool, wide: bool, safe: Callable[[str], str] = str
+    summary: Summary, names: Sequence[str], shape: Shape, safe: Callable[[str], str] = str
 ) -> Table:
-    table, columns = _table(), [column_of(name, summary) for name in names]
-    for column in columns:
-        title = column.title if wide else column.title.replace(" ", "\n")
+    table, columns = plain_table(), {name: column_of(name, summary) for name in names}
+    for column in columns.values():
         side: Literal["left", "right"] = "left" if column.left else "right"
+        title, fold = _title(column, shape), shape == "folded"
         table.add_column(title, justify=side, no_wrap=not fold, overflow="fold")
     for row in summary.rows:
         style = "bold" if row.best else "" if row.n else "dim"
-        cells = [safe(column.cell(row)) for column in columns]
-        if "status" in names:
-            at = names.index("status")
-            cells[at] = cells[at].replace(", ", ",\n")
-        if fold:
-            cells = [cell.replace(safe(" ± "), safe("\n± ")) for cell in cells]
-        table.add_row(*map(Text, cells), style=style)
+        cells = (_laid_out(name, column.cell(row), shape) for name, column in columns.items())
+        table.add_row(*(Text(safe(cell)) for cell in cells), style=style)
     return table
 
 
@@ -94,7 +113,7 @@ def comparison_table(summary: Summary, safe: Callable[[str], str]) -> Table | No
     cells = comparison_cells(summary)
     if not cells:
         return None
-    table = _table()
+    table = plain_table()
     for i, title in enumerate(cells[0]):
         table.add_column(safe(title), justify="left" if i == 0 else "right", overflow="fold")
     for row, c in zip(cells[1:], summary.comparisons, strict=True):
@@ -102,12 +121,8 @@ def comparison_table(summary: Summary, safe: Callable[[str], str]) -> Table | No
     return table
 
 
-def _table() -> Table:
+def plain_table() -> Table:
     return Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
-
-
-def _width(table: Table, console: Console) -> int:
-    return console.measure(table, options=console.options.update(max_width=PLENTY)).maximum
 
 
 def writable(console: Console) -> Callable[[str], str]:

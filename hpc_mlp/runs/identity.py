@@ -72,13 +72,16 @@ def once(runs: Sequence[Run], by: Iterable[str] = ()) -> tuple[list[Run], list[s
     keys = list(by)
     found: dict[str, list[Run]] = {}
     for run in runs:
-        values = [run.config.value(key) for key in keys]
+        # What is compared on purpose.
+        values = [
+            str(run.path.parent) if key == "folder" else run.config.value(key) for key in keys
+        ]
         found.setdefault(
             repr((run.variant, sorted(run.config.identity().items()), values)), []
         ).append(run)
     copies: dict[Path, Run] = {}
     for same in found.values():
-        first, *others = sorted(same, key=lambda run: (run.name != run.config.name, run.name))
+        first, *others = sorted(same, key=lambda run: (run.path.name != run.config.name, run.name))
         copies |= {run.path: first for run in others}
     kept = [run for run in runs if run.path not in copies]
     lines = [

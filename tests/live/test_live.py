@@ -33,6 +33,11 @@ from hpc_mlp.live.render import render, sparkline
 from hpc_mlp.live.rows import RunStatus, State, Usage, progress_of
 
 
+def of_terminal() -> dict[str, str]:
+    """The width is the terminal's."""
+    return {name: value for name, value in environment().items() if name != "COLUMNS"}
+
+
 def lines(epochs: int, loss: float = 1.0) -> list[dict[str, float]]:
     return [
         {
@@ -166,7 +171,7 @@ class Terminal:
             stdout=child,
             stderr=child,
             start_new_session=True,
-            env=environment() | {"TERM": "xterm-256color"},
+            env=of_terminal() | {"TERM": "xterm-256color"},
         )
         os.close(child)
 
@@ -286,7 +291,7 @@ def test_nothing_stays_of_an_older_size_where_the_terminal_wraps_lines_anew(tmp_
         command = ["tmux", "-S", tmp_path / "tmux", "-f", os.devnull, *words]
         return subprocess.run(
             [str(word) for word in command],
-            env=environment(),
+            env=of_terminal(),
             check=True,
             capture_output=True,
             text=True,

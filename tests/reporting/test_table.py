@@ -155,18 +155,27 @@ def test_fits_the_terminal_and_cuts_nothing(runs: Path, width: int) -> None:
         assert f"{100 * row['test_accuracy']:.1f}" in text
 
 
-def test_piped_it_is_plain_and_whole(runs: Path) -> None:
-    env = os.environ | {"COLUMNS": "40", "PYTHONIOENCODING": "utf-8"}
+@pytest.mark.parametrize("columns", [None, 60, 100, 200])
+def test_piped_it_is_plain_and_as_wide_as_columns(runs: Path, columns: int | None) -> None:
+    env = os.environ | {"PYTHONIOENCODING": "utf-8"}
+    env.pop("COLUMNS", None)
+    env |= {"COLUMNS": str(columns)} if columns else {}
     command = [sys.executable, "-m", "hpc_mlp", "table", str(runs)]
-    text = subprocess.run(command, capture_output=True, env=env, check=True).stdout.decode()
-    assert "\x1b" not in text and "No room" not in text
-    head, *lines = text.split("\n\n")[0].splitlines()
-    assert all(title in head for title in ("parameters", "images/s", "recall", "seconds", "status"))
-    assert len(lines) == 6 and sum("★" in line for line in lines) == 1
-    ascii_only = subprocess.run(
-        command, capture_output=True, env=env | {"PYTHONIOENCODING": "ascii"}, check=True
-    )
-    assert "batchnorm *" in ascii_only.stdout.decode("ascii")
+
+    def piped(**more: str) -> bytes:
+        done = subprocess.run(
+            command, capture_output=True, env=env | more, check=True, stdin=subprocess.DEVNULL
+        )
+        return done.stdout
+
+    text = piped().decode()
+    assert "\x1b" not in text and max(map(len, text.splitlines())) <= (columns or 80)
+    assert "set COLUMNS, or choose --columns" in " ".join(text.split()) or columns == 200
+    assert sum("★" in line for line in text.split("\n\n")[0].splitlines()) == 1
+    if columns == 200:
+        titles = ("parameters", "images/s", "recall", "val. loss", "seconds", "status")
+        assert all(title in text.splitlines()[0] for title in titles)
+    assert "batchnorm *" in piped(PYTHONIOENCODING="ascii").decode("ascii")
 
 
 def test_csv_and_markdown_say_the_same(runs: Path) -> None:
