@@ -18,6 +18,7 @@ from support.process import Cli
 from support.taped import gpu_branch
 
 from hpc_mlp.bank.loss import BankLoss, Targets
+from hpc_mlp.config.plan import TrainOptions
 from hpc_mlp.config.sections import TrainConfig
 from hpc_mlp.errors import HpcMlpWarning, UserError
 from hpc_mlp.training.session import train_specs
