@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hpc_mlp.conversion import chosen_tables, folders, parquetsource, samples
 from hpc_mlp.conversion.archive import SeveralSources, Source
 from hpc_mlp.conversion.asked import Asked
-from hpc_mlp.conversion.entries import Sorted, some_names
+from hpc_mlp.conversion.entries import Sorted, some_names, suffix_of
 from hpc_mlp.conversion.reading import LabelledSource, Reading
 from hpc_mlp.errors import UserError, printable
 
@@ -104,7 +104,9 @@ class Choice:
                 f"{options[0]} is for a table, and {printable(self.source.label)} holds none about "
                 f"its images{listed(reasons)}. Name it with --labels."
             )
-        return readings or [tree.read(split_folders)]
+        real = any(suffix_of(self.source.names[index]) != "txt" for index in tables)
+        # Folders that are no classes: read as splits they have none, and that is refused.
+        return readings or [tree.read(split_folders or (not named and tree.is_classless(real)))]
 
 
 def _with_training(readings: list[Reading]) -> list[Reading]:

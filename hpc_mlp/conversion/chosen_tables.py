@@ -91,6 +91,15 @@ def read_any(
         usable.append(table)
     if not usable:
         return [], reasons
+    named = [table for table in usable if splits[table.index] is not None]
+    if {0} < {table.split for table in named}:
+        # Beside train.csv and test.csv, others are about something else.
+        reasons += [
+            f"{printable(table.where)} (named for no split, unlike {printable(named[0].where)})"
+            for table in usable
+            if table not in named
+        ]
+        usable = named
     if not any(table.split == 0 for table in usable):
         # val.csv alone is no split: there is nothing to train on.
         for table in usable:

@@ -17,7 +17,7 @@ _FILE_COLUMNS = words(
 )
 CLASS_COLUMNS = words(
     "class class_name classname label_name category_name label category target labels classes "
-    "species breed diagnosis tag y"
+    "species breed diagnosis dx disease emotion variety tag class_id classid class_index label_id y"
 )
 _SPLIT_COLUMNS = words("split subset partition set phase usage fold dataset data_set")
 _GROUP_COLUMNS = words("group group_id patient patient_id subject subject_id case case_id")

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from hpc_mlp.conversion.archive import Names
-from hpc_mlp.conversion.reading import SPLIT_NAMES, Reading, loose_split
+from hpc_mlp.conversion.reading import SPLIT_NAMES, Reading, loose_split, words
 
 NOT_IN_CLASS = "not in a class folder"
 NOT_BELOW_SPLIT = "not in a class folder below train, val or test"
 NOT_IN_SPLIT = "not in a folder train, val or test below its class folder"
 
 Folder = tuple[str, ...]
+_PART_WORDS = frozenset(words("image images img imgs photo photos part parts batch chunk shard"))
 
 
 class Tree:
@@ -42,12 +44,19 @@ class Tree:
         )
 
     def names_classes(self, split_folders: bool) -> bool:
-        """Whether there are two class folders at least, which are not called as splits are."""
+        """Whether there are two class folders at least, which are called neither as splits are
+        nor as parts (images_1, images_2)."""
         placed = (
             _below_splits(self.below) if split_folders else [(f[0], -1) for f in self.below if f]
         )
         classes = {place[0] for place in placed if place}
-        return len(classes) > 1 and any(loose_split(name, True) is None for name in classes)
+        return len(classes) > 1 and not _loosely_splits(classes) and not _parts(classes)
+
+    def is_classless(self, beside_table: bool) -> bool:
+        """Whether its folders are called nearly as splits are, train among them; or as parts,
+        where that is more than a guess: `beside_table`."""
+        splits = _loosely_splits(self.first) and 0 in map(_loosely, self.first)
+        return splits or (beside_table and len(self.first) > 1 and _parts(self.first))
 
     def read(self, split_folders: bool) -> Reading:
         if split_folders:
@@ -123,3 +132,17 @@ def _below_splits(below: Sequence[Folder]) -> list[tuple[str, int] | None]:
         known = split >= 0 and len(folder) > 1 + top[split]
         placed.append((folder[1 + top[split]], split) if known else None)
     return placed
+
+
+def _loosely(name: str) -> int | None:
+    return loose_split(name, alone=True)
+
+
+def _loosely_splits(names: Iterable[str]) -> bool:
+    return all(_loosely(name) is not None for name in names)
+
+
+def _parts(names: Iterable[str]) -> bool:
+    """Whether names differ by a number alone, and say images, or part."""
+    stems = {re.sub(r"[\d_\W]+", " ", name.lower()).strip() for name in names}
+    return len(stems) == 1 and bool(_PART_WORDS & {*stems.pop().split()})

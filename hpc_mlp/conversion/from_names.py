@@ -52,15 +52,12 @@ def _searched(name: str, pattern: re.Pattern[str]) -> str:
 
 
 def advice(source: Source, images: npt.NDArray[np.int64]) -> str:
-    """What to write where the names of all images begin with a word, of which there are some
+    """What to write where the names of most images begin with a word, of which there are some
     (cat_001.jpg, dog.2.png); else nothing."""
-    words: dict[str, int] = {}
-    for index in images[:10_000].tolist():
-        found = re.search(_USUAL, _searched(source.names[index], re.compile("")))
-        if found is None:
-            return ""
-        words[found[1]] = words.get(found[1], 0) + 1
-    if not 2 <= len(words) <= max(2, len(images) // 2):
+    bases = [source.names[index].rsplit("/", 1)[-1] for index in images[:10_000].tolist()]
+    found = [match[1] for base in bases if (match := re.search(_USUAL, base))]
+    words = list(dict.fromkeys(found))
+    if len(found) < len(bases) / 2 or not 2 <= len(words) <= len(bases) // 2:
         return ""
-    first = ", ".join(printable(word) for word in list(words)[:3])
+    first = ", ".join(printable(word) for word in words[:3])
     return f" File names begin with {len(words)} words ({first}): --class-from-name '{_USUAL}'"

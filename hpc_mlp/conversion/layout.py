@@ -19,7 +19,7 @@ from hpc_mlp.conversion.archive import SeveralSources, Source
 from hpc_mlp.conversion.asked import Asked
 from hpc_mlp.conversion.choice import Choice, listed
 from hpc_mlp.conversion.entries import some_names, sort_out, suffix_of
-from hpc_mlp.conversion.reading import Reading, natural_key
+from hpc_mlp.conversion.reading import Reading, loose_split, natural_key
 from hpc_mlp.data.limits import SPLITS
 from hpc_mlp.errors import UserError, printable
 from hpc_mlp.terminal.text import count
@@ -145,7 +145,9 @@ def _part_lines(chosen: Choice, readings: Sequence[Reading]) -> Iterable[str]:
     # What is recognised, what is said of its splits, a number where it stands alone.
     lines: dict[tuple[str, str, int], list[int]] = {}
     for number, part in enumerate(chosen.parts):
-        if chosen.pieces[number].class_lists and not len(chosen.pieces[number].images):
+        piece = chosen.pieces[number]
+        helpers = {*piece.class_lists, *(chosen.apart_tables and piece.tables)}
+        if helpers and not len(piece.images):
             continue
         mine = [i for i, r in enumerate(readings) if len(r.entries) and int(r.entries[0]) in part]
         kinds = " + ".join(dict.fromkeys(readings[i].kind for i in mine))
@@ -174,7 +176,11 @@ def _unread_lines(chosen: Choice) -> Iterable[str]:
     """Tables that are not used. Of texts, few are."""
     if chosen.unused:
         yield f"not used{listed(chosen.unused)}"
-    asides = [i for i in chosen.unread if suffix_of(chosen.source.names[i]) != "txt"]
+    names_of = chosen.source.names
+    lists = [i for i in chosen.unread if suffix_of(names_of[i]) == "txt"]
+    asides = [i for i in chosen.unread if i not in lists]
+    if splits := [i for i in lists if loose_split(names_of[i].rpartition("/")[2]) is not None]:
+        yield f"not used: {some_names(chosen.source, splits)} (folders are the classes)"
     if asides:
         names = some_names(chosen.source, asides)
         yield f"not used: {names} (--labels FILE takes classes from a table)"

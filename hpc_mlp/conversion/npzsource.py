@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import zipfile
-import zlib
 from array import array
 from pathlib import Path
 from typing import IO, Any
@@ -42,8 +42,11 @@ class NpzSource(FileWithEntries):
         try:
             with zipfile.ZipFile(path) as file, plain.open("xb") as out:
                 self._unpack(file, out)
-        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OverflowError) as error:
-            if isinstance(error, UserError):
+        except UserError:
+            raise
+        # Damaged bytes make zipfile and numpy raise anything; what is wrong with the disk is else.
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
                 raise
             raise UserError(
                 f"{printable(path)} cannot be read as an .npz ({printable(error)}). Is it complete?"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ class ParquetSource:
         # A process opens its own, and keeps one group of rows.
         self._opened_by, self._file = -1, None
         self._group: tuple[int, Any] = (-1, None)
-        try:
+        with self._readable():
             file = self._open()
             self._schema = file.schema_arrow
             self._rows = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
@@ -50,12 +52,21 @@ class ParquetSource:
             only = [*found.values()] if len(found) == 1 else []
             self.column: str = (usual or only or [""])[0]
             self.names = Names(self._names(file))
-        except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(
-                f"{printable(path)} cannot be read as a parquet file ({printable(error)}). Is it "
-                "complete?"
-            ) from None
         self._starts = np.concatenate([[0], np.cumsum(self._rows)])
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        """UserError where pyarrow finds damage within, whatever it raises."""
+        try:
+            yield
+        except UserError:
+            raise
+        except (self._arrow.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
+            why = str(error).partition("\n")[0]
+            raise UserError(
+                f"{printable(self.path)} cannot be read as a parquet file ({printable(why)}). Is "
+                "it complete?"
+            ) from None
 
     def _open(self) -> Any:
         if self._opened_by != os.getpid():
@@ -102,7 +113,7 @@ class ParquetSource:
                 self._group = (number, table[self.column])
             value = self._group[1][index - int(self._starts[number])]
         except (self._arrow.ArrowException, OSError) as error:
-            raise RejectError(f"cannot be read: {error}") from None
+            raise RejectError(f"cannot be read: {str(error).partition(chr(10))[0]}") from None
         if self._arrow.types.is_struct(value.type):
             value = value["bytes"] if value.is_valid else value
         if not value.is_valid:
@@ -173,9 +184,9 @@ class ParquetSource:
         )
 
     def _values(self, column: str) -> list[object]:
-        values: list[object] = (
-            self._open().read(columns=[column], use_threads=False)[column].to_pylist()
-        )
+        with self._readable():
+            table = self._open().read(columns=[column], use_threads=False)
+            values: list[object] = table[column].to_pylist()
         return values
 
     def _class_names(self, label: str) -> list[str]:

@@ -13,12 +13,14 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from support.archives import convert, encoded, make_zip, picture, pixels, refused, rejects
+from support.mutations import mutated_bytes
 
 from hpc_mlp.data.manifest import Manifest
 
@@ -60,6 +62,7 @@ def of_split(split: str, *columns: Sequence[str], head: str, sign: str = ",") ->
 
 FLAT = shaped("img/{n}")
 PATHS = [f"{c}/{n}" for c, n in zip(CLASSES, NAMES, strict=True)]
+PATHS_BY_SPLIT = [f"{s}/{n}" for s, n in zip(SPLITS, NAMES, strict=True)]
 STEMS = [name.removesuffix(".png") for name in NAMES]
 NUMBERS = [str(int(name == "dog")) for name in CLASSES]
 
@@ -376,6 +379,27 @@ CASES = {
         options=("--class-from-name", r"^(\w+?)\."),
         said=("took the first group of --class-from-name ^(\\w+?)\\. as class",),
     ),
+    "parts of images and a table": Case(
+        images(*(f"x_images_part_{i % 2}/{n}" for i, n in enumerate(NAMES)))
+        | {"x_metadata.csv": lines(NUMBERS, STEMS, CLASSES, head="lesion,image_id,dx")},
+        said=("2 'image_id' as file, 3 'dx' as class",),
+    ),
+    "train.csv, test.csv and one of something else": Case(
+        shaped("{s}/{n}") | images("Meta/0.png", "Meta/1.png", first=12)
+        | {
+            "Train.csv": of_split("train", PATHS_BY_SPLIT, CLASSES, head="Path,ClassId"),
+            "Test.csv": of_split("test", PATHS_BY_SPLIT, CLASSES, head="Path,ClassId"),
+            "Meta.csv": b"Path,ClassId\nMeta/0.png,cat\nMeta/1.png,dog\n",
+        },
+        {"cat": 5, "dog": 5},
+        {"train": 6, "val": 2, "test": 2},
+        ("not used: Meta.csv (named for no split, unlike Train.csv)",),
+        lost=4,
+    ),
+    "class folders and lists of splits": Case(
+        shaped("images/{c}/{n}") | {"meta/train.txt": b"cat/00\n", "meta/test.txt": b"cat/02\n"},
+        said=("not used: meta/train.txt, meta/test.txt (folders are the classes)",),
+    ),
     "classes in paths, with splits": Case(
         shaped("{s}/{n}_{c}_x.png") | images("train/odd.png", first=12),
         splits=GIVEN,
@@ -502,6 +526,22 @@ REFUSALS: dict[str, tuple[Files, tuple[str, ...], tuple[str, ...]]] = {
         images(*(f"{c}_{n}" for c, n in zip(CLASSES, NAMES, strict=True))),
         (),
         ("no class folders", "begin with 2 words (cat, dog): --class-from-name '"),
+    ),
+    "cats and dogs in train, no classes in test1": (
+        images(*(f"train/{c}.{n}" for c, n in zip(CLASSES, NAMES, strict=True)), "test1/1.png")
+        | {"sampleSubmission.csv": b"id,label\n1,0\n"},
+        (),
+        (
+            "no class folders",
+            "begin with 2 words (cat, dog): --class-from-name '",
+            "sampleSubmission.csv (a submission, not labels)",
+        ),
+    ),
+    "parts of images and a table that will not do": (
+        images(*(f"images_{i % 2}/{n}" for i, n in enumerate(NAMES)))
+        | {"info.csv": lines(STEMS, NUMBERS, CLASSES, head="image,p,q")},
+        (),
+        ("no class folders", "info.csv (which of its columns is the class: p, q?"),
     ),
     "two tables": (
         FLAT | {"a.csv": lines(NAMES, CLASSES), "b.csv": lines(NAMES, NUMBERS)},
@@ -640,6 +680,50 @@ def test_parquet_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     for path in (root / "data").iterdir():
         path.write_bytes(path.read_bytes()[:-10])
     refused(convert(root, tmp_path / "out"), "cannot be read as a parquet file")
+
+
+DAMAGED: dict[str, Callable[[Path], Path]] = {
+    "npz": lambda folder: arrays(folder, images=random(8, 4, 4), labels=np.arange(8) % 2),
+    "parquet": lambda folder: next(
+        (parquet(folder, png=PICTURES[:12], x=CLASSES) / "data").iterdir()
+    ),
+    "tar": lambda folder: make_tar(
+        folder / "a.tar", samples("", "json", [{"label": c} for c in CLASSES])
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_damaged_files_are_refused_or_read_as_far_as_they_go(tmp_path: Path, kind: str) -> None:
+    """Whatever the bytes, no error of ours: `convert` lets exceptions through."""
+    path = DAMAGED[kind](tmp_path)
+    whole, copy = path.read_bytes(), tmp_path / f"copy.{kind}"
+    codes = set()
+    for seed in range(60):
+        copy.write_bytes(mutated_bytes(whole, Random(seed)))
+        result = convert(copy, "--dry-run") if seed % 6 else convert(copy, tmp_path / "out")
+        codes.add(result.exit_code)
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    assert {2} <= codes <= {0, 2}
+
+
+TABLES = {
+    "train.csv": lines(NAMES, CLASSES, SPLITS, head="image,label,split"),
+    "metadata.jsonl": objects(NAMES, CLASSES, SPLITS, keys="file_name label split"),
+    "list.txt": lines(NAMES, NUMBERS, sign=" "),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_damaged_tables_are_refused_or_read_as_far_as_they_go(tmp_path: Path, name: str) -> None:
+    codes = set()
+    for seed in range(60):
+        files = FLAT | {
+            name: mutated_bytes(TABLES[name], Random(seed)),
+            "classes.txt": mutated_bytes(b"0 cat\n1 dog\n", Random(seed)),
+        }
+        codes.add(convert(make_zip(tmp_path / "a.zip", files), "--dry-run").exit_code)
+    assert codes == {0, 2}
 
 
 def test_labels_outside_the_archive(tmp_path: Path) -> None:
