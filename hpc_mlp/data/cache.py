@@ -48,6 +48,7 @@ from hpc_mlp.files import checked
 from hpc_mlp.files.atomic import lock, replacing
 from hpc_mlp.machine.memory import num_cpus
 
+_FOLDER = ".cache"
 # Bytes per checksum; they are computed in parallel.
 _HASHED_AT_ONCE = 1 << 24
 
@@ -88,6 +89,13 @@ def cached(folder: Path, manifest: Manifest, split: str, decode: Callable[[], Ar
     return arrays
 
 
+def files(shards: Path) -> list[Path]:
+    """The cache's files of the shards folder `shards`; those that `HPC_MLP_CACHE` put elsewhere may
+    be of other datasets, and are not among them."""
+    found = sorted((shards / _FOLDER).glob("*-*"))
+    return [path for path in found if path.suffix in (".npy", ".json")]
+
+
 @contextlib.contextmanager
 def _lock(path: Path, patience: float) -> Iterator[bool]:
     """Hold the lock. Yields False without: no locks here, or none had in `patience` seconds."""
@@ -105,7 +113,7 @@ class _Entry:
 
     def __init__(self, folder: Path, manifest: Manifest, split: str) -> None:
         place = os.environ.get("HPC_MLP_CACHE")
-        self.folder = Path(place).expanduser() if place else folder / ".cache"
+        self.folder = Path(place).expanduser() if place else folder / _FOLDER
         self._shards_folder = folder
         self._manifest, self._split, self._record = manifest, split, manifest.split(split)
         # A manifest may come from anywhere.

@@ -98,18 +98,24 @@ class RunFolder:
     def write_failed(self, error: str, traceback: str) -> None:
         write_json(self.path / FAILED, {"status": "failed", "error": error, "traceback": traceback})
 
-    def sweep(self) -> None:
-        """Remove the temporary files that a killed process left. For the lease's holder only."""
+    def leftovers(self) -> list[Path]:
+        """The temporary files that a killed process left, and a living one has."""
         ours = [f".{n}.*" for n in (CONFIG, METRICS, RESULT, FAILED, BEST, LAST, PREDICTIONS, LIVE)]
         # Safetensors writes under such a name.
-        for pattern in (*ours, ".tmp??????"):
-            for path in self.path.glob(pattern):
-                path.unlink(missing_ok=True)
+        return [path for pattern in (*ours, ".tmp??????") for path in self.path.glob(pattern)]
+
+    def sweep(self) -> None:
+        """Remove the temporary files that a killed process left. For the lease's holder only."""
+        for path in self.leftovers():
+            path.unlink(missing_ok=True)
+
+    def checkpoints(self) -> list[Path]:
+        return [self.path / name for name in (LAST, f"{LAST}.new")]
 
     def drop_checkpoint(self) -> None:
         """Of a complete run: three quarters of its folder, which nobody needs any more."""
-        for name in (LAST, f"{LAST}.new"):
-            (self.path / name).unlink(missing_ok=True)
+        for path in self.checkpoints():
+            path.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Remove the run, so that it is trained anew."""
