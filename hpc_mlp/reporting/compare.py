@@ -254,6 +254,21 @@ class _Rows:
         return found
 
 
+def compare_two(first: Group, second: Group) -> Compared:
+    """The second against the first on the seeds that both have; single runs whatever their seeds
+    are, about these trained models alone. Nothing where their test images are not the same."""
+    notes: list[str] = []
+    names = (f"{first.name} (A)", f"{second.name} (B)")
+    base, labels = _by_seed(first, None, notes)
+    own, _ = _by_seed(second, labels, notes)
+    if not (base and own):
+        return Compared(notes=notes)
+    if first.n == second.n == 1:
+        [base], [own] = ([{0: found} for found in part.values()] for part in (base, own))
+    found = _Rows(dict(zip(names, (base, own), strict=True)), names[0], False, 0.01, notes)
+    return Compared(found.compare(), notes)
+
+
 def _by_seed(row: Group, labels: Labels | None, notes: list[str]) -> tuple[BySeed, Labels | None]:
     """What the row's runs got right of the images with `labels` (by default, those of its first
     run), and the labels. What cannot be used is left out and named in `notes`."""

@@ -74,12 +74,12 @@ def read_context(summary: Summary, folder: Path, shards: Path | None) -> Context
         return context
 
 
-def read_shards(folder: Path | None, dataset: Dataset) -> Shards:
+def read_shards(folder: Path | None, dataset: Dataset, option: str = "report --data") -> Shards:
     """UserError where they are gone, or of another dataset than that of the runs."""
     folder = folder or (Path(dataset.path) if dataset.path else None)
     if folder is None:
         raise UserError("The runs do not say where their shards are.")
-    manifest = Manifest.load(folder, "report --data")
+    manifest = Manifest.load(folder, option)
     if manifest.digest != dataset.digest:
         raise UserError(f"{folder} holds another dataset than the runs were trained on.")
     return Shards(folder, manifest)
