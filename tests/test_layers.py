@@ -47,6 +47,7 @@ FLOORS: list[dict[str, str]] = [
         "inference": "predict, evaluate and export with a trained run",
         "reporting": "tables, comparison and the report of finished runs",
         "launch": "jobs: Slurm, the local queue, their state",
+        "tracking": "runs written to experiment trackers, from their folders",
     },
     {"api": "the Python functions", "cli": "the commands"},
     {

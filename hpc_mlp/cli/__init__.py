@@ -28,6 +28,7 @@ COMMANDS = {
     "table": ("hpc_mlp.cli.report", "Show the runs of a folder as one table."),
     "report": ("hpc_mlp.cli.report", "Write one HTML page with plots of all runs."),
     "compare": ("hpc_mlp.cli.compare", "Show how two runs, or two folders of runs, differ."),
+    "track": ("hpc_mlp.cli.track", "Write runs to TensorBoard or MLflow, after the fact."),
     "clean": ("hpc_mlp.cli.clean", "Remove checkpoints of complete runs, failed runs, caches."),
     "predict": ("hpc_mlp.cli.predict", "Predict the classes of images with a trained run."),
     "evaluate": (
