@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
@@ -11,9 +12,10 @@ import numpy.typing as npt
 
 from hpc_mlp.conversion.archive import Names, Source
 from hpc_mlp.conversion.asked import ColumnNames
-from hpc_mlp.conversion.entries import CLASS_LISTS
+from hpc_mlp.conversion.entries import CLASS_LISTS, suffix_of
 from hpc_mlp.conversion.folders import split_of_folders
 from hpc_mlp.conversion.reading import Reading, loose_split
+from hpc_mlp.conversion.rows import Lookup
 from hpc_mlp.conversion.tables import Table, shown_as
 from hpc_mlp.errors import UserError, printable
 
@@ -38,7 +40,8 @@ def read_labels_files(
     readings, rest = [], images
     for index in sorted(used):
         own = _below(source, rest, folders[index]) if len(used) > 1 else np.ones(len(rest), bool)
-        table = Table(source, rest[own], index, folders[index], names, "labels.csv")
+        lookup = Lookup(source.names, rest[own], folders[index])
+        table = Table(source, rest[own], lookup, index, names, "labels.csv")
         reading = table.reading()
         reading.rejects += table.not_listed()
         readings.append(reading)
@@ -53,7 +56,7 @@ def read_labels_files(
 
 def read_one(source: Source, images: Images, index: int, names: ColumnNames) -> list[Reading]:
     """The table that the user names. UserError where it cannot be understood."""
-    table = _table(source, images, index, names, -1)
+    table = _Scopes(source, images).table(index, names, -1)
     reading = table.reading()
     reading.rejects += table.not_listed()
     _take_splits_of_folders(source, [reading])
@@ -67,13 +70,15 @@ def read_any(
     split, by their names (train.csv, test.csv); or one in each of several folders. Readings (none
     where no table will do), and why the others are not read. UserError where it is unclear which
     table counts."""
+    scopes = _Scopes(source, images)
+    tables, left = _likeliest(source, tables)
     # A list of classes may look like a table: `0 cat`.
     lists = [i for i in tables if source.names[i].rpartition("/")[2].lower() in CLASS_LISTS]
     tables = [index for index in tables if index not in lists]
     splits = {index: loose_split(_stem(source.names[index])) for index in (*tables, *lists)}
     usable: list[Table] = []
-    reasons: list[str] = []
-    for index in (*tables[:_MOST], *lists):
+    reasons = [f"{left:,} texts and tables that were not looked into"] if left else []
+    for index in (*tables, *lists):
         name = printable(source.names[index])
         if index in lists and usable:
             break
@@ -82,7 +87,7 @@ def read_any(
             continue
         try:
             split = splits[index]
-            table = _table(source, images, index, names, -1 if split is None else split)
+            table = scopes.table(index, names, -1 if split is None else split)
             table.columns()
         except UserError as error:
             why = str(error).removeprefix(shown_as(source, index))
@@ -156,21 +161,48 @@ def _drop_contradictions(
         _keep(reading, ~np.isin(reading.entries, list(wrong)))
 
 
-def _table(source: Source, images: Images, index: int, names: ColumnNames, split: int) -> Table:
-    """About the images below its folder, or below the nearest folder above that holds any; where
-    it is that of one split, without those in folders of others."""
-    where = PurePosixPath(source.names[index])
-    folder = where.parent
-    for folder in where.parents:
-        below = _below(source, images, folder)
-        if below.any():
-            images = images[below]
-            break
-    if split >= 0:
-        of_folder = _splits_by_folder(source.names, images)
-        if (of_folder == split).any():
-            images = images[(of_folder == split) | (of_folder < 0)]
-    return Table(source, images, index, folder, names, printable(where.name), split)
+def _likeliest(source: Source, tables: Sequence[int]) -> tuple[Sequence[int], int]:
+    """Those to look into, and how many are left: there may be a text for each image."""
+    if len(tables) <= _MOST:
+        return tables, 0
+
+    def rank(index: int) -> tuple[bool, int, int]:
+        name = source.names[index]
+        return (suffix_of(name) == "txt", name.count("/"), index)
+
+    return sorted(heapq.nsmallest(_MOST, tables, key=rank)), len(tables) - _MOST
+
+
+class _Scopes:
+    """What tables are about: images, and a lookup, which of a million takes a second to make."""
+
+    def __init__(self, source: Source, images: Images) -> None:
+        self.source, self.images = source, images
+        self._made: dict[tuple[PurePosixPath, int], tuple[Images, Lookup]] = {}
+
+    def table(self, index: int, names: ColumnNames, split: int) -> Table:
+        where = PurePosixPath(self.source.names[index])
+        key = (where.parent, split)
+        if key not in self._made:
+            self._made[key] = self._scope(where, split)
+        images, lookup = self._made[key]
+        return Table(self.source, images, lookup, index, names, printable(where.name), split)
+
+    def _scope(self, where: PurePosixPath, split: int) -> tuple[Images, Lookup]:
+        """The images below the table's folder, or below the nearest folder above that holds any;
+        where it is that of one split, without those in folders of others."""
+        images = self.images
+        folder = where.parent
+        for folder in where.parents:
+            below = _below(self.source, images, folder)
+            if below.any():
+                images = images[below]
+                break
+        if split >= 0:
+            of_folder = _splits_by_folder(self.source.names, images)
+            if (of_folder == split).any():
+                images = images[(of_folder == split) | (of_folder < 0)]
+        return images, Lookup(self.source.names, images, folder)
 
 
 def _splits_by_folder(names: Names, images: Images) -> npt.NDArray[np.int8]:

@@ -56,7 +56,9 @@ class Sorted:
         """Of the entries in `part` alone, without ignored entries and rejects."""
 
         def some(indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-            return indices[(indices >= part.start) & (indices < part.stop)]
+            # They ascend: a view, no copy.
+            first, last = np.searchsorted(indices, (part.start, part.stop)).tolist()
+            return indices[first:last]
 
         def listed(indices: list[int]) -> list[int]:
             return [index for index in indices if index in part]

@@ -40,6 +40,8 @@ def are_here(source: Source, piece: Sorted, json_too: bool) -> bool:
 def read(source: Source, piece: Sorted, label: str, names: ColumnNames) -> Reading:
     """`label`: the archive's name, which may say the split (train-000000.tar). UserError where a
     .json does not say which of its keys is the class."""
+    if other := ColumnNames(names.file, None, names.split).options():
+        raise UserError(f"{other[0]} is for a table: {printable(label)} is a WebDataset.")
     split = loose_split(label.removesuffix(".tar"))
     numbers: dict[str, int] = {}
     entries, labels = [], []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
-
 import numpy as np
 import numpy.typing as npt
 
@@ -20,27 +18,26 @@ Place = tuple[str, int]
 
 
 class Table:
-    """The table at `index` about `images`, which it calls by their paths below `folder`. `kind`:
-    what a reading of it is called. `split`: that of rows that say none (-1: none either). UserError
+    """The table at `index` about `images`, which `lookup` finds by what it calls them. `kind`: what
+    a reading of it is called. `split`: that of rows that say none (-1: none either). UserError
     where it cannot be read."""
 
     def __init__(
         self,
         source: Source,
         images: npt.NDArray[np.int64],
+        lookup: Lookup,
         index: int,
-        folder: PurePosixPath,
         names: ColumnNames,
         kind: str,
         split: int = -1,
     ) -> None:
-        self.source, self.images, self.index, self.kind = source, images, index, kind
-        self.split = split
+        self.source, self.images, self.lookup = source, images, lookup
+        self.index, self.kind, self.split = index, kind, split
         self.where = source.names[index]
         self.shown = shown_as(source, index)
         # (line, cells)
         self.rows = read_rows(source, index, self.shown)
-        self.lookup = Lookup(source.names, images, folder)
         self._finder = ColumnFinder([row for _, row in self.rows], self.lookup, self.shown, names)
         self._columns: Columns | None = None
         # All images that it names, whether or not they have a class.

@@ -22,6 +22,7 @@ import pytest
 from support.archives import convert, encoded, make_zip, picture, pixels, refused, rejects
 from support.mutations import mutated_bytes
 
+import hpc_mlp
 from hpc_mlp.data.manifest import Manifest
 
 Files = Mapping[str, bytes]
@@ -747,6 +748,36 @@ def test_labels_outside_the_archive(tmp_path: Path) -> None:
     again = convert(archive, tmp_path / "again", "--labels", copy, "--size", 4)
     assert again.exit_code == 0, again.output
     assert Manifest.load(tmp_path / "again").source == manifest.source
+
+
+def test_in_python_the_options_are_the_same(tmp_path: Path) -> None:
+    archive = make_zip(tmp_path / "0.zip", FLAT)
+    table = tmp_path / "all.tsv"
+    table.write_bytes(lines(NAMES, CLASSES, SPLITS, NUMBERS, head="a\tb\tc\td", sign="\t"))
+    manifest = hpc_mlp.convert(
+        archive, tmp_path / "out", size=4, labels=table, label_column="d", split_column="c"
+    )
+    assert manifest.classes == ("0", "1")
+    assert {name: split.num_images for name, split in manifest.splits.items()} == GIVEN
+    named = hpc_mlp.convert(archive, tmp_path / "named", size=4, class_from_name="([0-9])[.]png")
+    assert manifest.classes != named.classes == tuple("0123456789")
+
+
+def test_a_text_beside_each_image_is_no_table_to_look_for(tmp_path: Path) -> None:
+    texts = {f"img/{stem}-{i}.txt": b"0 0.5 0.5 1 1" for stem in STEMS for i in range(5)}
+    archive = make_zip(tmp_path / "0.zip", texts | FLAT)
+    words = ("only one class", "28 texts and tables that were not looked into")
+    refused(convert(archive, tmp_path / "out"), *words)
+    table = {"tables/z.csv": lines(NAMES, CLASSES, head="image,label")}
+    archive = make_zip(tmp_path / "1.zip", texts | FLAT | table)
+    result = convert(archive, "--dry-run")
+    assert result.stdout.startswith("z.csv: 12 images of 2 classes, 60 other files ignored\n")
+    refused(
+        convert(
+            make_tar(tmp_path / "a.tar", samples("", "cls")), "--dry-run", "--file-column", "x"
+        ),
+        "--file-column x is for a table: a.tar is a WebDataset",
+    )
 
 
 def test_a_dry_run_shows_classes_counts_and_splits(tmp_path: Path) -> None:
