@@ -25,7 +25,7 @@ from hpc_mlp.config.plugins import Plugin, read_plugin
 from hpc_mlp.config.registry import check_names
 from hpc_mlp.config.sections import AugmentConfig, Config
 from hpc_mlp.errors import UserError, unknown_name
-from hpc_mlp.files.checked import file_sha256
+from hpc_mlp.files.digest import file_sha256
 
 ALL = ("baseline", "dropout", "batchnorm", "dropout_batchnorm")
 

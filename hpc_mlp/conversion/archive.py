@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 
 from hpc_mlp.errors import RejectError, UserError, printable
-from hpc_mlp.files.checked import file_sha256
+from hpc_mlp.files.digest import file_sha256
 
 # An entry larger than this is not an image that we would decode.
 MAX_ENTRY_BYTES = 1 << 30

@@ -6,7 +6,6 @@ nobody has to ask whether a key is there or a number is a number."""
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import stat
@@ -137,8 +136,3 @@ def reason(error: ValidationError) -> str:
 
 def damaged(where: object, why: str, remedy: str) -> DamagedError:
     return DamagedError(printable(where), printable(why), remedy)
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

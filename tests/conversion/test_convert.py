@@ -365,6 +365,15 @@ assert not {{"torch", "torchvision", "webdataset"}} & set(sys.modules), "torch w
         assert done.returncode == 0, done.stderr
 
 
+def test_conversion_starts_without_pydantic() -> None:
+    """Which takes a tenth of a second: the manifest's types are imported while images are
+    decoded."""
+    code = "import sys, hpc_mlp.conversion.convert; print('pydantic' in sys.modules)"
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.stdout.strip() == "False", done.stderr
+
+
 def test_progress_tells_speed_and_rejects_so_far(tmp_path: Path) -> None:
     """On a terminal: a real one, of 200 columns."""
     files = two_classes(400) | {f"cat/broken{i}.png": b"no image" for i in range(3)}

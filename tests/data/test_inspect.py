@@ -12,7 +12,7 @@ from PIL import Image
 from support.archives import converted, encoded, make_zip, refused, two_classes
 
 from hpc_mlp.cli import main
-from hpc_mlp.files.checked import file_sha256
+from hpc_mlp.files.digest import file_sha256
 
 
 def test_inspect_shows_splits_classes_statistics_and_rejects(tmp_path: Path) -> None:

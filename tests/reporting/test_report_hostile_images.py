@@ -17,7 +17,7 @@ from support.process import Cli
 
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.errors import UserError
-from hpc_mlp.files.checked import file_sha256
+from hpc_mlp.files.digest import file_sha256
 from hpc_mlp.reporting.gallery import class_samples, read_samples
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"

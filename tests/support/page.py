@@ -28,7 +28,7 @@ from sklearn.neural_network import MLPClassifier
 
 from hpc_mlp.config.sections import Config
 from hpc_mlp.data.manifest import Manifest, Shard, Split
-from hpc_mlp.files.checked import file_sha256
+from hpc_mlp.files.digest import file_sha256
 from hpc_mlp.runs.folder import PREDICTIONS, RunFolder
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hpc_mlp.data.manifest import Manifest
-from hpc_mlp.files.checked import file_sha256
+from hpc_mlp.files.digest import file_sha256
 
 # Images [N, H, W, C], labels [N].
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
