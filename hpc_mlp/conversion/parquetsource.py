@@ -18,7 +18,7 @@ from hpc_mlp.conversion.entries import IMAGE_SUFFIXES, suffix_of
 from hpc_mlp.conversion.reading import SPLIT_NAMES, Reading, loose_split
 from hpc_mlp.conversion.rows import head, plain_text
 from hpc_mlp.errors import RejectError, UserError, nearest, printable
-from hpc_mlp.files.checked import file_sha256
+from hpc_mlp.files.digest import file_sha256
 
 KIND = "parquet"
 _IMAGE_COLUMNS = ("image", "img", "picture", "photo", "png", "jpg", "jpeg")
