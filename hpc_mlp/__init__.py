@@ -4,12 +4,13 @@ import hpc_mlp
 
 hpc_mlp.convert("photos.zip", "shards")
 runs = hpc_mlp.train("shards", variants="all", seeds=range(3))
+hpc_mlp.table(runs)
 run = hpc_mlp.load_run(runs[0].path)
 for prediction in hpc_mlp.predict(run, "cat.jpg"):
     print(prediction.name, prediction.top(3))
 
-All functions raise `hpc_mlp.errors.UserError` where the input is wrong and `RunError` where the
-work failed. `import hpc_mlp` alone imports nothing else."""
+A notebook shows what the functions return. All raise `hpc_mlp.errors.UserError` where the input is
+wrong and `RunError` where the work failed. `import hpc_mlp` alone imports nothing else."""
 
 from __future__ import annotations
 
@@ -20,34 +21,49 @@ from typing import TYPE_CHECKING, Any
 from hpc_mlp._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from hpc_mlp.api import convert, train
+    from hpc_mlp.api import convert, submit, train
     from hpc_mlp.config.registry import (
         register_augmentation,
         register_loss,
         register_metric,
         register_model,
     )
+    from hpc_mlp.data.inspection import inspect
     from hpc_mlp.inference.evaluate import evaluate
     from hpc_mlp.inference.export import export
     from hpc_mlp.inference.model import load_run
     from hpc_mlp.inference.predict import predict
+    from hpc_mlp.launch.show import status
+    from hpc_mlp.reporting.shown import report, summary, table
 
 __all__ = [
     "convert",
     "evaluate",
     "export",
+    "inspect",
     "load_run",
     "predict",
     "register_augmentation",
     "register_loss",
     "register_metric",
     "register_model",
+    "report",
+    "status",
+    "submit",
+    "summary",
+    "table",
     "train",
 ]
 
 _HOMES = {
     "convert": "hpc_mlp.api",
+    "inspect": "hpc_mlp.data.inspection",
     "train": "hpc_mlp.api",
+    "submit": "hpc_mlp.api",
+    "status": "hpc_mlp.launch.show",
+    "table": "hpc_mlp.reporting.shown",
+    "summary": "hpc_mlp.reporting.shown",
+    "report": "hpc_mlp.reporting.shown",
     "load_run": "hpc_mlp.inference.model",
     "predict": "hpc_mlp.inference.predict",
     "evaluate": "hpc_mlp.inference.evaluate",

@@ -1,17 +1,20 @@
-"""The functions `hpc_mlp.convert` and `hpc_mlp.train`: what the two commands do. torch is imported
-when `train` is called."""
+"""The functions `hpc_mlp.convert`, `hpc_mlp.train` and `hpc_mlp.submit`: what the commands do.
+torch is imported when `train` is called."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 if TYPE_CHECKING:
     from hpc_mlp.config.plan import Parallel
+    from hpc_mlp.config.values import Settings, Variants
     from hpc_mlp.conversion.convert import ConvertOptions, Progress
     from hpc_mlp.data.manifest import Manifest
-    from hpc_mlp.runs.folder import Run
+    from hpc_mlp.launch.submitted import Submitted
+    from hpc_mlp.runs.folder import Runs
 
 PathLike = str | Path
 
@@ -47,45 +50,56 @@ def convert(
 def train(
     shards: PathLike,
     *,
-    variants: str | Iterable[str] = "all",
+    variants: Variants = "all",
     seeds: str | Iterable[int] = "0",
     runs: PathLike = "runs",
     config_files: Sequence[PathLike] = (),
-    settings: Iterable[str] = (),
+    settings: Settings = (),
     cpu: bool = False,
     parallel: Parallel = "auto",
     overwrite: bool = False,
-) -> list[Run]:
+    **sections: Mapping[str, Any],
+) -> Runs:
     """Train variants × seeds on the shards folder (or URL) `shards`, all at once, in this process.
 
-    The arguments are those of `hpc-mlp train`: `variants` names or files, `seeds` such as "0-4" or
-    range(5), `settings` as for --set, such as ["train.epochs=20", "optim.lr=1e-2,1e-3"] (several
-    values make a sweep). What is complete in `runs` is not trained again; what was interrupted goes
-    on where it was.
+    `variants`: names or files as for `hpc-mlp train`, or a mapping name → settings or → the
+    function or class that builds the model, `{"wide": {"model.hidden": [1024]}, "mine": build}`;
+    or a list of both. `build(config, image_shape, num_classes)` is called as a registered model is
+    (see `register_model`); its source is kept with its runs, or UserError says what cannot be.
+    `seeds`: such as "0-4" or range(5). `settings`: words as for --set, such as
+    ["train.epochs=20"], or {"train.epochs": 20}, or as keywords train={"epochs": 20}. Several
+    values, `{"optim.lr": [1e-2, 1e-3]}`, make a sweep; for a key that takes a list, a list of
+    lists does. What is complete in `runs` is not trained again; what was interrupted goes on where
+    it was.
 
     Returns the runs, in order, as read back from their folders: `run.path`, `run.state`,
     `run.metrics` (epochs) and `run.test` (metrics; fractions). RunError names the runs that failed;
     KeyboardInterrupt after Ctrl-C."""
-    from hpc_mlp.config.plan import TrainOptions, make_specs
+    from hpc_mlp.config.plan import TrainOptions
+    from hpc_mlp.config.values import make_sets, plan_sets
     from hpc_mlp.data.remote import dataset_location
     from hpc_mlp.errors import RunError
     from hpc_mlp.launch.cores import share_cores
-    from hpc_mlp.runs.folder import read_run
+    from hpc_mlp.runs.folder import Runs, read_run
 
     # Before torch is imported: its threads take from the environment how long they spin.
     share_cores()
-    from hpc_mlp.training.session import train_specs
+    with warnings.catch_warnings():
+        # By tqdm in a notebook, which accelerate imports: of widgets that we do not use.
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        from hpc_mlp.training.session import train_specs
 
-    specs = make_specs(_words(variants), _words(seeds), _paths(config_files), settings)
+    sets = make_sets(settings, sections)
+    specs = plan_sets(variants, seeds, _paths(config_files), sets)
     options, folder = TrainOptions(cpu, parallel, overwrite), Path(runs)
     code = train_specs(dataset_location(shards), specs, folder, options)
     if code == 130:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("the same call goes on from there")
     if code > 1:
         raise RunError(
             f"training was stopped by signal {code - 128}; the same call goes on from there."
         )
-    trained = [run for spec in specs if (run := read_run(folder / spec.name)) is not None]
+    trained = Runs(run for spec in specs if (run := read_run(folder / spec.name)) is not None)
     failed = [run.name for run in trained if run.state == "failed"]
     if code:
         from hpc_mlp.terminal.text import count
@@ -97,8 +111,50 @@ def train(
     return trained
 
 
-def _words(values: str | Iterable[object]) -> str:
-    return values if isinstance(values, str) else ",".join(map(str, values))
+def submit(
+    shards: PathLike,
+    *,
+    variants: Variants = "all",
+    seeds: str | Iterable[int] = "0",
+    runs: PathLike = "runs",
+    config_files: Sequence[PathLike] = (),
+    settings: Settings = (),
+    cluster: str = "auto",
+    cluster_config: str | None = None,
+    per_job: int | Literal["all"] | None = None,
+    slots: int | None = None,
+    cpu: bool = False,
+    parallel: Parallel = "auto",
+    overwrite: bool = False,
+    dry_run: bool = False,
+    **sections: Mapping[str, Any],
+) -> Submitted:
+    """Train variants × seeds in jobs, as `hpc-mlp submit` does: on Slurm, or in a queue on this
+    machine. Returns at once; `hpc_mlp.status(runs)` follows them. What is trained is said as for
+    `train`, the jobs' resources as launch={"gpus_per_job": 1}; the other arguments are the
+    command's. `dry_run` sends nothing."""
+    from hpc_mlp.config.plan import TrainOptions
+    from hpc_mlp.config.values import make_sets, plan_sets
+    from hpc_mlp.data.remote import dataset_location
+    from hpc_mlp.launch.cluster import choose_cluster
+    from hpc_mlp.launch.packs import parse_per_job
+    from hpc_mlp.launch.submit import load_launch
+    from hpc_mlp.launch.submitted import send
+
+    files, sets = _paths(config_files), make_sets(settings, sections)
+    launch = load_launch(cluster_config, files, sets)
+    trained = {key: values for key, values in sets.items() if not key.startswith("launch.")}
+    return send(
+        plan_sets(variants, seeds, files, trained),
+        dataset_location(shards),
+        Path(runs),
+        choose_cluster(cluster),
+        launch,
+        per_job=parse_per_job(None if per_job is None else str(per_job)),
+        slots=slots,
+        options=TrainOptions(cpu, parallel, overwrite),
+        dry_run=dry_run,
+    )
 
 
 def _paths(paths: PathLike | Sequence[PathLike]) -> list[Path]:

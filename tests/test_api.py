@@ -16,7 +16,7 @@ import hpc_mlp
 from hpc_mlp.conversion.convert import ConvertOptions, Settings
 from hpc_mlp.errors import UserError
 
-NAMES = ("convert", "train", "load_run", "predict", "evaluate", "export")
+NAMES = tuple(hpc_mlp.__all__)
 SUBMODULES = ("hpc_mlp.train", "hpc_mlp.cli.train", "hpc_mlp.inference.predict")
 
 

@@ -263,11 +263,11 @@ def inspect(out: Path, contact_sheet: Path | None, augments: tuple[str, ...], ch
     hpc-mlp inspect shards --verify --contact-sheet images.png
     hpc-mlp inspect shards --augment rotation=15 --contact-sheet augmented.png
     """
-    from hpc_mlp.data.inspection import show
-    from hpc_mlp.data.manifest import Manifest
+    from hpc_mlp.data import inspection
     from hpc_mlp.terminal.console import Console
 
-    manifest = Manifest.load(out, "inspect")
+    found = inspection.inspect(out)
+    manifest = found.manifest
     if augments:
         if contact_sheet is None:
             raise UserError("--augment draws images: say where, with --contact-sheet FILE.png.")
@@ -282,7 +282,7 @@ def inspect(out: Path, contact_sheet: Path | None, augments: tuple[str, ...], ch
         draw_augmented(out, manifest, config, contact_sheet)
         say(f"augmented training images, the first of each row as it is: {contact_sheet}")
         return
-    show(manifest, out, Console())
+    found.show(Console())
     if check or contact_sheet:
         from hpc_mlp.data import readback
 

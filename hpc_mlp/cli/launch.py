@@ -23,8 +23,6 @@ from hpc_mlp.terminal.text import count
 if TYPE_CHECKING:
     from hpc_mlp.config.plan import TrainOptions
     from hpc_mlp.config.sections import LaunchConfig
-    from hpc_mlp.launch.records import Submission
-    from hpc_mlp.launch.submit import Plan
 
 
 @click.command(cls=Command)
@@ -78,14 +76,14 @@ def submit(
     --log-format is for --wait: as with `train`, and with json no table follows.
     """
     from hpc_mlp.config.plan import parse_set
-    from hpc_mlp.data.remote import dataset_location, load_manifest
-    from hpc_mlp.launch import packs, show
+    from hpc_mlp.data.remote import dataset_location
+    from hpc_mlp.launch import packs
     from hpc_mlp.launch import submit as jobs
     from hpc_mlp.launch.cluster import choose_cluster
+    from hpc_mlp.launch.submitted import send
     from hpc_mlp.terminal.console import Console
 
     shards = dataset_location(out)
-    digest = load_manifest(shards, "submit").digest
     values = parse_set(planned.sets)
     for key, value in (("launch.gpus_per_job", gpus_per_job), ("launch.nodes", nodes)):
         if value is not None:
@@ -96,49 +94,27 @@ def submit(
     )
     runs, where = planned.runs, choose_cluster(cluster)
     size = packs.parse_per_job(per_job)
-    console = Console()
-    if dry_run:
-        plan = jobs.make_plan(specs, runs, digest, size, options.overwrite)
-        console.print(show.plan_table(plan.packs))
-        _left_out(plan)
-        _show_resources(where, launch, runs, slots, options.cpu, len(plan.packs))
-        return
-    submission, plan = jobs.submit(
-        specs, shards, digest, runs, where, launch, per_job=size, slots=slots, options=options
+    sent = send(
+        specs,
+        shards,
+        runs,
+        where,
+        launch,
+        per_job=size,
+        slots=slots,
+        options=options,
+        dry_run=dry_run,
     )
+    console, log_format = Console(), options.log_format
     # Standard output is the log's.
-    log_format = options.log_format
-    quiet = wait and log_format == "json"
-    if submission is not None and not quiet:
-        _tell(submission, plan, where, launch)
-    elif not quiet:
-        _left_out(plan)
-        say("Nothing to submit: every run is done or on its way.")
+    if dry_run or not (wait and log_format == "json"):
+        sent.show(console)
+    if dry_run:
+        _show_resources(where, launch, runs, slots, options.cpu, len(sent.plan.packs))
+        return
     if wait:
         ended = watch([runs], console, log_format, {spec.name for spec in specs})
         finish(ended, [runs], log_format)
-
-
-def _tell(submission: Submission, plan: Plan, where: str, launch: LaunchConfig) -> None:
-    from hpc_mlp.launch import packs, show
-    from hpc_mlp.terminal.console import Console
-
-    job_ids = {pack.index: pack.job_id or "" for pack in submission.packs}
-    Console().print(show.plan_table(plan.packs, job_ids))
-    _left_out(plan)
-    runs = submission.folder.parent.parent
-    say(f"Submitted to {where} as {submission.id}: {show.resources(launch)}.")
-    say(f"Job ids: {packs.shorten_ids(list(job_ids.values()))}")
-    say(f"Next:  hpc-mlp status {runs}        (--watch follows them)")
-    say(f"       hpc-mlp cancel {runs}")
-    say(f"       hpc-mlp table {runs}")
-
-
-def _left_out(plan: Plan) -> None:
-    from hpc_mlp.live.rows import summary
-
-    if plan.left_out:
-        say(f"Left out: {summary(plan.left_out)}.")
 
 
 def _show_resources(

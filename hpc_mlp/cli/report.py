@@ -132,7 +132,8 @@ def report(
 
     found = _sorted(_summary(runs, where, by, detect, "report"), None, top)
     home = folders(runs)[0] if len(folders(runs)) == 1 else None
-    for line in write_report(found, home, out or (home or Path()) / "report.html", shards):
+    written = write_report(found, home, out or (home or Path()) / "report.html", shards)
+    for line in (str(written.path), *written.lines()):
         say(line)
 
 

@@ -133,14 +133,15 @@ def parse_variants(text: str) -> list[Variant]:
         names += ALL if part == "all" else [part] if part else []
     if not names:
         raise UserError("--variants is empty: give names such as baseline,dropout or all.")
-    variants = [load_variant(name) for name in dict.fromkeys(names)]
-    seen: set[str] = set()
-    for variant in variants:
-        if variant.name in seen:
-            raise UserError(
-                f"--variants names two variants called {variant.name!r}: rename one of the files."
-            )
-        seen.add(variant.name)
+    return check_distinct([load_variant(name) for name in dict.fromkeys(names)])
+
+
+def check_distinct(variants: list[Variant]) -> list[Variant]:
+    """`variants`; UserError where two have the same name."""
+    names = [variant.name for variant in variants]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"--variants names two variants called {name!r}: rename one of them.")
     return variants
 
 

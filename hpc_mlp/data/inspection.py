@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -12,41 +15,69 @@ from rich.text import Text
 from hpc_mlp.data.balance import duplicate_lines, sentences
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.rejects import read_rejects
-from hpc_mlp.terminal.console import Console
+from hpc_mlp.terminal.shown import Showable
 from hpc_mlp.terminal.text import count
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _MAX_CLASSES, _MAX_REASONS = 40, 12
 _BAR = 24
 
 
-def show(manifest: Manifest, out: Path, console: Console) -> None:
-    """The whole folder."""
-    height, width = manifest.image_size
-    kind = "RGB" if manifest.channels == 3 else "gray"
-    mean = ", ".join(f"{value:.4f}" for value in manifest.mean)
-    std = ", ".join(f"{value:.4f}" for value in manifest.std)
-    parts: list[RenderableType] = [
-        Text(
-            f"{out}: {height}×{width} {kind}, {count(len(manifest.classes), 'class')}, "
-            f"{manifest.encoding}"
-        ),
-        Text(f"from {manifest.source.get('name')} ({manifest.layout}); digest {manifest.digest}"),
-        _splits(manifest),
-        _classes(manifest),
-        Text(f"training pixels: mean {mean}; std {std}"),
-    ]
-    parts += [
-        Text(line, style="bold red" if line.startswith("WARN") else "")
-        for line in (*sentences(manifest), *duplicate_lines(manifest))
-    ]
-    if not manifest.duplicates.get("leaked_images") and not manifest.duplicates.get(
-        "near_leaked_images"
-    ):
-        parts.append(Text("no leak found between train, val and test"))
-    parts += _rejects(manifest, out)
-    for part in parts:
-        # A table fits the width, a line need not.
-        console.print(part, soft_wrap=isinstance(part, Text))
+def inspect(shards: str | Path) -> Inspection:
+    """What the shards folder `shards` holds, as `hpc-mlp inspect` shows it. UserError where it is
+    none."""
+    return Inspection(Path(shards), Manifest.load(Path(shards), "inspect"))
+
+
+@dataclass(frozen=True, repr=False)
+class Inspection(Showable):
+    """Splits, classes, statistics, rejects, duplicates and leaks of a shards folder."""
+
+    folder: Path
+    manifest: Manifest
+
+    def parts(self) -> Iterable[RenderableType]:
+        manifest = self.manifest
+        yield from map(Text, self._head())
+        yield _splits(manifest)
+        yield _classes(manifest)
+        mean, std = (
+            ", ".join(f"{value:.4f}" for value in values)
+            for values in (manifest.mean, manifest.std)
+        )
+        yield Text(f"training pixels: mean {mean}; std {std}")
+        for line in (*sentences(manifest), *duplicate_lines(manifest)):
+            yield Text(line, style="bold red" if line.startswith("WARN") else "")
+        leaks = ("leaked_images", "near_leaked_images")
+        if not any(manifest.duplicates.get(name) for name in leaks):
+            yield Text("no leak found between train, val and test")
+        yield from _rejects(manifest, self.folder)
+
+    def _head(self) -> Iterator[str]:
+        manifest = self.manifest
+        height, width = manifest.image_size
+        kind = "RGB" if manifest.channels == 3 else "gray"
+        classes = count(len(manifest.classes), "class")
+        yield f"{self.folder}: {height}×{width} {kind}, {classes}, {manifest.encoding}"
+        name = manifest.source.get("name")
+        yield f"from {name} ({manifest.layout}); digest {manifest.digest}"
+
+    def records(self) -> list[dict[str, Any]]:
+        """The number of images of each class, by split."""
+        splits = self.manifest.splits.items()
+        return [
+            {"class": name, **{split: found.class_counts[i] for split, found in splits}}
+            for i, name in enumerate(self.manifest.classes)
+        ]
+
+    def images(self) -> Image.Image:
+        """A contact sheet: a row of training images for each class."""
+        from hpc_mlp.data.readback import draw_contact_sheet
+
+        # A notebook stores what it can as JPEG too, in five times the bytes.
+        return draw_contact_sheet(self.folder, self.manifest).convert("RGBA")
 
 
 def _splits(manifest: Manifest) -> Table:

@@ -66,6 +66,15 @@ class Manifest(_ManifestRecord):
     duplicates: dict[str, Count] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{name} {split.num_images:,}" for name, split in self.splits.items())
+        height, width = self.image_size
+        kind = "RGB" if self.channels == 3 else "gray"
+        return f"<Manifest {height}×{width} {kind}, {len(self.classes)} classes; images: {counts}>"
+
+    def __str__(self) -> str:
+        return repr(self)
+
     @classmethod
     def load(cls, folder: Path, command: str = "train") -> Manifest:
         """Read `folder/manifest.json`. UserError where there is none or it cannot be used; it names

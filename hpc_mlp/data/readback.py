@@ -77,15 +77,20 @@ def _differs(path: Path, what: str) -> UserError:
 
 
 def contact_sheet(folder: Path, manifest: Manifest, file: Path) -> str:
-    """A PNG with a row of training images for each class."""
+    """`draw_contact_sheet` as a PNG."""
+    save_png(draw_contact_sheet(folder, manifest), file)
+    all_of = len(manifest.classes)
+    more = f" ({_MAX_CLASSES} of {all_of} classes)" if all_of > _MAX_CLASSES else ""
+    return f"contact sheet{more}: {file}"
+
+
+def draw_contact_sheet(folder: Path, manifest: Manifest) -> Image.Image:
+    """A row of training images for each class."""
     classes = manifest.classes[:_MAX_CLASSES]
     found: list[list[Image.Image]] = [[] for _ in classes]
     for shard, row, label in first_of_each(folder, manifest, len(classes), _PER_CLASS):
         found[label].append(_fitted(shard.image(row, manifest)))
-    save_png(_draw(found, classes), file)
-    all_of = len(manifest.classes)
-    more = f" ({len(classes)} of {all_of} classes)" if len(classes) < all_of else ""
-    return f"contact sheet{more}: {file}"
+    return _draw(found, classes)
 
 
 def first_of_each(

@@ -52,14 +52,19 @@ class Images:
             self._parts = [_open(path, Path(scratch)) for path in paths]
 
     def __len__(self) -> int:
-        return sum(len(part.entries) + len(part.rejects) for part in self._parts)
+        return self.num_entries + sum(len(part.rejects) for part in self._parts)
 
-    def batches(self, spec: ImageSpec, encoding: str, batch_size: int) -> Iterator[list[Decoded]]:
-        """Decoded by threads, one batch ahead; memory does not grow with the number of images.
-        Those that the listing rules out come last."""
-        size = max(
-            1, min(batch_size, MAX_BATCH_BYTES // (spec.height * spec.width * spec.channels))
-        )
+    @property
+    def num_entries(self) -> int:
+        """Of those that the listing does not rule out."""
+        return sum(len(part.entries) for part in self._parts)
+
+    def batches(
+        self, spec: ImageSpec, encoding: str, batch_size: int, first: int = 0
+    ) -> Iterator[list[Decoded]]:
+        """From the image `first` on, decoded by threads, one batch ahead; memory does not grow with
+        the number of images. Those that the listing rules out come last, as one batch."""
+        size = bounded(batch_size, spec)
 
         def decode(entry: tuple[_Entries, int]) -> Decoded:
             part, index = entry
@@ -74,7 +79,7 @@ class Images:
         with ThreadPoolExecutor(num_cpus(), "hpc-mlp-decode") as pool:
             waiting: list[Future[Decoded]] = []
             try:
-                entries = self._entries()
+                entries = islice(self._entries(), first, None)
                 while chunk := list(islice(entries, size)):
                     ahead = [pool.submit(decode, entry) for entry in chunk]
                     if waiting:
@@ -85,14 +90,23 @@ class Images:
             finally:
                 for task in waiting:
                     task.cancel()
-        for part in self._parts:
-            if part.rejects:
-                yield [Decoded(part.prefix + name, None, reason) for name, reason in part.rejects]
+        rejects = [
+            Decoded(part.prefix + name, None, reason)
+            for part in self._parts
+            for name, reason in part.rejects
+        ]
+        if rejects := rejects[max(0, first - self.num_entries) :]:
+            yield rejects
 
     def _entries(self) -> Iterator[tuple[_Entries, int]]:
         for part in self._parts:
             for index in part.entries:
                 yield part, int(index)
+
+
+def bounded(batch_size: int, spec: ImageSpec) -> int:
+    """With which a batch of pixels takes no more than `MAX_BATCH_BYTES`."""
+    return max(1, min(batch_size, MAX_BATCH_BYTES // (spec.height * spec.width * spec.channels)))
 
 
 def _open(path: Path, scratch: Path) -> _Entries:

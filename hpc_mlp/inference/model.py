@@ -19,7 +19,7 @@ from hpc_mlp.data.decode import ImageSpec
 from hpc_mlp.data.limits import MAX_PIXELS
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.resident import scale_and_offset
-from hpc_mlp.errors import HpcMlpError, RunError, UserError
+from hpc_mlp.errors import HpcMlpError, RunError, UserError, printable
 from hpc_mlp.models.registry import BUILT_IN, build_module
 from hpc_mlp.models.weights import load_weights
 from hpc_mlp.runs.folder import BEST, CONFIG, Run, damage, list_runs, read_run
@@ -62,7 +62,7 @@ class Classifier(nn.Module):
         return self.logits(images).softmax(1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainedRun:
     """A run folder, ready to use. `members`: the runs whose probabilities are averaged; mostly
     itself alone.
@@ -89,6 +89,12 @@ class TrainedRun:
     @property
     def device(self) -> torch.device:
         return self.model.scale.device
+
+    def __repr__(self) -> str:
+        image, several = self.image, len(self.members) > 1
+        kind = f"{image.height}×{image.width} {'RGB' if image.channels == 3 else 'gray'}"
+        mean = f", mean of {len(self.members)} runs" if several else ""
+        return f"<TrainedRun {printable(self.name)}: {len(self.classes)} classes, {kind}{mean}>"
 
     @torch.inference_mode()
     def probabilities(self, images: Tensor) -> Tensor:

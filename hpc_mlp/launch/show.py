@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from hpc_mlp.config.sections import LaunchConfig
+from hpc_mlp.files.wrong_path import want_runs
 from hpc_mlp.launch.packs import JobPlan
+from hpc_mlp.launch.status import require_status
 from hpc_mlp.live.render import STYLES
 from hpc_mlp.live.rows import RunStatus, summary
+from hpc_mlp.terminal.shown import Showable
 from hpc_mlp.terminal.text import count, duration, spans
 
 _MAX_ROWS = 60
+
+
+def status(runs: str | Path = "runs") -> Statuses:
+    """The state of every run of the folder `runs`, as `hpc-mlp status` shows it. UserError where
+    there is none."""
+    want_runs(Path(runs), "status")
+    return Statuses(require_status(Path(runs)))
+
+
+class Statuses(Showable, list[RunStatus]):
+    """One `RunStatus` a run: `status.name`, `status.state`, `status.progress`."""
+
+    def parts(self) -> Iterable[RenderableType]:
+        yield status_table(self)
+
+    def records(self) -> list[dict[str, Any]]:
+        """As of `hpc-mlp status --format json`."""
+        return [status.as_json() for status in self]
 
 
 def plan_table(packs: list[JobPlan], job_ids: dict[int, str] | None = None) -> Table:

@@ -15,7 +15,7 @@ from hpc_mlp.config.plan import LogFormat
 from hpc_mlp.errors import printable
 from hpc_mlp.live.render import render
 from hpc_mlp.live.rows import RunStatus
-from hpc_mlp.terminal.console import Console
+from hpc_mlp.terminal.console import Console, in_notebook
 from hpc_mlp.terminal.output import say
 from hpc_mlp.terminal.text import json_text
 
@@ -134,11 +134,17 @@ class _SafeLive(Live):
 def open_display(
     console: Console, snapshot: Callable[[], Sequence[RunStatus]], log_format: LogFormat
 ) -> Iterator[Display]:
-    """On a terminal a live table of `snapshot`, else a `Log`; JSON goes to standard output."""
+    """A live table of `snapshot` on a terminal or in a notebook, else a `Log`; JSON goes to
+    standard output."""
     if log_format == "json":
         yield Log(say, as_json=True)
-    elif log_format == "auto" and console.is_terminal and not console.is_dumb_terminal:
-        with LiveTable(console, snapshot) as table:
+    elif log_format == "auto" and in_notebook():
+        from hpc_mlp.live.notebook import NotebookTable
+
+        with NotebookTable(snapshot) as table:
             yield table
+    elif log_format == "auto" and console.is_terminal and not console.is_dumb_terminal:
+        with LiveTable(console, snapshot) as live:
+            yield live
     else:
         yield Log(lambda line: console.out(line, highlight=False))

@@ -17,6 +17,9 @@ _PROGRAMS = {"__main__.py": "hpc-mlp", "train.py": "python -m hpc_mlp.train"}
 
 def command_line() -> str:
     program = Path(sys.argv[0]).name
+    # A notebook's kernel: its arguments are Jupyter's.
+    if "ipykernel" in program or "ipykernel" in Path(sys.argv[0]).parts:
+        return "hpc_mlp.train(…), in a notebook"
     return (
         os.environ.get(COMMAND)
         or f"{_PROGRAMS.get(program, program)} {shlex.join(sys.argv[1:])}".strip()

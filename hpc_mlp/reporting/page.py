@@ -15,17 +15,18 @@ from hpc_mlp.errors import RunError, UserError, printable
 from hpc_mlp.files.atomic import write_bytes
 from hpc_mlp.reporting import dataset, evaluation, figures, overview, reproduce
 from hpc_mlp.reporting.context import Context, read_context
+from hpc_mlp.reporting.shown import WrittenReport
 from hpc_mlp.reporting.summary import Summary
 from hpc_mlp.terminal.text import count
 
 
 def write_report(
     summary: Summary, runs: Path | None, out: Path, shards: Path | None = None
-) -> list[str]:
+) -> WrittenReport:
     """Write the page to `out` and its figures to `runs/figures` (replaced as a whole), or beside
     the page where the runs are of several folders, or nothing can be written in theirs. `shards`
-    overrides the shards folder that the runs name. The same runs give the same bytes. Returns what
-    was written and what is missing, in lines. UserError where nothing can be written there."""
+    overrides the shards folder that the runs name. The same runs give the same bytes. UserError
+    where nothing can be written there."""
     kept = out.with_name(f"{out.stem}-figures")
     if runs is not None and os.access(runs, os.W_OK):
         kept = runs / "figures"
@@ -46,9 +47,7 @@ def write_report(
         raise UserError(
             f"the report cannot be written ({error}). Choose a file elsewhere with --out FILE."
         ) from None
-    number = count(len(list(kept.glob("*.png"))), "figure")
-    lines = [f"{out}", f"{kept}: {number}, each as PNG and SVG"]
-    return [*lines, *(f"missing: {line}" for line in missing)]
+    return WrittenReport(out, kept, missing)
 
 
 def render(context: Context) -> tuple[str, list[str]]:

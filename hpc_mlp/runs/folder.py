@@ -24,12 +24,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
+from rich.console import RenderableType
+from rich.text import Text
+
 from hpc_mlp.config.plugins import FOLDER as PLUGINS
 from hpc_mlp.config.plugins import Plugin
 from hpc_mlp.errors import DamagedError, RunError, UserError, printable
 from hpc_mlp.files.atomic import write_bytes
 from hpc_mlp.files.checked import damaged, parse, read, read_bytes
+from hpc_mlp.runs import shown
 from hpc_mlp.runs.records import UNKNOWN, EpochLine, Failed, Result, RunConfig, TestMetrics
+from hpc_mlp.terminal.shown import Showable
 from hpc_mlp.terminal.text import json_text
 
 CONFIG, METRICS, RESULT, FAILED = "config.json", "metrics.jsonl", "result.json", "failed.json"
@@ -133,8 +138,8 @@ class Monitor(NamedTuple):
 BY_LOSS = Monitor("loss")
 
 
-@dataclass(frozen=True)
-class Run:
+@dataclass(frozen=True, repr=False)
+class Run(Showable):
     """One run as read back from its folder: what `table`, `report` and `status` see. Its records
     also read like dictionaries: `run.test["accuracy"]`."""
 
@@ -167,6 +172,36 @@ class Run:
         """As planned."""
         value = self.config.value("train.epochs")
         return value if isinstance(value, int) else None
+
+    def parts(self) -> Iterable[RenderableType]:
+        yield Text(shown.line(self))
+        if self.test:
+            yield shown.classes_table(self.test.per_class)
+
+    def records(self) -> list[Json]:
+        """Scores of the test images, a class each; shares. Empty before there are any."""
+        return [row.model_dump(by_alias=True) for row in self.test.per_class] if self.test else []
+
+    def __repr__(self) -> str:
+        return f"<Run {printable(shown.line(self))}>"
+
+
+class Runs(Showable, list[Run]):
+    """A list of runs that a notebook shows as a table."""
+
+    def parts(self) -> Iterable[RenderableType]:
+        yield shown.runs_table(self)
+
+    def records(self) -> list[Json]:
+        """A run each; metrics of the test images as shares."""
+        return [
+            {"run": run.name, "variant": run.variant, "seed": run.seed}
+            | run.config.swept
+            | {"state": run.state, "epochs": len(run.metrics)}
+            | {name: getattr(run.result, name, None) for name in ("best_epoch", "best_val_loss")}
+            | {f"test_{name}": getattr(run.test, name, None) for name in ("loss", "accuracy", "f1")}
+            for run in self
+        ]
 
 
 def is_complete(path: Path) -> bool:

@@ -230,6 +230,35 @@ def test_memory_does_not_grow_with_the_archive(trained: Trained, tmp_path: Path)
     )  # the list of entries grows, about 80 bytes each; the pixels do not
 
 
+def test_predictions_are_indexed_without_taking_from_what_comes(
+    trained: Trained, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(tmp_path / "odd.zip", "w") as archive:
+        archive.writestr("inner.zip", b"PK")
+        archive.writestr("text.png", b"text")
+        for i, pixels in enumerate(class_images()["digit"][:6]):
+            archive.writestr(f"{i}.png", image_bytes(pixels, "png"))
+    predictions = hpc_mlp.predict(trained.run("cnn-s0"), tmp_path / "odd.zip", batch_size=4)
+    assert len(predictions) == 8
+    last, some = predictions[-1], predictions[2:5]
+    every = list(predictions)
+    assert [p.name for p in every[2:5]] == [p.name for p in some]
+    for a, b in zip(some, every[2:5], strict=True):
+        assert np.array_equal(a.probabilities, b.probabilities)
+    assert last.problem == "an archive inside the archive is not opened"
+    assert [predictions[i].name for i in range(8)] == [p.name for p in every]
+    with pytest.raises(IndexError):
+        predictions[8]
+    read, broken = every[1], every[-1]
+    name, share = read.top(1)[0]
+    assert f"{read.name}: {name} {100 * share:.1f} %" in repr(read)
+    assert "an archive inside" in repr(broken)
+    records = predictions.records()
+    assert [row["image"] for row in records] == [p.name for p in every]
+    assert records[1]["class"] == name and records[-1]["probability"] is None
+    assert "an archive inside the archive" in predictions._repr_html_()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", NAMES)
