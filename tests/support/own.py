@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hpc_mlp.config.plan import RunSpec
+from hpc_mlp.config.plan import RunSpec, TrainOptions
 from hpc_mlp.config.registry import load_plugins
 from support.banks import specs_of
 from support.process import result, timeless
+
+CPU = TrainOptions(cpu=True)
 
 # `{folder}` makes it another file in each test: what it has counted is of that test alone.
 LOSSES = """

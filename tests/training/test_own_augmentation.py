@@ -15,12 +15,11 @@ import torch
 from PIL import Image
 from support.interrupted import Guillotine, Killed
 from support.matrix import SETTINGS, worst_difference
-from support.own import AUGMENTATIONS, outcome, specs, variant
+from support.own import AUGMENTATIONS, CPU, outcome, specs, variant
 from support.process import Cli, metrics
 from support.taped import gpu_branch
 from torch import Tensor
 
-from hpc_mlp.config.plan import TrainOptions
 from hpc_mlp.config.sections import AugmentConfig
 from hpc_mlp.data.augment import augment
 from hpc_mlp.training.session import train_specs
@@ -84,12 +83,9 @@ def test_a_run_has_the_same_bits_alone_and_in_company(
 ) -> None:
     sets = (*SMALL, f"data.mode={mode}", "train.mixup=0.2")
     both = specs(f"dropout,{own}", [0, 1], *sets)
-    assert train_specs(digits, both, tmp_path / "all", TrainOptions(cpu=True)) == 0
+    assert train_specs(digits, both, tmp_path / "all", CPU) == 0
     for name in (str(own), "dropout"):
-        assert (
-            train_specs(digits, specs(name, [1], *sets), tmp_path / "alone", TrainOptions(cpu=True))
-            == 0
-        )
+        assert train_specs(digits, specs(name, [1], *sets), tmp_path / "alone", CPU) == 0
     for run in (tmp_path / "alone").iterdir():
         assert outcome(run) == outcome(tmp_path / "all" / run.name), run.name
     losses = [
@@ -103,13 +99,13 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(
     digits: Path, tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     runs = specs(f"{own},dropout", [0], *SMALL)
-    assert train_specs(digits, runs, tmp_path / "undisturbed", TrainOptions(cpu=True)) == 0
+    assert train_specs(digits, runs, tmp_path / "undisturbed", CPU) == 0
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", Guillotine(os.replace, number, after=True))
         with suppress(Killed):
-            train_specs(digits, runs, tmp_path / "killed", TrainOptions(cpu=True))
+            train_specs(digits, runs, tmp_path / "killed", CPU)
     assert not (tmp_path / "killed" / "own-s0" / "result.json").exists()
-    assert train_specs(digits, runs, tmp_path / "killed", TrainOptions(cpu=True)) == 0
+    assert train_specs(digits, runs, tmp_path / "killed", CPU) == 0
     for run in (tmp_path / "undisturbed").iterdir():
         assert outcome(run) == outcome(tmp_path / "killed" / run.name)
 

@@ -13,12 +13,11 @@ import torch
 from support.banks import BankUnderTest, train_alone
 from support.interrupted import Guillotine, Killed
 from support.matrix import SETTINGS, worst_difference
-from support.own import focal, outcome, specs, variant, write_plugin
+from support.own import CPU, focal, outcome, specs, variant, write_plugin
 from support.process import Cli
 from support.taped import gpu_branch
 
 from hpc_mlp.bank.loss import BankLoss, Targets
-from hpc_mlp.config.plan import TrainOptions
 from hpc_mlp.config.sections import TrainConfig
 from hpc_mlp.errors import HpcMlpWarning, UserError
 from hpc_mlp.training.session import train_specs
@@ -74,19 +73,9 @@ def test_class_weights_and_mixup_are_those_of_the_cross_entropy(
 
 def test_a_run_has_the_same_bits_alone_and_in_company(digits: Path, tmp_path: Path) -> None:
     own = variant(tmp_path, "own", 'train.loss = "focal"\ntrain.class_weights = "balanced"')
-    assert (
-        train_specs(
-            digits, specs(f"all,{own}", [0, 1], *SMALL), tmp_path / "all", TrainOptions(cpu=True)
-        )
-        == 0
-    )
+    assert train_specs(digits, specs(f"all,{own}", [0, 1], *SMALL), tmp_path / "all", CPU) == 0
     for name in (str(own), "dropout"):
-        assert (
-            train_specs(
-                digits, specs(name, [1], *SMALL), tmp_path / "alone", TrainOptions(cpu=True)
-            )
-            == 0
-        )
+        assert train_specs(digits, specs(name, [1], *SMALL), tmp_path / "alone", CPU) == 0
     for run in (tmp_path / "alone").iterdir():
         assert outcome(run) == outcome(tmp_path / "all" / run.name), run.name
     # And it is another loss.
@@ -103,13 +92,13 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(
 ) -> None:
     own = variant(tmp_path, "own", 'train.loss = "focal"')
     runs = specs(f"{own},dropout", [0], *SMALL)
-    assert train_specs(digits, runs, tmp_path / "undisturbed", TrainOptions(cpu=True)) == 0
+    assert train_specs(digits, runs, tmp_path / "undisturbed", CPU) == 0
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", Guillotine(os.replace, number, after=True))
         with suppress(Killed):
-            train_specs(digits, runs, tmp_path / "killed", TrainOptions(cpu=True))
+            train_specs(digits, runs, tmp_path / "killed", CPU)
     assert not (tmp_path / "killed" / "own-s0" / "result.json").exists()
-    assert train_specs(digits, runs, tmp_path / "killed", TrainOptions(cpu=True)) == 0
+    assert train_specs(digits, runs, tmp_path / "killed", CPU) == 0
     for run in (tmp_path / "undisturbed").iterdir():
         assert outcome(run) == outcome(tmp_path / "killed" / run.name)
 

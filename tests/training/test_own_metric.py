@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.own import BAD_METRIC, METRICS, outcome, specs, variant, write_plugin
+from support.own import BAD_METRIC, CPU, METRICS, outcome, specs, variant, write_plugin
 from support.process import Cli, metrics, result
 from torch import Tensor
 
 import hpc_mlp
-from hpc_mlp.config.plan import TrainOptions
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.resident import load_resident
 from hpc_mlp.training.session import train_specs
@@ -113,10 +112,7 @@ def test_it_decides_which_epoch_is_best(
     the curves go up and down."""
     own = variant(tmp_path, "own", f'train.monitor = "{monitor}"\noptim.lr = 0.03', METRICS)
     sets = ("model.hidden=[16]", "train.epochs=8", "train.early_stopping=false")
-    assert (
-        train_specs(digits, specs(str(own), [0], *sets), tmp_path / "runs", TrainOptions(cpu=True))
-        == 0
-    )
+    assert train_specs(digits, specs(str(own), [0], *sets), tmp_path / "runs", CPU) == 0
     run = tmp_path / "runs" / "own-s0"
     values = [line["metrics"][monitor] for line in metrics(run)]
     tied = [i for i, value in enumerate(values) if value == best(values)]
@@ -160,10 +156,7 @@ def test_one_that_fails_does_so_alone(
 def test_a_run_that_diverges_is_not_one_whose_metric_fails(digits: Path, tmp_path: Path) -> None:
     code = BAD_METRIC.replace("FAILS", 'return float("nan")').replace("== FIRST", ">= 0")
     own = variant(tmp_path, "own", "optim = { name = 'sgd', lr = 1e30 }", code)
-    assert (
-        train_specs(digits, specs(str(own), [0], *SMALL), tmp_path / "runs", TrainOptions(cpu=True))
-        == 0
-    )
+    assert train_specs(digits, specs(str(own), [0], *SMALL), tmp_path / "runs", CPU) == 0
     assert result(tmp_path / "runs" / "own-s0")["status"] == "diverged"
 
 
