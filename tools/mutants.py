@@ -1,7 +1,13 @@
-"""Mutation testing: `python tools/mutants.py [MODULE…]` changes the modules of `[tool.mutants]` in
-pyproject.toml, one place at a time, runs the tests named there, and prints what no test notices.
-Changes that make no difference stand in equivalent_mutants.toml, with the reason. Ends with 1 where
-fewer than 95 % of the others are noticed.
+"""Mutation testing of the modules of [tool.mutants] in pyproject.toml.
+
+    python tools/mutants.py [MODULE…]
+        change them, one place at a time, run the tests named there, and print what no test notices;
+        exit code 1 where fewer than 95 % are noticed
+    python tools/mutants.py --rows [MODULE…]
+        run no test; print the rows of equivalent_mutants.toml that are no change of these modules
+        any more; exit code 1 where there is one
+
+Changes that make no difference stand in equivalent_mutants.toml, with the reason, and do not count.
 
 mutmut forks after the imports, so that a mutant costs its tests and not the import of torch. What
 is known is kept in `.mutants/`: a second call runs only what lived, or whose function has changed;
@@ -9,16 +15,19 @@ remove the folder to begin anew."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
 import sys
 import tomllib
 from collections import Counter
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 from hypothesis import Phase, settings
-from mutmut.__main__ import _run
+from mutmut.__main__ import _run, create_mutants_for_file
 from mutmut.configuration import config
 from mutmut.mutation.data import SourceFileMutationData
 from mutmut.mutation.diff_apply import get_diff_for_mutant
@@ -78,6 +87,11 @@ def change(name: str, module: str) -> str:
     return f"{''.join(old[:before])}«{was} → {now}»{''.join(old[len(old) - after :])}"
 
 
+def fits(row: str, what: str) -> bool:
+    """Whether a row of equivalent_mutants.toml means this change."""
+    return re.fullmatch(re.escape(row).replace("…", ".*"), what) is not None
+
+
 def report(module: str, equivalent: dict[str, dict[str, str]]) -> bool:
     """Print what lived and the counts; whether enough was noticed."""
     data = SourceFileMutationData(path=Path(module))
@@ -88,8 +102,7 @@ def report(module: str, equivalent: dict[str, dict[str, str]]) -> bool:
         if status not in NOTICED:
             what = change(name, module)
             known = any(
-                re.fullmatch(re.escape(text).replace("…", ".*"), what)
-                for text in (*equivalent["…"], *equivalent.get(module, {}))
+                fits(text, what) for text in (*equivalent["…"], *equivalent.get(module, {}))
             )
             status = "equivalent" if known else "survived"
             if not known:
@@ -107,17 +120,62 @@ def report(module: str, equivalent: dict[str, dict[str, str]]) -> bool:
     return share >= SHARE
 
 
-def main(chosen: list[str]) -> int:
+def enter(module: str) -> Path:
+    """Go to the module's own folder, which is made where it is not there."""
+    folder = ROOT / ".mutants" / module.replace("/", ".")
+    folder.mkdir(parents=True, exist_ok=True)
+    os.chdir(folder)
+    for name in LINKED:
+        if not Path(name).is_symlink():
+            Path(name).symlink_to(ROOT / name)
+    return folder
+
+
+def changes(module: str) -> list[str]:
+    """Every change that could be made to it."""
+    enter(module)
+    output = Path("mutants", module)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    create_mutants_for_file(Path(module), output)
+    data = SourceFileMutationData(path=Path(module))
+    data.load()
+    return [change(name, module) for name in data.exit_code_by_key]
+
+
+def check_rows(modules: Sequence[str], equivalent: dict[str, dict[str, str]], whole: bool) -> bool:
+    """Print the rows that mean no change; whether there is one. `whole`: these are all modules."""
+    found = {module: changes(module) for module in modules}
+    sections = dict.fromkeys([*equivalent, *modules]) if whole else modules
+    stale = False
+    for section in sections:
+        own = found.get(section, [])
+        if section == "…":
+            own = list(chain.from_iterable(found.values()))
+        for row in equivalent.get(section, {}):
+            if not any(fits(row, what) for what in own):
+                print(f"{section}: {row}", flush=True)
+                stale = True
+    return stale
+
+
+def main() -> int:
     table = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mutants"]
     equivalent = tomllib.loads((ROOT / "tools/equivalent_mutants.toml").read_text(encoding="utf-8"))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", action="store_true")
+    parser.add_argument("modules", nargs="*", metavar="MODULE", help="all where none is named")
+    options = parser.parse_args()
+    for module in options.modules:
+        if module not in table:
+            parser.error(f"{module} is none of [tool.mutants]: {', '.join(table)}")
+    if options.rows:
+        modules = options.modules or list(table)
+        return int(check_rows(modules, equivalent, whole=not options.modules))
     failed = False
-    for module in chosen or table:
-        folder = ROOT / ".mutants" / module.replace("/", ".")
-        folder.mkdir(parents=True, exist_ok=True)
-        os.chdir(folder)
-        for name in LINKED:
-            if not Path(name).is_symlink():
-                Path(name).symlink_to(ROOT / name)
+    for module in options.modules or table:
+        folder = enter(module)
         with open("log", "w") as log:
             command = [
                 sys.executable,
@@ -138,4 +196,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--mutate"]:
         mutate(sys.argv[2], sys.argv[3:])
     else:
-        sys.exit(main(sys.argv[1:]))
+        sys.exit(main())

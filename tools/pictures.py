@@ -12,6 +12,7 @@ The commands run on an emulated terminal, so that nothing here depends on how th
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import io
 import os
@@ -171,11 +172,17 @@ def draw_report(page: Path, folder: Path) -> None:
 
 
 def main() -> int:
-    if sys.argv[1:2] == ["--check"] and len(sys.argv) > 2:
-        return check(Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("folder", nargs="?", type=Path, help="with --check")
+    options = parser.parse_args()
+    if options.folder and not options.check:
+        parser.error("FOLDER goes with --check")
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        if "--check" in sys.argv:
+        folder = options.folder or Path(name)
+        if options.check:
             return check(folder)
         prepare(folder)
         IMAGES.mkdir(exist_ok=True)

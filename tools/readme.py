@@ -12,6 +12,7 @@ Links to Python files that have moved follow them.
 
 from __future__ import annotations
 
+import argparse
 import ast
 import difflib
 import inspect
@@ -243,11 +244,16 @@ def rendered(text: str) -> str:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
     stale = False
     for page in PAGES:
         old = page.read_text()
         new = linked(rendered(old), page)
-        if "--check" not in sys.argv[1:]:
+        if not options.check:
             page.write_text(new)
         elif old != new:
             name = page.relative_to(ROOT).as_posix()

@@ -9,6 +9,7 @@ For speed alone: each class is a colour in noise, which says nothing about accur
 
 from __future__ import annotations
 
+import argparse
 import io
 import sys
 import tempfile
@@ -40,7 +41,11 @@ def write_zip(path: Path, num_images: int, size: int, channels: int) -> None:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     for name, (num_images, size, channels) in SETS.items():
         with tempfile.TemporaryDirectory() as temporary:
