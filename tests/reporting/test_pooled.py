@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from itertools import combinations
+from itertools import accumulate, combinations
 from pathlib import Path
 
 import numpy as np
@@ -65,12 +65,21 @@ def random_moments(
 
 @settings(deadline=None)
 @given(counts, counts)
-def test_mcnemar_is_statsmodels_exact_test(gained: int, lost: int) -> None:
-    expected = (
-        statsmodels_mcnemar([[5, gained], [lost, 7]], exact=True).pvalue if gained + lost else 1.0
-    )
-    assert mcnemar(gained, lost) == pytest.approx(expected, rel=1e-6, abs=1e-280)
+def test_mcnemar_is_the_exact_sign_test(gained: int, lost: int) -> None:
+    """Counted in whole numbers, and rounded once: of `count` throws of a coin, the share in which
+    the rarer side comes up at most `fewer` times, and twice that."""
+    count, fewer = gained + lost, min(gained, lost)
+    ways = accumulate(range(fewer), lambda n, k: n * (count - k) // (k + 1), initial=1)
+    expected = min(1.0, sum(ways) / 2 ** (count - 1)) if count else 1.0
+    # Below 1e-308 a double has fewer digits.
+    assert mcnemar(gained, lost) == pytest.approx(expected, rel=1e-9, abs=1e-318)
     assert mcnemar(gained, gained + 1) <= 1
+
+
+@given(st.integers(0, 100), st.integers(1, 100))
+def test_mcnemar_is_statsmodels_exact_test(gained: int, lost: int) -> None:
+    expected = statsmodels_mcnemar([[5, gained], [lost, 7]], exact=True).pvalue
+    assert mcnemar(gained, lost) == pytest.approx(expected, rel=1e-9, abs=0)
 
 
 @settings(deadline=None, max_examples=25)
