@@ -182,8 +182,14 @@ class Material:
 
                 Image.frombytes("RGB", (6, 6), rng.randbytes(108)).save(path)
         hpc_mlp.convert(folder / "images", self.shards, size=6, workers=1, val=0.25, test=0.25)
-        options = {"variants": "baseline", "seeds": "0-1", "runs": self.runs}
-        hpc_mlp.train(self.shards, settings=SETTINGS, cpu=True, **options)  # type: ignore[arg-type]
+        hpc_mlp.train(
+            self.shards,
+            variants="baseline",
+            seeds="0-1",
+            runs=self.runs,
+            settings=SETTINGS,
+            cpu=True,
+        )
         self.run = hpc_mlp.load_run(self.runs / "baseline-s0")
         (self.runs / "baseline-s1" / "live.json").write_text(
             '{"epoch": 1, "step": 2, "steps": 4, "time": 1.5}\n'
@@ -394,7 +400,7 @@ def launch_kind(material: Material, rng: random.Random, folder: Path) -> list[Re
     runs = folder / "runs"
     runs.mkdir()
     specs = make_specs("baseline", "0-1", [], [])
-    packs = [JobPlan(i, spec.name, [spec]) for i, spec in enumerate(specs)]
+    packs = [JobPlan(i, spec.name, (spec,)) for i, spec in enumerate(specs)]
     submission = records.new_submission(
         runs, rng.choice(("local", "local", "slurm")), material.shards, packs
     )

@@ -203,7 +203,7 @@ def test_generated_regions_are_fresh_and_staleness_is_seen(tmp_path: Path) -> No
     fresh = recipes.read_text()
     recipes.write_text(fresh.replace("Dropout 0.5", "Dropout 0.4"))
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    command = [sys.executable, tmp_path / "tools" / "readme.py"]
+    command = [sys.executable, str(tmp_path / "tools" / "readme.py")]
     stale = subprocess.run([*command, "--check"], capture_output=True, text=True, env=environment)
     assert stale.returncode == 1 and "+| `dropout` | Linear → ReLU → Dropout 0.5 |" in stale.stdout
     assert subprocess.run(command, env=environment).returncode == 0

@@ -65,12 +65,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 
 @pytest.fixture(scope="module")
 def trained(folder: Folder) -> Folder:
-    options = {
-        "variants": f"baseline,{folder.variant}",
-        "runs": folder.runs,
-        "settings": ["train.epochs=1"],
-    }
-    hpc_mlp.train(folder.shards, seeds="0-1", cpu=True, **options)  # type: ignore[arg-type]
+    hpc_mlp.train(
+        folder.shards,
+        variants=f"baseline,{folder.variant}",
+        seeds="0-1",
+        runs=folder.runs,
+        settings=["train.epochs=1"],
+        cpu=True,
+    )
     failed = next(path for path in folder.runs.iterdir() if path.name == "baseline-s1")
     (failed / "result.json").unlink()
     (failed / "failed.json").write_text(
@@ -188,7 +190,7 @@ class _Tags(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.found.add(tag)
         assert not any(name.startswith("on") for name, _ in attrs)
-        assert tag != "img" or dict(attrs)["src"].startswith("data:")  # type: ignore[union-attr]
+        assert tag != "img" or (dict(attrs)["src"] or "").startswith("data:")
 
 
 @pytest.mark.slow
@@ -252,9 +254,11 @@ def on_terminal(*arguments: object) -> str:
 @pytest.mark.parametrize("verb", ["inspect", "table", "status", "predict"])
 def test_on_a_terminal(trained: Folder, verb: str) -> None:
     """Colours, and what draws; nothing that titles windows, copies, or turns what follows."""
-    rest = {"inspect": [trained.shards], "predict": [trained.run, trained.archive, "--cpu"]}.get(
-        verb, [trained.runs]
-    )
+    arguments: dict[str, list[object]] = {
+        "inspect": [trained.shards],
+        "predict": [trained.run, trained.archive, "--cpu"],
+    }
+    rest = arguments.get(verb, [trained.runs])
     text = on_terminal(verb, *rest)
     assert "52;c;aGk=" in text or verb == "status"
     assert not re.search(

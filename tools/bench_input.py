@@ -21,6 +21,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,8 @@ def measure(shards: Path, workers: int, repeats: int) -> dict[str, Any]:
     ours, theirs = [], []
     for epoch in range(repeats):
         batches = stream.epoch(seed=0, epoch=epoch, batch_size=BATCH)
-        ours.append(
-            number / seconds(lambda it=batches: consume(((b.images, b.labels) for b in it), number))
-        )
+        pairs = ((batch.images, batch.labels) for batch in batches)
+        ours.append(number / seconds(partial(consume, pairs, number)))
         theirs.append(number / seconds(lambda: consume(loader, number)))
     return {
         "images": total,

@@ -73,13 +73,16 @@ def predict(shape: tuple[int, int, int], seeds: int) -> Prediction:
     # Weights are read forward and for the gradient of the input (but the first), gradients of
     # weights are written.
     moved = 4 * (3 * parameters - first_layer)
-    times = tuple(
-        (len(captured) - products - updates + outside) * NODE[i]
-        + max(products * PRODUCT[i], moved / BANDWIDTH / PRODUCT_SHARE[i])
-        + max(updates * UPDATE_LEAST, FLOOR_BYTES * parameters / BANDWIDTH / UPDATE_SHARE[i])
-        for i in range(3)
-    )
     floor = FLOOR_BYTES * parameters / BANDWIDTH
+
+    def time(i: int) -> float:
+        return (
+            (len(captured) - products - updates + outside) * NODE[i]
+            + max(products * PRODUCT[i], moved / BANDWIDTH / PRODUCT_SHARE[i])
+            + max(updates * UPDATE_LEAST, floor / UPDATE_SHARE[i])
+        )
+
+    times = (time(0), time(1), time(2))
     return Prediction(parameters, len(captured), products, updates, outside, floor, times)
 
 

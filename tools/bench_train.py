@@ -199,7 +199,7 @@ class Setting:
     def lightning(self, loader: Any, variant: str) -> Way:
         import lightning
 
-        class Module(lightning.LightningModule):
+        class Module(lightning.LightningModule):  # type: ignore[misc]
             def __init__(self, model: nn.Module) -> None:
                 super().__init__()
                 self.model = model
@@ -337,10 +337,11 @@ def ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
 
     def against(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> float:
         """Means over `one` to means over `other`, [ways][repeats] each."""
-        return statistics.median(
+        ratios = (
             statistics.mean(mine) / statistics.mean(theirs)
             for mine, theirs in zip(zip(*one, strict=True), zip(*other, strict=True), strict=True)
         )
+        return float(statistics.median(ratios))
 
     found = {
         f"{ALONE} / {BARE}: {variant}": against([mine], [theirs])

@@ -60,16 +60,16 @@ def make_loaders(root: Path, size: int, workers: int, channels: int = 3) -> Load
         resize.insert(0, transforms.Grayscale())
     plain = ImageFolder(str(root), transforms.Compose(resize))
     generator = torch.Generator().manual_seed(0)
-    splits = random_split(range(len(plain)), [0.8, 0.1, 0.1], generator)  # type: ignore[arg-type]
-    mean, std = mean_and_std(Subset(plain, splits[0].indices), workers)
+    splits = [part.indices for part in random_split(plain, [0.8, 0.1, 0.1], generator)]
+    mean, std = mean_and_std(Subset(plain, splits[0]), workers)
     normalised = ImageFolder(
         str(root), transforms.Compose([*resize, transforms.Normalize(mean, std)])
     )
     return {
         name: DataLoader(
-            Subset(normalised, split.indices), 32, shuffle=name == "train", num_workers=workers
+            Subset(normalised, indices), 32, shuffle=name == "train", num_workers=workers
         )
-        for name, split in zip(("train", "val", "test"), splits, strict=True)
+        for name, indices in zip(("train", "val", "test"), splits, strict=True)
     }
 
 

@@ -141,10 +141,12 @@ def rates(cell: Cell, repetitions: int, seed: int = 0, draws: int = 1999) -> Rat
         before.append(old(found, cell.pairs))
         after.append(tested.p_adjusted < pooled.ALPHA)
         covered.append(((tested.low <= truth) & (truth <= tested.high)).all())
-    shown = [np.array(one) for one in (before, after)]
+    shown_old, shown_new = np.array(before), np.array(after)
     return Rates(
-        *(100 * one.mean(0) for one in shown),
-        *(100 * float(one.any(1).mean()) for one in shown),
+        100 * shown_old.mean(0),
+        100 * shown_new.mean(0),
+        100 * float(shown_old.any(1).mean()),
+        100 * float(shown_new.any(1).mean()),
         100 * float(np.mean(covered)),
     )
 

@@ -53,12 +53,11 @@ def main() -> None:
             write_zip(source, num_images, size, channels)
             # Fashion-MNIST's own test split is a seventh of it; the photographs take the default
             # shares.
-            shares = {"val": 6000 / 70000, "test": 10000 / 70000} if name == "fashion" else {}
-            convert(
-                [source],
-                folder / name,
-                Settings(height=size, width=size, grayscale=channels == 1, **shares),
+            shares = (6000 / 70000, 10000 / 70000) if name == "fashion" else (0.1, 0.1)
+            settings = Settings(
+                height=size, width=size, grayscale=channels == 1, val=shares[0], test=shares[1]
             )
+            convert([source], folder / name, settings)
 
 
 if __name__ == "__main__":

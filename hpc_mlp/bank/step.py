@@ -203,4 +203,4 @@ class _Graph:
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
     """The one stream for all warm-ups and captures: cuBLAS keeps 32 MiB for each stream that it was
     ever called on."""
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return torch.cuda.Stream(device)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from hpc_mlp.bank.bank import Bank, bank_order
 from hpc_mlp.bank.dropout import BatchPosition
+from hpc_mlp.bank.stack import StackedMLP
 from hpc_mlp.config.plan import TrainOptions, parse_set, parse_variants, plan_runs
 from hpc_mlp.machine.randomness import dropout_draws
 from hpc_mlp.models.registry import ImageShape
@@ -143,7 +144,9 @@ def test_dropout_drops_at_its_rate_and_scales(rate: float) -> None:
     specs = specs_of("dropout", [0, 1], "model.hidden=[400]", f"model.dropout={rate}")
     bank = Bank(specs, SHAPE, CLASSES)
     draws = bank.prepare(BatchPosition(2, 5, 0, 250, 250), CPU)
-    masks = bank.blocks[0].masks(0, draws[0][0], [(0, slice(0, 1)), (1, slice(1, 2))])
+    (stack,) = bank.blocks
+    assert isinstance(stack, StackedMLP)
+    masks = stack.masks(0, draws[0][0], [(0, slice(0, 1)), (1, slice(1, 2))])
     assert [members for members, _ in masks] == [slice(0, 1), slice(1, 2)]
     mask = torch.stack([values for _, values in masks])
     assert mask.shape == (2, 250, 400)

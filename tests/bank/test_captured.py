@@ -8,23 +8,25 @@ import itertools
 import weakref
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from support.banks import BankUnderTest, specs_of
 from support.fragile import variant
 from support.matrix import FAULTS, REAL_COMPUTE, worst_difference
 from support.process import result, timeless
 from support.taped import gpu_branch
 from torch import Tensor
-from torch.autograd.graph import Node
 
 from hpc_mlp.bank.step import TrainStep
 from hpc_mlp.config.plan import TrainOptions
 from hpc_mlp.data.remote import load_manifest
 from hpc_mlp.errors import HpcMlpWarning
 from hpc_mlp.training import session, trainer
+from hpc_mlp.training.state import BankState
 from hpc_mlp.training.trial import member_bytes
 
 SMALL = "model.hidden=[24,16]"
@@ -121,7 +123,7 @@ def test_a_bank_is_let_go_before_the_next_is_built(
     """When members leave it: the two do not fit the device beside each other."""
     seen, alive = list[weakref.ref[Any]](), list[int]()
 
-    class Seen(trainer.BankState):
+    class Seen(BankState):
         def __init__(self, *arguments: Any, **options: Any) -> None:
             alive.append(sum(state() is not None for state in seen))
             super().__init__(*arguments, **options)
@@ -180,12 +182,13 @@ def test_a_bank_is_as_large_as_the_memory_of_the_device(
     assert [result(run)["bank_size"] for run in (tmp_path / "none").iterdir()] == [1, 1]
 
 
-def accumulator(parameter: Tensor) -> Node:
-    """The parameter's AccumulateGrad node: the one that an autograd graph still holds, else a new
-    one."""
+def metadata(parameter: Tensor) -> dict[str, Any]:
+    """Of the parameter's AccumulateGrad node: the one that an autograd graph still holds, else a
+    new one."""
     node = parameter.view_as(parameter).grad_fn
     assert node is not None and node.next_functions[0][0] is not None
-    return node.next_functions[0][0]
+    # torch's stubs say that it is a method.
+    return cast(dict[str, Any], node.next_functions[0][0].metadata)
 
 
 @pytest.mark.parametrize("branch", [nullcontext, gpu_branch])
@@ -197,11 +200,9 @@ def test_no_autograd_graph_outlives_its_step(branch: Any) -> None:
         test.train(1)
     trained = {name: p for name, p in test.bank.named_parameters() if p.requires_grad}
     for parameter in trained.values():
-        accumulator(parameter).metadata["seen"] = True
+        metadata(parameter)["seen"] = True
     assert trained
-    assert not [
-        name for name, parameter in trained.items() if "seen" in accumulator(parameter).metadata
-    ]
+    assert not [name for name, parameter in trained.items() if "seen" in metadata(parameter)]
 
 
 def test_a_second_training_in_a_process_gets_the_device_it_asks_for(
@@ -212,12 +213,12 @@ def test_a_second_training_in_a_process_gets_the_device_it_asks_for(
     class Told(BaseException):
         pass
 
-    class Accelerator(session.Accelerator):  # type: ignore[misc]
+    class Telling(Accelerator):  # type: ignore[misc]
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
             raise Told(self.device.type)
 
-    monkeypatch.setattr(session, "Accelerator", Accelerator)
+    monkeypatch.setattr(session, "Accelerator", Telling)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for cpu, device in ((True, "cpu"), (False, "cuda"), (True, "cpu")):
         with pytest.raises(Told) as told:
@@ -225,4 +226,4 @@ def test_a_second_training_in_a_process_gets_the_device_it_asks_for(
                 digits, specs_of("baseline", [0], SMALL), tmp_path, TrainOptions(cpu=cpu)
             )
         assert str(told.value) == device
-    session.AcceleratorState._reset_state(reset_partial_state=True)
+    AcceleratorState._reset_state(reset_partial_state=True)

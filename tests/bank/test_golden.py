@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -32,7 +34,7 @@ def digest(values: Any) -> str:
     return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:16]
 
 
-DRAWS = {
+DRAWS: dict[str, Callable[[], Any]] = {
     "order": lambda: randomness.epoch_order(3, 2, 1000),
     "dropout": lambda: randomness.dropout_draws(3, 2, 5, 1, 33, 17),
     "augmentation": lambda: randomness.augmentation_draws(3, 2, 5, 33, 7),
@@ -83,11 +85,9 @@ def test_weights_after_ten_steps(variant: str) -> None:
         bank = BankUnderTest(specs_of(variant, [3], "model.hidden=[48,24]"), 16, (1, 8, 8))
         draws = randomness.augmentation_draws(1, 1, 1, 160, 64).reshape(10, 1, 16, 1, 8, 8)
         labels = (randomness.epoch_order(1, 1, 160) % 5).reshape(10, 1, 16)
-        bank.data = lambda t, size=None: (
-            torch.from_numpy(draws[t]) - 0.5,
-            torch.from_numpy(labels[t]),
-        )  # type: ignore[method-assign]
-        bank.train(10)
+        data = [(torch.from_numpy(draws[t]) - 0.5, torch.from_numpy(labels[t])) for t in range(10)]
+        with mock.patch.object(bank, "data", lambda t, size=None: data[t]):
+            bank.train(10)
     finally:
         torch.set_num_threads(before)
     (state,) = bank.bank.member_states()

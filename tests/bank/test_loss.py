@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -54,9 +56,9 @@ def test_each_member_has_torchs_loss_and_gradient(
 
 
 @pytest.mark.parametrize("weights", ["none", "balanced"])
-def test_parts_of_a_batch_add_up_to_its_loss(weights: str) -> None:
+def test_parts_of_a_batch_add_up_to_its_loss(weights: Literal["none", "balanced"]) -> None:
     """Two processes with 5 and 4 images: their shares sum to the loss of one process with nine."""
-    config = TrainConfig(class_weights=weights, label_smoothing=0.1)  # type: ignore[arg-type]
+    config = TrainConfig(class_weights=weights, label_smoothing=0.1)
     counts = [3, 10, 40]
     logits, labels = torch.randn(1, 9, 3), torch.randint(0, 3, (1, 9))
     whole = BankLoss([config], counts, CPU)(logits, Targets(labels), 9)

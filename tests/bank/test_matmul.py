@@ -116,8 +116,8 @@ def test_a_hidden_layer_and_its_gradient_are_those_of_autograd(name: str, traini
     weight, bias = (p.detach().clone().requires_grad_() for p in (norm.weight, norm.bias))
     parts = list(z.unbind())
     for row, v in enumerate([1, 3]):
-        running = (None, None) if training else (torch.zeros(12), torch.ones(12))
-        parts[v] = torch.nn.functional.batch_norm(z[v], *running, weight[row], bias[row], training)
+        mean, var = (None, None) if training else (torch.zeros(12), torch.ones(12))
+        parts[v] = torch.nn.functional.batch_norm(z[v], mean, var, weight[row], bias[row], training)
     activated = [getattr(torch.nn.functional, name)(part) for part in parts]
     for members, values in masks:
         activated[members.start] = activated[members.start] * values

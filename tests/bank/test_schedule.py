@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.optim.lr_scheduler import LRScheduler
 
 from hpc_mlp.bank.schedule import learning_rate
 from hpc_mlp.config.sections import OptimConfig, ScheduleConfig
@@ -21,9 +24,11 @@ def rates(epochs: int = 10, lr: float = 0.1, **schedule: object) -> list[float]:
     ]
 
 
-def torch_rates(make: object, lr: float, steps: int) -> list[float]:
+def torch_rates(
+    make: Callable[[torch.optim.Optimizer], LRScheduler], lr: float, steps: int
+) -> list[float]:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
-    scheduler = make(optimizer)  # type: ignore[operator]
+    scheduler = make(optimizer)
     values = []
     for _ in range(steps):
         values.append(optimizer.param_groups[0]["lr"])

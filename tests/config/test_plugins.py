@@ -98,7 +98,8 @@ def test_two_versions_of_a_file_live_beside_each_other(digits: Path, mine: Path)
     write(mine, "ReLU")
     second = train(digits, mine)
     kinds = [
-        type(hpc_mlp.load_run(run).model.members[0][-1]).__name__ for run in (first, second, first)
+        type(list(hpc_mlp.load_run(run).model.members[0].children())[-1]).__name__
+        for run in (first, second, first)
     ]
     assert kinds == ["Tanh", "ReLU", "Tanh"]
 

@@ -12,6 +12,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -88,8 +89,8 @@ def test_zips_with_comment_prefix_zip64_and_data_descriptors(tmp_path: Path) -> 
 
     with (
         (tmp_path / "streamed.zip").open("wb") as file,
-        zipfile.ZipFile(Unseekable(file), "w") as archive,
-    ):  # type: ignore[arg-type]
+        zipfile.ZipFile(cast(IO[bytes], Unseekable(file)), "w") as archive,
+    ):
         for name, data in FILES.items():
             archive.writestr(name, data)
     assert entries(tmp_path / "streamed.zip", scratch=tmp_path) == FILES
@@ -270,7 +271,8 @@ def set_far(data: bytearray, local: int, central: int) -> None:
     struct.pack_into("<L", data, central + 42, 0xFFFFFF00)
 
 
-EDITS = {
+Edit = Callable[[bytearray, int, int], None]
+EDITS: dict[Edit, str] = {
     set_encrypted: "encrypted",
     set_crc: "checksum",
     set_bad_utf8: "UTF-8",
@@ -282,9 +284,7 @@ EDITS = {
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_a_wrong_entry_is_rejected_with_its_reason(
-    tmp_path: Path, edit: Callable[[bytearray, int, int], None]
-) -> None:
+def test_a_wrong_entry_is_rejected_with_its_reason(tmp_path: Path, edit: Edit) -> None:
     path = make_zip(tmp_path / "a.zip", two_classes(6) | {"cat/special.png": encoded(picture(5))})
     edited(path, edit)
     converted(path, tmp_path / "out", "--size", 8)

@@ -54,7 +54,7 @@ def test_every_image_is_once_in_the_shards_with_its_class(tmp_path: Path) -> Non
     # 24×20 images at their own size: the stored pixels are the original ones.
     originals = {picture(1000 * c + i).tobytes(): c - 1 for c in (1, 2) for i in range(30)}
     everything = [s for split in manifest.splits for s in samples(tmp_path / "out", split)]
-    assert {s["png"].tobytes(): s["cls"] for s in everything} == originals  # type: ignore[attr-defined]
+    assert {s["png"].tobytes(): s["cls"] for s in everything} == originals
     assert sorted(str(s["__key__"]) for s in everything) == [f"{i:06d}" for i in range(60)]
     assert manifest.num_rejects == 0 and not (tmp_path / "out" / "rejects.jsonl").read_text()
 
@@ -65,7 +65,7 @@ def test_statistics_are_those_of_the_stored_training_pixels(tmp_path: Path) -> N
         out = tmp_path / "out"
         manifest = converted(archive, out, "--size", 16, "--overwrite", *options)
         if "npy" in options:
-            stored = np.stack([s["npy"] for s in samples(out, "train")])  # type: ignore[misc]
+            stored = np.stack([s["npy"] for s in samples(out, "train")])
         else:
             stored = pixels(out, "train")[..., : manifest.channels]
         assert stored.shape == (22, 16, 16, manifest.channels)

@@ -200,7 +200,7 @@ def test_a_folder_that_is_exchanged_for_a_foreign_one_comes_back(
     convert([archive], out, OLD)
     if not exchange:
         no_renameat2(monkeypatch)
-    looks = []
+    looks: list[Any] = []
 
     def look(*arguments: Any, **options: Any) -> None:
         check(*arguments, **options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from hpc_mlp.conversion import split
 from hpc_mlp.conversion.near_duplicates import nearest_in_earlier_split
 
 
-def listed(folder: Path) -> list[dict]:  # type: ignore[type-arg]
+def listed(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "duplicates.jsonl").read_text().splitlines()]
 
 
@@ -36,7 +37,7 @@ def split_of_pixels(folder: Path) -> dict[bytes, set[str]]:
     places = defaultdict(set)
     for name in ("train", "val", "test"):
         for sample in samples(folder, name):
-            places[sample["png"].tobytes()].add(name)  # type: ignore[attr-defined]
+            places[sample["png"].tobytes()].add(name)
     return places
 
 

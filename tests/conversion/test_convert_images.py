@@ -6,9 +6,9 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
-import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +24,7 @@ from support.archives import (
     pixels,
     rejects,
     samples,
+    tar_members,
     two_classes,
 )
 from support.process import environment
@@ -85,9 +86,9 @@ def test_transparency_is_laid_over_white() -> None:
     half.putalpha(128)
     same(encoded(half), Image.blend(white, image, 128 / 255), 1)
     palette = image.quantize(16)
+    colours = palette.getpalette() or []
     see_through = [
-        (255, 255, 255) if i == 3 else tuple(palette.getpalette()[3 * i : 3 * i + 3])
-        for i in range(16)
+        (255, 255, 255) if i == 3 else tuple(colours[3 * i : 3 * i + 3]) for i in range(16)
     ]
     expected = Image.fromarray(np.array(see_through, np.uint8)[np.asarray(palette)])
     same(encoded(palette, "PNG", transparency=3), expected)
@@ -128,15 +129,19 @@ def test_exif_rotations(kind: str, turn: int) -> None:
     exif[0x0112] = turn
     upright = {
         1: image,
-        2: image.transpose(0),
-        3: image.transpose(3),
-        4: image.transpose(1),
-        5: image.transpose(5),
-        6: image.transpose(4),
-        7: image.transpose(6),
-        8: image.transpose(2),
+        2: image.transpose(Image.Transpose(0)),
+        3: image.transpose(Image.Transpose(3)),
+        4: image.transpose(Image.Transpose(1)),
+        5: image.transpose(Image.Transpose(5)),
+        6: image.transpose(Image.Transpose(4)),
+        7: image.transpose(Image.Transpose(6)),
+        8: image.transpose(Image.Transpose(2)),
     }[turn]
-    options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
+    lossless: dict[str, Any] = {
+        "JPEG": {"quality": 100, "subsampling": 0},
+        "WEBP": {"lossless": True},
+    }
+    options = lossless.get(kind, {})
     same(encoded(image, kind, exif=exif, **options), upright, 8 if kind == "JPEG" else 0)
 
 
@@ -221,7 +226,7 @@ def test_every_lossless_encoding_stores_the_same_pixels(tmp_path: Path) -> None:
     raw = converted(archive, tmp_path / "npy", "--size", 16, "--encoding", "npy")
     expected = pixels(tmp_path / "png", "train")
     assert (pixels(tmp_path / "small", "train") == expected).all()
-    assert (np.stack([s["npy"] for s in samples(tmp_path / "npy", "train")]) == expected).all()  # type: ignore[misc]
+    assert (np.stack([s["npy"] for s in samples(tmp_path / "npy", "train")]) == expected).all()
     assert (
         plain.mean == small.mean == raw.mean and len({plain.digest, small.digest, raw.digest}) == 3
     )
@@ -230,7 +235,7 @@ def test_every_lossless_encoding_stores_the_same_pixels(tmp_path: Path) -> None:
 def test_jpeg_statistics_are_those_of_the_stored_pixels(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "a.zip", two_classes(8))
     manifest = converted(archive, tmp_path / "out", "--size", 32, "--encoding", "jpeg")
-    stored = np.stack([s["jpg"] for s in samples(tmp_path / "out", "train")])  # type: ignore[misc]
+    stored = np.stack([s["jpg"] for s in samples(tmp_path / "out", "train")])
     assert np.allclose(manifest.mean, stored.reshape(-1, 3).mean(0) / 255, atol=1e-9, rtol=0)
 
 
@@ -243,10 +248,9 @@ def test_original_keeps_the_bytes(tmp_path: Path) -> None:
     }
     archive = make_zip(tmp_path / "a.zip", files)
     manifest = converted(archive, tmp_path / "out", "--size", 8, "--encoding", "original")
-    stored = {}
+    stored: dict[str, bytes] = {}
     for path in (tmp_path / "out").glob("*.tar"):
-        with tarfile.open(path) as tar:
-            stored |= {m.name: tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
+        stored |= tar_members(path)
     images = {name: data for name, data in stored.items() if not name.endswith(".cls")}
     assert sorted(images.values()) == sorted(files.values())
     assert {name.rsplit(".", 1)[1] for name in images} == {"jpg", "png", "webp"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -29,10 +29,10 @@ def images(*names: str) -> dict[str, bytes]:
 
 
 def taken(
-    tmp_path: Path, files: Mapping[str, bytes] | list[Mapping[str, bytes]]
+    tmp_path: Path, files: Mapping[str, bytes] | Sequence[Mapping[str, bytes]]
 ) -> tuple[Manifest, str]:
     """The manifest, and what was said."""
-    parts = files if isinstance(files, list) else [files]
+    parts = [files] if isinstance(files, Mapping) else files
     archives = [make_zip(tmp_path / f"{i}.zip", part) for i, part in enumerate(parts)]
     result = convert(*archives, tmp_path / "out", "--size", 4)
     assert result.exit_code == 0, result.output

@@ -90,7 +90,8 @@ def test_equal_images_are_counted_and_named(images: list[tuple[int, int, int]]) 
     _, found, lines = written(images, prints, (20 * PIXELS * pictures[:, None]).astype(np.int64))
     groups = {p: [i for i, image in enumerate(images) if image[0] == p] for p, _, _ in images}
     groups = {p: places for p, places in groups.items() if len(places) > 1}
-    wanted, leaked = [], 0
+    wanted: list[dict[str, Any]] = []
+    leaked = 0
     for places in sorted(groups.values()):
         used = [images[i][2] for i in places if images[i][2] >= 0]
         later = sum(split > min(used) for split in used)

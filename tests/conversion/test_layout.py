@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpc_mlp.conversion.archive import Names, SeveralSources
-from hpc_mlp.conversion.layout import Layout, find_layout, natural_key
+from hpc_mlp.conversion.archive import MAX_ENTRY_BYTES, Names, SeveralSources
+from hpc_mlp.conversion.layout import Layout, find_layout
+from hpc_mlp.conversion.reading import natural_key
 from hpc_mlp.errors import RejectError, UserError
 
 SPLITS = {-1: "", 0: "train", 1: "val", 2: "test"}
@@ -29,7 +30,7 @@ class Listing:
             list(self.files).index(name): why for name, why in (problems or {}).items()
         }
 
-    def read(self, index: int) -> bytes:
+    def read(self, index: int, limit: int = MAX_ENTRY_BYTES) -> bytes:
         if index in self.problems:
             raise RejectError(self.problems[index])
         return self.files[self.names[index]]
@@ -39,6 +40,9 @@ class Listing:
 
     def sha256(self) -> str:
         return ""
+
+    def close(self) -> None:
+        pass
 
 
 def placed(layout: Layout, source: Listing | SeveralSources) -> dict[str, tuple[str, str]]:

@@ -94,7 +94,7 @@ def make_tar(path: Path, files: Files) -> Path:
 
 def samples(split: str, kind: str, labels: Sequence[object] = CLASSES) -> dict[str, bytes]:
     """Of a WebDataset: each image, and beside it a .cls or .json."""
-    files = {}
+    files: dict[str, bytes] = {}
     for i, s in enumerate(SPLITS):
         if split in ("", s):
             text = json.dumps(labels[i]) if kind == "json" else str(labels[i])
@@ -122,7 +122,7 @@ def our_shards(folder: Path) -> Path:
     return folder / "shards"
 
 
-def arrays(folder: Path, **arrays: npt.NDArray[Any]) -> Path:
+def arrays(folder: Path, **arrays: Any) -> Path:
     np.savez_compressed(folder / "data.npz", **arrays)
     return folder / "data.npz"
 

@@ -60,9 +60,9 @@ def test_what_is_found_is_what_each_with_each_finds(channels: int) -> None:
         rng = np.random.default_rng(seed)
         kinds, noise = 1 + seed % 5, 1 + seed % 4
         kind = rng.integers(0, kinds, 20)
-        prints = rng.integers(4, 251, (kinds, 64))[kind] + rng.integers(-noise, noise + 1, (20, 64))
-        means = rng.integers(4, 251, (kinds, channels))[kind] + rng.integers(-1, 2, (20, channels))
-        prints, means = prints.astype(np.uint8), means.astype(np.int16)
+        cells = rng.integers(4, 251, (kinds, 64))[kind] + rng.integers(-noise, noise + 1, (20, 64))
+        colour = rng.integers(4, 251, (kinds, channels))[kind] + rng.integers(-1, 2, (20, channels))
+        prints, means = cells.astype(np.uint8), colour.astype(np.int16)
         splits = rng.integers(0, 3, 20).astype(np.int8)
         group = np.where(rng.random(20) < 0.2, kind, np.arange(20) + 100)
         nearest = search(prints, splits, means, group)

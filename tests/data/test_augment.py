@@ -4,6 +4,7 @@ decides."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from torchvision.transforms.v2 import functional as tv
 from hpc_mlp.config.sections import AugmentConfig
 from hpc_mlp.data.augment import affine_matrices, augment, augmented_rows, draw, is_active, turn_hue
 
-EVERYTHING = {
+EVERYTHING: dict[str, Any] = {
     "horizontal_flip": 0.5,
     "rotation": 20.0,
     "shift": 0.1,
@@ -39,7 +40,7 @@ def photos(count: int = 6, height: int = 48, width: int = 64, channels: int = 3)
     )
 
 
-def run(images: Tensor, step: int = 0, first: int = 0, **config: float) -> Tensor:
+def run(images: Tensor, step: int = 0, first: int = 0, **config: Any) -> Tensor:
     positions = slice(first, first + len(images))
     return augment(
         images, AugmentConfig(**config), seeds=[7], epoch=2, step=step, positions=positions
@@ -146,7 +147,8 @@ def test_crops_have_the_areas_and_aspects_that_were_asked_for() -> None:
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
 def test_colours_change_as_torchvision_changes_them(name: str) -> None:
     images = photos(12)
-    out = run(images, **{name: 0.4})
+    strength: dict[str, Any] = {name: 0.4}
+    out = run(images, **strength)
     assert (out - images / 255).abs().amax(dim=(1, 2, 3)).median() > 0.02
     adjust = getattr(tv, f"adjust_{name}")
     for image, result, u in zip(images, out, drawn(12)[name], strict=True):

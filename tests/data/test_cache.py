@@ -8,7 +8,9 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -39,9 +41,9 @@ def count_decodes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     plain = resident._decode_split
 
-    def counting(*args: object) -> Arrays:
+    def counting(*args: Any) -> Arrays:
         calls.append(1)
-        return plain(*args)  # type: ignore[arg-type]
+        return plain(*args)
 
     monkeypatch.setattr(resident, "_decode_split", counting)
     return calls
@@ -104,8 +106,21 @@ def test_a_hostile_cache_is_not_used(
     load_resident(folder, manifest, "train", CPU)
     (note,), (array,) = (folder / ".cache").glob("*.json"), (folder / ".cache").glob("*.npy")
     whole, pixels = json.loads(note.read_bytes()), array.read_bytes()
-    others = [None, [], {}, "x", 1.5, 10**30, -1, [10**30], [-1] * 40, [3] * 40, [[0]] * 40, True]
-    notes = [{**whole, key: other} for key in whole for other in others]
+    others: list[Any] = [
+        None,
+        [],
+        {},
+        "x",
+        1.5,
+        10**30,
+        -1,
+        [10**30],
+        [-1] * 40,
+        [3] * 40,
+        [[0]] * 40,
+        True,
+    ]
+    notes: list[Any] = [{**whole, key: other} for key in whole for other in others]
     notes += [{k: v for k, v in whole.items() if k != key} for key in whole] + others
     for tree in notes:
         note.write_text(json.dumps(tree))
@@ -119,9 +134,12 @@ def test_a_hostile_cache_is_not_used(
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return os.system, (f"touch {tmp_path}/ran",)
 
-    for hostile in (np.array([Runs()], dtype=object), {"a": np.zeros(3)}):
+    code = np.array([Runs()], dtype=object)
+    writers: list[Callable[[IO[bytes]], None]]
+    writers = [lambda file: np.save(file, code), lambda file: np.savez(file, a=np.zeros(3))]
+    for write in writers:
         with array.open("wb") as file:
-            np.savez(file, **hostile) if isinstance(hostile, dict) else np.save(file, hostile)
+            write(file)
         assert_right(load_resident(folder, manifest, "train", CPU), arrays)
     for shape in (b"(4000000000000, 3, 8, 8)", b"(-1, 3, 8, 8)", b"(40, 3, 8, 8"):
         array.write_bytes(pixels.replace(b"(40, 3, 8, 8)", shape))

@@ -94,7 +94,7 @@ def test_png_of_any_filter_decodes_as_pillow_does(
         digest="",
         classes=("a",),
         image_size=(height, width),
-        channels=channels,
+        channels=3 if channels == 3 else 1,
         encoding="png",
         mean=(0.0,) * channels,
         std=(1.0,) * channels,

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,9 +55,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Path, M
 
 
 def open_split(
-    folder: tuple[Path, Manifest], split: str = "train", **options: int
+    folder: tuple[Path, Manifest], split: str = "train", **options: Any
 ) -> StreamingSplit:
-    return StreamingSplit(*folder, split, device=CPU, **options)  # type: ignore[arg-type]
+    return StreamingSplit(*folder, split, device=CPU, **options)
 
 
 def rows(batch: Batch) -> list[int]:
@@ -202,7 +203,7 @@ def test_leaving_an_epoch_early_leaves_no_thread_and_no_open_file(
         batches = stream.epoch(seed=0, epoch=0, batch_size=4)
         next(batches)
         assert any(thread.name.startswith("hpc-mlp") for thread in threading.enumerate())
-        batches.close()  # type: ignore[attr-defined]
+        batches.close()
         assert not any(thread.name.startswith("hpc-mlp") for thread in threading.enumerate())
         list(stream.in_order(10))
     assert descriptors() == before

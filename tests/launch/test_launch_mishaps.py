@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -275,9 +276,9 @@ def test_a_disk_that_fills_up_in_mid_training_is_one_sentence(
     )
     original = checkpoint.save_tensors
 
-    def filling(*arguments: object) -> None:
+    def filling(*arguments: Any) -> None:
         fill(small_disk)
-        original(*arguments)  # type: ignore[arg-type]
+        original(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "save_tensors", filling)

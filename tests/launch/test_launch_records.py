@@ -295,12 +295,13 @@ ACTING = {"\x1b", "\x07", "\x9b", "\u202e"}
 
 def test_nothing_foreign_acts_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     row = RunStatus(HOSTILE, HOSTILE, 0, "failed", HOSTILE, node=HOSTILE, usage=Usage(HOSTILE))
-    console = Console(file=io.StringIO())
+    file = io.StringIO()
+    console = Console(file=file)
     for log_format in ("text", "json"):
         with open_display(console, list, log_format) as display:
             display.update([row])
             display.note(HOSTILE)
-    lines = [console.file.getvalue(), *capsys.readouterr()]  # type: ignore[attr-defined]
+    lines = [file.getvalue(), *capsys.readouterr()]
     # As data it is what it was.
     assert json.loads(lines[1].splitlines()[0])["detail"] == HOSTILE
     console = Console(width=300, record=True, file=io.StringIO())
@@ -315,12 +316,8 @@ def test_nothing_foreign_acts_on_a_terminal(capsys: pytest.CaptureFixture[str]) 
 
 def test_a_beat_of_another_shape_tells_nothing(tmp_path: Path) -> None:
     row = RunStatus("a", "a", 0, "running")
-    for beat in (
-        [],
-        {},
-        {"part": "x"},
-        {"usage": {"device": []}},
-        {"usage": {"device": "CPU", "memory": 10**400}},
-    ):
+    beats: list[Any] = [[], {}, {"part": "x"}, {"usage": {"device": []}}]
+    beats.append({"usage": {"device": "CPU", "memory": 10**400}})
+    for beat in beats:
         (tmp_path / "live.json").write_text(json.dumps(beat))
         assert with_live(row, tmp_path) == row

@@ -98,7 +98,7 @@ def test_what_the_shell_was_given_is_respected(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert gpus.visible() == devices
     slots = make_slots(LaunchConfig(), None, False)
-    assert [slot.devices for slot in slots] == ([(name,) for name in devices] or [()])
+    assert [list(slot.devices) for slot in slots] == ([[name] for name in devices] or [[]])
 
 
 def test_a_gpu_cut_into_mig_devices_has_a_slot_for_each(

@@ -21,16 +21,17 @@ import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyte
 import pytest
-from rich.console import Console
 from support.process import Cli, command, environment, result, run_process
 
 from hpc_mlp.conversion.digits import write_digits_zip
 from hpc_mlp.live.display import LiveTable, Log
 from hpc_mlp.live.render import render, sparkline
 from hpc_mlp.live.rows import RunStatus, State, Usage, progress_of
+from hpc_mlp.terminal.console import Console
 
 
 def of_terminal() -> dict[str, str]:
@@ -38,7 +39,7 @@ def of_terminal() -> dict[str, str]:
     return {name: value for name, value in environment().items() if name != "COLUMNS"}
 
 
-def lines(epochs: int, loss: float = 1.0) -> list[dict[str, float]]:
+def lines(epochs: int, loss: float = 1.0) -> list[dict[str, Any]]:
     return [
         {
             "epoch": e,
@@ -60,11 +61,10 @@ def row(variant: str, seed: int, state: State = "running", epoch: int = 3) -> Ru
 
 
 def shown(runs: list[RunStatus], width: int, height: int) -> list[str]:
-    console = Console(
-        file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None
-    )
+    file = io.StringIO()
+    console = Console(file=file, width=width, height=height, force_terminal=True, color_system=None)
     console.print(render(runs, width, height))
-    return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    return file.getvalue().splitlines()
 
 
 def test_progress_knows_the_best_epoch_the_time_left_and_what_is_not_a_number() -> None:

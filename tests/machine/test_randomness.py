@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from scipy import stats
 
 from hpc_mlp.machine import randomness
@@ -56,7 +57,8 @@ def test_threads_draw_side_by_side() -> None:
     places = [(seed, (seed % 7, 3, 1)) for seed in range(400)]
 
     def draw(place: tuple[int, tuple[int, int, int]]) -> list[int]:
-        return draws(DROPOUT, *place, 50).tolist()  # type: ignore[no-any-return]
+        words: list[int] = draws(DROPOUT, *place, 50).tolist()
+        return words
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(draw, places)) == list(map(draw, places))
@@ -109,7 +111,7 @@ def test_dropout_draws_of_more_images_begin_with_those_of_fewer(
 
 @pytest.mark.parametrize("kind", ["dropout", "augmentation"])
 def test_draws_are_uniform_and_differ_by_seed_epoch_step_and_layer(kind: str) -> None:
-    def at(seed: int, epoch: int, step: int, layer: int) -> np.ndarray:  # type: ignore[type-arg]
+    def at(seed: int, epoch: int, step: int, layer: int) -> NDArray[np.floating]:
         if kind == "dropout":
             return (dropout_draws(seed, epoch, step, layer, 50, 40).ravel() + 32768.0) / 65536
         return augmentation_draws(seed, epoch, step, 50, 40).ravel()

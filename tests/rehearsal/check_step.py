@@ -123,9 +123,9 @@ def test_the_launches_of_a_batch(
     """One gathers the images of all streams, one normalises them, a few augment them; their labels
     lie ready."""
     loader = ResidentBatchLoader(digits, load_manifest(digits), CUDA)
-    streams = Bank(
-        specs_of("all", list(range(seeds)), "model.hidden=[8]", *sets), loader.reference().shape, 10
-    ).streams
+    specs = specs_of("all", list(range(seeds)), "model.hidden=[8]", *sets)
+    channels, height, width = loader.reference().shape
+    streams = Bank(specs, (channels, height, width), 10).streams
     batches = loader.epoch(streams, 0, 0, 32, Processes())
     # By then all pinned memory is there.
     for _ in range(3):

@@ -96,7 +96,7 @@ def compute(operator: Any, arguments: Any, options: Any) -> Any:
 
 class Emulator(TorchDispatchMode):
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.captured: list[Work] = []
 
     def __torch_dispatch__(

@@ -155,7 +155,7 @@ def by_hand(found: Moments, pairs: list[tuple[int, int]], draws: int) -> dict[st
     if num_variants > 2:
         grubbs = [num_variants / (num_variants - 2) * (row / ms - 1 / num_variants) for row in rows]
         spread = [trust * max(g, 0.0) + 1 - trust for g in grubbs]
-        spread = [s / np.mean(spread) for s in spread]
+        spread = [s / float(np.mean(spread)) for s in spread]
     images = [found.images[i, i] + found.images[j, j] - 2 * found.images[i, j] for i, j in pairs]
     errors = [math.sqrt(a + b) for a, b in zip(seeds, images, strict=True)]
     estimates = [found.accuracy[i].mean() - found.accuracy[j].mean() for i, j in pairs]

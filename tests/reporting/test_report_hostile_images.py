@@ -12,6 +12,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+from support.archives import tar_members
 from support.page import digits, write_run, write_shards
 from support.process import Cli
 
@@ -86,10 +87,9 @@ def with_images(shards: Path, image: bytes, encoding: str) -> Manifest:
 
 
 def _replace_images(path: Path, image: bytes) -> None:
-    with tarfile.open(path) as tar:
-        members = [(member.name, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
+    members = tar_members(path)
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, data in members:
+        for name, data in members.items():
             content = image if name.endswith(".png") else data
             info = tarfile.TarInfo(name)
             info.size = len(content)

@@ -21,6 +21,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from matplotlib import font_manager
 from PIL import Image
 from support.page import (
     RECIPES,
@@ -351,8 +352,8 @@ def test_class_names_of_any_script_are_no_boxes(
     installed: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     names = ("猫", "🐱 cat", "カタナ", "한국어", "👩\u200d🔬", "Käse", "кот")
-    files = fonts.font_manager.findSystemFonts() if installed else []
-    monkeypatch.setattr(fonts.font_manager, "findSystemFonts", lambda: files)
+    files = font_manager.findSystemFonts() if installed else []
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: files)
     for function in (fonts.families, fonts._characters, fonts.legible):
         function.cache_clear()
     try:
@@ -367,7 +368,9 @@ def test_class_names_of_any_script_are_no_boxes(
             with warnings.catch_warnings():
                 # "Glyph … missing from font(s)": a box
                 warnings.simplefilter("error")
-                axes.figure.savefig(io.BytesIO(), format="png")
+                figure = axes.get_figure(root=True)
+                assert figure is not None
+                figure.savefig(io.BytesIO(), format="png")
     finally:
         for function in (fonts.families, fonts._characters, fonts.legible):
             function.cache_clear()

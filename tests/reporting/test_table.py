@@ -12,15 +12,16 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from rich.console import Console
 from support.runs import labels, write_run
 
 from hpc_mlp.cli import main
 from hpc_mlp.reporting.table import print_table
+from hpc_mlp.terminal.console import Console
 
 KEYS = {
     "variant",
@@ -45,10 +46,11 @@ def table(*args: object) -> Result:
     return CliRunner().invoke(main, ["table", *map(str, args)])
 
 
-def rows(*args: object) -> list[dict]:
+def rows(*args: object) -> list[dict[str, Any]]:
     result = table(*args, "--format", "json")
     assert result.exit_code == 0, result.output
-    return json.loads(result.output)
+    found: list[dict[str, Any]] = json.loads(result.output)
+    return found
 
 
 @pytest.fixture
@@ -222,7 +224,7 @@ def test_sweeps_group_by_what_varies(tmp_path: Path) -> None:
 def test_wrong_input_is_one_message(tmp_path: Path, runs: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")
-    for args, word in [
+    wrong: list[tuple[list[object], str]] = [
         ([tmp_path / "nosuch"], "nosuch"),
         ([tmp_path / "empty"], "no runs"),
         ([tmp_path / "file"], "file"),
@@ -231,7 +233,8 @@ def test_wrong_input_is_one_message(tmp_path: Path, runs: Path) -> None:
         ([runs, "--columns", ","], "no column"),
         ([runs, "--by", "optim.lrr"], "'optim.lr'"),
         ([runs, "--format", "xml"], "markdown"),
-    ]:
+    ]
+    for args, word in wrong:
         result = table(*args)
         assert result.exit_code == 2 and word in result.output and "Traceback" not in result.output
         assert isinstance(result.exception, SystemExit)

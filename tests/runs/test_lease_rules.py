@@ -82,9 +82,12 @@ def test_the_file_names_its_owner_and_keeps_its_length(
             first["token"]
         ) == 32
         sizes = set()
-        eventually(
-            lambda: sizes.add((tmp_path / LEASE).stat().st_size) or content(tmp_path)["beat"] > 2
-        )
+
+        def has_beaten_twice() -> bool:
+            sizes.add((tmp_path / LEASE).stat().st_size)
+            return bool(content(tmp_path)["beat"] > 2)
+
+        eventually(has_beaten_twice)
         assert sizes == {1024} and (tmp_path / LEASE).read_bytes()[-1:] == b"\n"
         assert {**content(tmp_path), "beat": 0} == {**first, "beat": 0}
         assert f"process {os.getpid()} on {first['host']} (job 4711)" in refused(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import tarfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import webdataset
 from click.testing import CliRunner, Result
+from numpy.typing import NDArray
 from PIL import Image
 
 from hpc_mlp.cli import main
@@ -24,9 +27,9 @@ def picture(seed: int, size: tuple[int, int] = (24, 20), mode: str = "RGB") -> I
     return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).convert(mode)
 
 
-def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, kind, **options)  # type: ignore[arg-type]
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -64,7 +67,7 @@ def converted(*arguments: object) -> Manifest:
     return manifest
 
 
-def samples(folder: Path, split: str) -> list[dict[str, object]]:
+def samples(folder: Path, split: str) -> list[dict[str, Any]]:
     """Through webdataset itself."""
     shards = [str(path) for path in sorted(folder.glob(f"{split}-*.tar"))]
     if not shards:
@@ -73,8 +76,13 @@ def samples(folder: Path, split: str) -> list[dict[str, object]]:
     return list(data)
 
 
-def pixels(folder: Path, split: str) -> np.ndarray:
-    return np.stack([s["png"] for s in samples(folder, split)])  # type: ignore[misc]
+def tar_members(path: Path) -> dict[str, bytes]:
+    with tarfile.open(path) as tar:
+        return {member.name: file.read() for member in tar if (file := tar.extractfile(member))}
+
+
+def pixels(folder: Path, split: str) -> NDArray[np.uint8]:
+    return np.stack([s["png"] for s in samples(folder, split)])
 
 
 def rejects(folder: Path) -> dict[str, str]:

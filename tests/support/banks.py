@@ -122,16 +122,15 @@ def train_alone(
     stream = bank.bank.streams.index(stream_of(spec))
     for t in range(steps):
         images, labels = (part[stream] for part in bank.data(t))
-        for layer, mask in enumerate(masks):
-            draws = dropout_draws(
-                spec.seed, 0, t, layer, len(images), spec.config.model.hidden[layer]
-            )
+        for i, mask in enumerate(masks):
+            width = spec.config.model.hidden[i]
+            draws = dropout_draws(spec.seed, 0, t, i, len(images), width)
             mask.keep = torch.from_numpy(draws.astype(np.int64)) >= round(65536 * mask.rate) - 32768
         optimizer.zero_grad()
         torch.autograd.backward(loss(module(images.flatten(1)), labels))
         for before, after in zip(module, list(module)[1:], strict=False):
             # Its gradient is zero, but for rounding that Adam blows up.
-            if isinstance(after, nn.BatchNorm1d):
-                before.bias.grad.zero_()  # type: ignore[union-attr]
+            if isinstance(after, nn.BatchNorm1d) and isinstance(before.bias, Tensor):
+                before.bias.grad = torch.zeros_like(before.bias)
         optimizer.step()
     return module

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,10 +92,10 @@ def send(
     variants: str = "all",
     seeds: str = "0",
     launch: LaunchConfig | None = None,
-    **options: int,
+    **options: Any,
 ) -> Submission | None:
     specs = plan_runs(parse_variants(variants), parse_seeds(seeds))
-    return submit(specs, Path("/"), "d1", runs, "slurm", launch or LaunchConfig(), **options)[0]  # type: ignore[arg-type]
+    return submit(specs, Path("/"), "d1", runs, "slurm", launch or LaunchConfig(), **options)[0]
 
 
 def sent(fake: Path) -> list[str]:

@@ -80,7 +80,7 @@ def worst_difference(
     assert train_specs(digits, specs, folder / "cpu", TrainOptions(cpu=True)) == 0
     with device:
         assert train_specs(digits, specs, folder / "device", TrainOptions(cpu=cpu)) == 0
-    differences = []
+    differences: list[float] = []
     for spec in specs:
         assert result(folder / "device" / spec.name)["device"].startswith("cpu" if cpu else "cuda")
         lines = zip(
@@ -116,7 +116,7 @@ def images_not_refilled(self: Any) -> list[torch.Tensor]:
 REAL_COMPUTE = step_module.TrainStep.compute
 REAL_CAPTURED = step_module._Graph._captured
 REAL_TENSORS = step_module._Inputs.tensors
-FAULTS = {
+FAULTS: dict[str, Any] = {
     "rate": mock.patch.object(step_module.TrainStep, "compute", rate_baked_in),
     "warm-up": mock.patch.object(step_module._Graph, "_captured", warm_up_kept),
     "images": mock.patch.object(step_module._Inputs, "tensors", images_not_refilled),

@@ -14,6 +14,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -164,15 +165,15 @@ def zip_file(images: list[tuple[str, bytes]], rng: random.Random) -> bytes:
             archive.writestr(
                 "labels.csv", mutated_bytes(b"file,class\na/0.png,a\nb/1.png,b\n" * 3, rng)
             )
-    data = bytearray(file.getvalue())
+    whole = bytearray(file.getvalue())
     for _ in range(rng.choice((0, 1, 1, 2, 4))):
-        headers = _offsets(data, (b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06"))
+        headers = _offsets(whole, (b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06"))
         if not headers:
             break
         at = rng.choice(headers) + rng.randrange(4, 46)
         value = rng.choice((0, 1, 0xFF, 0xFFFF, 0xFFFFFFFF, 0x7FFFFFFF, rng.getrandbits(16)))
-        data[at : at + 4] = struct.pack("<I", value)[: rng.choice((1, 2, 4))]
-    return mutated_bytes(bytes(data), rng) if rng.random() < 0.5 else bytes(data)
+        whole[at : at + 4] = struct.pack("<I", value)[: rng.choice((1, 2, 4))]
+    return mutated_bytes(bytes(whole), rng) if rng.random() < 0.5 else bytes(whole)
 
 
 def _offsets(data: bytes | bytearray, signatures: tuple[bytes, ...]) -> list[int]:
@@ -185,7 +186,7 @@ def _offsets(data: bytes | bytearray, signatures: tuple[bytes, ...]) -> list[int
     return found
 
 
-COMPRESSIONS = {
+COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
     "tar": bytes,
     "tar.gz": partial(gzip.compress, mtime=0),
     "tar.bz2": bz2.compress,

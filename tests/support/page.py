@@ -55,7 +55,7 @@ def digits(num_classes: int = 10) -> Images:
     """The digits (8×8), or 3,000 pairs of digits (8×16, classes zero-zero … nine-nine)."""
     bunch = load_digits()
     images, labels = (bunch.images * 15.9).astype(np.uint8), bunch.target.astype(np.int64)
-    classes = DIGITS
+    classes: tuple[str, ...] = DIGITS
     if num_classes == 100:
         left, right = np.random.default_rng(0).integers(len(images), size=(2, 3000))
         images = np.concatenate([images[left], images[right]], axis=2)

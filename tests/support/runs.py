@@ -26,7 +26,7 @@ def predict(
     wrong = (truth + rng.integers(1, num_classes, truth.size)) % num_classes
     scores = rng.random((truth.size, num_classes))
     scores[np.arange(truth.size), np.where(correct, truth, wrong)] = 1.0 + rng.random(truth.size)
-    return (scores / scores.sum(1, keepdims=True)).astype(np.float32)
+    return np.asarray(scores / scores.sum(1, keepdims=True), np.float32)
 
 
 def test_metrics(truth: NDArray[np.int64], probabilities: NDArray[np.float32]) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def write_shards(
     """Every split in shards of `shard_size` images, the others empty; statistics are those of the
     training split."""
     folder.mkdir(parents=True, exist_ok=True)
-    nothing = tuple(array[:0] for array in splits["train"])
+    nothing = splits["train"][0][:0], splits["train"][1][:0]
     splits = splits | {name: nothing for name in ("val", "test") if name not in splits}
     records: dict[str, Any] = {}
     key = 0

@@ -129,7 +129,7 @@ def thaw(runs: Path, restart: int) -> None:
     os.kill(started(runs, restart)["pid"], signal.SIGCONT)
 
 
-def outcome(run: Path) -> tuple[bytes, list[tuple[float, ...]], Json]:
+def outcome(run: Path) -> tuple[bytes, list[tuple[Any, ...]], Json]:
     """What must be the same in a disturbed and an undisturbed run, to the last bit."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     metrics = [

@@ -34,7 +34,7 @@ class Tape(TorchDispatchMode):
     """In the place of torch.cuda.CUDAGraph."""
 
     def __init__(self, counts: dict[str, int]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.counts, self.kept = counts, list[Any]()
         self.before: dict[
             int, Any
@@ -57,7 +57,7 @@ class Tape(TorchDispatchMode):
         return results
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         for memory, content in filter(None, self.before.values()):
             memory.copy_(content)
         self.before.clear()

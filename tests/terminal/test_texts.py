@@ -75,13 +75,14 @@ def test_a_console_shows_text_as_it_is() -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(file=io.StringIO(), width=100, force_terminal=True, highlight=False)
+    file = io.StringIO()
+    console = Console(file=file, width=100, force_terminal=True, highlight=False)
     table = Table("name", title=HOSTILE)
     for cell in (HOSTILE, Text(HOSTILE), "x"):
         table.add_row(cell)
     console.print(table, Panel(HOSTILE), HOSTILE)
     console.out(HOSTILE)
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+    text = file.getvalue()
     assert text.count(r"cat\x1b]52;c;aGk=\x07\x9b31m\u202egpj.exe[red]:skull:") == 5
     # A Text has lost its BEL.
     assert text.count(r"cat\x1b]52;c;aGk=\x9b31m\u202egpj.exe[red]:skull:") == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -72,12 +73,12 @@ def test_crashes_in_a_row_never_lose_the_common_position(
     def crash_at(n: int, position: int) -> None:
         calls, replace = 0, os.replace
 
-        def broken(*arguments: object) -> None:
+        def broken(*arguments: Any) -> None:
             nonlocal calls
             calls += 1
             if calls == n:
                 raise Crash
-            replace(*arguments)  # type: ignore[arg-type]
+            replace(*arguments)
 
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", broken)

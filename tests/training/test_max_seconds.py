@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.interrupted import Guillotine, Killed, tensors, train
@@ -88,9 +89,9 @@ def test_the_time_of_earlier_sessions_counts(
 
     calls, original = 0, TrainStep.compute
 
-    def compute(self: TrainStep, *arguments: object) -> None:
+    def compute(self: TrainStep, *arguments: Any) -> None:
         nonlocal calls
-        original(self, *arguments)  # type: ignore[arg-type]
+        original(self, *arguments)
         calls += 1
         if calls == 30:
             os.kill(os.getpid(), signal.SIGTERM)

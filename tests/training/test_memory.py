@@ -54,7 +54,7 @@ def test_what_imports_make_is_never_searched_for_garbage() -> None:
     before = gc.get_freeze_count()
     with pytest.raises(ImportError), importing():
         assert not gc.isenabled()
-        modules = [[[]] for _ in range(1000)]
+        modules: list[list[list[int]]] = [[[]] for _ in range(1000)]
         raise ImportError
     try:
         assert gc.isenabled()

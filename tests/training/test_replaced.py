@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,11 +95,13 @@ def test_a_shard_changed_under_the_reader(
     """Between its opening and its last image: an error, of a shard cut short too, and never a
     signal."""
     folder, manifest, other = dataset
-    plain, done = OpenShard.image, []
+    plain, done = OpenShard.image, False
 
     def image(shard: OpenShard, row: int, manifest: Manifest) -> object:
+        nonlocal done
         if not done and row == 10:
-            done.append(write_over(folder / "train-000000.tar", other[:2048] if cut else other))
+            done = True
+            write_over(folder / "train-000000.tar", other[:2048] if cut else other)
         return plain(shard, row, manifest)
 
     monkeypatch.setattr(OpenShard, "image", image)
@@ -128,7 +131,9 @@ def test_a_cache_is_not_used_for_other_shards(
 def test_something_else_in_a_shards_place(dataset: tuple[Path, Manifest, bytes]) -> None:
     folder, manifest, _ = dataset
     path = folder / NAME
-    for make in (path.mkdir, lambda: os.mkfifo(path), lambda: path.symlink_to(path)):
+    others: list[Callable[[], None]]
+    others = [path.mkdir, lambda: os.mkfifo(path), lambda: path.symlink_to(path)]
+    for make in others:
         path.unlink(missing_ok=True)
         make()
         for read in (
@@ -190,7 +195,7 @@ def test_training_on_shards_converted_anew_fails_in_the_next_epoch(
 
 
 def _npz(shards: Path, manifest: Manifest, folder: Path) -> Path:
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for name in manifest.splits:
         split = load_resident(shards, manifest, name, CPU, cache=False)
         arrays |= {

@@ -75,7 +75,7 @@ class Finder(importlib.machinery.PathFinder):
             place = getattr(loaded, owner) if owner else loaded
             setattr(place, last, waiting(getattr(place, last), number, after=_PHASE == "end"))
 
-        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign, assignment]
         return spec
 
 

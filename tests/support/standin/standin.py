@@ -11,6 +11,7 @@ import json
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 from hpc_mlp.config.plan import RunSpec, TrainOptions
 from hpc_mlp.errors import LeaseLostError
@@ -57,7 +58,7 @@ def _train(spec: RunSpec, folder: RunFolder) -> bool:
             }
         )
         last = folder.path / LAST
-        state = (
+        state: dict[str, Any] = (
             json.loads(last.read_text())
             if last.exists()
             else {"step": 0, "weights": spec.name, "lines": []}
