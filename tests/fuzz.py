@@ -35,6 +35,7 @@ import numpy as np
 import torch
 from click.testing import CliRunner
 from support import mutations
+from support.process import on_cpu
 
 import hpc_mlp
 from hpc_mlp.config.sections import DataConfig
@@ -374,19 +375,9 @@ def _card(folder: Path) -> str:
 
 
 def _train(material: Material, runs: Path) -> str:
-    command = (
-        "train",
-        material.shards,
-        "--runs",
-        runs,
-        "--variants",
-        "baseline",
-        "--seeds",
-        "0-1",
-        "--cpu",
-    )
+    options = on_cpu("baseline", *SETTINGS)
     return cli(
-        *command, "--processes", 1, *(word for setting in SETTINGS for word in ("--set", setting))
+        "train", material.shards, "--runs", runs, "--seeds", "0-1", "--processes", 1, *options
     )
 
 

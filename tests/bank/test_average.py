@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.banks import BankUnderTest, specs_of
-from support.process import Cli, metrics
+from support.process import Cli, metrics, on_cpu
 from torch import Tensor
 
 from hpc_mlp.bank.average import WeightAverage
@@ -54,8 +54,7 @@ def test_the_average_is_what_is_evaluated_and_saved(
     digits: Path, tmp_path: Path, cli: Cli, ema: float, same: bool
 ) -> None:
     sets = ["model.hidden=[24]", "train.epochs=1", f"train.ema={ema}", "train.keep_checkpoint=true"]
-    options = [word for value in sets for word in ("--set", value)]
-    ran = cli("train", digits, "--runs", tmp_path, "--cpu", "--variants", "baseline", *options)
+    ran = cli("train", digits, "--runs", tmp_path, *on_cpu("baseline", *sets))
     assert ran.exit_code == 0, ran.output
     (folder,) = (path for path in tmp_path.iterdir() if (path / "result.json").exists())
     last, best = load_file(folder / "last.ckpt"), load_file(folder / "best.safetensors")

@@ -22,7 +22,7 @@ from support.banks import (
     specs_of,
     train_alone,
 )
-from support.process import Cli, result
+from support.process import Cli, on_cpu, result
 from torch import Tensor, nn
 
 from hpc_mlp.bank.bank import Bank, bank_order
@@ -265,15 +265,7 @@ def test_models_beside_the_stack_train_in_the_same_bank(
         digits,
         "--runs",
         tmp_path,
-        "--variants",
-        "baseline,cnn",
-        "--cpu",
-        "--set",
-        "train.epochs=2",
-        "--set",
-        "model.channels=[8,16]",
-        "--set",
-        "optim.lr=0.01",
+        *on_cpu("baseline,cnn", "train.epochs=2", "model.channels=[8,16]", "optim.lr=0.01"),
     )
     assert ran.exit_code == 0, ran.output
     assert result(tmp_path / "cnn-s0")["bank_size"] == 2

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.process import Cli, command, environment
+from support.process import Cli, command, environment, on_cpu
 
 import hpc_mlp
 from hpc_mlp.config.plan import TrainOptions, make_specs
@@ -133,15 +133,7 @@ def received(digits: Path, mine: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write(mine, "Softsign")
     process = subprocess.run(
         command(
-            "train",
-            digits,
-            "--variants",
-            mine / "own.toml",
-            "--runs",
-            mine / "runs",
-            "--cpu",
-            "--set",
-            SMALL[0],
+            "train", digits, *on_cpu(str(mine / "own.toml"), SMALL[0]), "--runs", mine / "runs"
         ),
         env=environment() | {"XDG_DATA_HOME": str(mine / "data")},
         capture_output=True,

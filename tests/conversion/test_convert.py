@@ -30,7 +30,7 @@ from support.archives import (
     samples,
     two_classes,
 )
-from support.process import environment
+from support.process import command, environment
 
 from hpc_mlp.data.manifest import Manifest
 
@@ -378,16 +378,7 @@ def test_progress_tells_speed_and_rejects_so_far(tmp_path: Path) -> None:
     """On a terminal: a real one, of 200 columns."""
     files = two_classes(400) | {f"cat/broken{i}.png": b"no image" for i in range(3)}
     archive = make_zip(tmp_path / "a.zip", dict(sorted(files.items())))
-    words = [
-        sys.executable,
-        "-m",
-        "hpc_mlp",
-        "convert",
-        str(archive),
-        str(tmp_path / "out"),
-        "--workers",
-        "1",
-    ]
+    words = command("convert", archive, tmp_path / "out", "--workers", 1)
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 200, 0, 0))
     with subprocess.Popen(

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import io
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from support.archives import (
     tar_members,
     two_classes,
 )
-from support.process import environment
+from support.process import command, environment
 
 from hpc_mlp.data import decode
 from hpc_mlp.data.decode import ImageSpec, decode_image
@@ -274,16 +273,7 @@ def test_odd_metadata_is_no_warning_to_the_user(tmp_path: Path) -> None:
         f"{c}/{i}.jpg": encoded(picture(i), "JPEG", exif=block) for c in "ab" for i in range(3)
     }
     archive = make_zip(tmp_path / "a.zip", files)
-    words = [
-        sys.executable,
-        "-m",
-        "hpc_mlp",
-        "convert",
-        str(archive),
-        str(tmp_path / "out"),
-        "--size",
-        "8",
-    ]
+    words = command("convert", archive, tmp_path / "out", "--size", 8)
     done = subprocess.run(words, capture_output=True, text=True, env=environment())
     assert done.returncode == 0 and "arning" not in done.stderr
     with (

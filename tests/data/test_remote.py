@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from support.process import command, environment
+from support.process import command, environment, on_cpu
 from support.shards import random_arrays, write_shards
 
 from hpc_mlp.data import remote
@@ -238,6 +238,16 @@ def test_what_a_pipe_starts_is_ended_with_it(
     assert not left()
 
 
+def start_training(server: Server, runs: Path, mode: str, *words: object) -> subprocess.Popen[str]:
+    options = on_cpu("baseline", "model.hidden=[8]", f"data.mode={mode}")
+    return subprocess.Popen(
+        command("train", server.url, "--runs", runs, *options, *words),
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 @pytest.mark.parametrize(
     ("phase", "number"),
     [
@@ -260,24 +270,7 @@ def test_a_stop_ends_the_wait(
     )
     server.faults[name] = stalled
     mode = "resident" if phase == "resident" else "streaming"
-    training = subprocess.Popen(
-        command(
-            "train",
-            server.url,
-            "--runs",
-            tmp_path / "runs",
-            "--variants",
-            "baseline",
-            "--cpu",
-            "--set",
-            "model.hidden=[8]",
-            "--set",
-            f"data.mode={mode}",
-        ),
-        env=environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    training = start_training(server, tmp_path / "runs", mode)
     while not server.asked[name]:
         assert training.poll() is None
         time.sleep(0.05)
@@ -300,28 +293,8 @@ def test_a_stop_ends_the_wait_of_processes_that_split_batches(
     server: Server, tmp_path: Path
 ) -> None:
     server.faults["val-000000.tar"] = stalled
-    training = subprocess.Popen(
-        command(
-            "train",
-            server.url,
-            "--runs",
-            tmp_path / "runs",
-            "--variants",
-            "baseline",
-            "--cpu",
-            "--set",
-            "model.hidden=[8]",
-            "--set",
-            "data.mode=streaming",
-            "--processes",
-            2,
-            "--parallel",
-            "data",
-        ),
-        env=environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    words = ("--processes", 2, "--parallel", "data")
+    training = start_training(server, tmp_path / "runs", "streaming", *words)
     while server.asked["val-000000.tar"] < 2:
         assert training.poll() is None
         time.sleep(0.05)

@@ -19,7 +19,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.process import Cli, metrics
+from support.process import Cli, metrics, on_cpu
 from support.shards import Arrays, random_arrays, write_shards
 
 from hpc_mlp.config.sections import DataConfig
@@ -336,15 +336,7 @@ def test_processes_of_a_machine_share_the_budget(
     size = resident_bytes(Manifest.load(digits))
     # Half of it is the budget.
     monkeypatch.setattr(resident, "free_memory", lambda device: 3 * size)
-    settings = (
-        "--cpu",
-        "--variants",
-        "baseline",
-        "--set",
-        "model.hidden=[8]",
-        "--set",
-        "train.epochs=1",
-    )
+    settings = on_cpu("baseline", "model.hidden=[8]", "train.epochs=1")
     waits = {}
     for count in (1, 2):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(count))

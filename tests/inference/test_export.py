@@ -7,6 +7,8 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -241,30 +243,33 @@ def test_two_formats_have_two_cards(
 HOSTILE = "<img src=x onerror=alert(1)>[a](javascript:b)|`c`*d*\x1b]52;c;x\x07\u202e\n# e"
 
 
+@contextmanager
+def rewritten(folder: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """config.json and result.json of a run, to be changed."""
+    paths = (folder / "config.json", folder / "result.json")
+    config, result = (json.loads(path.read_text()) for path in paths)
+    yield config, result
+    for path, value in zip(paths, (config, result), strict=True):
+        path.write_text(json.dumps(value))
+
+
+def exported_card(folder: Path) -> str:
+    out = folder.parent / "m.safetensors"
+    assert call("export", folder, "--format", "safetensors", "--out", out).exit_code == 0
+    return out.with_suffix(".md").read_text()
+
+
 def test_names_in_a_card_are_names(trained: Trained, tmp_path: Path) -> None:
     """A received run: whatever its files say is neither HTML nor Markdown nor anything that acts on
     a terminal."""
     folder = shutil.copytree(trained.run("batchnorm-s0"), tmp_path / "run")
-    config, result = (
-        json.loads((folder / name).read_text()) for name in ("config.json", "result.json")
-    )
-    config["dataset"] |= {
-        "classes": [HOSTILE, "<script>", "a"],
-        "source": HOSTILE,
-        "encoding": "png",
-    }
-    config |= {"variant": HOSTILE, "versions": {HOSTILE: HOSTILE}, "device": HOSTILE}
-    for row in result["test"]["per_class"]:
-        row["class"] = HOSTILE
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "result.json").write_text(json.dumps(result))
-    assert (
-        call(
-            "export", folder, "--format", "safetensors", "--out", tmp_path / "m.safetensors"
-        ).exit_code
-        == 0
-    )
-    card = (tmp_path / "m.md").read_text()
+    with rewritten(folder) as (config, result):
+        dataset = {"classes": [HOSTILE, "<script>", "a"], "source": HOSTILE, "encoding": "png"}
+        config["dataset"] |= dataset
+        config |= {"variant": HOSTILE, "versions": {HOSTILE: HOSTILE}, "device": HOSTILE}
+        for row in result["test"]["per_class"]:
+            row["class"] = HOSTILE
+    card = exported_card(folder)
     assert "\n# e" not in card
     # What stands between backticks is shown as it is.
     card = re.sub(r"(?<![`\\])(`+)(?!`).*?(?<!`)\1(?!`)", "", card)
@@ -317,23 +322,13 @@ def test_files_that_do_not_hold_what_they_should_are_one_message(
 
 def test_a_card_of_an_older_run_says_what_it_knows(trained: Trained, tmp_path: Path) -> None:
     folder = shutil.copytree(trained.run("batchnorm-s0"), tmp_path / "run")
-    config, result = (
-        json.loads((folder / name).read_text()) for name in ("config.json", "result.json")
-    )
-    for key in ("num_parameters", "versions", "device", "plugins", "pretrained_sha256"):
-        config.pop(key)
-    for key in ("stopped", "best_val_accuracy", "num_parameters"):
-        result.pop(key)
-    result["best_val_loss"] = None
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "result.json").write_text(json.dumps(result))
-    assert (
-        call(
-            "export", folder, "--format", "safetensors", "--out", tmp_path / "m.safetensors"
-        ).exit_code
-        == 0
-    )
-    card = (tmp_path / "m.md").read_text()
+    with rewritten(folder) as (config, result):
+        for key in ("num_parameters", "versions", "device", "plugins", "pretrained_sha256"):
+            config.pop(key)
+        for key in ("stopped", "best_val_accuracy", "num_parameters"):
+            result.pop(key)
+        result["best_val_loss"] = None
+    card = exported_card(folder)
     assert (
         "an unknown number of parameters" in card
         and "an unknown device" in card

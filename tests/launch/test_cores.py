@@ -13,7 +13,7 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.process import command, environment, result, timeless
+from support.process import command, environment, result, set_keys, timeless
 
 from hpc_mlp.config.plan import RunSpec, parse_set, parse_variants, plan_runs
 from hpc_mlp.data.manifest import Manifest
@@ -185,11 +185,7 @@ print(os.environ.get("GOMP_SPINCOUNT"), *[w.message for w in told if w.category 
 
 def start(shards: Path, runs: Path, threads: int, *more: str) -> subprocess.Popen[str]:
     words = ["train", shards, "--runs", runs, "--variants", "baseline,batchnorm"]
-    words += [
-        word
-        for key in (*BIG, "train.early_stopping=false", "train.checkpoint_every=0.5 s")
-        for word in ("--set", key)
-    ]
+    words += set_keys(*BIG, "train.early_stopping=false", "train.checkpoint_every=0.5 s")
     return subprocess.Popen(
         command(*words, *more),
         env=environment() | {"OMP_NUM_THREADS": str(threads)},

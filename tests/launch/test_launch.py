@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
-from support.process import Cli
+from support.process import Cli, set_keys
 from support.runs import write_run
 
 from hpc_mlp.cli import main
@@ -189,14 +189,12 @@ def test_dry_run_shows_plan_resources_and_script_and_writes_nothing(
         "2",
         "--cluster-config",
         "gpu",
-        "--set",
-        "launch.partition=a100",
-        "--set",
-        "launch.setup=['module load cuda']",
-        "--set",
-        "launch.sbatch.mail-type=END",
-        "--set",
-        "launch.array_parallelism=3",
+        *set_keys(
+            "launch.partition=a100",
+            "launch.setup=['module load cuda']",
+            "launch.sbatch.mail-type=END",
+            "launch.array_parallelism=3",
+        ),
     )
     assert result.exit_code == 0, result.output
     for line in (

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from support.process import set_keys
 
 from hpc_mlp.cli import main
 from hpc_mlp.config.plan import parse_seeds, parse_set, parse_variants, plan_runs
@@ -342,10 +343,7 @@ def test_a_job_of_two_processes_splits_its_batches(tmp_path: Path, digits: Path)
             "baseline",
             "--parallel",
             "data",
-            "--set",
-            "launch.tasks_per_node=2",
-            "--set",
-            "train.epochs=1",
+            *set_keys("launch.tasks_per_node=2", "train.epochs=1"),
             "--wait",
         ],
     )

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from support.fake_slurm import by_variant, install, send
+from support.process import on_cpu
 
 from hpc_mlp.cli import main
 from hpc_mlp.config.plan import parse_variants, plan_runs
@@ -259,21 +260,8 @@ def test_a_disk_that_fills_up_in_mid_training_is_one_sentence(
     """Neither the checkpoint nor failed.json can be written."""
     from hpc_mlp.training import checkpoint
 
-    train = (
-        "train",
-        digits,
-        "--cpu",
-        "--processes",
-        "1",
-        "--variants",
-        "baseline",
-        "--runs",
-        small_disk / "runs",
-        "--set",
-        "model.hidden=[8]",
-        "--set",
-        "train.epochs=2",
-    )
+    words = on_cpu("baseline", "model.hidden=[8]", "train.epochs=2")
+    train = ("train", digits, *words, "--processes", "1", "--runs", small_disk / "runs")
     original = checkpoint.save_tensors
 
     def filling(*arguments: Any) -> None:
@@ -307,31 +295,12 @@ def test_a_read_only_folder_is_one_sentence(small_disk: Path, digits: Path) -> N
 def test_what_slurm_refuses_is_said_once_and_leaves_nothing(
     tmp_path: Path, digits: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    result = run(
-        "submit",
-        digits,
-        "--runs",
-        tmp_path / "runs",
-        "--cluster",
-        "slurm",
-        "--variants",
-        "baseline",
-        "--set",
-        "launch.partition=nowhere",
-    )
+    words = ("--cluster", "slurm", "--variants", "baseline", "--set", "launch.partition=nowhere")
+    result = run("submit", digits, "--runs", tmp_path / "runs", *words)
     said = result.stderr + capfd.readouterr().err
     assert result.exit_code == 1 and said.count("invalid partition specified: nowhere") == 1
     assert not (tmp_path / "runs").exists()
     # What was there stays.
     (tmp_path / "runs").mkdir()
-    run(
-        "submit",
-        digits,
-        "--runs",
-        tmp_path / "runs",
-        "--cluster",
-        "slurm",
-        "--set",
-        "launch.partition=nowhere",
-    )
+    run("submit", digits, "--runs", tmp_path / "runs", *words)
     assert list((tmp_path / "runs").iterdir()) == []

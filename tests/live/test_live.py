@@ -25,7 +25,7 @@ from typing import Any
 
 import pyte
 import pytest
-from support.process import Cli, command, environment, result, run_process
+from support.process import Cli, command, environment, on_cpu, result, run_process, set_keys
 
 from hpc_mlp.conversion.digits import write_digits_zip
 from hpc_mlp.live.display import LiveTable, Log
@@ -380,16 +380,8 @@ def test_status_watch_on_a_terminal_shows_what_another_process_trains(
 
 
 def test_json_lines_of_train_submit_and_status(digits: Path, tmp_path: Path, cli: Cli) -> None:
-    small = [
-        "--variants",
-        "baseline",
-        "--set",
-        "train.epochs=2",
-        "--set",
-        "model.hidden=[16]",
-        "--log-format",
-        "json",
-    ]
+    settings = set_keys("train.epochs=2", "model.hidden=[16]")
+    small = ["--variants", "baseline", *settings, "--log-format", "json"]
     trained = run_process(command("train", digits, "--runs", tmp_path / "a", "--cpu", *small))
     sent = run_process(
         command("submit", digits, "--runs", tmp_path / "b", "--cluster", "local", "--wait", *small)
@@ -438,21 +430,8 @@ def test_the_first_of_two_processes_tells_of_all_runs(digits: Path, tmp_path: Pa
 
 
 def test_text_lines_elsewhere(digits: Path, tmp_path: Path) -> None:
-    done = run_process(
-        command(
-            "train",
-            digits,
-            "--runs",
-            tmp_path,
-            "--cpu",
-            "--variants",
-            "baseline",
-            "--set",
-            "train.epochs=2",
-            "--set",
-            "model.hidden=[16]",
-        )
-    )
+    words = on_cpu("baseline", "train.epochs=2", "model.hidden=[16]")
+    done = run_process(command("train", digits, "--runs", tmp_path, *words))
     assert "baseline-s0: running epoch 1/2 train_loss" in done.stderr
     assert "baseline-s0: done epoch 2/2" in done.stderr and "test_accuracy" in done.stderr
     assert "\x1b" not in done.stderr + done.stdout

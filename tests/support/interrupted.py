@@ -18,7 +18,7 @@ from hpc_mlp.config.plan import (
     parse_variants,
     plan_runs,
 )
-from support.process import command, environment, result, timeless
+from support.process import command, environment, on_cpu, result, timeless
 
 SETTINGS = (
     "model.hidden=[24,16]",
@@ -31,8 +31,7 @@ VARIANTS = "baseline,dropout_batchnorm"
 
 
 def options(*more: str) -> list[str]:
-    words = ["--cpu", "--variants", VARIANTS]
-    return words + [word for setting in (*SETTINGS, *more) for word in ("--set", setting)]
+    return on_cpu(VARIANTS, *SETTINGS, *more)
 
 
 def specs(*more: str, variants: str = VARIANTS, seeds: str = "0") -> list[RunSpec]:

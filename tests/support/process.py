@@ -22,6 +22,16 @@ def command(*arguments: object, module: str = "hpc_mlp") -> list[str]:
     return [sys.executable, "-m", module, *(str(argument) for argument in arguments)]
 
 
+def set_keys(*settings: str) -> list[str]:
+    """`--set KEY=VALUE …`"""
+    return [word for setting in settings for word in ("--set", setting)]
+
+
+def on_cpu(variants: str, *settings: str) -> list[str]:
+    """`--cpu --variants VARIANTS --set KEY=VALUE …`: how `hpc-mlp train SHARDS` goes on."""
+    return ["--cpu", "--variants", variants, *set_keys(*settings)]
+
+
 def environment() -> dict[str, str]:
     path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}

@@ -96,3 +96,9 @@ def write_shards(
     tree["digest"] = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
     (folder / "manifest.json").write_text(json.dumps(tree))
     return Manifest.load(folder)
+
+
+def batch_size_with_rest_one(folder: Path) -> int:
+    """A batch size that leaves one training image for the last batch."""
+    images = Manifest.load(folder).split("train").num_images
+    return next(size for size in range(40, images) if images % size == 1)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from support.fragile import variant
-from support.process import Cli, command, run_process, timeless
+from support.process import Cli, command, on_cpu, run_process, set_keys, timeless
 
 # (phase, steps before); the digits have 45 steps an epoch.
 CASES = {
@@ -21,14 +21,7 @@ CASES = {
     "second evaluation": ("evaluation", 60),
     "logits of another shape": ("shape", 0),
 }
-SMALL = (
-    "--set",
-    "train.epochs=2",
-    "--set",
-    "model.hidden=[16]",
-    "--set",
-    "train.checkpoint_every=20 steps",
-)
+SMALL = set_keys("train.epochs=2", "model.hidden=[16]", "train.checkpoint_every=20 steps")
 HEALTHY = "baseline,dropout_batchnorm"
 
 
@@ -119,17 +112,7 @@ def test_a_model_that_memory_cannot_hold_is_refused(
 ) -> None:
     """Before anything is written, with what it would need."""
     runs = tmp_path / "runs"
-    done = cli(
-        "train",
-        digits,
-        "--runs",
-        runs,
-        "--variants",
-        "baseline",
-        "--set",
-        f"model.hidden={hidden}",
-        "--cpu",
-    )
+    done = cli("train", digits, "--runs", runs, *on_cpu("baseline", f"model.hidden={hidden}"))
     assert done.exit_code == 2 and not runs.exists(), done.output
     assert "baseline-s0" in done.output or "model.hidden" in done.output
     assert "GiB" in done.output or len(hidden) > 20

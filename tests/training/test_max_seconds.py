@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from support.interrupted import Guillotine, Killed, tensors, train
-from support.process import Cli, command, metrics, result, run_process, timeless
+from support.process import Cli, command, metrics, on_cpu, result, run_process, timeless
 
 from hpc_mlp.training.checkpoint import Position, load_checkpoints
 
@@ -28,19 +28,7 @@ def test_over_within_its_first_epoch_a_run_has_a_result(
     digits: Path, tmp_path: Path, cli: Cli
 ) -> None:
     ran = cli(
-        "train",
-        digits,
-        "--runs",
-        tmp_path,
-        "--cpu",
-        "--variants",
-        "baseline",
-        "--set",
-        AT_ONCE,
-        "--set",
-        "train.epochs=50",
-        "--set",
-        KEEP,
+        "train", digits, "--runs", tmp_path, *on_cpu("baseline", AT_ONCE, "train.epochs=50", KEEP)
     )
     folder = tmp_path / "baseline-s0"
     outcome, (line,) = result(folder), metrics(folder)
@@ -53,17 +41,7 @@ def test_over_within_its_first_epoch_a_run_has_a_result(
     # The mean over one batch, before any training: about log(10).
     assert 1.5 < line["train_loss"] < 3.5
     assert outcome["images_per_second"] == pytest.approx(32 / outcome["seconds"])
-    again = cli(
-        "train",
-        digits,
-        "--runs",
-        tmp_path,
-        "--cpu",
-        "--variants",
-        "baseline",
-        "--set",
-        "train.epochs=50",
-    )
+    again = cli("train", digits, "--runs", tmp_path, *on_cpu("baseline", "train.epochs=50"))
     assert "1 of 1 run is complete" in again.stderr
 
 
@@ -139,25 +117,8 @@ def test_killed_while_it_ends(
 
 @pytest.mark.slow
 def test_processes_that_split_batches_stop_at_the_same_step(digits: Path, tmp_path: Path) -> None:
-    done = run_process(
-        command(
-            "train",
-            digits,
-            "--runs",
-            tmp_path,
-            "--cpu",
-            "--variants",
-            "baseline",
-            "--processes",
-            2,
-            "--parallel",
-            "data",
-            "--set",
-            AT_ONCE,
-            "--set",
-            KEEP,
-        )
-    )
+    words = (*on_cpu("baseline", AT_ONCE, KEEP), "--processes", 2, "--parallel", "data")
+    done = run_process(command("train", digits, "--runs", tmp_path, *words))
     assert done.returncode == 0, done.stderr
     assert result(tmp_path / "baseline-s0")["stopped"] == "max_seconds"
     # They agree every eight steps.

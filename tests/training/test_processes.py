@@ -17,12 +17,16 @@ from support.process import (
     environment,
     metrics,
     num_correct,
+    on_cpu,
     result,
     run_process,
+    set_keys,
     timeless,
 )
+from support.shards import batch_size_with_rest_one
 
 SMALL = ("--cpu", "--set", "model.hidden=[32,16]", "--set", "train.epochs=2")
+SPLIT = ("--parallel", "data")
 FOUR = ("baseline", "dropout", "batchnorm", "dropout_batchnorm")
 
 
@@ -60,17 +64,8 @@ def test_accelerate_launch_gives_the_table_of_one_process(
         port = probe.getsockname()[1]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     launch += ["--main_process_port", str(port), "-m", "hpc_mlp.train"]
-    done = run_process(
-        [
-            *launch,
-            str(digits),
-            "--runs",
-            str(tmp_path / "runs"),
-            *SMALL[1:],
-            "--set",
-            "train.batch_size=33",
-        ]
-    )
+    words = ["--runs", str(tmp_path / "runs"), *SMALL[1:], "--set", "train.batch_size=33"]
+    done = run_process([*launch, str(digits), *words])
     assert done.returncode == 0, done.stderr
     check_close(tmp_path / "runs", alone)
     # One table.
@@ -84,21 +79,8 @@ def test_accelerate_launch_gives_the_table_of_one_process(
 def test_split_batches_give_the_losses_of_one_process(
     digits: Path, alone: Path, tmp_path: Path, processes: int
 ) -> None:
-    done = run_process(
-        command(
-            "train",
-            digits,
-            "--runs",
-            tmp_path,
-            *SMALL,
-            "--set",
-            "train.batch_size=33",
-            "--parallel",
-            "data",
-            "--processes",
-            processes,
-        )
-    )
+    words = (*SMALL, *SPLIT, "--set", "train.batch_size=33", "--processes", processes)
+    done = run_process(command("train", digits, "--runs", tmp_path, *words))
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     check_close(tmp_path, alone)
@@ -106,21 +88,8 @@ def test_split_batches_give_the_losses_of_one_process(
 
 @pytest.mark.slow
 def test_more_processes_than_runs(digits: Path, alone: Path, tmp_path: Path) -> None:
-    done = run_process(
-        command(
-            "train",
-            digits,
-            "--runs",
-            tmp_path,
-            *SMALL,
-            "--set",
-            "train.batch_size=33",
-            "--variants",
-            "batchnorm,dropout",
-            "--processes",
-            3,
-        )
-    )
+    words = (*SMALL, "--set", "train.batch_size=33", "--variants", "batchnorm,dropout")
+    done = run_process(command("train", digits, "--runs", tmp_path, *words, "--processes", 3))
     assert done.returncode == 0, done.stderr
     check_close(tmp_path, alone, ("batchnorm", "dropout"))
     assert [result(tmp_path / f"{v}-s0")["bank_size"] for v in ("batchnorm", "dropout")] == [2, 2]
@@ -132,44 +101,23 @@ def test_split_batches_with_everything_on(digits: Path, tmp_path: Path, cli: Cli
     one image."""
     settings = (
         *SMALL,
-        "--set",
-        "optim.clip_norm=0.5",
-        "--set",
-        "train.label_smoothing=0.1",
-        "--set",
-        "train.class_weights=balanced",
-        "--set",
-        "train.ema=0.9",
-        "--set",
-        f"train.batch_size={rest_one(digits)}",
+        *set_keys(
+            "optim.clip_norm=0.5",
+            "train.label_smoothing=0.1",
+            "train.class_weights=balanced",
+            "train.ema=0.9",
+            f"train.batch_size={batch_size_with_rest_one(digits)}",
+            "model.channels=[4,8]",
+        ),
         "--variants",
         "batchnorm,dropout_l2,cnn",
-        "--set",
-        "model.channels=[4,8]",
     )
     assert cli("train", digits, "--runs", tmp_path / "one", *settings).exit_code == 0
     done = run_process(
-        command(
-            "train",
-            digits,
-            "--runs",
-            tmp_path / "two",
-            *settings,
-            "--parallel",
-            "data",
-            "--processes",
-            2,
-        )
+        command("train", digits, "--runs", tmp_path / "two", *settings, *SPLIT, "--processes", 2)
     )
     assert done.returncode == 0, done.stderr
     check_close(tmp_path / "two", tmp_path / "one", ("batchnorm", "dropout_l2", "cnn"))
-
-
-def rest_one(shards: Path) -> int:
-    from hpc_mlp.data.manifest import Manifest
-
-    images = Manifest.load(shards).split("train").num_images
-    return next(size for size in range(40, images) if images % size == 1)
 
 
 @pytest.mark.slow
@@ -179,24 +127,9 @@ def test_stopped_and_resumed_with_split_batches(
 ) -> None:
     """SIGTERM leaves a checkpoint on all processes' behalf; any number of them goes on from
     there."""
-    settings = (
-        *SMALL,
-        "--set",
-        "train.batch_size=33",
-        "--parallel",
-        "data",
-        "--variants",
-        "batchnorm,dropout",
-    )
-    arguments = [
-        "train",
-        digits,
-        "--runs",
-        tmp_path,
-        *settings,
-        "--set",
-        "train.checkpoint_every=5 steps",
-    ]
+    settings = set_keys("train.batch_size=33", "train.checkpoint_every=5 steps")
+    words = (*SMALL, *SPLIT, *settings, "--variants", "batchnorm,dropout")
+    arguments = ["train", digits, "--runs", tmp_path, *words]
     process = subprocess.Popen(
         command(*arguments, "--processes", first),
         env=environment(),
@@ -220,23 +153,12 @@ def test_stopped_and_resumed_with_split_batches(
 @pytest.mark.slow
 def test_killed_with_split_batches_the_bits_are_the_same(digits: Path, tmp_path: Path) -> None:
     """The same number of processes: metrics to the last digit, weights to the last bit."""
-    settings = (
-        *SMALL,
-        "--set",
-        "train.batch_size=33",
-        "--parallel",
-        "data",
-        "--variants",
-        "batchnorm,dropout",
-        "--processes",
-        2,
-        "--set",
-        "train.checkpoint_every=5 steps",
-    )
-    done = run_process(command("train", digits, "--runs", tmp_path / "whole", *settings))
+    settings = set_keys("train.batch_size=33", "train.checkpoint_every=5 steps")
+    words = (*SMALL, *SPLIT, *settings, "--variants", "batchnorm,dropout", "--processes", 2)
+    done = run_process(command("train", digits, "--runs", tmp_path / "whole", *words))
     assert done.returncode == 0, done.stderr
     process = subprocess.Popen(
-        command("train", digits, "--runs", tmp_path / "cut", *settings),
+        command("train", digits, "--runs", tmp_path / "cut", *words),
         env=environment(),
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -248,7 +170,7 @@ def test_killed_with_split_batches_the_bits_are_the_same(digits: Path, tmp_path:
         time.sleep(0.001)
     kill_family(process.pid)
     process.communicate()
-    done = run_process(command("train", digits, "--runs", tmp_path / "cut", *settings))
+    done = run_process(command("train", digits, "--runs", tmp_path / "cut", *words))
     assert done.returncode == 0, done.stderr
     for variant in ("batchnorm", "dropout"):
         cut, whole = tmp_path / "cut" / f"{variant}-s0", tmp_path / "whole" / f"{variant}-s0"
@@ -266,27 +188,9 @@ def kill_family(pid: int) -> None:
 
 @pytest.mark.slow
 def test_max_seconds_means_the_same_to_all_processes(digits: Path, tmp_path: Path) -> None:
-    done = run_process(
-        command(
-            "train",
-            digits,
-            "--runs",
-            tmp_path,
-            *SMALL[:3],
-            "--variants",
-            "baseline",
-            "--set",
-            "train.epochs=500",
-            "--set",
-            "train.max_seconds=0.5",
-            "--parallel",
-            "data",
-            "--set",
-            "train.early_stopping=false",
-            "--processes",
-            2,
-        )
-    )
+    endless = ("train.epochs=500", "train.max_seconds=0.5", "train.early_stopping=false")
+    words = (*on_cpu("baseline", "model.hidden=[32,16]", *endless), *SPLIT, "--processes", 2)
+    done = run_process(command("train", digits, "--runs", tmp_path, *words))
     assert done.returncode == 0, done.stderr
     outcome = result(tmp_path / "baseline-s0")
     assert outcome["stopped"] == "max_seconds" and outcome["epochs_run"] == len(

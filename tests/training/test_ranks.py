@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from support.interrupted import wait_for
-from support.process import command, environment
+from support.process import command, environment, on_cpu, set_keys
 
 from hpc_mlp.runs.lease import LEASE, is_held
 
@@ -101,17 +101,11 @@ def started(
         digits,
         "--runs",
         folder / "runs",
-        "--cpu",
-        "--variants",
-        "baseline",
+        *on_cpu(
+            "baseline", "train.epochs=2", "model.hidden=[16]", "train.checkpoint_every=3 steps"
+        ),
         "--seeds",
         f"0-{count - 1}",
-        "--set",
-        "train.epochs=2",
-        "--set",
-        "model.hidden=[16]",
-        "--set",
-        "train.checkpoint_every=3 steps",
         "--processes",
         count,
         *words,
@@ -216,28 +210,18 @@ def test_a_stopped_rank_is_killed_once_all_are_to_stop(digits: Path, tmp_path: P
         process.check_nothing_is_left()
 
 
+def torchrun(shards: Path, runs: Path, *words: str) -> list[str]:
+    """Two seeds by two processes."""
+    launcher = ("--nproc-per-node", 2, "--standalone", "-m", "hpc_mlp.train")
+    words = ("--runs", str(runs), "--seeds", "0-1", *words)
+    return command(*launcher, shards, *words, module="torch.distributed.run")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", ["rendezvous", "step", "end"])
 def test_a_rank_of_torchrun_dies(digits: Path, tmp_path: Path, phase: str) -> None:
     (tmp_path / "tmp").mkdir()
-    arguments = command(
-        "--nproc-per-node",
-        2,
-        "--standalone",
-        "-m",
-        "hpc_mlp.train",
-        digits,
-        "--runs",
-        tmp_path / "runs",
-        "--cpu",
-        "--variants",
-        "baseline",
-        "--seeds",
-        "0-1",
-        "--set",
-        "train.epochs=2",
-        module="torch.distributed.run",
-    )
+    arguments = torchrun(digits, tmp_path / "runs", *on_cpu("baseline", "train.epochs=2"))
     with waiting(arguments, tmp_path, phase, 1) as process:
         process.dies("SIGKILL")
         process.ends()
@@ -248,23 +232,7 @@ def test_a_rank_of_torchrun_dies(digits: Path, tmp_path: Path, phase: str) -> No
 def test_dealt_out_by_torchrun_the_worst_code_counts(digits: Path, tmp_path: Path) -> None:
     """What one process cannot write is the code of all, once the others have trained theirs to the
     end."""
-    arguments = command(
-        "--nproc-per-node",
-        2,
-        "--standalone",
-        "-m",
-        "hpc_mlp.train",
-        digits,
-        "--runs",
-        tmp_path,
-        "--variants",
-        "baseline",
-        "--seeds",
-        "0-1",
-        "--set",
-        "train.epochs=1",
-        module="torch.distributed.run",
-    )
+    arguments = torchrun(digits, tmp_path, *on_cpu("baseline", "train.epochs=1"))
     codes = []
     for blocked in (True, False):
         (tmp_path / "baseline-s1").mkdir(exist_ok=True)
@@ -285,21 +253,10 @@ def test_dealt_out_by_torchrun_the_worst_code_counts(digits: Path, tmp_path: Pat
 @pytest.mark.slow
 def test_a_rank_of_accelerate_launch_dies(digits: Path, tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
+    launcher = ("--cpu", "--num_processes", 2, "-m", "hpc_mlp.train")
+    words = ("--variants", "baseline", "--seeds", "0-1", "--set", "train.epochs=2")
     arguments = command(
-        "--cpu",
-        "--num_processes",
-        2,
-        "-m",
-        "hpc_mlp.train",
-        digits,
-        "--runs",
-        tmp_path / "runs",
-        "--variants",
-        "baseline",
-        "--seeds",
-        "0-1",
-        "--set",
-        "train.epochs=2",
+        *(*launcher, digits, "--runs", tmp_path / "runs", *words),
         module="accelerate.commands.launch",
     )
     with waiting(arguments, tmp_path, "step", 1) as process:
@@ -323,11 +280,8 @@ def test_a_rank_of_a_local_job_dies(digits: Path, tmp_path: Path) -> None:
         "--cluster",
         "local",
         "--cpu",
-        "--set",
-        "launch.tasks_per_node=2",
+        *set_keys("launch.tasks_per_node=2", "train.epochs=2"),
         "--wait",
-        "--set",
-        "train.epochs=2",
     )
     with waiting(arguments, tmp_path, "step", 1) as process:
         process.dies("SIGKILL")

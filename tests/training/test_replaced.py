@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.process import command, environment, metrics
+from support.process import command, environment, metrics, on_cpu
 from support.shards import random_arrays, write_shards
 
 from hpc_mlp.data.manifest import Manifest
@@ -162,19 +162,15 @@ def test_training_on_shards_converted_anew_fails_in_the_next_epoch(
             shards,
             "--runs",
             runs,
-            "--variants",
-            "baseline",
-            "--cpu",
+            *on_cpu(
+                "baseline",
+                "train.epochs=100000",
+                "train.patience=100000",
+                "model.hidden=[8]",
+                "data.mode=streaming",
+            ),
             "--processes",
             1,
-            "--set",
-            "train.epochs=100000",
-            "--set",
-            "train.patience=100000",
-            "--set",
-            "model.hidden=[8]",
-            "--set",
-            "data.mode=streaming",
         ),
         env=environment(),
         stderr=subprocess.PIPE,

@@ -14,20 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support.process import command, environment, timeless
+from support.process import command, environment, set_keys, timeless
 
 from hpc_mlp.config.plan import ALL
 from hpc_mlp.conversion.convert import Settings, convert
 
-SETS = (
-    "--set",
-    "train.epochs=2",
-    "--set",
-    "train.early_stopping=false",
-    "--processes",
-    "1",
-    "--cpu",
-)
+SETS = (*set_keys("train.epochs=2", "train.early_stopping=false"), "--processes", "1", "--cpu")
 
 
 @pytest.fixture(scope="module")

@@ -6,18 +6,10 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from support.process import Cli, metrics
+from support.process import Cli, metrics, on_cpu
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-SETTINGS = (
-    "--cpu",
-    "--variants",
-    "baseline,batchnorm",
-    "--set",
-    "model.hidden=[24]",
-    "--set",
-    'train.trackers=["tensorboard"]',
-)
+SETTINGS = on_cpu("baseline,batchnorm", "model.hidden=[24]", 'train.trackers=["tensorboard"]')
 
 
 def logged(folder: Path, name: str) -> list[tuple[int, float]]:

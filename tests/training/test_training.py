@@ -8,7 +8,17 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support.process import Cli, command, metrics, num_correct, result, run_process, timeless
+from support.process import (
+    Cli,
+    command,
+    metrics,
+    num_correct,
+    on_cpu,
+    result,
+    run_process,
+    timeless,
+)
+from support.shards import batch_size_with_rest_one
 
 FOUR = ("baseline", "dropout", "batchnorm", "dropout_batchnorm")
 SMALL = ("--cpu", "--set", "model.hidden=[64,32]", "--set", "train.epochs=3")
@@ -160,11 +170,7 @@ def test_a_failed_run_does_not_stop_the_others(digits: Path, tmp_path: Path, cli
         digits,
         "--runs",
         tmp_path / "runs",
-        "--variants",
-        f"{tmp_path}/broken.toml,baseline",
-        "--cpu",
-        "--set",
-        "train.epochs=1",
+        *on_cpu(f"{tmp_path}/broken.toml,baseline", "train.epochs=1"),
     )
     assert ran.exit_code == 1
     failed = (tmp_path / "runs" / "broken-s0" / "failed.json").read_text()
@@ -179,17 +185,7 @@ def test_a_member_that_stops_early_leaves_the_others_undisturbed(
     digits: Path, tmp_path: Path, cli: Cli
 ) -> None:
     """A rate far too large stops early; the others go on to the very end as if alone."""
-    settings = (
-        "--cpu",
-        "--variants",
-        "batchnorm",
-        "--set",
-        "model.hidden=[32]",
-        "--set",
-        "train.epochs=6",
-        "--set",
-        "train.patience=1",
-    )
+    settings = on_cpu("batchnorm", "model.hidden=[32]", "train.epochs=6", "train.patience=1")
     ran = cli(
         "train", digits, "--runs", tmp_path / "both", *settings, "--set", "optim.lr=0.001,3.0"
     )
@@ -214,25 +210,9 @@ def test_a_member_that_stops_early_leaves_the_others_undisturbed(
 def test_without_early_stopping_a_run_goes_to_its_end(
     digits: Path, tmp_path: Path, cli: Cli
 ) -> None:
-    ran = cli(
-        "train",
-        digits,
-        "--runs",
-        tmp_path,
-        "--cpu",
-        "--variants",
-        "baseline",
-        "--set",
-        "optim.lr=1.0",
-        "--set",
-        "model.hidden=[16]",
-        "--set",
-        "train.epochs=6",
-        "--set",
-        "train.patience=1",
-        "--set",
-        "train.early_stopping=false",
-    )
+    rate = ("optim.lr=1.0", "model.hidden=[16]", "train.epochs=6")
+    patience = ("train.patience=1", "train.early_stopping=false")
+    ran = cli("train", digits, "--runs", tmp_path, *on_cpu("baseline", *rate, *patience))
     assert ran.exit_code == 0 and result(tmp_path / "baseline-s0")["epochs_run"] == 6
 
 
@@ -240,27 +220,9 @@ def test_the_best_epoch_is_the_one_that_the_monitor_names(
     digits: Path, tmp_path: Path, cli: Cli
 ) -> None:
     """A rate far too large, at which losses and accuracies jump about, each in its own way."""
-    ran = cli(
-        "train",
-        digits,
-        "--runs",
-        tmp_path,
-        "--cpu",
-        "--variants",
-        "baseline",
-        "--seeds",
-        "0-3",
-        "--set",
-        "optim.lr=0.1",
-        "--set",
-        "model.hidden=[64]",
-        "--set",
-        "train.epochs=12",
-        "--set",
-        "train.early_stopping=false",
-        "--set",
-        "train.monitor=loss,accuracy",
-    )
+    rate = ("optim.lr=0.1", "model.hidden=[64]", "train.epochs=12", "train.early_stopping=false")
+    words = on_cpu("baseline", *rate, "train.monitor=loss,accuracy")
+    ran = cli("train", digits, "--runs", tmp_path, *words, "--seeds", "0-3")
     assert ran.exit_code == 0, ran.output
     differ = []
     for seed in range(4):
@@ -302,17 +264,7 @@ def test_an_unfinished_run_shows_the_best_epoch_of_its_monitor(
 
 
 def test_a_diverging_member_stops_and_not_its_bank(digits: Path, tmp_path: Path, cli: Cli) -> None:
-    settings = (
-        "--cpu",
-        "--variants",
-        "baseline",
-        "--set",
-        "model.hidden=[32]",
-        "--set",
-        "train.epochs=3",
-        "--set",
-        "optim.name=sgd",
-    )
+    settings = on_cpu("baseline", "model.hidden=[32]", "train.epochs=3", "optim.name=sgd")
     ran = cli("train", digits, "--runs", tmp_path / "both", *settings, "--set", "optim.lr=0.01,1e6")
     assert ran.exit_code == 0, ran.output
     bad = result(tmp_path / "both/baseline-s0-optim.lr=1000000.0")
@@ -353,28 +305,11 @@ def test_mixed_precision_comes_close(
 def test_the_last_batch_may_be_one_image(digits: Path, tmp_path: Path, cli: Cli) -> None:
     """1,438 training images in batches of 479: three full ones and one image, also for batch
     norm."""
-    ran = cli(
-        "train",
-        digits,
-        "--runs",
-        tmp_path,
-        "--cpu",
-        "--variants",
-        "baseline,batchnorm",
-        "--set",
-        f"train.batch_size={batch_with_rest_one(digits)}",
-        "--set",
-        "train.epochs=2",
-    )
+    size = f"train.batch_size={batch_size_with_rest_one(digits)}"
+    words = on_cpu("baseline,batchnorm", size, "train.epochs=2")
+    ran = cli("train", digits, "--runs", tmp_path, *words)
     assert ran.exit_code == 0, ran.output
     assert result(tmp_path / "batchnorm-s0")["status"] == "done"
-
-
-def batch_with_rest_one(shards: Path) -> int:
-    from hpc_mlp.data.manifest import Manifest
-
-    images = Manifest.load(shards).split("train").num_images
-    return next(size for size in range(100, images) if images % size == 1)
 
 
 # ---- wrong input: exit 2, one message, no traceback, nothing left behind
