@@ -190,9 +190,9 @@ def read_layout(
     """The archive at `paths`, open, and what is in it. `scratch`: a folder that may hold temporary
     files. UserError as `open_source` and `find_layout`."""
     source, table = open_source(paths, scratch), None
-    if asked.labels is not None:
-        source, table = with_labels(source, asked.labels)
     with closing(source):
+        if asked.labels is not None:
+            source, table = with_labels(source, asked.labels)
         yield source, find_layout(source, asked, table)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from hpc_mlp.conversion.archive import FileSource, FolderSource, Names, SeveralSources, Source
@@ -29,18 +30,21 @@ def open_source(paths: Sequence[Path], scratch: Path) -> Source:
     read by offset is decompressed there once. UserError where one cannot be read."""
     sources: list[Source] = []
     labels = []
-    for path in paths:
-        if path.is_dir():
-            label, here = _folder(path, scratch)
-        elif not path.exists():
-            raise UserError(
-                f"{printable(path)} does not exist. Give a ZIP, a .tar, a .tar.gz or a folder of "
-                "images."
-            )
-        else:
-            label, here = path.name, [_file(path, scratch)]
-        labels.append(label)
-        sources += here
+    with ExitStack() as opened:
+        for path in paths:
+            if path.is_dir():
+                label, here = _folder(path, scratch, opened)
+            elif not path.exists():
+                raise UserError(
+                    f"{printable(path)} does not exist. Give a ZIP, a .tar, a .tar.gz or a folder "
+                    "of images."
+                )
+            else:
+                label, here = path.name, [opened.enter_context(closing(_file(path, scratch)))]
+            labels.append(label)
+            sources += here
+        # None is refused: they stay open.
+        opened.pop_all()
     return sources[0] if len(sources) == 1 else SeveralSources(sources, " + ".join(labels))
 
 
@@ -66,7 +70,7 @@ def _reader(name: str) -> Callable[[Path, Path], Source] | None:
     return ParquetSource if suffix_of(name) == "parquet" else None
 
 
-def _folder(path: Path, scratch: Path) -> tuple[str, list[Source]]:
+def _folder(path: Path, scratch: Path, opened: ExitStack) -> tuple[str, list[Source]]:
     """Its name, and one source; or, where it holds no images but files of them (a WebDataset's
     shards, .parquet, .npz), what else is there, and each of them."""
     folder = FolderSource(path)
@@ -80,7 +84,7 @@ def _folder(path: Path, scratch: Path) -> tuple[str, list[Source]]:
     folder.names = Names(name for name in folder.names if name not in readers)
     sources: list[Source] = [folder] if len(folder.names) else []
     for name, reader in readers.items():
-        source = reader(path / name, scratch)
+        source = opened.enter_context(closing(reader(path / name, scratch)))
         # Folders may say the split.
         source.label = name
         sources.append(source)

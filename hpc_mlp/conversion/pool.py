@@ -62,6 +62,8 @@ class Pool(Generic[T]):
         for process in self._processes:
             process.kill()
             process.join()
+            # Its descriptors would stay open for as long as somebody keeps an error from here.
+            process.close()
 
     def map(self, method: Callable[[T, Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
         """`method(worker, task)` for every task, in order. What it raises is raised here."""

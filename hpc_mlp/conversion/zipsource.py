@@ -49,10 +49,14 @@ class ZipSource(FileWithEntries):
         self._hold(path)
         try:
             self._list(os.fstat(self._fd).st_size)
-        except (struct.error, IndexError):
-            raise self._unreadable("its list of entries is damaged") from None
-        self._find_overlaps()
-        self._reject_repeated_names()
+            self._find_overlaps()
+            self._reject_repeated_names()
+        except BaseException as error:
+            # Whoever keeps the error keeps this object too.
+            self.close()
+            if isinstance(error, struct.error | IndexError):
+                raise self._unreadable("its list of entries is damaged") from None
+            raise
 
     def _unreadable(self, why: str) -> UserError:
         return UserError(

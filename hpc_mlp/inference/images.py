@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -48,8 +49,12 @@ class Images:
     def __init__(self, paths: Sequence[Path]) -> None:
         if not paths:
             raise UserError("no images are named. Give image files, a folder or a ZIP.")
-        with tempfile.TemporaryDirectory(prefix="hpc-mlp-") as scratch:
-            self._parts = [_open(path, Path(scratch)) for path in paths]
+        self._parts: list[_Entries] = []
+        with tempfile.TemporaryDirectory(prefix="hpc-mlp-") as scratch, ExitStack() as opened:
+            for path in paths:
+                self._parts.append(_open(path, Path(scratch), opened))
+            # None is refused: they stay open.
+            opened.pop_all()
 
     def __len__(self) -> int:
         return self.num_entries + sum(len(part.rejects) for part in self._parts)
@@ -109,12 +114,12 @@ def bounded(batch_size: int, spec: ImageSpec) -> int:
     return max(1, min(batch_size, MAX_BATCH_BYTES // (spec.height * spec.width * spec.channels)))
 
 
-def _open(path: Path, scratch: Path) -> _Entries:
+def _open(path: Path, scratch: Path, opened: ExitStack) -> _Entries:
     if path.is_file() and not _is_archive(path):
         return _Entries(FileSource([path]), "", [0], [])
     if not path.exists():
         raise UserError(f"{path} does not exist. Give image files, folders, ZIPs or tars.")
-    source = open_source([path], scratch)
+    source = opened.enter_context(closing(open_source([path], scratch)))
     found = sort_out(source)
     entries, rejects = found.images, found.rejects
     if not len(entries) and not rejects:
