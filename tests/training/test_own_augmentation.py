@@ -72,8 +72,8 @@ def test_an_image_has_its_draws_whatever_stands_beside_it(own: Path) -> None:
     assert torch.equal(augmented(mirrored, 4), whole[mirrored])
     several = augmented(slice(0, 12), 3, 4, 5)
     assert torch.equal(several[12:24], whole) and not torch.equal(several[:12], whole)
-    for other in ({"epoch": 2, "step": 2}, {"epoch": 1, "step": 3}):
-        moved = augment(pixels, config, seeds=[4], positions=slice(0, 12), **other)
+    for epoch, step in ((2, 2), (1, 3)):
+        moved = augment(pixels, config, seeds=[4], positions=slice(0, 12), epoch=epoch, step=step)
         assert not torch.equal(moved, whole)
 
 

@@ -54,7 +54,7 @@ def test_class_weights_and_mixup_are_those_of_the_cross_entropy(
             [
                 TrainConfig(
                     class_weights=weights, label_smoothing=s, loss=name if ours else "cross_entropy"
-                )  # type: ignore[arg-type]
+                )
                 for name, s in settings
             ],
             [3, 10, 40],
@@ -66,9 +66,9 @@ def test_class_weights_and_mixup_are_those_of_the_cross_entropy(
     first, second = torch.randint(0, 3, (2, 4, 7))
     targets = Targets(first, second, torch.rand(4, 7)) if mixed else Targets(first)
     losses = [loss(logits, targets, 7) for loss in (own, built_in)]
-    assert torch.allclose(*losses, rtol=1e-5)
+    assert torch.allclose(losses[0], losses[1], rtol=1e-5)
     gradients = [torch.autograd.grad(loss.sum(), logits)[0] for loss in losses]
-    assert torch.allclose(*gradients, rtol=1e-4, atol=1e-7)
+    assert torch.allclose(gradients[0], gradients[1], rtol=1e-4, atol=1e-7)
 
 
 def test_a_run_has_the_same_bits_alone_and_in_company(digits: Path, tmp_path: Path) -> None:
