@@ -105,7 +105,10 @@ def test_the_same_run_in_two_folders_counts_once(cli: Cli, tmp_path: Path) -> No
 
 def test_folders_that_differ_in_much_are_told_by_name(cli: Cli, tmp_path: Path) -> None:
     write_run(tmp_path / "a", "baseline", 0)
-    other = {"optim": {"lr": 0.5, "weight_decay": 0.1}, "model": {"dropout": 0.1, "hidden": [8]}}
+    other: dict[str, Any] = {
+        "optim": {"lr": 0.5, "weight_decay": 0.1},
+        "model": {"dropout": 0.1, "hidden": [8]},
+    }
     write_run(tmp_path / "b", "baseline", 0, config=other)
     assert [row["folder"] for row in rows(cli, tmp_path / "a", tmp_path / "b")] == [
         str(tmp_path / "a"),
