@@ -132,7 +132,7 @@ def test_a_model_is_stored_with_all_that_it_uses_of_its_module() -> None:
     load_plugins(plugins)
     module = build_module(ModelConfig(kind="mine"), (1, 2, 2), 3, seed=0)
     assert [tuple(p.shape) for p in module.parameters()] == [(2, 2), (2,)] * 3
-    assert type(module[1]) is not Block
+    assert type(list(module.children())[1]) is not Block
     net = build_module(ModelConfig(kind="net"), (1, 2, 2), 3, seed=0)
     assert sum(p.numel() for p in net.parameters()) == 12
 

@@ -244,6 +244,7 @@ def test_predictions_are_indexed_without_taking_from_what_comes(
     every = list(predictions)
     assert [p.name for p in every[2:5]] == [p.name for p in some]
     for a, b in zip(some, every[2:5], strict=True):
+        assert a.probabilities is not None and b.probabilities is not None
         assert np.array_equal(a.probabilities, b.probabilities)
     assert last.problem == "an archive inside the archive is not opened"
     assert [predictions[i].name for i in range(8)] == [p.name for p in every]

@@ -55,8 +55,8 @@ def test_event_files_have_each_line_once(cli: Cli, runs: Path) -> None:
     for name in TRACKED:
         assert scalars(folder / "tensorboard", name) == expected(folder, name)
     result = json.loads((runs / "baseline-s0" / "result.json").read_text())
-    found = scalars(runs / "baseline-s0" / "tensorboard", "test_accuracy")
-    assert found == [(6, pytest.approx(result["test"]["accuracy"]))]
+    ((step, accuracy),) = scalars(runs / "baseline-s0" / "tensorboard", "test_accuracy")
+    assert step == 6 and accuracy == pytest.approx(result["test"]["accuracy"])
     assert "3 up to date" in cli("track", runs, "--to", "tensorboard").output
     go_on(folder)
     again = cli("track", runs, "--to", "tensorboard").output
