@@ -22,6 +22,7 @@ from hpc_mlp.errors import UserError, printable
 Images = npt.NDArray[np.int64]
 # So many tables are looked into where none is named.
 _MOST = 32
+_CLASS_LIST = 2
 
 
 def read_labels_files(
@@ -72,16 +73,15 @@ def read_any(
     table counts."""
     scopes = _Scopes(source, images)
     tables, left = _likeliest(source, tables)
-    # A list of classes may look like a table: `0 cat`.
-    lists = [i for i in tables if source.names[i].rpartition("/")[2].lower() in CLASS_LISTS]
-    tables = [index for index in tables if index not in lists]
-    splits = {index: loose_split(_stem(source.names[index])) for index in (*tables, *lists)}
+    splits = {index: loose_split(_stem(source.names[index])) for index in tables}
     usable: list[Table] = []
     reasons = [f"{left:,} texts and tables that were not looked into"] if left else []
-    for index in (*tables, *lists):
-        name = printable(source.names[index])
-        if index in lists and usable:
+    before = 0
+    for index in tables:
+        name, kind = printable(source.names[index]), _doubt(source.names[index])
+        if usable and kind > before:
             break
+        before = kind
         if "submission" in _stem(name).lower():
             reasons.append(f"{name} (a submission, not labels)")
             continue
@@ -91,7 +91,7 @@ def read_any(
             table.columns()
         except UserError as error:
             why = str(error).removeprefix(shown_as(source, index))
-            reasons += [f"{name} ({_first_clause(why)})"] if index not in lists else []
+            reasons += [f"{name} ({_first_clause(why)})"] if kind < _CLASS_LIST else []
             continue
         usable.append(table)
     if not usable:
@@ -161,36 +161,47 @@ def _drop_contradictions(
         _keep(reading, ~np.isin(reading.entries, list(wrong)))
 
 
-def _likeliest(source: Source, tables: Sequence[int]) -> tuple[Sequence[int], int]:
-    """Those to look into, and how many are left: there may be a text for each image."""
-    if len(tables) <= _MOST:
-        return tables, 0
+def _doubt(name: str) -> int:
+    """A table is one rather than a text (of which there may be one for each image), and a text
+    rather than a list of classes, which may look like a table (`0 cat`)."""
+    if name.rpartition("/")[2].lower() in CLASS_LISTS:
+        return _CLASS_LIST
+    return int(suffix_of(name) == "txt")
 
-    def rank(index: int) -> tuple[bool, int, int]:
+
+def _likeliest(source: Source, tables: Sequence[int]) -> tuple[list[int], int]:
+    """Those to look into, the likeliest kind first, and how many are left."""
+
+    def rank(index: int) -> tuple[int, int, int]:
         name = source.names[index]
-        return (suffix_of(name) == "txt", name.count("/"), index)
+        return (_doubt(name), name.count("/"), index)
 
-    return sorted(heapq.nsmallest(_MOST, tables, key=rank)), len(tables) - _MOST
+    chosen = heapq.nsmallest(_MOST, tables, key=rank)
+    return sorted(chosen, key=lambda index: (rank(index)[0], index)), len(tables) - len(chosen)
 
 
 class _Scopes:
-    """What tables are about: images, and a lookup, which of a million takes a second to make."""
+    """What tables are about: images, and a lookup of them, which for a million takes seconds and
+    much memory. Of those the last one is kept, and what tables in use hold."""
 
     def __init__(self, source: Source, images: Images) -> None:
         self.source, self.images = source, images
-        self._made: dict[tuple[PurePosixPath, int], tuple[Images, Lookup]] = {}
+        self._last: tuple[tuple[PurePosixPath, int], Images, Lookup] | None = None
 
     def table(self, index: int, names: ColumnNames, split: int) -> Table:
         where = PurePosixPath(self.source.names[index])
-        key = (where.parent, split)
-        if key not in self._made:
-            self._made[key] = self._scope(where, split)
-        images, lookup = self._made[key]
+        images, folder, restricted = self._scope(where, split)
+        key = (folder, split if restricted else -1)
+        if self._last is None or self._last[0] != key:
+            # Let go of the one before, first.
+            self._last = None
+            self._last = (key, images, Lookup(self.source.names, images, folder))
+        _, images, lookup = self._last
         return Table(self.source, images, lookup, index, names, printable(where.name), split)
 
-    def _scope(self, where: PurePosixPath, split: int) -> tuple[Images, Lookup]:
-        """The images below the table's folder, or below the nearest folder above that holds any;
-        where it is that of one split, without those in folders of others."""
+    def _scope(self, where: PurePosixPath, split: int) -> tuple[Images, PurePosixPath, bool]:
+        """The images below the table's folder, or below the nearest folder above that holds any,
+        and that folder; and whether they are without those in folders of other splits."""
         images = self.images
         folder = where.parent
         for folder in where.parents:
@@ -198,11 +209,13 @@ class _Scopes:
             if below.any():
                 images = images[below]
                 break
-        if split >= 0:
-            of_folder = _splits_by_folder(self.source.names, images)
-            if (of_folder == split).any():
-                images = images[(of_folder == split) | (of_folder < 0)]
-        return images, Lookup(self.source.names, images, folder)
+        if split < 0:
+            return images, folder, False
+        of_folder = _splits_by_folder(self.source.names, images)
+        if not (of_folder == split).any():
+            return images, folder, False
+        own = (of_folder == split) | (of_folder < 0)
+        return images[own], folder, not own.all()
 
 
 def _splits_by_folder(names: Names, images: Images) -> npt.NDArray[np.int8]:
