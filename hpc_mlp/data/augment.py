@@ -281,7 +281,7 @@ def augmented_rows(
         pixels = augment(
             original, config, seeds=[seed], epoch=0, step=step, positions=slice(0, len(original))
         )
-        columns.append((pixels * 255).round().to(torch.uint8))
+        columns.append((pixels.clamp(0, 1) * 255).round().to(torch.uint8))
     return torch.stack(columns, dim=1)
 
 

@@ -304,7 +304,7 @@ def check_by(runs: Iterable[Run], keys: Iterable[str]) -> None:
 def show(value: Any) -> str:
     """A configuration value as a person writes it: `512-256`, `0.001`, `none`."""
     if isinstance(value, list | tuple):
-        return "-".join(map(show, value))
+        return "-".join(map(show, value)) or "none"
     return (
         "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     )

@@ -58,7 +58,9 @@ class TrackedRun:
             return []
         found = []
         for line in reversed(self.run.metrics):
-            values = {key: line[key] for key in line if key != "epoch" and line[key] is not None}
+            own = {f"val_{name}": value for name, value in line.metrics.items()}
+            named = {key: line[key] for key in line if key not in ("epoch", "metrics")} | own
+            values = {key: value for key, value in named.items() if value is not None}
             found.append(Point(line.epoch, time, values))
             time -= line.seconds or 0.0
         return found[::-1]
@@ -69,7 +71,8 @@ class TrackedRun:
         result = self.run.result
         if result is None or result.test is None or not self.points:
             return None
-        values = {f"test_{key}": getattr(result.test, key) for key in _TEST}
+        values = {key: getattr(result.test, key) for key in _TEST} | result.test.metrics
+        values = {f"test_{key}": value for key, value in values.items()}
         known = {key: value for key, value in values.items() if value is not None}
         return Point(result.best_epoch or 0, self.points[-1].time, known)
 

@@ -112,6 +112,10 @@ def invert(images, draws):
     images[draws.uniform() < 0.5] *= -1
     return images.remainder_(1)
 
+@register_augmentation("beyond")
+def beyond(images, draws):
+    return images - 1.5
+
 @register_augmentation("raises")
 def raises(images, draws):
     if next(calls) >= 60:

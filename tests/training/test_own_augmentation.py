@@ -149,6 +149,11 @@ def test_it_can_be_looked_at_before(digits: Path, tmp_path: Path, own: Path, cli
     assert drawn.exit_code == 0, drawn.output
     with Image.open(sheet) as first:
         with_own = np.asarray(first)
+    # Black is black: what lies beyond [0, 1] does not come in again at the other end.
+    beyond = variant(tmp_path, "beyond", 'augment.custom = ["beyond"]', AUGMENTATIONS)
+    assert cli("inspect", digits, "--augment", beyond, "--contact-sheet", sheet).exit_code == 0
+    with Image.open(sheet) as third:
+        assert set(np.unique(np.asarray(third)[:, third.width // 2 :])) == {0, 255}
     plain = cli("inspect", digits, "--augment", "shift=0.1", "--contact-sheet", sheet)
     assert plain.exit_code == 0
     with Image.open(sheet) as second:

@@ -17,6 +17,7 @@ from torch import Tensor
 import hpc_mlp
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.resident import load_resident
+from hpc_mlp.tracking.records import tracked
 from hpc_mlp.training.session import train_specs
 
 SMALL = ("model.hidden=[16]", "train.epochs=3", "train.checkpoint_every=20 steps")
@@ -66,6 +67,12 @@ def test_it_is_in_every_record_as_computed_by_hand(digits: Path, runs: Path) -> 
         lines = metrics(run)
         assert [set(line["metrics"]) for line in lines] == [{"top2", "brier"}] * len(lines)
         assert lines[found["best_epoch"] - 1]["metrics"] == found["best_val_metrics"]
+        # What a tracker is told.
+        (told,) = tracked([run])
+        assert [point.values["val_brier"] for point in told.points] == [
+            line["metrics"]["brier"] for line in lines
+        ]
+        assert told.test and told.test.values["test_top2"] == found["test"]["metrics"]["top2"]
 
 
 def test_the_table_shows_it(runs: Path, cli: Cli) -> None:
