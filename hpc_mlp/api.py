@@ -58,6 +58,7 @@ def train(
     cpu: bool = False,
     parallel: Parallel = "auto",
     overwrite: bool = False,
+    extend: bool = False,
     **sections: Mapping[str, Any],
 ) -> Runs:
     """Train variants × seeds on the shards folder (or URL) `shards`, all at once, in this process.
@@ -91,7 +92,7 @@ def train(
 
     sets = make_sets(settings, sections)
     specs = plan_sets(variants, seeds, _paths(config_files), sets)
-    options, folder = TrainOptions(cpu, parallel, overwrite), Path(runs)
+    options, folder = TrainOptions(cpu, parallel, overwrite, extend=extend), Path(runs)
     code = train_specs(dataset_location(shards), specs, folder, options)
     if code == 130:
         raise KeyboardInterrupt("the same call goes on from there")

@@ -150,6 +150,12 @@ def run_options(command: F) -> F:
     for option in (
         log_format_option,
         click.option("--overwrite", is_flag=True, help="Train anew what is already there."),
+        click.option(
+            "--extend",
+            is_flag=True,
+            help="Take runs that were planned with fewer epochs to these: on from the checkpoint "
+            "where one was kept (train.keep_checkpoint), else anew.",
+        ),
         click.option("--cpu", is_flag=True, help="Do not use a GPU."),
         click.option(
             "--parallel",

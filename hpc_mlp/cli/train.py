@@ -59,7 +59,8 @@ def train(out: str, planned: PlannedRuns, options: TrainOptions, processes: int 
     if not is_url(out):
         want_shards(Path(out), "train")
     shards, specs, runs = dataset_location(out), planned.specs(), planned.runs
-    todo = [s for s in specs if options.overwrite or not is_complete(runs / s.name)]
+    again = options.overwrite or options.extend
+    todo = [s for s in specs if again or not is_complete(runs / s.name)]
     if os.environ.get("ACCELERATE_USE_CPU") == "True":
         options = replace(options, cpu=True)
     num_processes, threads = _wanted(processes, options, todo), None

@@ -38,12 +38,18 @@ LogFormat = Literal["auto", "text", "json"]
 @dataclass(frozen=True)
 class TrainOptions:
     """How runs are trained, whatever they are: nothing of it is part of a run. `overwrite`: anew,
-    also those that are complete. `log_format` is that of the progress."""
+    also those that are complete; `extend`: those that were planned with fewer epochs too (see
+    `runs.extend`). `log_format` is that of the progress."""
 
     cpu: bool = False
     parallel: Parallel = "auto"
     overwrite: bool = False
     log_format: LogFormat = "auto"
+    extend: bool = False
+
+    def __post_init__(self) -> None:
+        if self.extend and self.overwrite:
+            raise UserError("--extend keeps what --overwrite trains anew: give one of them.")
 
 
 @dataclass(frozen=True)

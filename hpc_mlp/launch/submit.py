@@ -29,6 +29,7 @@ from hpc_mlp.launch.records import (
 )
 from hpc_mlp.launch.status import read_status
 from hpc_mlp.live.rows import ACTIVE, COMPLETE, RunStatus
+from hpc_mlp.runs.extend import Extension, extend, extensions
 from hpc_mlp.runs.folder import RunFolder
 from hpc_mlp.runs.identity import is_begun
 from hpc_mlp.runs.lease import Lease
@@ -40,6 +41,7 @@ class Plan:
 
     packs: list[JobPlan]
     left_out: list[RunStatus]
+    extended: Sequence[Extension] = ()
 
 
 def shipped_clusters() -> dict[str, Path]:
@@ -78,9 +80,16 @@ def _cluster_file(name: str) -> Path:
 
 
 def make_plan(
-    specs: Sequence[RunSpec], runs: Path, digest: str, per_job: int | None, overwrite: bool = False
+    specs: Sequence[RunSpec],
+    runs: Path,
+    digest: str,
+    per_job: int | None,
+    options: TrainOptions = TrainOptions(),
 ) -> Plan:
     """Which runs still have to be sent, in packs."""
+    overwrite = options.overwrite
+    extended = extensions(specs, runs, digest) if options.extend else []
+    how = {one.spec.name: one.how for one in extended}
     known = {status.name: status for status in read_status(runs)} if runs.is_dir() else {}
     _check_damaged(runs, {spec.name for spec in specs})
     left_out, wanted = [], []
@@ -88,6 +97,14 @@ def make_plan(
         status = known.get(spec.name)
         if status is None:
             wanted.append(spec)
+            continue
+        if spec.name in how:
+            if status.state in ACTIVE:
+                raise UserError(f"--extend: {spec.name} still runs or waits. Wait for its end.")
+            if how[spec.name] == "ended":
+                left_out.append(status)
+            else:
+                wanted.append(spec)
             continue
         if not overwrite:
             is_begun(runs / spec.name, spec, digest)
@@ -97,7 +114,7 @@ def make_plan(
             wanted.append(spec)
     if overwrite and (busy := [status.name for status in left_out]):
         raise UserError(f"--overwrite: {', '.join(busy[:5])} still runs or waits. Cancel it first.")
-    return Plan(plan_jobs(wanted, per_job), left_out)
+    return Plan(plan_jobs(wanted, per_job), left_out, extended)
 
 
 def _check_damaged(runs: Path, names: set[str]) -> None:
@@ -127,7 +144,8 @@ def submit(
     scheduler = SCHEDULERS[cluster]
     scheduler.check(launch, slots, options.cpu)
     with _taking_turns(runs):
-        plan = make_plan(specs, runs, digest, per_job, options.overwrite)
+        plan = make_plan(specs, runs, digest, per_job, options)
+        extend(plan.extended)
         if not plan.packs:
             return None, plan
         if options.overwrite:

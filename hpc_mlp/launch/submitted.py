@@ -18,6 +18,7 @@ from hpc_mlp.launch.records import Cluster, Submission
 from hpc_mlp.launch.show import plan_table, resources
 from hpc_mlp.launch.submit import Plan, make_plan, submit
 from hpc_mlp.live.rows import summary
+from hpc_mlp.runs.extend import told
 from hpc_mlp.terminal.shown import Showable
 
 
@@ -36,7 +37,7 @@ def send(
     """`launch.submit.submit`, or with `dry_run` what it would do."""
     digest = load_manifest(shards, "submit").digest
     if dry_run:
-        plan = make_plan(specs, runs, digest, per_job, options.overwrite)
+        plan = make_plan(specs, runs, digest, per_job, options)
         return Submitted(None, plan, cluster, launch, runs, dry_run=True)
     submission, plan = submit(
         specs, shards, digest, runs, cluster, launch, per_job=per_job, slots=slots, options=options
@@ -68,6 +69,7 @@ class Submitted(Showable):
         yield from map(Text, self._lines())
 
     def _lines(self) -> Iterable[str]:
+        yield from told(self.plan.extended)
         if self.plan.left_out:
             yield f"Left out: {summary(self.plan.left_out)}."
         if self.submission:

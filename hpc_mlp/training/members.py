@@ -45,6 +45,9 @@ class Member:
         self.stopped = state["stopped"]
         self.seconds = state["seconds"]
         self.images = state["images"]
+        # Planned with fewer epochs when it was written (see `runs.extend`).
+        if self.stopped == "epochs" and len(self.history) < self.spec.config.train.epochs:
+            self.stopped = self._ended(len(self.history))
 
     @property
     def best(self) -> dict[str, Any] | None:
@@ -78,7 +81,6 @@ class Member:
         its time was up within this epoch. True if this is the best epoch so far."""
         self.history.append(line)
         self.images += images
-        train = self.spec.config.train
         epoch: int = line["epoch"]
         loss: float = line["val_loss"]
         if not (math.isfinite(loss) and math.isfinite(line["train_loss"])):
@@ -86,15 +88,17 @@ class Member:
             return False
         best = best_line(self.history, self.monitor)
         self.best_epoch = best["epoch"] if best else 0
-        if cut:
-            self.stopped = "max_seconds"
-        elif epoch >= train.epochs:
-            self.stopped = "epochs"
-        elif train.early_stopping and epoch - self.best_epoch >= train.patience:
-            self.stopped = "early"
-        elif self.seconds_left <= 0:
-            self.stopped = "max_seconds"
+        self.stopped = "max_seconds" if cut else self._ended(epoch)
         return self.best_epoch == epoch
+
+    def _ended(self, epoch: int) -> str | None:
+        """Why the run ends after this epoch; None where it goes on."""
+        train = self.spec.config.train
+        if epoch >= train.epochs:
+            return "epochs"
+        if train.early_stopping and epoch - self.best_epoch >= train.patience:
+            return "early"
+        return "max_seconds" if self.seconds_left <= 0 else None
 
     def result(self, test: Json | None, num_parameters: int, device: str, bank_size: int) -> Json:
         """result.json"""

@@ -27,6 +27,7 @@ from hpc_mlp.machine.command_line import command_line
 from hpc_mlp.machine.device import branch
 from hpc_mlp.machine.pinned_memory import keep_freed_memory
 from hpc_mlp.machine.processes import Processes, backend, processes_sharing
+from hpc_mlp.runs.extend import extend, extensions, told
 from hpc_mlp.runs.lease import Lease, hold_all
 from hpc_mlp.terminal.console import Console
 from hpc_mlp.terminal.output import say
@@ -90,7 +91,8 @@ def _train_specs(
         accelerator = Accelerator(cpu=cpu, kwargs_handlers=[patience])
         device = accelerator.device
         world = Processes(accelerator.process_index, accelerator.num_processes)
-        todo = list(setup.specs) if options.overwrite else unfinished(setup, device)
+        extended = extensions(setup.specs, setup.runs, manifest.digest) if options.extend else []
+        todo = list(setup.specs) if options.overwrite else unfinished(setup, device, extended)
         for spec in todo:
             trial.check_memory(spec, manifest, device)
         console = Console(stderr=True) if world.lead else None
@@ -101,6 +103,8 @@ def _train_specs(
                 f"--overwrite trains {one_of(done, 'it', 'them')} anew.",
                 style="dim",
             )
+        for line in told(extended) if console is not None else []:
+            say(line, err=True)
         gpu = branch(device) != "cpu"
         split = splits_batches(options.parallel, todo, world.world_size, gpu=gpu)
         own_runs = runs_of_rank(todo, Processes() if split else world)
@@ -118,6 +122,7 @@ def _train_specs(
         # Nobody has written anything until everybody has read everything.
         world.wait()
     if world.lead:
+        extend(extended)
         prepare(setup, todo, device, options.overwrite)
     world.wait()
     # Where each batch is split, the lead tells for all.

@@ -19,6 +19,7 @@ from hpc_mlp.data.remote import DatasetLocation, is_url
 from hpc_mlp.errors import UserError
 from hpc_mlp.machine.command_line import command_line
 from hpc_mlp.models.registry import count_parameters
+from hpc_mlp.runs.extend import Extension
 from hpc_mlp.runs.folder import Json, RunFolder
 from hpc_mlp.runs.identity import is_begun
 from hpc_mlp.training.trackers import check_trackers
@@ -111,11 +112,17 @@ def check(setup: TrainSetup) -> None:
         shape_of(spec, manifest)
 
 
-def unfinished(setup: TrainSetup, device: torch.device) -> list[RunSpec]:
-    """The runs still to be trained. UserError where a folder holds another run."""
-    todo = []
+def unfinished(
+    setup: TrainSetup, device: torch.device, extended: Sequence[Extension] = ()
+) -> list[RunSpec]:
+    """The runs still to be trained, with those that are `extended`. UserError where a folder holds
+    another run."""
+    todo, how = [], {one.spec.name: one.how for one in extended}
     for spec in setup.specs:
         folder = setup.folder(spec)
+        if spec.name in how:
+            todo += [spec] if how[spec.name] != "ended" else []
+            continue
         if not is_begun(folder.path, spec, setup.manifest.digest) or folder.result() is None:
             todo.append(spec)
     return todo

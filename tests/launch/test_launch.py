@@ -19,7 +19,7 @@ from support.runs import write_run
 
 from hpc_mlp.cli import main
 from hpc_mlp.config.loading import configs_dir
-from hpc_mlp.config.plan import RunSpec, parse_seeds, parse_variants, plan_runs
+from hpc_mlp.config.plan import RunSpec, TrainOptions, parse_seeds, parse_variants, plan_runs
 from hpc_mlp.config.sections import Config
 from hpc_mlp.errors import UserError
 from hpc_mlp.launch.job import TrainingJob
@@ -229,8 +229,25 @@ def test_only_what_is_not_done_is_planned(tmp_path: Path) -> None:
         spec.name for spec in plan[1:]
     ]
     assert [status.name for status in planned.left_out] == [plan[0].name]
-    again = make_plan(plan, tmp_path, "d1", None, overwrite=True)
+    again = make_plan(plan, tmp_path, "d1", None, TrainOptions(overwrite=True))
     assert len(again.packs[0].specs) == len(plan)
+
+
+def test_runs_with_fewer_epochs_are_sent_where_they_are_to_be_extended(tmp_path: Path) -> None:
+    [before] = plan_runs(parse_variants("baseline"), [0], (), {"train.epochs": [3]})
+    [after] = plan_runs(parse_variants("baseline"), [0], (), {"train.epochs": [5]})
+    config = before.config.model_dump(mode="json", include={"model", "optim", "train"})
+    folder = write_run(tmp_path, "baseline", 0, digest="d1", epochs=3, config=config)
+    with pytest.raises(UserError, match=r"train\.epochs: 3 → 5"):
+        make_plan([after], tmp_path, "d1", None)
+    plan = make_plan([after], tmp_path, "d1", None, TrainOptions(extend=True))
+    assert [spec.name for pack in plan.packs for spec in pack.specs] == ["baseline-s0"]
+    assert [one.how for one in plan.extended] == ["anew"]
+    # Early stopping had its last word: it stays.
+    value = json.loads((folder / "result.json").read_text()) | {"stopped": "early"}
+    (folder / "result.json").write_text(json.dumps(value))
+    plan = make_plan([after], tmp_path, "d1", None, TrainOptions(extend=True))
+    assert not plan.packs and [run.name for run in plan.left_out] == ["baseline-s0"]
 
 
 def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
