@@ -19,6 +19,7 @@ from hpc_mlp.machine import ranks
 if TYPE_CHECKING:
     from hpc_mlp.config.plan import RunSpec, TrainOptions
     from hpc_mlp.data.remote import DatasetLocation
+    from hpc_mlp.terminal.console import Console
 
 
 @click.command(cls=Command)
@@ -91,20 +92,45 @@ class TrainPlan:
     def train(self) -> int:
         """In this process, which may be one of several; the exit code. The first shows the table
         in the end."""
-        from hpc_mlp.machine.command_line import importing
         from hpc_mlp.terminal.console import Console
+
+        code = 0 if self._is_done(Console(stderr=True)) else self._train()
+        if not ranks.rank() and code in (0, 1) and self.options.log_format != "json":
+            from hpc_mlp.reporting.table import print_table
+
+            print_table(self.runs, Console())
+        return code
+
+    def _train(self) -> int:
+        from hpc_mlp.machine.command_line import importing
 
         with importing():
             from hpc_mlp.machine import stop
             from hpc_mlp.training.session import train_specs
 
         with stop.enforced():
-            code = train_specs(self.shards, self.specs, self.runs, self.options)
-        if not ranks.rank() and code in (0, 1) and self.options.log_format != "json":
-            from hpc_mlp.reporting.table import print_table
+            return train_specs(self.shards, self.specs, self.runs, self.options)
 
-            print_table(self.runs, Console())
-        return code
+    def _is_done(self, console: Console) -> bool:
+        """Whether every run is complete, which is then said: without torch, whose import takes
+        longer than the look. UserError where a folder holds another run."""
+        from hpc_mlp.data.remote import load_manifest
+        from hpc_mlp.runs.folder import RunFolder, is_complete
+        from hpc_mlp.runs.identity import complete_note, unfinished
+
+        again = self.options.overwrite or self.options.extend
+        if again or any(
+            spec.plugins or not is_complete(self.runs / spec.name) for spec in self.specs
+        ):
+            return False
+        if unfinished(self.specs, self.runs, load_manifest(self.shards).digest):
+            return False
+        if not ranks.rank():
+            for spec in self.specs:
+                if not spec.config.train.keep_checkpoint:
+                    RunFolder(self.runs / spec.name).drop_checkpoint()
+            console.print(complete_note(len(self.specs), len(self.specs)), style="dim")
+        return True
 
     def train_in(self, num_processes: int, threads: int | None) -> int:
         """In processes of their own, of `threads` each; their common exit code."""

@@ -43,6 +43,8 @@ FEWER_DRAWS = 9_999
 MOST_EFFECTS = 600_000
 # Draws times differences, or times runs: what 200 of them may take of memory (32 MB) and time.
 MOST_NUMBERS = 4_000_000
+# Numbers drawn at once.
+_AT_ONCE = 100_000
 # How many seeds are looked at for a difference that is to be found.
 MOST_SEEDS = 100
 # Squared accuracies below it are rounding.
@@ -220,13 +222,19 @@ def _draw(found: Moments, first: Indices, second: Indices, num_seeds: int, draws
     draws = min(draws, max(MOST_NUMBERS // max(len(first), num_variants * num_seeds), 999))
     rng = np.random.default_rng(0)
     spread, pooled = _spreads(found.accuracy)
-    accuracy = rng.standard_normal((draws, num_variants, num_seeds)) * np.sqrt(spread)[:, None]
-    means = accuracy.mean(2)
-    effects = means[:, first] - means[:, second]
-    variance = _seed_variance(accuracy, first, second, _trust(num_seeds))
-    # Two seeds cannot tell a noisy variant from chance: there the draws do not take back what
-    # raises the variance.
-    divisor = variance if num_seeds > 2 else _seed_variance(accuracy, first, second, 0.0)
+    parts: list[tuple[Floats, Floats, Floats]] = []
+    most = max(1, _AT_ONCE // (num_variants * num_seeds))
+    # By parts, as all of them at once may take hundreds of megabytes; the numbers are the same.
+    for start in range(0, draws, most):
+        size = (min(most, draws - start), num_variants, num_seeds)
+        accuracy = rng.standard_normal(size) * np.sqrt(spread)[:, None]
+        means = accuracy.mean(2)
+        variance = _seed_variance(accuracy, first, second, _trust(num_seeds))
+        # Two seeds cannot tell a noisy variant from chance: there the draws do not take back what
+        # raises the variance.
+        divisor = variance if num_seeds > 2 else _seed_variance(accuracy, first, second, 0.0)
+        parts.append((means[:, first] - means[:, second], variance, divisor))
+    effects, variance, divisor = map(np.concatenate, zip(*parts, strict=True))
     values, vectors = np.linalg.eigh(found.images)
     root = vectors * np.sqrt(np.maximum(values, 0.0))
     plain = rng.standard_normal((draws, num_variants))

@@ -27,6 +27,8 @@ from hpc_mlp.runs.folder import Run
 Floats = NDArray[np.float64]
 
 DRAWS = 10_000
+# All draws of many seeds together would take as much memory as all else.
+_PARTS = 20
 # Rows that may win, the best by validation loss: of a large sweep the others hardly do.
 MOST_RIVALS = 12
 
@@ -55,12 +57,13 @@ def _wins(rows: Sequence[Group]) -> tuple[list[float], str]:
     common = all(seeds.keys() == by_seed[0].keys() for seeds in by_seed)
     images = _image_covariance(by_seed, common)
     drawn = np.repeat([[loss.mean()] for loss in losses], DRAWS, axis=1)
-    picks = rng.integers(losses[0].size, size=(DRAWS, losses[0].size))
+    picks = _picks(rng, losses[0].size)
     for v, loss in enumerate(losses):
         if not common:
-            picks = rng.integers(loss.size, size=(DRAWS, loss.size))
+            picks = _picks(rng, loss.size)
         if loss.size > 1:
-            drawn[v] += (loss[picks].mean(1) - loss.mean()) * math.sqrt(loss.size / (loss.size - 1))
+            means = np.concatenate([loss[some].mean(1) for some in np.split(picks, _PARTS)])
+            drawn[v] += (means - loss.mean()) * math.sqrt(loss.size / (loss.size - 1))
     if images is not None:
         values, vectors = np.linalg.eigh(images)
         plain = rng.standard_normal((len(rows), DRAWS))
@@ -70,6 +73,14 @@ def _wins(rows: Sequence[Group]) -> tuple[list[float], str]:
     what = ["seeds"] if any(loss.size > 1 for loss in losses) else []
     what += ["validation images"] if images is not None else []
     return [float(count) / DRAWS for count in counts], " and ".join(what)
+
+
+def _picks(rng: np.random.Generator, size: int) -> NDArray[np.int32]:
+    """Draws with replacement, [DRAWS, size]."""
+    found = np.empty((DRAWS, size), np.int32)
+    for some in np.split(found, _PARTS):
+        some[:] = rng.integers(size, size=some.shape)
+    return found
 
 
 def _by_seed(row: Group) -> dict[int, list[Run]]:

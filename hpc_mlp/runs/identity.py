@@ -10,6 +10,7 @@ from hpc_mlp.config.sections import differences, run_identity
 from hpc_mlp.errors import UserError, printable
 from hpc_mlp.runs.folder import Json, Run, RunFolder
 from hpc_mlp.runs.records import RunConfig
+from hpc_mlp.terminal.text import count, one_of
 
 
 def identity_of(spec: RunSpec, digest: str) -> Json:
@@ -45,6 +46,21 @@ def is_begun(path: Path, spec: RunSpec, digest: str) -> bool:
             + "\nUse another --runs folder, or --overwrite to train it anew."
         )
     return True
+
+
+def unfinished(specs: Iterable[RunSpec], runs: Path, digest: str) -> list[RunSpec]:
+    """Those still to be trained. UserError where a folder holds another run."""
+    return [
+        spec
+        for spec in specs
+        if not is_begun(runs / spec.name, spec, digest)
+        or RunFolder(runs / spec.name).result() is None
+    ]
+
+
+def complete_note(done: int, total: int) -> str:
+    are, them = one_of(done, "is", "are"), one_of(done, "it", "them")
+    return f"{done:,} of {count(total, 'run')} {are} complete; --overwrite trains {them} anew."
 
 
 def _changed(old: RunConfig, spec: RunSpec) -> Iterable[str]:

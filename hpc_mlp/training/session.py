@@ -28,16 +28,16 @@ from hpc_mlp.machine.device import branch
 from hpc_mlp.machine.pinned_memory import keep_freed_memory
 from hpc_mlp.machine.processes import Processes, backend, processes_sharing
 from hpc_mlp.runs.extend import extend, extensions, told
+from hpc_mlp.runs.identity import complete_note
 from hpc_mlp.runs.lease import Lease, hold_all
 from hpc_mlp.terminal.console import Console
 from hpc_mlp.terminal.output import say
-from hpc_mlp.terminal.text import count, one_of
 from hpc_mlp.training import failure, trial
 from hpc_mlp.training.batches import BatchLoader, make_loader
 from hpc_mlp.training.checkpoint import LeaseCheck, data_mode, resumable_together
 from hpc_mlp.training.members import Member
 from hpc_mlp.training.progress import ProgressListener, watch
-from hpc_mlp.training.setup import TrainSetup, check, prepare, unfinished
+from hpc_mlp.training.setup import TrainSetup, check, prepare, to_train
 from hpc_mlp.training.trainer import BankTrainer
 
 # In which processes that share batches come upon the same failure.
@@ -92,17 +92,13 @@ def _train_specs(
         device = accelerator.device
         world = Processes(accelerator.process_index, accelerator.num_processes)
         extended = extensions(setup.specs, setup.runs, manifest.digest) if options.extend else []
-        todo = list(setup.specs) if options.overwrite else unfinished(setup, device, extended)
+        todo = list(setup.specs) if options.overwrite else to_train(setup, extended)
         for spec in todo:
             trial.check_memory(spec, manifest, device)
         console = Console(stderr=True) if world.lead else None
         if console is not None and len(todo) < len(setup.specs):
             done = len(setup.specs) - len(todo)
-            console.print(
-                f"{done} of {count(len(setup.specs), 'run')} {one_of(done, 'is', 'are')} complete; "
-                f"--overwrite trains {one_of(done, 'it', 'them')} anew.",
-                style="dim",
-            )
+            console.print(complete_note(done, len(setup.specs)), style="dim")
         for line in told(extended) if console is not None else []:
             say(line, err=True)
         gpu = branch(device) != "cpu"

@@ -21,7 +21,7 @@ from hpc_mlp.machine.command_line import command_line
 from hpc_mlp.models.registry import count_parameters
 from hpc_mlp.runs.extend import Extension
 from hpc_mlp.runs.folder import Json, RunFolder
-from hpc_mlp.runs.identity import is_begun
+from hpc_mlp.runs.identity import unfinished
 from hpc_mlp.training.trackers import check_trackers
 from hpc_mlp.training.trial import shape_of
 
@@ -112,20 +112,14 @@ def check(setup: TrainSetup) -> None:
         shape_of(spec, manifest)
 
 
-def unfinished(
-    setup: TrainSetup, device: torch.device, extended: Sequence[Extension] = ()
-) -> list[RunSpec]:
-    """The runs still to be trained, with those that are `extended`. UserError where a folder holds
-    another run."""
-    todo, how = [], {one.spec.name: one.how for one in extended}
-    for spec in setup.specs:
-        folder = setup.folder(spec)
-        if spec.name in how:
-            todo += [spec] if how[spec.name] != "ended" else []
-            continue
-        if not is_begun(folder.path, spec, setup.manifest.digest) or folder.result() is None:
-            todo.append(spec)
-    return todo
+def to_train(setup: TrainSetup, extended: Sequence[Extension] = ()) -> list[RunSpec]:
+    """The runs that are unfinished, with those that are `extended`, in order. UserError where a
+    folder holds another run."""
+    how = {one.spec.name: one.how for one in extended}
+    others = [spec for spec in setup.specs if spec.name not in how]
+    names = {spec.name for spec in unfinished(others, setup.runs, setup.manifest.digest)}
+    names |= {name for name in how if how[name] != "ended"}
+    return [spec for spec in setup.specs if spec.name in names]
 
 
 def prepare(
