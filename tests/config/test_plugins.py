@@ -23,7 +23,7 @@ from hpc_mlp.launch.job import run_pack
 from hpc_mlp.launch.packs import plan_jobs
 from hpc_mlp.launch.records import new_submission
 from hpc_mlp.models.registry import build_module
-from hpc_mlp.training.setup import TrainSetup, check, prepare, unfinished
+from hpc_mlp.training.setup import TrainSetup, check, prepare, to_train
 
 # `{ran}`: a file that comes to be when the code runs.
 CODE = """
@@ -299,9 +299,9 @@ def test_changed_first_weights_are_another_run(digits: Path, tmp_path: Path) -> 
     first, cpu = job(0.0), torch.device("cpu")
     check(first)
     prepare(first, first.specs, cpu, overwrite=False)
-    assert unfinished(job(0.0), cpu) == first.specs
+    assert to_train(job(0.0)) == first.specs
     with pytest.raises(UserError, match=r"model\.pretrained\.sha256: '"):
-        unfinished(job(1.0), cpu)
+        to_train(job(1.0))
     with pytest.raises(
         UserError,
         match=r"weights\.safetensors has changed, or is gone, since resnet18-s0 was planned",
