@@ -68,7 +68,8 @@ def clean(runs: tuple[Path, ...], failed: bool, cache: bool, dry_run: bool) -> N
     for kind, option in options:
         kept = [item for item in found.waste if item.kind == kind and kind not in kinds]
         if kept:
-            say(f"kept: {_sum(kept)} ({option} removes {'it' if len(kept) == 1 else 'them'})")
+            one = len(kept) == 1 and kind == "failed run"
+            say(f"kept: {_sum(kept)} ({option} removes {'it' if one else 'them'})")
     if found.busy:
         say(f"left alone: {count(found.busy, 'run')} under way")
     for problem in problems:

@@ -36,8 +36,8 @@ class Match:
 
 @dataclass(frozen=True)
 class ImageVerdict:
-    """What each side says of a test image: the class most of its runs name, the mean probability
-    that they give it, and the share of its runs that are right. `index`: in shard order."""
+    """What each side's runs of the common recipes say of a test image: the class that most name,
+    the mean probability that they give it, and the share that is right. `index`: in shard order."""
 
     index: int
     label: int
@@ -89,7 +89,11 @@ def read_pair(first: Path, second: Path) -> Pair:
             else match
             for match in compared
         ],
-        images=_images(*sides, notes),
+        images=_images(
+            [run for match in matches for run in match.first.runs],
+            [run for match in matches for run in match.second.runs],
+            notes,
+        ),
     )
 
 
