@@ -64,7 +64,7 @@ def table(
 
     \b
     hpc-mlp table runs
-    hpc-mlp table runs more-runs --where 'optim.lr<1e-2 and variant!=dropout' --top 5
+    hpc-mlp table runs more --where 'optim.lr<1e-2 and variant!=dropout' --top 5
     hpc-mlp table runs --format csv > runs.csv
     hpc-mlp table runs --sort val_loss --columns variant,val_loss,test_accuracy
     hpc-mlp table runs --by optim.lr
@@ -122,7 +122,7 @@ def report(
 
     \b
     hpc-mlp report runs
-    hpc-mlp report runs more-runs --where 'variant in (baseline, dropout)' --out two.html
+    hpc-mlp report runs more --where 'variant!=dropout' --out two.html
     hpc-mlp report runs --data /scratch/shards --out comparison.html
     """
     # We only write files. A notebook's kernel names a backend that another environment may lack,

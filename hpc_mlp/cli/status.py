@@ -54,7 +54,7 @@ def status(
 
     \b
     hpc-mlp status runs
-    hpc-mlp status runs more-runs --where 'state==failed or optim.lr>0.01'
+    hpc-mlp status runs more --where 'state==failed or optim.lr>0.01'
     hpc-mlp status runs --by variant
     hpc-mlp status runs --watch
 

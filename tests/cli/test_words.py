@@ -139,7 +139,7 @@ def test_bash_completes_commands_options_and_files(tmp_path: Path) -> None:
             f"_hpc_mlp_completion hpc-mlp; printf '%s\\n' ${{COMPREPLY[@]}}"
         ).split()
 
-    assert completed("hpc-mlp tr") == ["train"]
+    assert completed("hpc-mlp trai") == ["train"]
     assert completed("hpc-mlp table --f") == ["--format"]
     assert completed("hpc-mlp table --format c") == ["csv"]
     # A wrong command is no reason for a message while one types.
