@@ -23,7 +23,6 @@ import sys
 import tomllib
 from collections import Counter
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 
 from hypothesis import Phase, settings
@@ -144,17 +143,24 @@ def changes(module: str) -> list[str]:
 
 def check_rows(modules: Sequence[str], equivalent: dict[str, dict[str, str]], whole: bool) -> bool:
     """Print the rows that mean no change; whether there is one. `whole`: these are all modules."""
-    found = {module: changes(module) for module in modules}
-    sections = dict.fromkeys([*equivalent, *modules]) if whole else modules
+    every: list[str] = []
     stale = False
-    for section in sections:
-        own = found.get(section, [])
-        if section == "…":
-            own = list(chain.from_iterable(found.values()))
+
+    def check(section: str, made: Sequence[str]) -> None:
+        nonlocal stale
         for row in equivalent.get(section, {}):
-            if not any(fits(row, what) for what in own):
+            if not any(fits(row, what) for what in made):
                 print(f"{section}: {row}", flush=True)
                 stale = True
+
+    for module in modules:
+        made = changes(module)
+        every += made
+        check(module, made)
+    if whole:
+        check("…", every)
+        for section in equivalent.keys() - {"…", *modules}:
+            check(section, ())
     return stale
 
 
