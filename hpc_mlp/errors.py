@@ -106,7 +106,8 @@ def unknown_name(what: str, name: str, right: Iterable[str]) -> UserError:
     names = list(dict.fromkeys(right))
     near = nearest(name, names)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    known = f" Known: {', '.join(names)}." if not near or len(names) <= _FEW else ""
+    told = near and (len(names) > _FEW or len(near) == len(names))
+    known = "" if told else f" Known: {', '.join(names)}."
     return UserError(f"unknown {what} {name!r}.{hint}{known}")
 
 

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 from hpc_mlp.data.balance import duplicate_lines, sentences
-from hpc_mlp.data.manifest import Manifest
+from hpc_mlp.data.manifest import Manifest, Split
 from hpc_mlp.data.rejects import read_rejects
+from hpc_mlp.errors import printable
 from hpc_mlp.terminal.shown import Showable
 from hpc_mlp.terminal.text import count
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 _MAX_CLASSES, _MAX_REASONS = 40, 12
 _BAR = 24
+# Width of the column of shares, with the frame.
+_SHARE = 10
 
 
 def inspect(shards: str | Path) -> Inspection:
@@ -90,26 +94,46 @@ def _splits(manifest: Manifest) -> Table:
     return table
 
 
-def _classes(manifest: Manifest) -> Table:
-    table = Table()
-    table.add_column("class", no_wrap=True)
-    for name in manifest.splits:
-        table.add_column(name, justify="right")
+class _Classes(Table):
+    """Made anew for the width that there is on a terminal."""
+
+    manifest: Manifest
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        fitting = _classes(self.manifest, options.max_width)
+        return Table.__rich_console__(fitting, console, options)
+
+
+def _classes(manifest: Manifest, width: int = 1000) -> _Classes:
+    """Where `width` is short, bars are shortened first, then names, and numbers never."""
+    left = width - _SHARE - sum(map(_width, manifest.splits.values()))
+    names = [printable(name) for name in manifest.classes[:_MAX_CLASSES]]
+    name = min(max(map(cell_len, names)) + 3, max(8, left - 10))
+    bars = max(1, min(_BAR, left - name - 4))
+    table = _Classes()
+    table.manifest = manifest
+    table.add_column("class", no_wrap=True, max_width=name - 3)
+    for split in manifest.splits:
+        table.add_column(split, justify="right")
     table.add_column("share", justify="right", no_wrap=True)
-    # On a narrow terminal the bars are cut, not wrapped.
     table.add_column("", overflow="crop")
     totals = [
         sum(counts)
         for counts in zip(*(s.class_counts for s in manifest.splits.values()), strict=True)
     ]
     largest = max(totals, default=1) or 1
-    for i, name in enumerate(manifest.classes[:_MAX_CLASSES]):
+    for i, name_of_class in enumerate(names):
         counts = [f"{split.class_counts[i]:,}" for split in manifest.splits.values()]
-        bar = "█" * max(1, round(_BAR * totals[i] / largest)) if totals[i] else ""
-        table.add_row(name, *counts, f"{100 * totals[i] / max(1, sum(totals)):.1f} %", bar)
+        bar = "█" * max(1, round(bars * totals[i] / largest)) if totals[i] else ""
+        table.add_row(name_of_class, *counts, f"{100 * totals[i] / max(1, sum(totals)):.1f} %", bar)
     if len(manifest.classes) > _MAX_CLASSES:
         table.add_row(f"… {len(manifest.classes) - _MAX_CLASSES} more")
     return table
+
+
+def _width(split: Split) -> int:
+    """Of its column, with the frame."""
+    return max(5, len(f"{max(split.class_counts):,}")) + 3
 
 
 def _rejects(manifest: Manifest, out: Path) -> list[RenderableType]:

@@ -138,9 +138,11 @@ def script(launch: LaunchConfig, name: str, folder: Path, num_jobs: int) -> str:
 
 
 def check(launch: LaunchConfig, slots: int | None, cpu: bool) -> None:
-    if not is_there():
+    # submitit asks for both.
+    if missing := [name for name in ("sbatch", "srun") if not shutil.which(name)]:
         raise UserError(
-            "no sbatch here: run this on a login node of the cluster, or take --cluster local."
+            f"no {missing[0]} here: run this on a login node of the cluster, or take "
+            "--cluster local."
         )
     if launch.gpus_per_job:
         check_tasks(launch)

@@ -13,7 +13,7 @@ from hpc_mlp.config.loading import Tree, build_config, configs_dir, read_layers,
 from hpc_mlp.config.plan import RunSpec, TrainOptions
 from hpc_mlp.config.sections import LaunchConfig
 from hpc_mlp.data.remote import DatasetLocation
-from hpc_mlp.errors import HpcMlpError, RunError, UserError, unknown_name
+from hpc_mlp.errors import RunError, UserError, unknown_name
 from hpc_mlp.launch.cluster import SCHEDULERS
 from hpc_mlp.launch.packs import JobPlan, plan_jobs
 from hpc_mlp.launch.records import (
@@ -165,7 +165,7 @@ def submit(
         try:
             submission = scheduler.submit(submission)
         # Refused: as if it had never been tried.
-        except (HpcMlpError, OSError, KeyboardInterrupt):
+        except BaseException:
             shutil.rmtree(submission.folder, ignore_errors=True)
             raise
         # A full disk: the jobs are on their way, and the next submission writes it.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
-from support.archives import converted, encoded, make_zip, refused, two_classes
+from support.archives import converted, encoded, make_zip, picture, refused, two_classes
 
 from hpc_mlp.cli import main
 from hpc_mlp.files.digest import file_sha256
@@ -53,6 +53,26 @@ def test_a_class_takes_one_line_on_a_narrow_terminal(
         assert any("cat" in line and "50.0 %" in line and "█" in line for line in lines)
         assert sum("█" in line for line in lines) == 2
         assert max(len(line) for line in lines if "│" in line) <= columns
+
+
+def test_a_long_name_is_cut_before_numbers_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {name.replace("cat", "c" * 70): data for name, data in two_classes(30).items()}
+    files |= {f"dog/more{i}.png": encoded(picture(5000 + i)) for i in range(30)}
+    converted(make_zip(tmp_path / "a.zip", files), tmp_path / "out", "--size", 8)
+    for columns in (80, 60):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        rows = [line for line in inspect(tmp_path / "out").output.splitlines() if "█" in line]
+        cells = [[cell.strip() for cell in row.strip("│").split("│")] for row in rows]
+        assert [row[1:5] for row in cells] == [
+            ["24", "3", "3", "33.3 %"],
+            ["48", "6", "6", "66.7 %"],
+        ]
+        assert cells[0][0].startswith("cccccccc") and cells[0][0].endswith("…")
+        # The bars still compare.
+        assert len(cells[1][5]) == 2 * len(cells[0][5])
+        assert max(map(len, rows)) <= columns
 
 
 def test_an_augmented_sheet_that_cannot_be_written_is_said(tmp_path: Path) -> None:

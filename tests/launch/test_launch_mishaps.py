@@ -304,3 +304,16 @@ def test_what_slurm_refuses_is_said_once_and_leaves_nothing(
     (tmp_path / "runs").mkdir()
     run("submit", digits, "--runs", tmp_path / "runs", *words)
     assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_half_a_slurm_and_a_fault_of_our_own_leave_nothing(
+    tmp_path: Path, digits: Path, fake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit = ("submit", digits, "--runs", tmp_path / "runs", "--cluster", "slurm")
+    with monkeypatch.context() as patched:
+        patched.setattr("hpc_mlp.launch.slurm.parameters", lambda launch: 1 // 0)
+        assert isinstance(run(*submit).exception, ZeroDivisionError)
+    assert not (tmp_path / "runs").exists()
+    (fake / "srun").unlink()
+    check_one_sentence(run(*submit), code=2, told="no srun here")
+    assert not (tmp_path / "runs").exists()
