@@ -81,6 +81,8 @@ def status(
         Console().print(show.group_table(selection.group_by(everything, statuses, by), by))
     else:
         Console().print(show.status_table(statuses))
+        for line in show.status_lines(statuses):
+            say(line)
     sys.exit(_code(statuses))
 
 

@@ -19,6 +19,8 @@ from hpc_mlp.live.rows import RunStatus, summary
 from hpc_mlp.terminal.shown import Showable
 from hpc_mlp.terminal.text import count, duration, spans
 
+# So many names stand before a note.
+_NAMED = 3
 _MAX_ROWS = 60
 
 
@@ -79,7 +81,7 @@ def resources(launch: LaunchConfig) -> str:
 
 
 def status_table(statuses: list[RunStatus]) -> Table:
-    """One row a run; what failed first gets its log's path underneath."""
+    """One row a run."""
     table, rows = Table(title=summary(statuses), title_justify="left"), [*map(_cells, statuses)]
     # What no run has takes no room.
     titles = [title for title in rows[0] if title in _ALWAYS or any(row[title] for row in rows)]
@@ -110,8 +112,21 @@ def _cells(status: RunStatus) -> dict[str, str]:
         "node": status.node if status.state == "running" else "",
         "left": _left(status),
         "job": status.job,
-        "notes": notes(status),
     }
+
+
+def status_lines(statuses: list[RunStatus]) -> list[str]:
+    """What there is to say of them: a line for all runs of which it is the same."""
+    said: dict[str, list[str]] = {}
+    for status in statuses:
+        if text := notes(status):
+            said.setdefault(text, []).append(status.name)
+    return [f"{_few(names)}: {text}" for text, names in said.items()]
+
+
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def group_table(groups: dict[str, list[RunStatus]], key: str) -> Table:

@@ -28,7 +28,7 @@ from hpc_mlp.errors import LeaseLostError, RunError
 from hpc_mlp.launch import local
 from hpc_mlp.launch.packs import plan_jobs
 from hpc_mlp.launch.records import Submission, new_submission, read_submission
-from hpc_mlp.launch.show import plan_table, status_table
+from hpc_mlp.launch.show import plan_table, status_lines, status_table
 from hpc_mlp.launch.status import read_status
 from hpc_mlp.live.display import open_display
 from hpc_mlp.live.live_file import with_live, write_live
@@ -306,7 +306,8 @@ def test_nothing_foreign_acts_on_a_terminal(capsys: pytest.CaptureFixture[str]) 
     assert json.loads(lines[1].splitlines()[0])["detail"] == HOSTILE
     console = Console(width=300, record=True, file=io.StringIO())
     console.print(render([row], 300, 30))
-    console.print(status_table([replace(row, log=HOSTILE, time_left=HOSTILE)]))
+    told = [replace(row, log=HOSTILE, time_left=HOSTILE)]
+    console.print(status_table(told), *status_lines(told))
     console.print(plan_table(plan_jobs(plan_runs(parse_variants("baseline"), [0])), {0: HOSTILE}))
     text = console.export_text()
     for shown in (text, *lines):
@@ -321,3 +322,22 @@ def test_a_beat_of_another_shape_tells_nothing(tmp_path: Path) -> None:
     for beat in beats:
         (tmp_path / "live.json").write_text(json.dumps(beat))
         assert with_live(row, tmp_path) == row
+
+
+def test_the_status_fits_80_columns_and_says_each_note_once() -> None:
+    runs = [
+        RunStatus(f"dropout_batchnorm-s{i}", "dropout_batchnorm", i, "queued") for i in range(5)
+    ]
+    runs = [replace(run, detail="waits for a free slot: " + "x" * 90) for run in runs]
+    runs.append(RunStatus("baseline-s0", "baseline", 0, "failed", "ValueError: bad", log="a.log"))
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(status_table(runs))
+    text = console.export_text()
+    # What is empty for all has no column.
+    assert "node" not in text and max(map(len, text.splitlines())) < 50
+    assert all(run.name in text for run in runs)
+    assert status_lines(runs) == [
+        "dropout_batchnorm-s0, dropout_batchnorm-s1, dropout_batchnorm-s2 and 2 more: "
+        f"{runs[0].detail}",
+        "baseline-s0: ValueError: bad; log: a.log",
+    ]
