@@ -19,7 +19,7 @@ from hpc_mlp.errors import UserError, printable
 from hpc_mlp.terminal.console import Console
 
 # Jupyter's style sheet decides on the rest, in light and in dark.
-_CELL = "text-align:{side};white-space:nowrap"
+_CELL = "text-align:{side};white-space:pre"
 
 
 class Showable:
