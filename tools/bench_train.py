@@ -107,7 +107,7 @@ class Setting:
         writes."""
         model = self.module(variant)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused)
-        train, normalise = self.loader.splits["train"], self.loader.pixels.normalise
+        train, normalise = self.loader.splits["train"], self.loader.normalise
 
         def run(steps: int) -> None:
             model.train()
@@ -128,7 +128,7 @@ class Setting:
         parameters, buffers = torch.func.stack_module_state(modules)
         base = copy.deepcopy(modules[0]).to("meta")
         optimizer = torch.optim.Adam(parameters.values(), lr=1e-3, fused=True)
-        train, normalise = self.loader.splits["train"], self.loader.pixels.normalise
+        train, normalise = self.loader.splits["train"], self.loader.normalise
 
         def loss(
             own: dict[str, Tensor], state: dict[str, Tensor], images: Tensor, labels: Tensor

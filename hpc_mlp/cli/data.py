@@ -274,19 +274,19 @@ def inspect(out: Path, contact_sheet: Path | None, augments: tuple[str, ...], ch
         from hpc_mlp.config.plan import augment_config, augment_plugins
         from hpc_mlp.config.registry import check_names, load_plugins
         from hpc_mlp.config.sections import Config
-        from hpc_mlp.data.augment import draw_augmented
+        from hpc_mlp.data.sheets import augmented_sheet
 
         config, plugins = augment_config(augments), augment_plugins(augments)
         load_plugins(plugins)
         check_names(Config(augment=config), "--augment", plugins)
-        draw_augmented(out, manifest, config, contact_sheet)
-        say(f"augmented training images, the first of each row as it is: {contact_sheet}")
+        say(augmented_sheet(out, manifest, config, contact_sheet))
         return
     found.show(Console())
-    if check or contact_sheet:
-        from hpc_mlp.data import readback
+    if check:
+        from hpc_mlp.data.readback import verify
 
-        if check:
-            say(readback.verify(out, manifest))
-        if contact_sheet:
-            say(readback.contact_sheet(out, manifest, contact_sheet))
+        say(verify(out, manifest))
+    if contact_sheet:
+        from hpc_mlp.data.sheets import contact_sheet as draw
+
+        say(draw(out, manifest, contact_sheet))

@@ -21,7 +21,9 @@ from hpc_mlp.errors import RejectError, UserError, printable
 
 _END = struct.Struct("<4s4H2LH")
 _END64 = struct.Struct("<4sQ2H2L4Q")
-_CENTRAL = struct.Struct("<4s6H3L5H2L")
+# An entry of the list, without its versions, times and disk: signature, system, flags, method, CRC,
+# packed and full size, lengths of name, extra field and comment, attributes, offset.
+_CENTRAL = struct.Struct("<4sxBxx2H4x3L3H4x2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
 # Bytes; about 20 million entries.
 _MAX_DIRECTORY = 2 << 30
@@ -31,15 +33,8 @@ _AT_ONCE = 4 << 20
 MAX_RATIO = 200
 
 STORED, DEFLATED = 0, 8
-_METHODS = {
-    1: "Shrink",
-    6: "Implode",
-    9: "Deflate64",
-    12: "BZIP2",
-    14: "LZMA",
-    93: "Zstandard",
-    95: "XZ",
-}
+_METHODS = {1: "Shrink", 6: "Implode", 9: "Deflate64", 12: "BZIP2", 14: "LZMA"}
+_METHODS |= {93: "Zstandard", 95: "XZ"}
 
 
 class ZipSource(FileWithEntries):
@@ -68,26 +63,10 @@ class ZipSource(FileWithEntries):
         """Read the central directory into the arrays."""
         offset, length, shift = self._find_directory(size)
         directory = read_at(self._fd, length, offset)
-        self._shift = shift
         at = 0
         while at + _CENTRAL.size <= length:
-            fields = _CENTRAL.unpack_from(directory, at)
-            (
-                signature,
-                made_by,
-                _,
-                flags,
-                method,
-                _,
-                _,
-                crc,
-                packed,
-                full,
-                n_name,
-                n_extra,
-                n_comment,
-            ) = fields[:13]
-            attributes, local = fields[15], fields[16]
+            signature, system, *fields, attributes, local = _CENTRAL.unpack_from(directory, at)
+            flags, method, crc, packed, full, n_name, n_extra, n_comment = fields
             if signature != b"PK\1\2":
                 raise self._unreadable("its list of entries is damaged")
             at += _CENTRAL.size
@@ -96,16 +75,18 @@ class ZipSource(FileWithEntries):
                 extra = directory[at + n_name : at + n_name + n_extra]
                 full, packed, local = _zip64(extra, full, packed, local)
             at += n_name + n_extra + n_comment
-            self._add(
-                name,
-                flags,
-                method,
-                crc,
-                packed,
-                full,
-                local,
-                attributes if made_by >> 8 == 3 else 0,
-            )
+            text, problem = _decode_name(name, bool(flags & 0x800))
+            # On Unix the kind of file.
+            mode = attributes >> 16 if system == 3 else 0
+            problem = problem or _problem(flags, mode, method, packed, full)
+            if problem:
+                self.problems[len(self.names)] = problem
+            self.names.append(text)
+            self._offset.append(min(local + shift, 2**63))
+            self._stored.append(packed)
+            self._full.append(full)
+            self._crc.append(crc)
+            self._method.append(min(method, 255))
         if at != length:
             raise self._unreadable("its list of entries is damaged")
 
@@ -138,42 +119,6 @@ class ZipSource(FileWithEntries):
             if 0 <= place <= locator - _END64.size and read_at(self._fd, 4, place) == b"PK\6\6":
                 return place
         raise self._unreadable("its ZIP64 record is damaged")
-
-    def _add(
-        self,
-        name: bytes,
-        flags: int,
-        method: int,
-        crc: int,
-        packed: int,
-        full: int,
-        local: int,
-        attributes: int,
-    ) -> None:
-        index = len(self.names)
-        text, problem = _decode_name(name, bool(flags & 0x800))
-        mode = attributes >> 16
-        if problem:
-            pass
-        elif flags & 0x41:
-            problem = "encrypted"
-        elif stat.S_IFMT(mode) and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            problem = "a symbolic link" if stat.S_ISLNK(mode) else "not a regular file"
-        elif method not in (STORED, DEFLATED):
-            way = _METHODS.get(method, f"method {method}")
-            problem = f"compressed with {way}, which is not supported"
-        elif full > MAX_ENTRY_BYTES or packed > MAX_ENTRY_BYTES:
-            problem = f"larger than {MAX_ENTRY_BYTES >> 20} MiB"
-        elif full > 1 << 20 and full > MAX_RATIO * packed:
-            problem = f"a decompression bomb (unpacks to {full // max(packed, 1)} times its size)"
-        if problem:
-            self.problems[index] = problem
-        self.names.append(text)
-        self._offset.append(min(local + self._shift, 2**63))
-        self._stored.append(packed)
-        self._full.append(full)
-        self._crc.append(crc)
-        self._method.append(min(method, 255))
 
     def _find_overlaps(self) -> None:
         """Entries whose bytes are also another entry's: the trick of the densest ZIP bombs."""
@@ -262,6 +207,22 @@ def _decode_name(name: bytes, is_utf8: bool) -> tuple[str, str]:
     if "\0" in text:
         return text.replace("\0", "�"), "its name holds a zero byte"
     return text.replace("\\", "/"), ""
+
+
+def _problem(flags: int, mode: int, method: int, packed: int, full: int) -> str:
+    """Why the entry cannot be taken, by what the list says of it; "" where it can."""
+    if flags & 0x41:
+        return "encrypted"
+    if stat.S_IFMT(mode) and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        return "a symbolic link" if stat.S_ISLNK(mode) else "not a regular file"
+    if method not in (STORED, DEFLATED):
+        way = _METHODS.get(method, f"method {method}")
+        return f"compressed with {way}, which is not supported"
+    if full > MAX_ENTRY_BYTES or packed > MAX_ENTRY_BYTES:
+        return f"larger than {MAX_ENTRY_BYTES >> 20} MiB"
+    if full > 1 << 20 and full > MAX_RATIO * packed:
+        return f"a decompression bomb (unpacks to {full // max(packed, 1)} times its size)"
+    return ""
 
 
 def _zip64(extra: bytes, full: int, packed: int, local: int) -> tuple[int, int, int]:

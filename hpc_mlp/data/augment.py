@@ -9,7 +9,6 @@ neither on how the batch is split over processes nor on what was drawn before.""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,10 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hpc_mlp.config.sections import AugmentConfig
-from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.own_augment import Broken, augment_own
-from hpc_mlp.data.remote import DatasetLocation
-from hpc_mlp.data.streaming import StreamingSplit
 from hpc_mlp.machine.device import send
 from hpc_mlp.machine.randomness import augmentation_draws
 
@@ -30,24 +26,9 @@ Draws = dict[str, NDArray[np.float32]]
 
 # One column of draws each. New ones go to the end, so that old ones stay what they are.
 _NAMES = (
-    "flip",
-    "angle",
-    "shift_x",
-    "shift_y",
-    "crop_area",
-    "crop_aspect",
-    "crop_x",
-    "crop_y",
-    "brightness",
-    "contrast",
-    "saturation",
-    "hue",
-    "erase",
-    "erase_area",
-    "erase_aspect",
-    "erase_x",
-    "erase_y",
-)
+    "flip angle shift_x shift_y crop_area crop_aspect crop_x crop_y brightness contrast saturation "
+    "hue erase erase_area erase_aspect erase_x erase_y"
+).split()
 
 _CROP_ASPECT = 4 / 3
 _ERASED_AREA = (0.02, 0.33)
@@ -262,42 +243,3 @@ def _gray(pixels: Tensor) -> Tensor:
         return pixels
     red, green, blue = pixels.unbind(1)
     return (0.2989 * red + 0.587 * green + 0.114 * blue).unsqueeze(1)
-
-
-def augmented_rows(
-    location: DatasetLocation,
-    manifest: Manifest,
-    config: AugmentConfig,
-    seed: int,
-    images: int = 8,
-    copies: int = 8,
-) -> Tensor:
-    """uint8 [images, copies, C, H, W]: the first training images, as they are and augmented."""
-    split = StreamingSplit(location, manifest, "train", workers=0, device=torch.device("cpu"))
-    batches = split.in_order(images)
-    original = next(iter(batches)).images
-    columns = [original]
-    for step in range(copies - 1):
-        pixels = augment(
-            original, config, seeds=[seed], epoch=0, step=step, positions=slice(0, len(original))
-        )
-        columns.append((pixels.clamp(0, 1) * 255).round().to(torch.uint8))
-    return torch.stack(columns, dim=1)
-
-
-def draw_augmented(
-    location: DatasetLocation, manifest: Manifest, config: AugmentConfig, file: Path
-) -> None:
-    """A PNG of eight training images, each in a row: as it is, then seven times augmented."""
-    from PIL import Image
-
-    from hpc_mlp.data.readback import save_png
-
-    rows = augmented_rows(location, manifest, config, seed=0)  # [R, N, C, H, W]
-    sheet = F.pad(rows, (1, 1, 1, 1), value=255).permute(0, 3, 1, 4, 2).numpy()  # [R, H, N, W, C]
-    height, width = sheet.shape[0] * sheet.shape[1], sheet.shape[2] * sheet.shape[3]
-    pixels = sheet.reshape(height, width, manifest.channels)
-    image = Image.fromarray(pixels if manifest.channels == 3 else pixels[:, :, 0])
-    # Small images are drawn larger.
-    factor = max(1, 96 // manifest.image_size[0])
-    save_png(image.resize((width * factor, height * factor), Image.Resampling.NEAREST), file)

@@ -56,10 +56,14 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 _IEND = _chunk(b"IEND", b"")
 
 
+def as_image(pixels: npt.NDArray[np.uint8]) -> Image.Image:
+    """Of uint8 [H, W, 1 or 3]."""
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
 def encode_jpeg(pixels: npt.NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
-    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    as_image(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return buffer.getvalue()
 
 

@@ -78,7 +78,7 @@ class Inspection(Showable):
 
     def images(self) -> Image.Image:
         """A contact sheet: a row of training images for each class."""
-        from hpc_mlp.data.readback import draw_contact_sheet
+        from hpc_mlp.data.sheets import draw_contact_sheet
 
         # A notebook stores what it can as JPEG too, in five times the bytes.
         return draw_contact_sheet(self.folder, self.manifest).convert("RGBA")

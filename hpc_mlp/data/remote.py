@@ -39,27 +39,9 @@ _PIECE = 1 << 20
 # nothing has come yet (a server that is busy); what it has written into the pipe it could not
 # take back, hence the last limit, which only counts where we were killed and cannot end it.
 _CURL = (
-    "curl",
-    "-fsSL",
-    "--globoff",
-    "--proto",
-    "=http,https",
-    "--proto-redir",
-    "=http,https",
-    "--connect-timeout",
-    "15",
-    "--retry",
-    "10",
-    "--retry-delay",
-    "2",
-    "--retry-max-time",
-    "15",
-    "--speed-limit",
-    "1",
-    "--speed-time",
-    "25",
-    "--url",
-)
+    "curl -fsSL --globoff --proto =http,https --proto-redir =http,https --connect-timeout 15 "
+    "--retry 10 --retry-delay 2 --retry-max-time 15 --speed-limit 1 --speed-time 25 --url"
+).split()
 
 
 def is_url(location: DatasetLocation) -> bool:

@@ -35,7 +35,7 @@ from hpc_mlp.data.remote import DatasetLocation
 from hpc_mlp.data.shards import Known, OpenShard, blocks, check_sizes, open_shard
 from hpc_mlp.errors import UserError
 from hpc_mlp.machine.memory import free_machine_memory
-from hpc_mlp.machine.processes import Processes
+from hpc_mlp.machine.processes import ALONE, Processes
 from hpc_mlp.machine.randomness import window_shuffles
 
 Rows = NDArray[np.int64]
@@ -61,11 +61,6 @@ class Batch:
     step: int
     first: int
 
-    @property
-    def positions(self) -> slice:
-        """The images' places in the global batch."""
-        return slice(self.first, self.first + len(self.labels))
-
 
 def epoch_order(counts: list[int], *, seed: int, epoch: int, shuffle_buffer: int) -> Rows:
     """int64 [N]: the rows (in shard order) of an epoch of a split with `counts` images per
@@ -76,11 +71,9 @@ def epoch_order(counts: list[int], *, seed: int, epoch: int, shuffle_buffer: int
     order: Rows = np.concatenate([np.empty(0, np.int64), *ranges])
     total = len(order)
     first = int(rng.integers(1, shuffle_buffer + 1)) if shuffle_buffer < total else total
-    for start, stop in [
-        (0, first),
-        *((first + a, first + b) for a, b in blocks(total - first, shuffle_buffer)),
-    ]:
-        rng.shuffle(order[start:stop])
+    rng.shuffle(order[:first])
+    for start, stop in blocks(total - first, shuffle_buffer):
+        rng.shuffle(order[first + start : first + stop])
     return order
 
 
@@ -120,38 +113,21 @@ class StreamingSplit:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def num_steps(self, batch_size: int) -> int:
-        """Batches per epoch, the same for every process; the last one may be smaller."""
-        return -(-len(self) // batch_size)
-
     def epoch(
-        self,
-        *,
-        seed: int,
-        epoch: int,
-        batch_size: int,
-        start_step: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> Generator[Batch, None, None]:
-        """The batches from `start_step` on, shuffled. `batch_size` is that of all processes
-        together.
+        self, seed: int, epoch: int, batch_size: int, start: int = 0, processes: Processes = ALONE
+    ) -> Generator[Batch]:
+        """The batches from step `start` on, shuffled. `batch_size` is that of all processes
+        together; their number of batches is the same, and the last one may be smaller.
 
         UserError where a shard is missing or damaged, RunError where a URL cannot be read.
         """
-        order = epoch_order(
-            np.diff(self.starts).tolist(),
-            seed=seed,
-            epoch=epoch,
-            shuffle_buffer=self._shuffle_buffer,
-        )
-        return self._batches(order, batch_size, start_step, rank, world_size)
+        counts, buffer = np.diff(self.starts).tolist(), self._shuffle_buffer
+        order = epoch_order(counts, seed=seed, epoch=epoch, shuffle_buffer=buffer)
+        return self._batches(order, batch_size, start, processes)
 
-    def in_order(
-        self, batch_size: int, rank: int = 0, world_size: int = 1
-    ) -> Generator[Batch, None, None]:
+    def in_order(self, batch_size: int, processes: Processes = ALONE) -> Generator[Batch]:
         """All batches in shard order: for validation and test."""
-        return self._batches(np.arange(len(self)), batch_size, 0, rank, world_size)
+        return self._batches(np.arange(len(self)), batch_size, 0, processes)
 
     def shard_of(self, rows: Rows) -> Rows:
         """The shard of each row."""
@@ -180,19 +156,18 @@ class StreamingSplit:
         )
 
     def _batches(
-        self, order: Rows, batch_size: int, start_step: int, rank: int, world_size: int
-    ) -> Generator[Batch, None, None]:
+        self, order: Rows, batch_size: int, start: int, processes: Processes
+    ) -> Generator[Batch]:
         parts = []
-        for step in range(start_step, self.num_steps(batch_size)):
-            rows = order[step * batch_size : (step + 1) * batch_size]
-            first, stop = Processes(rank, world_size).part(len(rows))
-            parts.append(_Part(step, first, rows[first:stop]))
+        for step, (begin, end) in enumerate(blocks(len(order), batch_size)[start:], start):
+            first, stop = processes.part(end - begin)
+            parts.append(_Part(step, first, order[begin + first : begin + stop]))
         reader = _Reader(self, parts)
         try:
             for part in parts:
-                start = time.perf_counter()
+                began = time.perf_counter()
                 images, labels = reader.take()
-                self.wait_seconds += time.perf_counter() - start
+                self.wait_seconds += time.perf_counter() - began
                 yield Batch(
                     images.to(self._device, non_blocking=True),
                     labels.to(self._device, non_blocking=True),

@@ -14,20 +14,7 @@ from hpc_mlp.errors import UserError, printable
 # They make a shards folder, a run folder.
 MANIFEST, CONFIG = "manifest.json", "config.json"
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-_IMAGES = (
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".gif",
-    ".bmp",
-    ".webp",
-    ".tif",
-    ".tiff",
-    ".ppm",
-    ".pgm",
-    ".jp2",
-    ".avif",
-)
+_IMAGES = tuple(".png .jpg .jpeg .gif .bmp .webp .tif .tiff .ppm .pgm .jp2 .avif".split())
 # So many names of a folder are looked at.
 _ENOUGH = 1000
 

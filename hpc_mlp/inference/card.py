@@ -19,14 +19,7 @@ if TYPE_CHECKING:
 # Classes that are listed one by one; the file itself has them all.
 _MOST_CLASSES = 100
 # Told whether they are the defaults or not.
-_ALWAYS = (
-    "train.epochs",
-    "train.batch_size",
-    "optim.name",
-    "optim.lr",
-    "model.kind",
-    "model.hidden",
-)
+_ALWAYS = "train.epochs train.batch_size optim.name optim.lr model.kind model.hidden".split()
 # What hubs call them, and what they are.
 _METRICS = {
     "accuracy": "accuracy",

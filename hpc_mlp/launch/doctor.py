@@ -25,20 +25,8 @@ from hpc_mlp.machine.memory import num_cpus
 from hpc_mlp.runs.lease import Lease
 from hpc_mlp.terminal.text import count
 
-_PACKAGES = (
-    "accelerate",
-    "numpy",
-    "pillow",
-    "submitit",
-    "webdataset",
-    "safetensors",
-    "pydantic",
-    "rich",
-)
-_SHARED = (
-    "nfs", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb", "weka", "panfs", "orangefs", "9p",
-    "fuse",
-)  # fmt: skip
+_PACKAGES = "accelerate numpy pillow submitit webdataset safetensors pydantic rich".split()
+_SHARED = tuple("nfs lustre gpfs beegfs ceph cifs smb weka panfs orangefs 9p fuse".split())
 
 
 @dataclass(frozen=True)

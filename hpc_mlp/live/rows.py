@@ -149,17 +149,11 @@ class RunStatus:
         """Flat. `loss` is the training loss."""
         p = self.progress
         own = {key: value for key, value in vars(self).items() if key not in ("progress", "usage")}
-        names = [
-            "epoch",
-            "epochs",
-            "val_loss",
-            "val_accuracy",
-            "learning_rate",
-            "best_epoch",
-            "best_val_loss",
-        ]
-        names += ["images_per_second", "seconds_left"]
-        of_progress = {name: getattr(p, name) for name in names}
+        names = (
+            "epoch epochs val_loss val_accuracy learning_rate best_epoch best_val_loss "
+            "images_per_second seconds_left"
+        )
+        of_progress = {name: getattr(p, name) for name in names.split()}
         return own | of_progress | {"loss": p.train_loss, "node": self.node or None}
 
 

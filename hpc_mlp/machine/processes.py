@@ -157,6 +157,9 @@ class Processes:
             raise RunError(f"process 0 of {self.world_size} cannot be reached any more.") from None
 
 
+ALONE = Processes()
+
+
 def backend(cpu: bool) -> str | None:
     """What carries messages between processes that a launcher has started: NCCL those that lie on
     GPUs, gloo those of the host, so that no GPU waits for a word of the others. None: as Accelerate

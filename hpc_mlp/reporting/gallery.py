@@ -13,9 +13,10 @@ import numpy as np
 from PIL import Image
 
 from hpc_mlp.data.decode import Pixels, decode_whole
+from hpc_mlp.data.encode import as_image
 from hpc_mlp.data.manifest import Manifest
-from hpc_mlp.data.readback import first_of_each
 from hpc_mlp.data.shards import OpenShard, open_shard
+from hpc_mlp.data.sheets import first_of_each
 from hpc_mlp.errors import RejectError, UserError
 from hpc_mlp.reporting import figures
 from hpc_mlp.reporting.figures import Drawn
@@ -74,7 +75,7 @@ def _sample(shard: OpenShard, manifest: Manifest, row: int) -> Sample:
         except RejectError as error:
             raise UserError(f"image {row} of {shard.name} cannot be decoded ({error}).") from None
     pixels = shard.image(row, manifest)
-    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).convert("RGB")
+    image = as_image(pixels).convert("RGB")
     fits = max(image.size) <= LARGEST
     image.thumbnail((LARGEST, LARGEST))
     return Sample(label, np.asarray(image), file if fits else b"")

@@ -16,7 +16,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from hpc_mlp.config.sections import AugmentConfig
-from hpc_mlp.data.augment import affine_matrices, augment, augmented_rows, draw, is_active, turn_hue
+from hpc_mlp.data.augment import affine_matrices, augment, draw, is_active, turn_hue
+from hpc_mlp.data.sheets import augmented_rows
 
 EVERYTHING: dict[str, Any] = {
     "horizontal_flip": 0.5,
@@ -236,19 +237,12 @@ def test_every_seed_epoch_and_step_draws_anew() -> None:
 def test_a_sheet_begins_with_the_originals(tmp_path: Path) -> None:
     images, labels = random_arrays(20, size=16)
     manifest = write_shards(tmp_path, {"train": (images, labels)}, shard_size=6)
-    sheet = augmented_rows(
-        tmp_path, manifest, AugmentConfig(**EVERYTHING), seed=0, images=5, copies=4
-    )
-    assert sheet.shape == (5, 4, 3, 16, 16) and sheet.dtype == torch.uint8
-    assert np.array_equal(sheet[:, 0].numpy(), images[:5].transpose(0, 3, 1, 2))
-    assert len({sheet[0, copy].numpy().tobytes() for copy in range(4)}) == 4
-    assert augmented_rows(tmp_path, manifest, AugmentConfig(), seed=0, images=50).shape == (
-        20,
-        8,
-        3,
-        16,
-        16,
-    )
+    rows = augmented_rows(tmp_path, manifest, AugmentConfig(**EVERYTHING), images=5, copies=4)
+    assert np.shape(rows) == (5, 4, 16, 16, 3) and np.asarray(rows).dtype == np.uint8
+    assert np.array_equal([row[0] for row in rows], images[:5])
+    assert len({pixels.tobytes() for pixels in rows[0]}) == 4
+    every = augmented_rows(tmp_path, manifest, AugmentConfig(), images=50)
+    assert np.shape(every) == (20, 8, 16, 16, 3)
 
 
 @pytest.mark.gpu

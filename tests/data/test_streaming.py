@@ -84,20 +84,11 @@ def test_every_image_exactly_once(
         stream = open_split(folder, split, workers=workers, shuffle_buffer=buffer)
         if not shuffled:
             return [
-                list(stream.in_order(batch_size, rank, world_size))[start:]
+                list(stream.in_order(batch_size, Processes(rank, world_size)))[start:]
                 for rank in range(world_size)
             ]
         return [
-            list(
-                stream.epoch(
-                    seed=seed,
-                    epoch=epoch,
-                    batch_size=batch_size,
-                    start_step=start,
-                    rank=rank,
-                    world_size=world_size,
-                )
-            )
+            list(stream.epoch(seed, epoch, batch_size, start, Processes(rank, world_size)))
             for rank in range(world_size)
         ]
 
@@ -183,7 +174,7 @@ def test_a_resumed_epoch_decodes_and_opens_only_what_is_left(
     monkeypatch.setattr(OpenShard, "image", image)
     monkeypatch.setattr(StreamingSplit, "open", opening)
     stream = open_split(folders[5], shuffle_buffer=5)
-    list(stream.epoch(seed=3, epoch=1, batch_size=4, start_step=11))
+    list(stream.epoch(seed=3, epoch=1, batch_size=4, start=11))
     assert len(decoded) == 53 - 44
     # Of eleven.
     assert len(opened) == len(set(opened)) <= 4
