@@ -32,8 +32,7 @@ from hpc_mlp.bank.step import TrainStep
 from hpc_mlp.config.plan import ALL, RunSpec, parse_variants, plan_runs
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.launch.cores import processes_for, thread_budget
-from hpc_mlp.machine.memory import free_machine_memory
-from hpc_mlp.machine.pinned_memory import keep_freed_memory
+from hpc_mlp.machine.memory import free_machine_memory, keep_freed_memory
 from hpc_mlp.machine.processes import Processes
 from hpc_mlp.models.registry import BUILT_IN, build_module
 from hpc_mlp.training.batches import ResidentBatchLoader, num_steps

@@ -21,7 +21,6 @@ from hpc_mlp.config.plan import RunSpec
 from hpc_mlp.config.sections import AugmentConfig, OptimConfig, ScheduleConfig
 from hpc_mlp.machine.device import sendable
 from hpc_mlp.machine.processes import Processes
-from hpc_mlp.machine.randomness import dropout_draws
 from hpc_mlp.models.registry import BUILT_IN, ImageShape, build_module, count_parameters
 
 
@@ -158,19 +157,7 @@ class Bank(nn.Module):
 
         def draws(layer: int, width: int) -> Tensor:
             if (layer, width) not in cache:
-                rows = [
-                    torch.from_numpy(
-                        dropout_draws(
-                            stream.seed,
-                            position.epoch,
-                            position.step,
-                            layer,
-                            position.batch_size,
-                            width,
-                        )
-                    )[position.start : position.stop]
-                    for stream in self.streams
-                ]
+                rows = [position.draws(stream.seed, layer, width) for stream in self.streams]
                 together = rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
                 cache[layer, width] = sendable(together, device)
             return cache[layer, width]

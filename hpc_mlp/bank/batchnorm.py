@@ -27,6 +27,10 @@ class Running:
     var: Tensor
     momentum: float
 
+    def flat(self) -> tuple[Tensor, Tensor]:
+        """[v·H] each"""
+        return self.mean.view(-1), self.var.view(-1)
+
 
 @dataclass(frozen=True)
 class Saved:
@@ -89,15 +93,9 @@ def _native_forward(
 ) -> tuple[Tensor, Saved]:
     members, batch, width = x.shape
     flat = x.transpose(0, 1).reshape(batch, members * width).contiguous()
+    affine, statistics = (weight.view(-1), bias.view(-1)), running.flat()
     y, mean, inverse_std = torch.native_batch_norm(
-        flat,
-        weight.view(-1),
-        bias.view(-1),
-        running.mean.view(-1),
-        running.var.view(-1),
-        learning,
-        running.momentum,
-        eps,
+        flat, *affine, *statistics, learning, running.momentum, eps
     )
     saved = Saved(flat, mean, inverse_std, running, learning, eps)
     return y.view(batch, members, width).transpose(0, 1), saved
@@ -110,8 +108,7 @@ def _native_backward(dy: Tensor, weight: Tensor, saved: Saved) -> tuple[Tensor, 
         flat,
         saved.x,
         weight.view(-1),
-        saved.running.mean.view(-1),
-        saved.running.var.view(-1),
+        *saved.running.flat(),
         saved.mean,
         saved.inverse_std,
         saved.learning,

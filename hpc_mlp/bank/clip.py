@@ -3,7 +3,6 @@ number of members."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hpc_mlp.bank.bank import Bank
+from hpc_mlp.bank.parts import slices_of_equal
 from hpc_mlp.machine.device import branch
 
 # Floats that torch sums up by one thread, for a norm.
@@ -25,8 +25,10 @@ class _NormGroup:
     common: list[str]
     # Of members `rows` alone.
     normed: list[str]
-    rows: Tensor  # int64
-    clips: Tensor  # [v]
+    # int64
+    rows: Tensor
+    # [v]
+    clips: Tensor
     # Bool [v]: not clipped.
     free: Tensor
 
@@ -41,8 +43,8 @@ class Clipping:
     def __init__(self, bank: Bank, parameters: Collection[str], device: torch.device) -> None:
         self.blocks: list[_NormGroup] = []
         rows = [row for row in bank.tensor_slots() if row.tensor in parameters]
-        for _, group in itertools.groupby(rows, key=lambda row: bank.block_of[row.tensor]):
-            block = list(group)
+        for _, part in slices_of_equal(bank.block_of[row.tensor] for row in rows):
+            block = rows[part]
             members = sorted({row.member for row in block})
             clips = [bank.specs[member].config.optim.clip_norm for member in members]
             if not any(clips):
@@ -52,17 +54,12 @@ class Clipping:
                 places.setdefault(row.tensor, []).append(row.member - members[0])
             common = [name for name, found in places.items() if len(found) == len(members)]
             normed = [name for name in places if name not in common]
-            self.blocks.append(
-                _NormGroup(
-                    common,
-                    normed,
-                    torch.tensor(
-                        places[normed[0]] if normed else [], dtype=torch.int64, device=device
-                    ),
-                    torch.tensor([clip or 0.0 for clip in clips], device=device),
-                    torch.tensor([clip is None for clip in clips], device=device),
-                )
+            where = torch.tensor(
+                places[normed[0]] if normed else [], dtype=torch.int64, device=device
             )
+            limits = torch.tensor([clip or 0.0 for clip in clips], device=device)
+            free = torch.tensor([clip is None for clip in clips], device=device)
+            self.blocks.append(_NormGroup(common, normed, where, limits, free))
 
     def __call__(self, gradients: dict[str, Tensor]) -> None:
         """In place; of stacked parameters [v, …]."""
@@ -82,12 +79,9 @@ class Clipping:
             if members == 1:
                 torch._foreach_mul_(common, scales[0])
                 continue
-            for gradients_of, scale in (
-                (common, scales),
-                (normed, scales.index_select(0, block.rows)),
-            ):
-                for gradient in gradients_of:
-                    gradient.mul_(scale.view(-1, *[1] * (gradient.dim() - 1)))
+            own = scales.index_select(0, block.rows)
+            for gradient, scale in [(g, scales) for g in common] + [(g, own) for g in normed]:
+                gradient.mul_(scale.view(-1, *[1] * (gradient.dim() - 1)))
 
 
 def _norms(x: Tensor, members: int) -> Tensor:

@@ -22,6 +22,11 @@ class BatchPosition:
     stop: int
     batch_size: int
 
+    def draws(self, seed: int, layer: int, width: int) -> Tensor:
+        """The `dropout_draws` of this process's images, int16 [b, width] in the host's memory."""
+        whole = dropout_draws(seed, self.epoch, self.step, layer, self.batch_size, width)
+        return torch.from_numpy(whole[self.start : self.stop])
+
 
 class StatelessDropout(nn.Dropout):
     """`nn.Dropout` whose mask is a function of (seed, epoch, step, layer, image's place in the
@@ -61,10 +66,7 @@ class StatelessDropout(nn.Dropout):
 
     def _fill(self, draws: Tensor, position: BatchPosition) -> None:
         width = draws[0].numel() if len(draws) else 0
-        made = dropout_draws(
-            self.seed, position.epoch, position.step, self.layer, position.batch_size, width
-        )
-        own = torch.from_numpy(made[position.start : position.stop]).view_as(draws)
+        own = position.draws(self.seed, self.layer, width).view_as(draws)
         draws.copy_(send(own, draws.device), non_blocking=True)
         self.filled = position
 
@@ -73,11 +75,8 @@ def make_stateless(module: nn.Module, seed: int) -> list[StatelessDropout]:
     """Replace every `nn.Dropout` inside `module` that drops anything, in place; returns the new
     ones."""
     replaced: list[StatelessDropout] = []
-    found = [
-        (name, child)
-        for name, child in module.named_modules()
-        if type(child) is nn.Dropout and name
-    ]
+    modules = [(name, child) for name, child in module.named_modules() if name]
+    found = [(name, child) for name, child in modules if type(child) is nn.Dropout]
     for layer, (name, child) in enumerate(found):
         if child.p > 0:
             new = StatelessDropout(child.p, seed, layer=1000 + layer)

@@ -52,6 +52,7 @@ class BankLoss:
         self.smoothing = (
             torch.tensor(smoothing, device=device).unsqueeze(1) if any(smoothing) else None
         )
+        # [V, K]
         self.weights: Tensor | None = None
         if any(config.class_weights == "balanced" for config in configs):
             counts = torch.tensor(class_counts, dtype=torch.float64).clamp(min=1)
@@ -60,7 +61,7 @@ class BankLoss:
                 balanced if c.class_weights == "balanced" else torch.ones_like(balanced)
                 for c in configs
             ]
-            self.weights = torch.stack(rows).to(device)  # [V, K]
+            self.weights = torch.stack(rows).to(device)
 
     def __call__(self, logits: Tensor, targets: Targets, batch_size: int) -> Tensor:
         """logits float32 [V, B, K] of this process's part of a global batch of `batch_size` → [V]:

@@ -63,11 +63,11 @@ class Metrics:
     """Classification metrics from one confusion matrix, as scikit-learn computes them with
     zero_division=0.
 
-    Macro averages run over the classes that occur in the labels or the predictions.
-    """
+    Macro averages run over the classes that occur in the labels or the predictions. `confusion`:
+    counts [K, K], true row, predicted column."""
 
     loss: float
-    confusion: NDArray[np.int64]  # [K, K]
+    confusion: NDArray[np.int64]
 
     @property
     def num_images(self) -> int:

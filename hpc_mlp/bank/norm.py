@@ -46,8 +46,9 @@ class StackedBatchNorm(nn.Module):
         self.parts: BatchParts | None = None
         self.eps = norms[0].eps
         self.momentum = norms[0].momentum or 0.1
-        self.weight = nn.Parameter(torch.stack([norm.weight.detach() for norm in norms]))  # [R, H]
-        self.bias = nn.Parameter(torch.stack([norm.bias.detach() for norm in norms]))  # [R, H]
+        # [R, H] each
+        self.weight = nn.Parameter(torch.stack([norm.weight.detach() for norm in norms]))
+        self.bias = nn.Parameter(torch.stack([norm.bias.detach() for norm in norms]))
         for name in ("running_mean", "running_var", "num_batches_tracked"):
             self.register_buffer(name, torch.stack([getattr(norm, name) for norm in norms]))
         # Neighbouring members, and whether they are normalised.
@@ -101,43 +102,6 @@ class _AllSum(torch.autograd.Function):
         return grad
 
 
-def global_count(x: Tensor) -> Tensor:
-    """Rows of x [b, F] over all processes."""
-    count = torch.tensor(float(x.shape[0]), device=x.device)
-    dist.all_reduce(count)
-    return count
-
-
-def single_value(x: Tensor, count: Tensor | None) -> bool:
-    """Whether the (global) batch has one row: no statistics can be taken. Reads `count` only where
-    that can be."""
-    return x.shape[0] <= 1 and (count is None or int(count.item()) <= 1)
-
-
-def sync_batch_norm(
-    x: Tensor,
-    count: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    momentum: float,
-    eps: float,
-) -> Tensor:
-    """Batch normalisation of this process's part [b, F] (b may be 0) of a global batch of `count`
-    rows; updates the running statistics `mean` and `var` [F] in place. Two passes, so that the
-    variance does not cancel."""
-    x32 = x.float()
-    batch_mean = _AllSum.apply(x32.sum(0)) / count
-    centred = x32 - batch_mean
-    batch_var = _AllSum.apply(centred.square().sum(0)) / count
-    with torch.no_grad():
-        mean.lerp_(batch_mean, momentum)
-        var.lerp_(batch_var * (count / (count - 1)), momentum)
-    y = centred * torch.rsqrt(batch_var + eps) * weight + bias
-    return cast(Tensor, y.to(x.dtype))
-
-
 class BankNorm(nn.modules.batchnorm._BatchNorm):
     """Any BatchNorm layer; with `sync`, statistics are those of the global batch, also on CPUs."""
 
@@ -150,35 +114,35 @@ class BankNorm(nn.modules.batchnorm._BatchNorm):
         """[b, F, …] → [b, F, …]"""
         if not self.training or not self.track_running_stats:
             return super().forward(input)
-        assert self.running_mean is not None and self.running_var is not None
-        assert self.num_batches_tracked is not None
         rows = input.movedim(1, -1).reshape(-1, self.num_features)
-        count = global_count(rows) if self.sync else None
-        if single_value(rows, count):
-            return F.batch_norm(
-                input,
-                self.running_mean,
-                self.running_var,
-                self.weight,
-                self.bias,
-                False,
-                0.0,
-                self.eps,
-            )
+        count: Tensor | None = None
+        if self.sync:
+            count = torch.tensor(float(len(rows)), device=rows.device)
+            dist.all_reduce(count)
+        # Of one row no statistics can be taken. A device is asked only where that can be.
+        if len(rows) <= 1 and (count is None or int(count.item()) <= 1):
+            fixed = self.running_mean, self.running_var, self.weight, self.bias
+            return F.batch_norm(input, *fixed, False, 0.0, self.eps)
         if count is None:
             return super().forward(input)
-        self.num_batches_tracked += 1
-        flat = sync_batch_norm(
-            rows,
-            count,
-            self.weight,
-            self.bias,
-            self.running_mean,
-            self.running_var,
-            self.momentum or 0.1,
-            self.eps,
-        )
+        flat = self._normalised(rows, count)
         return flat.view(input.movedim(1, -1).shape).movedim(-1, 1)
+
+    def _normalised(self, x: Tensor, count: Tensor) -> Tensor:
+        """This process's part [b, F] (b may be 0) of a global batch of `count` rows. Two passes, so
+        that the variance does not cancel."""
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        x32, momentum = x.float(), self.momentum or 0.1
+        mean = _AllSum.apply(x32.sum(0)) / count
+        centred = x32 - mean
+        var = _AllSum.apply(centred.square().sum(0)) / count
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(var * (count / (count - 1)), momentum)
+        y = centred * torch.rsqrt(var + self.eps) * self.weight + self.bias
+        return cast(Tensor, y.to(x.dtype))
 
 
 def replace_norms(module: nn.Module) -> list[BankNorm]:
@@ -187,13 +151,8 @@ def replace_norms(module: nn.Module) -> list[BankNorm]:
     replaced: list[BankNorm] = []
     for name, child in list(module.named_modules()):
         if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) and name:
-            new = BankNorm(
-                child.num_features,
-                child.eps,
-                child.momentum,
-                child.affine,
-                child.track_running_stats,
-            )
+            shape, tracked = (child.num_features, child.eps), child.track_running_stats
+            new = BankNorm(*shape, child.momentum, child.affine, tracked)
             new._parameters, new._buffers = child._parameters, child._buffers
             module.set_submodule(name, new.train(child.training))
             replaced.append(new)

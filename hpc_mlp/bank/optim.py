@@ -104,10 +104,8 @@ def _laid_out_as(parameter: Tensor, gradient: Tensor | None) -> Tensor:
 def _together(layer: StackedLinear, spec: RunSpec) -> tuple[ParamGroup, object]:
     """Members of equal keys share a block: one update, of gradients whose factors stand
     together."""
-    return param_group_of(spec), (
-        stream_of(spec),
-        spec.config.model.batchnorm,
-    ) if layer.reads_images else None
+    apart = (stream_of(spec), spec.config.model.batchnorm) if layer.reads_images else None
+    return param_group_of(spec), apart
 
 
 class BankOptimizer:
@@ -131,13 +129,10 @@ class BankOptimizer:
         device = next(iter(self.parameters.values())).device
         # One for all: members start together.
         self.count = torch.full((), float(count), device=device)
-        self.moments = {
-            kind: {
-                name: torch.zeros_like(p, requires_grad=False)
-                for name, p in self.parameters.items()
-            }
-            for kind in ("first", "second")
-        }
+        self.moments: dict[str, dict[str, Tensor]] = {"first": {}, "second": {}}
+        for held in self.moments.values():
+            for name, parameter in self.parameters.items():
+                held[name] = torch.zeros_like(parameter, requires_grad=False)
         if states is not None:
             for mine, given in zip(self.member_states(), states, strict=True):
                 for key, tensor in mine.items():
@@ -195,10 +190,10 @@ class BankOptimizer:
         self.clip(gradients)
         self.count += 1
         for update in self.updates.values():
-            rows = [
-                gradients[n] if rows is None else gradients[n][rows] for n, rows in update.gradients
+            own = [
+                gradients[n] if part is None else gradients[n][part] for n, part in update.gradients
             ]
-            update.apply(rows, [self.count] * len(rows), rates[update.param_group])
+            update.apply(own, [self.count] * len(own), rates[update.param_group])
         # There and back: what was updated last is still in the cache.
         self.blocks.reverse()
         for block in self.blocks:
@@ -214,18 +209,11 @@ class BankOptimizer:
         return 0.0 if vector and not optim.decay_bias_and_norm else optim.weight_decay
 
     def _new_update(self, name: str, param_group: ParamGroup) -> _Update:
-        return _Update(
-            self.param_groups.index(param_group),
-            param_group.optim,
-            self._decay(name, param_group.optim),
-        )
+        optim, index = param_group.optim, self.param_groups.index(param_group)
+        return _Update(index, optim, self._decay(name, optim))
 
     def _views(self, name: str, rows: slice | None) -> list[Tensor]:
-        tensors = [
-            self.parameters[name].detach(),
-            self.moments["first"][name],
-            self.moments["second"][name],
-        ]
+        tensors = [self.parameters[name].detach(), *(held[name] for held in self.moments.values())]
         return tensors if rows is None else [tensor[rows] for tensor in tensors]
 
     def _add(self, name: str, param_group: ParamGroup, members: slice) -> None:
@@ -249,17 +237,12 @@ class BankOptimizer:
         for name, layer in self.factored.items():
             height, width = layer.weight.shape[1:]
             rows = max(1, min(height, BLOCK_BYTES // (4 * width)))
-            members = (
-                max(1, BLOCK_BYTES // (4 * width * height)) if width * height % VECTOR == 0 else 1
-            )
-            scratch = (
-                scratch
-                if scratch.numel() >= members * rows * width
-                else torch.empty(members * rows * width)
-            )
-            for (param_group, _), together in self.bank.member_slices(
-                name, partial(_together, layer)
-            ):
+            several = BLOCK_BYTES // (4 * width * height) if width * height % VECTOR == 0 else 1
+            members = max(1, several)
+            if scratch.numel() < members * rows * width:
+                scratch = torch.empty(members * rows * width)
+            parts = self.bank.member_slices(name, partial(_together, layer))
+            for (param_group, _), together in parts:
                 for start in range(together.start, together.stop, members):
                     own = slice(start, min(start + members, together.stop))
                     for top in range(0, height, rows):

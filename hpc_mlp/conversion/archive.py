@@ -173,7 +173,8 @@ class FileWithEntries:
         self.path, self.label = path, path.name
         self.names = Names()
         self.problems: dict[int, str] = {}
-        self._offset, self._stored = array("Q"), array("Q")  # bytes
+        # In bytes.
+        self._offset, self._stored = array("Q"), array("Q")
 
     def _hold(self, path: Path) -> None:
         """Open the file that entries are read from. It is closed by `close`, or with the last

@@ -22,7 +22,8 @@ from hpc_mlp.data.limits import MAX_PIXELS
 from hpc_mlp.data.png import packed_rows
 from hpc_mlp.errors import RejectError
 
-Pixels = npt.NDArray[np.uint8]  # [H, W, C]
+# [H, W, C]
+Pixels = npt.NDArray[np.uint8]
 
 # Formats are named, so that hostile bytes reach no decoder that starts programs (EPS) or is seldom
 # tested. Pillow knows these without importing further modules.
@@ -34,8 +35,9 @@ FILTER = Image.Resampling.BILINEAR
 # First a quick box filter by a whole number, as far as it goes.
 GAP = 1.0
 _MIN_BYTES = 64 << 20
-# Larger images are watched and converted in bands; smaller ones take little memory anyhow.
-_LARGE, _BAND = 1 << 22, 1 << 20  # pixels
+# Larger images (in pixels) are watched and converted in bands; smaller ones take little memory
+# anyhow.
+_LARGE, _BAND = 1 << 22, 1 << 20
 # Bytes for each pixel that a decoder takes at its peak, the image itself included (measured with 67
 # megapixels); others than these take 4. A progressive JPEG keeps all coefficients, of 2 bytes.
 _PER_PIXEL = {"WEBP": 17, "JPEG2000": 21, "AVIF": 17, "PPM": 11, "TIFF": 8, "GIF": 5}

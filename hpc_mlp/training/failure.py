@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import traceback
 from collections.abc import Sequence
 
 import torch
 
 from hpc_mlp.bank.bank import stack_key
+from hpc_mlp.bank.parts import slices_of_equal
 from hpc_mlp.errors import HpcMlpError, OwnCodeError, RunError
 from hpc_mlp.machine import ranks, stop
 from hpc_mlp.machine.processes import Processes
@@ -27,10 +27,8 @@ def parts(members: Sequence[Member], error: Exception) -> list[list[Member]]:
     # Not a model's: a full disk, a lost process.
     if isinstance(error, HpcMlpError | OSError):
         return []
-    stacks = [
-        list(group)
-        for _, group in itertools.groupby(members, key=lambda member: stack_key(member.spec))
-    ]
+    keys = (stack_key(member.spec) for member in members)
+    stacks = [list(members[part]) for _, part in slices_of_equal(keys)]
     if len(stacks) > 1:
         return stacks
     half = len(members) // 2

@@ -25,7 +25,7 @@ from hpc_mlp.live.display import open_display
 from hpc_mlp.machine import ranks, stop
 from hpc_mlp.machine.command_line import command_line
 from hpc_mlp.machine.device import branch
-from hpc_mlp.machine.pinned_memory import keep_freed_memory
+from hpc_mlp.machine.memory import keep_freed_memory
 from hpc_mlp.machine.processes import Processes, backend, processes_sharing
 from hpc_mlp.runs.extend import extend, extensions, told
 from hpc_mlp.runs.identity import complete_note

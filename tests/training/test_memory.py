@@ -28,7 +28,7 @@ for step in range(40):
         libc.free(piece)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
-KEEP = "from hpc_mlp.machine.pinned_memory import keep_freed_memory; keep_freed_memory()"
+KEEP = "from hpc_mlp.machine.memory import keep_freed_memory; keep_freed_memory()"
 
 
 def page_faults(first: str) -> int:
