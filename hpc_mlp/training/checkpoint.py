@@ -148,15 +148,6 @@ def _metadata(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def save_best(
-    folder: Path,
-    weights: Mapping[str, Tensor],
-    metadata: Mapping[str, Any],
-    check_lease: LeaseCheck = lambda: None,
-) -> None:
-    save_tensors(folder / BEST, weights, metadata, check_lease)
-
-
 def best_epoch(folder: Path) -> int | None:
     """The epoch of the weights in best.safetensors; None where it cannot be told."""
     metadata = _metadata(folder / BEST)

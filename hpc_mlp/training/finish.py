@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,28 +13,22 @@ from hpc_mlp.bank.evaluate import evaluate
 from hpc_mlp.bank.own_metrics import measure
 from hpc_mlp.files.atomic import write_bytes
 from hpc_mlp.models.registry import build_module
-from hpc_mlp.models.weights import load_weights
-from hpc_mlp.runs.folder import BEST, PREDICTIONS
+from hpc_mlp.runs.folder import PREDICTIONS
 from hpc_mlp.training.batches import BatchLoader
-from hpc_mlp.training.checkpoint import LeaseCheck, save_best
+from hpc_mlp.training.best import BestWeights
+from hpc_mlp.training.checkpoint import LeaseCheck
 from hpc_mlp.training.members import Member
 
 
-@dataclass(frozen=True)
-class FinishedRun:
-    """`best`: the weights of its best epoch, where they are newer than best.safetensors."""
-
-    member: Member
-    num_parameters: int
-    bank_size: int
-    best: dict[str, Tensor] | None
-
-
 def write_result(
-    run: FinishedRun,
+    member: Member,
     loader: BatchLoader,
     batches: Iterable[tuple[Tensor, Tensor]],
+    best: BestWeights,
     check_lease: LeaseCheck,
+    *,
+    num_parameters: int,
+    bank_size: int,
 ) -> float | None:
     """→ test accuracy; None where the run diverged before its first epoch ended. `batches`: the
     test split's images and labels, looked at where there are weights to look with. `check_lease` is
@@ -43,12 +36,11 @@ def write_result(
 
     best.safetensors is written right before result.json, and then the checkpoint has done its part:
     it is removed, unless `train.keep_checkpoint`."""
-    member, manifest, test = run.member, loader.manifest, None
-    spec, folder = member.spec, member.folder
+    manifest, test, spec, folder = loader.manifest, None, member.spec, member.folder
     if member.best_epoch:
         shape = (manifest.channels, *manifest.image_size)
         module = build_module(spec.config.model, shape, len(manifest.classes), spec.seed)
-        module.load_state_dict(run.best or load_weights(folder.path / BEST))
+        module.load_state_dict(best.of(member))
         metrics, probabilities, labels = evaluate(module.to(loader.device), batches, loader.device)
         test = metrics.as_json(manifest.classes)
         if member.metrics:
@@ -58,12 +50,9 @@ def write_result(
         np.savez(buffer, probabilities=probabilities, labels=labels)
         check_lease()
         write_bytes(folder.path / PREDICTIONS, buffer.getvalue())
-    if run.best:
-        save_best(
-            folder.path, run.best, {"epoch": member.best_epoch, "name": spec.name}, check_lease
-        )
+    best.save(member)
     check_lease()
-    folder.write_result(member.result(test, run.num_parameters, str(loader.device), run.bank_size))
+    folder.write_result(member.result(test, num_parameters, str(loader.device), bank_size))
     if not spec.config.train.keep_checkpoint:
         folder.drop_checkpoint()
     return test["accuracy"] if test else None

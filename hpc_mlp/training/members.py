@@ -11,6 +11,9 @@ from hpc_mlp.config.plan import RunSpec
 from hpc_mlp.config.registry import own
 from hpc_mlp.runs.folder import Json, Monitor, RunFolder, best_line
 
+# What of a member its checkpoint holds, beside the data mode, which this session may choose.
+_KEPT = ("history", "best_epoch", "stopped", "seconds", "images")
+
 
 @dataclass
 class Member:
@@ -30,21 +33,11 @@ class Member:
 
     def state(self) -> Json:
         """JSON for the checkpoint."""
-        return {
-            "history": self.history,
-            "best_epoch": self.best_epoch,
-            "stopped": self.stopped,
-            "seconds": self.seconds,
-            "images": self.images,
-            "data_mode": self.data_mode,
-        }
+        return {name: getattr(self, name) for name in (*_KEPT, "data_mode")}
 
     def restore(self, state: Json) -> None:
-        self.history = list(state["history"])
-        self.best_epoch = state["best_epoch"]
-        self.stopped = state["stopped"]
-        self.seconds = state["seconds"]
-        self.images = state["images"]
+        for name in _KEPT:
+            setattr(self, name, state[name])
         # Planned with fewer epochs when it was written (see `runs.extend`).
         if self.stopped == "epochs" and len(self.history) < self.spec.config.train.epochs:
             self.stopped = self._ended(len(self.history))

@@ -18,19 +18,16 @@ from hpc_mlp.errors import RunError
 from hpc_mlp.live.display import Display, open_display
 from hpc_mlp.live.live_file import folder_status, write_live
 from hpc_mlp.live.rows import COMPLETE, RunStatus, State, Usage, progress_of
-from hpc_mlp.live.usage import CpuMeter
-from hpc_mlp.machine import gpus
 from hpc_mlp.runs.folder import FAILED, LIVE
 from hpc_mlp.terminal.console import Console
 from hpc_mlp.terminal.text import count
 from hpc_mlp.training.members import Member
+from hpc_mlp.training.usage import CpuMeter, CudaMeter
 
 # Between two looks at the device and at others' runs; longer with more than forty of these.
 _LOOK_SECONDS = 2.0
 # Between two live.json; longer with more than fifty runs.
 _WRITE_SECONDS = 5.0
-# Between two calls of nvidia-smi, which take long.
-_SMI_SECONDS = 10.0
 # Of steps that the rate is measured over: single ones vary too much.
 _RATE_SECONDS = 0.5
 _ENDINGS = {"epochs": "", "early": "stopped early", "max_seconds": "out of time", "diverged": ""}
@@ -233,34 +230,6 @@ def _version(path: Path) -> tuple[int, int] | None:
         status = path.stat()
         return status.st_ino, status.st_mtime_ns
     return None
-
-
-class CudaMeter:
-    """Memory that PyTorch holds on the device, and its use as the driver tells it."""
-
-    def __init__(self, device: torch.device) -> None:
-        properties = torch.cuda.get_device_properties(device)
-        self.device, self.total = device, int(properties.total_memory)
-        self.name, self.uuid = str(properties.name), f"GPU-{properties.uuid}"
-        self.has_nvml = True
-        # When nvidia-smi was asked, and its answer.
-        self.smi: tuple[float, float | None] | None = None
-
-    def read(self) -> Usage:
-        memory = torch.cuda.memory_allocated(self.device)
-        return Usage(self.name, memory, self.total, self._percent())
-
-    def _percent(self) -> float | None:
-        if self.has_nvml:
-            try:
-                return float(torch.cuda.utilization(self.device))
-            # There is no pynvml, or one that does not fit the driver.
-            except Exception:
-                self.has_nvml = False
-        now = time.monotonic()
-        if self.smi is None or now - self.smi[0] >= _SMI_SECONDS:
-            self.smi = now, gpus.percent_used(self.uuid)
-        return self.smi[1]
 
 
 @contextmanager

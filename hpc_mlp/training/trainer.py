@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -17,23 +17,22 @@ from hpc_mlp.data.own_augment import AugmentationError
 from hpc_mlp.errors import HpcMlpError, OwnCodeError
 from hpc_mlp.machine import stop
 from hpc_mlp.machine.processes import Processes
-from hpc_mlp.models.weights import load_weights
-from hpc_mlp.runs.folder import BEST, Json, is_complete
+from hpc_mlp.runs.folder import Json, is_complete
 from hpc_mlp.training import failure
 from hpc_mlp.training.batches import BatchLoader, num_steps
+from hpc_mlp.training.best import BestWeights
 from hpc_mlp.training.checkpoint import (
     Checkpoint,
-    best_epoch,
+    LeaseCheck,
     finish_interrupted_save,
     load_checkpoints,
-    save_best,
     save_checkpoints,
 )
-from hpc_mlp.training.finish import FinishedRun, write_result
+from hpc_mlp.training.finish import write_result
 from hpc_mlp.training.members import Member
 from hpc_mlp.training.own_code import check_finite, with_runs
 from hpc_mlp.training.progress import ProgressListener
-from hpc_mlp.training.state import BankState, best_weights, part
+from hpc_mlp.training.state import BankState
 from hpc_mlp.training.trackers import Trackers
 from hpc_mlp.training.votes import StopVotes, Timer, Vote
 
@@ -48,7 +47,7 @@ class BankTrainer:
         loader: BatchLoader,
         processes: Processes,
         view: ProgressListener,
-        check_lease: Callable[[], None] = lambda: None,
+        check_lease: LeaseCheck = lambda: None,
     ) -> None:
         self.members = list(members)
         self.loader, self.processes, self.view = loader, processes, view
@@ -66,9 +65,7 @@ class BankTrainer:
         self.timer = Timer(processes)
         self.votes = StopVotes(processes, self.timer, train.checkpoint_every)
         self.healthy = True
-        # Run's name → weights of its best epoch on the CPU, where they are newer than
-        # best.safetensors.
-        self.unsaved: dict[str, dict[str, Tensor]] = {}
+        self.best = BestWeights(check_lease)
         self.waited = loader.wait_seconds
         self.trackers = {
             member.spec.name: Trackers(member.spec, member.folder)
@@ -113,9 +110,7 @@ class BankTrainer:
         for member, checkpoint in zip(self.members, checkpoints, strict=True):
             member.restore(checkpoint.state)
             if self.processes.lead:
-                best = self._best_in(member, checkpoint.tensors)
-                if best and best_epoch(member.folder.path) != member.best_epoch:
-                    self._save_best(member, best)
+                self.best.recover(member, checkpoint)
                 member.folder.write_metrics(member.history)
         self.processes.wait()
         if self.processes.lead:
@@ -145,18 +140,17 @@ class BankTrainer:
         self.timer.read()
         losses = self.state.loss_table()
         if self.processes.lead:
-            folders, checkpoints = [], []
+            position, folders, checkpoints = (self.epoch, self.step), [], []
             for i, tensors in enumerate(self.state.member_tensors()):
                 member = self.members[i]
                 # Where a stop comes while members are tested, some of them have their result.
                 if not is_complete(member.folder.path):
-                    held = tensors | self._best_beside(member) | {"loss_sum": losses[:, i]}
+                    beside = self.best.beside(member, position) | {"loss_sum": losses[:, i]}
                     folders.append(member.folder.path)
-                    checkpoints.append(Checkpoint((self.epoch, self.step), member.state(), held))
+                    checkpoints.append(Checkpoint(position, member.state(), tensors | beside))
             save_checkpoints(folders, checkpoints, self.check_lease)
             for member in self.members:
-                if member.spec.name in self.unsaved:
-                    self._save_best(member, self.unsaved.pop(member.spec.name))
+                self.best.save(member)
         self.votes.saved(self._count)
 
     def _check_own(self) -> None:
@@ -177,28 +171,6 @@ class BankTrainer:
         except stop.Stopped:
             self._save()
             raise
-
-    def _is_best(self, member: Member) -> bool:
-        """Whether the weights of the present position are the member's best."""
-        return 0 < member.best_epoch == self.epoch + (self.step > 0)
-
-    def _best_beside(self, member: Member) -> dict[str, Tensor]:
-        """The best weights for the checkpoint, where they are not the present ones: so that it
-        never depends on a file that is newer, or was not written any more."""
-        if not member.best_epoch or self._is_best(member):
-            return {}
-        best = self.unsaved.get(member.spec.name) or load_weights(member.folder.path / BEST)
-        return {f"best/{key}": tensor for key, tensor in best.items()}
-
-    def _best_in(self, member: Member, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The best weights in a checkpoint; {} where there are none yet."""
-        return (
-            best_weights(member.spec, tensors) if self._is_best(member) else part(tensors, "best/")
-        )
-
-    def _save_best(self, member: Member, weights: dict[str, Tensor]) -> None:
-        about = {"epoch": member.best_epoch, "name": member.spec.name}
-        save_best(member.folder.path, weights, about, self.check_lease)
 
     # ---- an epoch
 
@@ -285,10 +257,7 @@ class BankTrainer:
             for i, better in improved.items():
                 member = self.members[i]
                 if better:
-                    best = best_weights(member.spec, tensors[i])
-                    self.unsaved[member.spec.name] = {
-                        key: tensor.detach().to("cpu", copy=True) for key, tensor in best.items()
-                    }
+                    self.best.keep(member, tensors[i])
                 self.check_lease()
                 member.folder.write_metrics(member.history)
                 self.trackers[member.spec.name].log(member.history[-1])
@@ -328,9 +297,15 @@ class BankTrainer:
         if self.processes.lead:
             batches = self._batches("test", Processes())
             try:
-                best = self.unsaved.get(member.spec.name)
-                result = FinishedRun(member, parameters, self.bank_size, best)
-                accuracy = write_result(result, self.loader, batches, self.check_lease)
+                accuracy = write_result(
+                    member,
+                    self.loader,
+                    batches,
+                    self.best,
+                    self.check_lease,
+                    num_parameters=parameters,
+                    bank_size=self.bank_size,
+                )
             except Exception as error:
                 if isinstance(error, HpcMlpError | OSError) and not isinstance(error, OwnCodeError):
                     raise
@@ -338,6 +313,5 @@ class BankTrainer:
                 self.healthy = False
                 failure.report([member], error, self.view)
                 return
-            self.unsaved.pop(member.spec.name, None)
             self.trackers[member.spec.name].close()
         self.view.finished(member, accuracy)

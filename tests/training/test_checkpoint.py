@@ -19,8 +19,8 @@ from hpc_mlp.training.checkpoint import (
     finish_interrupted_save,
     load_checkpoints,
     resumable_together,
-    save_best,
     save_checkpoints,
+    save_tensors,
 )
 
 
@@ -156,7 +156,7 @@ def test_a_damaged_checkpoint_counts_as_none(folders: list[Path], size: int) -> 
 
 def test_best_weights(folders: list[Path]) -> None:
     weights = {"0.weight": torch.randn(3, 2).t(), "1.num_batches_tracked": torch.tensor(7)}
-    save_best(folders[0], weights, {"epoch": 3})
+    save_tensors(folders[0] / BEST, weights, {"epoch": 3})
     loaded = load_weights(folders[0] / BEST)
     assert loaded.keys() == weights.keys() and all(
         torch.equal(loaded[k], weights[k]) for k in weights
