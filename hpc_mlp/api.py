@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 if TYPE_CHECKING:
     from hpc_mlp.config.plan import Parallel
     from hpc_mlp.config.values import Settings, Variants
-    from hpc_mlp.conversion.convert import ConvertOptions, Progress
+    from hpc_mlp.conversion.convert import Progress
+    from hpc_mlp.conversion.settings import ConvertOptions
     from hpc_mlp.data.manifest import Manifest
     from hpc_mlp.launch.submitted import Submitted
     from hpc_mlp.runs.folder import Runs
@@ -33,8 +34,8 @@ def convert(
     `size`: pixels of each side, or (height, width). The `options` are those of `hpc-mlp convert`;
     `val` and `test` are fractions. Returns the manifest: classes, splits, mean and std by channel
     (of pixels in 0..1)."""
-    from hpc_mlp.conversion.convert import ConvertOptions, Settings
     from hpc_mlp.conversion.convert import convert as run
+    from hpc_mlp.conversion.settings import ConvertOptions, Settings
     from hpc_mlp.data.manifest import Manifest
     from hpc_mlp.errors import unknown_name
 

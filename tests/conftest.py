@@ -35,8 +35,9 @@ def wide_pipes(monkeypatch: pytest.MonkeyPatch) -> None:
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A shards folder: scikit-learn's 1,797 handwritten digits, 8×8, grayscale. Not to be written
     to."""
-    from hpc_mlp.conversion.convert import Settings, convert
+    from hpc_mlp.conversion.convert import convert
     from hpc_mlp.conversion.digits import write_digits_zip
+    from hpc_mlp.conversion.settings import Settings
 
     folder = tmp_path_factory.mktemp("digits")
     write_digits_zip(folder / "digits.zip")

@@ -13,7 +13,7 @@ import pytest
 from support.trained import SIZE, same_rows, write_zip
 
 import hpc_mlp
-from hpc_mlp.conversion.convert import ConvertOptions, Settings
+from hpc_mlp.conversion.settings import ConvertOptions, Settings
 from hpc_mlp.errors import UserError
 
 NAMES = tuple(hpc_mlp.__all__)

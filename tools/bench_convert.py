@@ -83,7 +83,8 @@ def run_plain(archive: Path, out: Path, size: int, workers: int) -> int:
 
 
 def run_ours(archive: Path, out: Path, size: int, workers: int, compress: bool = False) -> int:
-    from hpc_mlp.conversion.convert import Settings, convert
+    from hpc_mlp.conversion.convert import convert
+    from hpc_mlp.conversion.settings import Settings
     from hpc_mlp.data.manifest import Manifest
 
     convert([archive], out, Settings(size, size, workers=workers, compress=compress))

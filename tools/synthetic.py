@@ -21,7 +21,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hpc_mlp.conversion.convert import Settings, convert
+from hpc_mlp.conversion.convert import convert
+from hpc_mlp.conversion.settings import Settings
 
 # Images, pixels of a side, channels.
 SETS = {"photos": (4844, 64, 3), "fashion": (70000, 28, 1)}

@@ -18,8 +18,8 @@ from hpc_mlp.terminal.output import say
 from hpc_mlp.terminal.text import count
 
 if TYPE_CHECKING:
-    from hpc_mlp.conversion.convert import ConvertOptions
     from hpc_mlp.conversion.layout import Layout
+    from hpc_mlp.conversion.settings import ConvertOptions
 
 
 @click.command(cls=Command)
@@ -97,8 +97,8 @@ def convert(
         )
     *sources, out = paths
     _import_numpy()
-    from hpc_mlp.conversion.convert import Settings
     from hpc_mlp.conversion.convert import convert as run
+    from hpc_mlp.conversion.settings import Settings
 
     with ConversionProgress() as progress:
         height, width = parse_size(size)
@@ -114,8 +114,8 @@ def convert(
 
 def _show_preview(paths: tuple[Path, ...], size: str, options: ConvertOptions) -> None:
     _import_numpy()
-    from hpc_mlp.conversion.convert import Settings
     from hpc_mlp.conversion.preview import preview
+    from hpc_mlp.conversion.settings import Settings
     from hpc_mlp.files.wrong_path import MANIFEST
 
     # OUT is what is not there yet, or is a shards folder already.

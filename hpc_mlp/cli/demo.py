@@ -21,8 +21,9 @@ def demo(folder: Path, overwrite: bool) -> None:
     \b
     hpc-mlp demo
     """
-    from hpc_mlp.conversion.convert import Settings, convert
+    from hpc_mlp.conversion.convert import convert
     from hpc_mlp.conversion.digits import write_digits_zip
+    from hpc_mlp.conversion.settings import Settings
 
     archive, shards, runs = folder / "digits.zip", folder / "shards", folder / "runs"
     if overwrite or not archive.exists():

@@ -18,10 +18,10 @@ from hpc_mlp._version import __version__
 from hpc_mlp.conversion import croissant, data_card, duplicates, split
 from hpc_mlp.conversion.archive import Source
 from hpc_mlp.conversion.layout import Layout
-from hpc_mlp.conversion.pool import Background, Pool
+from hpc_mlp.conversion.pool import Pool, in_background
+from hpc_mlp.conversion.settings import Settings
 from hpc_mlp.conversion.stats import mean_and_std
 from hpc_mlp.conversion.worker import SUFFIXES, ShardPlan, Worker
-from hpc_mlp.data.decode import ImageSpec
 from hpc_mlp.data.encode import tar_member_size
 from hpc_mlp.data.limits import SPLITS
 from hpc_mlp.data.rejects import RejectLog
@@ -33,36 +33,38 @@ class Assembly:
     """The images of one conversion: `records`, `labels`, `splits` in the archive's order."""
 
     def __init__(
-        self, folder: Path, source: Source, layout: Layout, records: npt.NDArray[np.void]
+        self,
+        folder: Path,
+        source: Source,
+        layout: Layout,
+        records: npt.NDArray[np.void],
+        settings: Settings,
     ) -> None:
         self.folder, self.source, self.layout, self.records = folder, source, layout, records
+        self.settings = settings
         place = np.searchsorted(layout.entries, records["entry"])
         self.given = layout.splits[place]
         self.classes, self.labels = _classes_with_images(layout, layout.labels[place], source)
         self.splits = self.given
         self.described: dict[str, dict[str, Any]] = {}
 
-    def draw_splits(
-        self, seed: int, val: float, test: float, drop: bool, num_pixels: int, rejects: RejectLog
-    ) -> None:
+    def draw_splits(self, rejects: RejectLog) -> None:
         """Split the images, equal ones kept together; list what is equal and what nearly so."""
-        self.seed = seed
-        group = split.groups_of_equals(self.records["digest"])
-        dropped = duplicates.repeats(group, self.given) if drop else np.zeros(len(group), bool)
+        settings, group = self.settings, split.groups_of_equals(self.records["digest"])
+        dropped = np.zeros(len(group), bool)
+        if settings.drop_duplicates:
+            dropped = duplicates.repeats(group, self.given)
         keep = ~dropped
         splits = np.full(len(group), -1, np.int8)
+        kept = split.groups_of_equals(self.records["digest"][keep])
         splits[keep] = split.assign(
-            self.labels[keep],
-            split.groups_of_equals(self.records["digest"][keep]),
-            self.given[keep],
-            seed,
-            val,
-            test,
+            self.labels[keep], kept, self.given[keep], settings.seed, settings.val, settings.test
         )
         report = duplicates.Report(
             self.source.names, self.classes, self.records, self.labels, splits
         )
-        self._report = Background(partial(report.write, self.folder, group, num_pixels))
+        pixels = settings.height * settings.width
+        self._report = in_background(partial(report.write, self.folder, group, pixels))
         rejects.extend(report.reasons_of(np.flatnonzero(dropped), group), strict=False)
         self.splits = splits
         if not (splits == split.TRAIN).any():
@@ -70,11 +72,11 @@ class Assembly:
                 f"{self.source.label} leaves no image for training. Use smaller --val and --test."
             )
 
-    def write_shards(self, pool: Pool[Worker], limit: int) -> None:
-        """Shards of about `limit` bytes. Keys run through train, val and test."""
+    def write_shards(self, pool: Pool[Worker]) -> None:
+        """Keys run through train, val and test."""
         # Shard, number of images.
         planned: dict[str, list[tuple[str, int]]] = {name: [] for name in SPLITS}
-        written = list(pool.map(Worker.write_shard, self._plans(limit, planned)))
+        written = list(pool.map(Worker.write_shard, self._plans(planned)))
         results = iter(written)
         for number, name in enumerate(SPLITS):
             here = self.splits == number
@@ -90,28 +92,19 @@ class Assembly:
                 ],
             }
 
-    def _plans(self, limit: int, planned: dict[str, list[tuple[str, int]]]) -> Iterator[ShardPlan]:
+    def _plans(self, planned: dict[str, list[tuple[str, int]]]) -> Iterator[ShardPlan]:
         """One after the other, when a worker is free for it; `planned` is told of each."""
-        key = 0
+        key, limit = 0, int(self.settings.shard_mb * 1e6)
         width = max(6, len(str(len(self.records))))
         for number, name in enumerate(SPLITS):
-            order = split.shuffled(
-                np.flatnonzero(self.splits == number), self.seed, len(self.records)
-            )
+            here = np.flatnonzero(self.splits == number)
+            order = split.shuffled(here, self.settings.seed, len(self.records))
             for shard, part in enumerate(self._cut(order, limit)):
                 file = f"{name}-{shard:06d}.tar"
                 planned[name].append((file, len(part)))
                 records = self.records[part]
-                yield ShardPlan(
-                    file,
-                    records["spool"],
-                    records["offset"],
-                    records["length"],
-                    records["suffix"],
-                    self.labels[part],
-                    key,
-                    width,
-                )
+                places = [records[name] for name in ("spool", "offset", "length", "suffix")]
+                yield ShardPlan(file, [*places, self.labels[part]], key, width)
                 key += len(part)
 
     def _cut(self, order: npt.NDArray[np.int64], limit: int) -> Iterator[npt.NDArray[np.int64]]:
@@ -125,19 +118,12 @@ class Assembly:
             yield order[start:stop]
             start = stop
 
-    def write_metadata(
-        self,
-        spec: ImageSpec,
-        encoding: str,
-        settings: dict[str, Any],
-        source_sha256: str,
-        num_rejects: int,
-    ) -> None:
+    def write_metadata(self, source_sha256: str, num_rejects: int) -> None:
         """The manifest, and what it says for hubs."""
         # Late: `convert` imports it while its workers are at work.
         from hpc_mlp.data.manifest import NAME, Manifest
 
-        train = self.splits == split.TRAIN
+        spec, train = self.settings.spec, self.splits == split.TRAIN
         mean, std = mean_and_std(
             self.records["sum"][train].sum(axis=0).tolist(),
             self.records["square"][train].sum(axis=0).tolist(),
@@ -148,7 +134,7 @@ class Assembly:
             "classes": self.classes,
             "image_size": (spec.height, spec.width),
             "channels": spec.channels,
-            "encoding": encoding,
+            "encoding": self.settings.encoding,
             "mean": mean,
             "std": std,
             "splits": self.described,
@@ -160,7 +146,7 @@ class Assembly:
                 "digest": digest[:32],
                 "layout": self.layout.kind,
                 "source": {"name": self.source.label, "sha256": source_sha256},
-                "settings": settings,
+                "settings": self.settings.recorded(),
                 "num_rejects": num_rejects,
                 "num_ignored": self.layout.num_ignored,
                 "duplicates": self._report.result(),

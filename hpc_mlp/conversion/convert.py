@@ -11,127 +11,27 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from hpc_mlp.conversion.archive import Source
-from hpc_mlp.conversion.asked import Asked, ColumnNames
+from hpc_mlp.conversion.asked import Asked
 from hpc_mlp.conversion.assemble import Assembly
 from hpc_mlp.conversion.atomic_folder import check_target, new_folder
 from hpc_mlp.conversion.layout import Layout, find_layout, no_images
 from hpc_mlp.conversion.opening import open_source, with_labels
-from hpc_mlp.conversion.pool import Background, Pool
+from hpc_mlp.conversion.pool import Pool, in_background
+from hpc_mlp.conversion.settings import Settings
 from hpc_mlp.conversion.worker import Worker, record_type
-from hpc_mlp.data.decode import ImageSpec
-from hpc_mlp.data.encode import ENCODINGS
-from hpc_mlp.data.limits import MAX_PIXELS, MAX_SIDE
 from hpc_mlp.data.rejects import RejectLog
-from hpc_mlp.errors import RunError, UserError, unknown_name
+from hpc_mlp.errors import RunError, UserError
 from hpc_mlp.files.wrong_path import MANIFEST
-from hpc_mlp.machine.memory import num_cpus
 
 # A task for a worker: so many images, or so many bytes of pixels.
 CHUNK_IMAGES, CHUNK_BYTES = 64, 16 << 20
-# Settings that are recorded where they are given.
-_READING = ("labels", "file_column", "label_column", "split_column", "class_from_name")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to convert. All but `workers`, `strict` and `overwrite` shape the result."""
-
-    height: int = 64
-    width: int = 64
-    grayscale: bool = False
-    val: float = 0.1
-    test: float = 0.1
-    seed: int = 0
-    encoding: str = "png"
-    compress: bool = False
-    shard_mb: float = 64.0
-    drop_duplicates: bool = False
-    max_pixels: int = MAX_PIXELS
-    # Where classes and splits stand, if not where they are looked for.
-    labels: str | Path | None = None
-    file_column: str | None = None
-    label_column: str | None = None
-    split_column: str | None = None
-    class_from_name: str | None = None
-    # 0: one for each processor
-    workers: int = 0
-    strict: bool = False
-    overwrite: bool = False
-
-    def check(self) -> None:
-        """UserError where a value makes no sense."""
-        if not (1 <= self.height <= MAX_SIDE and 1 <= self.width <= MAX_SIDE):
-            raise UserError(
-                f"--size {self.height}x{self.width}: each side is from 1 to {MAX_SIDE} pixels."
-            )
-        if not (0 <= self.val < 1 and 0 <= self.test < 1 and self.val + self.test < 1):
-            raise UserError(
-                f"--val {self.val} --test {self.test}: fractions from 0, together less than 1; "
-                f"the rest is for training."
-            )
-        if not 0 < self.shard_mb <= 4096:
-            raise UserError(f"--shard-mb {self.shard_mb}: megabytes, more than 0 and at most 4096.")
-        if not 0 <= self.seed < 2**63 or self.workers < 0 or self.max_pixels < 1:
-            raise UserError("--seed and --workers are whole numbers from 0, --max-pixels from 1.")
-        if self.encoding not in ENCODINGS:
-            raise unknown_name("--encoding", self.encoding, ENCODINGS)
-        if self.compress and self.encoding != "png":
-            raise UserError(f"--compress is for --encoding png, not {self.encoding}.")
-        self.asked.pattern()
-
-    @property
-    def asked(self) -> Asked:
-        columns = ColumnNames(self.file_column, self.label_column, self.split_column)
-        labels = None if self.labels is None else Path(self.labels)
-        return Asked(labels, columns, self.class_from_name)
-
-    @property
-    def spec(self) -> ImageSpec:
-        return ImageSpec(self.height, self.width, 1 if self.grayscale else 3, self.max_pixels)
-
-    def num_workers(self) -> int:
-        return self.workers or num_cpus()
-
-    def recorded(self) -> dict[str, Any]:
-        names = ("val", "test", "seed", "compress", "shard_mb", "drop_duplicates", "max_pixels")
-        given = {name: getattr(self, name) for name in _READING}
-        # Of a path the name, which is the same on every machine.
-        given["labels"] = None if self.labels is None else Path(self.labels).name
-        return (
-            {"size": [self.height, self.width], "grayscale": self.grayscale}
-            | {name: getattr(self, name) for name in names}
-            | {name: value for name, value in given.items() if value is not None}
-        )
-
-
-class ConvertOptions(TypedDict, total=False):
-    """The fields of `Settings` but for height and width, as keywords."""
-
-    grayscale: bool
-    val: float
-    test: float
-    seed: int
-    encoding: str
-    compress: bool
-    shard_mb: float
-    drop_duplicates: bool
-    max_pixels: int
-    labels: str | Path | None
-    file_column: str | None
-    label_column: str | None
-    split_column: str | None
-    class_from_name: str | None
-    workers: int
-    strict: bool
-    overwrite: bool
 
 
 class Progress(Protocol):
@@ -206,29 +106,19 @@ def _convert_source(
     rejects = RejectLog(folder, source.label, settings.strict)
     with closing(worker), Pool(worker, count) as pool, rejects:
         # The pages it reads are those that the workers read.
-        content = Background(source.sha256)
-        Background(_import_for_the_end)
+        content = in_background(source.sha256)
+        in_background(_import_for_the_end)
         progress.start(layout)
         rejects.extend(layout.rejects)
         records = _convert_all(pool, source, layout, settings, rejects, progress)
         if not len(records):
             raise no_images(source, rejects.first, rejects.count)
         progress.phase("drawing splits")
-        assembly = Assembly(folder, source, layout, records)
-        num_pixels = settings.height * settings.width
-        assembly.draw_splits(
-            settings.seed,
-            settings.val,
-            settings.test,
-            settings.drop_duplicates,
-            num_pixels,
-            rejects,
-        )
+        assembly = Assembly(folder, source, layout, records, settings)
+        assembly.draw_splits(rejects)
         progress.phase("writing shards")
-        assembly.write_shards(pool, int(settings.shard_mb * 1e6))
-        assembly.write_metadata(
-            settings.spec, settings.encoding, settings.recorded(), content.result(), rejects.count
-        )
+        assembly.write_shards(pool)
+        assembly.write_metadata(content.result(), rejects.count)
 
 
 def _import_for_the_end() -> None:

@@ -11,6 +11,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from multiprocessing import connection, parent_process
 from types import TracebackType
 from typing import Any, Generic, TypeVar, cast
@@ -77,11 +78,8 @@ class Pool(Generic[T]):
         idle = deque([*self._pipes] * _AHEAD)
         wanted = sent = 0
         while True:
-            while (
-                idle
-                and sent < wanted + _WINDOW * self._count
-                and (job := next(todo, None)) is not None
-            ):
+            room = wanted + _WINDOW * self._count
+            while idle and sent < room and (job := next(todo, None)) is not None:
                 pipe = idle.popleft()
                 _send(pipe, (method.__name__, *job))
                 in_hand[pipe] += 1
@@ -99,28 +97,19 @@ class Pool(Generic[T]):
             wanted += 1
 
 
-class Background(Generic[Result]):
-    """A function called in a thread of its own; a daemon, so that it holds up no exit."""
+def in_background(function: Callable[[], Result]) -> Future[Result]:
+    """`function`, called in a daemon thread. An Executor's threads hold up the exit: after Ctrl-C a
+    large archive would be hashed to its end."""
+    future: Future[Result] = Future()
 
-    def __init__(self, function: Callable[[], Result]) -> None:
-        self._function = function
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
+    def run() -> None:
         try:
-            self._result = self._function()
+            future.set_result(function())
         except BaseException as error:
-            self._error: BaseException | None = error
-        else:
-            self._error = None
+            future.set_exception(error)
 
-    def result(self) -> Result:
-        """What the function returned; what it raised is raised here."""
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        return self._result
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 def _send(pipe: connection.Connection, message: object) -> None:

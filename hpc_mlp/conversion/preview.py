@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from hpc_mlp.conversion import split
-from hpc_mlp.conversion.convert import Settings, read_layout
+from hpc_mlp.conversion.convert import read_layout
 from hpc_mlp.conversion.layout import Layout
+from hpc_mlp.conversion.settings import Settings
 from hpc_mlp.data.limits import SPLITS
 from hpc_mlp.errors import printable
 

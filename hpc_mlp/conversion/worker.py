@@ -4,18 +4,19 @@ out."""
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from hpc_mlp.conversion import stats
 from hpc_mlp.conversion.archive import Source, read_at
-from hpc_mlp.conversion.pool import Background
 from hpc_mlp.data import encode
 from hpc_mlp.data.decode import ImageSpec, Pixels, decode_image, image_suffix
 from hpc_mlp.errors import RejectError
@@ -28,21 +29,11 @@ _BUFFER = 1 << 20
 
 def record_type(channels: int) -> np.dtype[np.void]:
     """What the parent keeps of an image: about 170 bytes."""
-    return np.dtype(
-        [
-            # Index into the source.
-            ("entry", np.uint32),
-            # Which worker's spool file.
-            ("spool", np.int32),
-            ("length", np.uint32),
-            ("offset", np.int64),
-            ("suffix", np.uint8),
-            ("sum", np.int64, (channels,)),
-            ("square", np.int64, (channels,)),
-            ("digest", np.uint64, (2,)),
-            ("print", np.uint8, (64,)),
-        ]
-    )
+    # Index into the source; where the image lies in which worker's spool.
+    where = [("entry", np.uint32), ("spool", np.int32), ("length", np.uint32), ("offset", np.int64)]
+    sums = [(name, np.int64, (channels,)) for name in ("sum", "square")]
+    marks = [("digest", np.uint64, (2,)), ("print", np.uint8, (64,))]
+    return np.dtype([*where, ("suffix", np.uint8), *sums, *marks])
 
 
 @dataclass
@@ -57,26 +48,21 @@ class Chunk:
 
 @dataclass
 class ShardPlan:
-    """One shard to write: where its images lie in the spools, their classes and the first key."""
+    """One shard to write. `columns` say of each image in which spool it lies, at which offset, its
+    length, the number of its suffix and its class."""
 
     name: str
-    spool: npt.NDArray[np.int32]
-    offset: npt.NDArray[np.int64]
-    length: npt.NDArray[np.uint32]
-    suffix: npt.NDArray[np.uint8]
-    label: npt.NDArray[np.int32]
+    columns: list[npt.NDArray[Any]]
     first_key: int
     key_width: int
 
     def rows(self) -> Iterator[tuple[int, int, int, int, int, int]]:
-        """Key, spool, offset, length, suffix and class of each image."""
-        columns = (self.spool, self.offset, self.length, self.suffix, self.label)
+        """The key, and the columns, of each image."""
+        key = itertools.count(self.first_key)
         # As Python numbers a whole shard would take much memory.
-        for start in range(0, len(self.label), 4096):
-            part = [column[start : start + 4096].tolist() for column in columns]
-            yield from zip(
-                range(self.first_key + start, self.first_key + len(self.label)), *part, strict=False
-            )
+        for start in range(0, len(self.columns[0]), 4096):
+            part = [column[start : start + 4096].tolist() for column in self.columns]
+            yield from ((next(key), *row) for row in zip(*part, strict=True))
 
 
 class Worker:
@@ -164,13 +150,14 @@ class Worker:
         """Copy the images of `plan` into a tar; its length in bytes and its sha256."""
         digest, pending = hashlib.sha256(), list[bytes]()
         total = waiting = 0
-        with (self.folder / plan.name).open("xb", buffering=0) as file:
+        # In a thread, since shards may be fewer than processors and hashing needs no interpreter
+        # lock.
+        hasher = ThreadPoolExecutor(1)
+        with hasher, (self.folder / plan.name).open("xb", buffering=0) as file:
 
             def flush() -> None:
                 block = b"".join(pending)
-                # In a thread, since shards may be fewer than processors and hashing needs no
-                # interpreter lock.
-                hashed = Background(partial(digest.update, block))
+                hashed = hasher.submit(digest.update, block)
                 write_all(file.fileno(), block)
                 hashed.result()
                 pending.clear()

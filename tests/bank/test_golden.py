@@ -23,7 +23,8 @@ from support.banks import FOUR, BankUnderTest, specs_of
 
 from hpc_mlp.config.sections import AugmentConfig
 from hpc_mlp.conversion import split
-from hpc_mlp.conversion.convert import Settings, convert
+from hpc_mlp.conversion.convert import convert
+from hpc_mlp.conversion.settings import Settings
 from hpc_mlp.data.augment import augmented_rows
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.machine import randomness

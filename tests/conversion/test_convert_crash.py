@@ -19,7 +19,8 @@ from support.archives import convert as run_convert
 from support.process import environment
 
 from hpc_mlp.conversion import atomic_folder
-from hpc_mlp.conversion.convert import Settings, convert
+from hpc_mlp.conversion.convert import convert
+from hpc_mlp.conversion.settings import Settings
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.readback import verify
 from hpc_mlp.errors import HpcMlpError, UserError

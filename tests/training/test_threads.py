@@ -17,7 +17,8 @@ from PIL import Image
 from support.process import command, environment, set_keys, timeless
 
 from hpc_mlp.config.plan import ALL
-from hpc_mlp.conversion.convert import Settings, convert
+from hpc_mlp.conversion.convert import convert
+from hpc_mlp.conversion.settings import Settings
 
 SETS = (*set_keys("train.epochs=2", "train.early_stopping=false"), "--processes", "1", "--cpu")
 
