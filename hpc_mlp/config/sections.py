@@ -63,11 +63,6 @@ class ModelConfig(Section):
     # For models registered by the user.
     options: dict[str, Any] = Field(default_factory=dict)
 
-    @field_validator("hidden", "channels", "dropout", mode="before")
-    @classmethod
-    def _lists_are_tuples(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
-
     def dropout_rates(self, depth: int) -> tuple[float, ...]:
         """One dropout rate for each of `depth` hidden layers."""
         if not isinstance(self.dropout, tuple):
@@ -90,11 +85,6 @@ class OptimConfig(Section):
     momentum: Rate = 0.9
     nesterov: bool = False
     clip_norm: Positive | None = None
-
-    @field_validator("betas", mode="before")
-    @classmethod
-    def _list_is_tuple(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> OptimConfig:
@@ -124,11 +114,6 @@ class AugmentConfig(Section):
     erasing: Fraction = 0.0
     # Registered by a plugin, in this order.
     custom: tuple[str, ...] = ()
-
-    @field_validator("custom", mode="before")
-    @classmethod
-    def _list_is_tuple(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
 
 
 class TrainConfig(Section):
@@ -166,11 +151,6 @@ class TrainConfig(Section):
     def _parses(cls, value: str) -> str:
         parse_interval(value)
         return value
-
-    @field_validator("trackers", mode="before")
-    @classmethod
-    def _list_is_tuple(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _smoothing_is_of_the_cross_entropy(self) -> TrainConfig:
@@ -210,11 +190,6 @@ class LaunchConfig(Section):
     def tasks(self) -> int:
         """Processes of a job on each node."""
         return self.tasks_per_node or max(1, self.gpus_per_job)
-
-    @field_validator("setup", "srun_args", mode="before")
-    @classmethod
-    def _list_is_tuple(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
 
 
 class Config(Section):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from hpc_mlp.data.rejects import read_rejects
 from hpc_mlp.errors import printable
-from hpc_mlp.terminal.text import count, one_of
+from hpc_mlp.terminal.text import count, listed, one_of
 
 if TYPE_CHECKING:
     from hpc_mlp.data.manifest import Manifest
@@ -104,12 +104,11 @@ def _tiny(
 ) -> Iterator[str]:
     few = sorted((count, i) for i, count in enumerate(counts) if count < least)
     if few:
-        names = ", ".join(f"{_name(classes[i])} {count:,}" for count, i in few[:_NAMED])
-        more = f" and {len(few) - _NAMED:,} more" if len(few) > _NAMED else ""
+        names = listed([f"{_name(classes[i])} {count:,}" for count, i in few], _NAMED)
         has = one_of(len(few), "has", "have")
         yield (
             f"WARNING: {len(few):,} of {len(classes):,} classes {has} fewer than {least} "
-            f"{_KIND[split]} images ({names}{more}): {then}"
+            f"{_KIND[split]} images ({names}): {then}"
         )
 
 

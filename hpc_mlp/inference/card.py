@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from hpc_mlp.config.loading import build_config
 from hpc_mlp.config.sections import Config, flatten, identity
 from hpc_mlp.errors import printable
+from hpc_mlp.terminal.templates import environment
 from hpc_mlp.terminal.text import front_matter, markdown, markdown_code
 
 if TYPE_CHECKING:
@@ -37,7 +37,13 @@ def model_card(run: TrainedRun, file: str, format: str, dtype: str) -> str:
     number = run.config.num_parameters
     test = run.result.test if run.result else None
     mistaken = [row for row in test.per_class if row.recall < 1 and row.support] if test else []
-    template = _environment().get_template("card.md.j2")
+    templates = environment("hpc_mlp.inference", markdown, keep_trailing_newline=True)
+    templates.filters |= {
+        "code": _code,
+        "verbatim": lambda text: Markup(printable(text)),
+        "decimals": lambda value: "not finite" if value is None else f"{value:.4f}",
+    }
+    template = templates.get_template("card.md.j2")
     return front_matter(_head(run, format)) + template.render(
         run=run,
         classes=run.classes,
@@ -86,6 +92,11 @@ def _head(run: TrainedRun, format: str) -> dict[str, Any]:
     return head | {"model-index": [{"name": run.name, "results": [result]}]}
 
 
+def _code(value: Any) -> Markup:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return Markup(markdown_code(text))
+
+
 def is_card(text: str) -> bool:
     return text.startswith(("---\n", "# ")) and "trained with hpc-mlp." in text
 
@@ -95,27 +106,3 @@ def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
     middle = share + z * z / (2 * n)
     half = z * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
     return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
-
-
-def _environment() -> Environment:
-    """Whatever a template prints is foreign text and shown as it is, unless it is `Markup`."""
-
-    def code(value: Any) -> Markup:
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        return Markup(markdown_code(text))
-
-    environment = Environment(
-        loader=PackageLoader("hpc_mlp.inference", ""),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-        finalize=lambda value: value if isinstance(value, Markup) else markdown(value),
-    )
-    environment.filters |= {
-        "code": code,
-        "verbatim": lambda text: Markup(printable(text)),
-        "percent": lambda share: f"{100 * share:.1f}",
-        "decimals": lambda value: "not finite" if value is None else f"{value:.4f}",
-        "thousands": lambda number: f"{number:,}",
-    }
-    return environment

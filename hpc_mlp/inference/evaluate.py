@@ -18,6 +18,7 @@ from hpc_mlp.errors import UserError
 from hpc_mlp.inference.model import Classifier, TrainedRun, load_run
 from hpc_mlp.machine.memory import num_cpus
 from hpc_mlp.runs.folder import Json
+from hpc_mlp.terminal.text import listed
 
 
 class _Logits(nn.Module):
@@ -70,8 +71,8 @@ def _match(
     missing = [name for name in ours if name not in manifest.classes]
     unknown = [name for name in manifest.classes if name not in ours]
     if missing or unknown:
-        parts = [f"it lacks {_some(missing)}"] if missing else []
-        parts += [f"{run.name} does not know its {_some(unknown)}"] if unknown else []
+        parts = [f"it lacks {_quoted(missing)}"] if missing else []
+        parts += [f"{run.name} does not know its {_quoted(unknown)}"] if unknown else []
         raise UserError(f"{location} has other classes than {run.name}: {'; '.join(parts)}.")
     size, other = [run.image.height, run.image.width], list(manifest.image_size)
     if size != other or manifest.channels != run.image.channels:
@@ -84,7 +85,5 @@ def _match(
     return np.array([ours[name] for name in manifest.classes], np.int64)
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(map(repr, names[:10])) + (
-        f" and {len(names) - 10} more" if len(names) > 10 else ""
-    )
+def _quoted(names: list[str]) -> str:
+    return listed([repr(name) for name in names], 10)

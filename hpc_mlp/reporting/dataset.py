@@ -136,10 +136,9 @@ def _duplicate(line: Json) -> tuple[str, ...]:
     listed = line.get("images")
     images = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
     marks = {"leak": "leak", "conflicting_classes": "classes differ"}
-    some = [f"{one.get('name')} ({one.get('class')}, {one.get('split')})" for one in images[:4]]
-    more = f" and {len(images) - 4} more" if len(images) > 4 else ""
+    some = [f"{one.get('name')} ({one.get('class')}, {one.get('split')})" for one in images]
     marked = ", ".join(text for key, text in marks.items() if line.get(key))
-    return str(line.get("kind", "")), marked, str(len(images)), ", ".join(some) + more
+    return str(line.get("kind", "")), marked, str(len(images)), listed(some, 4)
 
 
 def _rejects(manifest: Manifest, folder: Path) -> Json:

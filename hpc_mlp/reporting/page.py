@@ -7,9 +7,6 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from hpc_mlp._version import __version__
 from hpc_mlp.errors import RunError, UserError, printable
 from hpc_mlp.files.atomic import write_bytes
@@ -17,6 +14,7 @@ from hpc_mlp.reporting import dataset, evaluation, figures, overview, reproduce
 from hpc_mlp.reporting.context import Context, read_context
 from hpc_mlp.reporting.shown import WrittenReport
 from hpc_mlp.reporting.summary import Summary
+from hpc_mlp.terminal.templates import environment
 from hpc_mlp.terminal.text import count
 
 
@@ -61,7 +59,14 @@ def render(context: Context) -> tuple[str, list[str]]:
     }
     said = [line for section in sections.values() for line in section.get("missing", ())]
     missing = list(dict.fromkeys([*context.missing, *said]))
-    template = environment().get_template("page.html.j2")
+    # No tag, no control character, no change of direction acts.
+    templates = environment(
+        "hpc_mlp.reporting",
+        lambda value: printable(value, keep="\n"),
+        autoescape=True,
+        lstrip_blocks=True,
+    )
+    templates.filters["count"] = count
     images = sum(context.dataset.num_images.values())
     subtitle = [
         count(sum(len(group.runs) for group in context.groups), "run"),
@@ -70,22 +75,4 @@ def render(context: Context) -> tuple[str, list[str]]:
         *([count(images, "image")] if images else []),
     ]
     shown = {"subtitle": subtitle, "missing": missing, "version": __version__, "context": context}
-    return template.render(sections | shown), missing
-
-
-def environment() -> Environment:
-    """Nothing that a template prints acts: no tag, no control character, no change of direction."""
-    found = Environment(
-        loader=PackageLoader("hpc_mlp.reporting", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: value if isinstance(value, Markup) else printable(value, keep="\n"),
-    )
-    found.filters |= {
-        "count": count,
-        "percent": lambda share: f"{100 * share:.1f}",
-        "thousands": lambda number: f"{number:,}",
-    }
-    return found
+    return templates.get_template("page.html.j2").render(sections | shown), missing

@@ -10,6 +10,7 @@ from hpc_mlp.reporting.context import Context
 from hpc_mlp.reporting.figures import Named
 from hpc_mlp.reporting.groups import show
 from hpc_mlp.runs.folder import Json, Run
+from hpc_mlp.terminal.text import listed
 
 MOST_VALUES = 6
 
@@ -58,6 +59,5 @@ def _machines(runs: list[Run]) -> list[tuple[str, str]]:
         texts = unique(values)
         if len(texts) > 1:
             texts = [f"{value} ({values.count(value)} runs)" for value in texts]
-        more = f" and {len(texts) - MOST_VALUES} more" if len(texts) > MOST_VALUES else ""
-        rows.append((key, ", ".join(texts[:MOST_VALUES]) + more or "not recorded"))
+        rows.append((key, listed(texts, MOST_VALUES) or "not recorded"))
     return rows

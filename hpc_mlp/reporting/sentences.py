@@ -9,7 +9,7 @@ from hpc_mlp.reporting.compare import Compared, Comparison
 from hpc_mlp.reporting.groups import Group, diverged, lookup, show
 from hpc_mlp.reporting.pooled import MOST_SEEDS
 from hpc_mlp.runs.folder import Run
-from hpc_mlp.terminal.text import count
+from hpc_mlp.terminal.text import count, listed
 
 # Below it, how the winner was chosen is worth a word.
 SURE = 0.95
@@ -228,8 +228,7 @@ def troubles(runs: Sequence[Run], at_most: int = 5) -> list[str]:
         ("unfinished", _unfinished, "Unfinished, or still running"),
     ):
         if found := by_state.get(state, []):
-            rest = f" and {len(found) - at_most} more" if len(found) > at_most else ""
-            lines.append(f"{word}: {', '.join(map(one, found[:at_most]))}{rest}.")
+            lines.append(f"{word}: {listed([one(run) for run in found], at_most)}.")
     return lines
 
 

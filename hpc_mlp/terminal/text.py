@@ -6,7 +6,7 @@ import html
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hpc_mlp.errors import ACTING, printable
@@ -68,6 +68,12 @@ def count(number: int, word: str) -> str:
 def one_of(number: int, one: str, several: str) -> str:
     """The verb's form: `one` of 1 run *is*, several *are*."""
     return one if number == 1 else several
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """`["a", "b", "c", "d"]`, 2 → `"a, b and 2 more"`"""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def spans(numbers: Iterable[int]) -> str:
