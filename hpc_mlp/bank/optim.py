@@ -15,7 +15,8 @@ from torch import Tensor
 
 from hpc_mlp.bank.bank import Bank, ParamGroup, param_group_of, stream_of
 from hpc_mlp.bank.clip import Clipping
-from hpc_mlp.bank.stack import StackedLinear, StackedMLP
+from hpc_mlp.bank.linear import StackedLinear
+from hpc_mlp.bank.stack import StackedMLP
 from hpc_mlp.config.plan import RunSpec
 from hpc_mlp.config.sections import OptimConfig
 from hpc_mlp.machine.device import branch

@@ -20,6 +20,7 @@ from hpc_mlp.reporting import confusion, gallery
 from hpc_mlp.reporting.context import Context
 from hpc_mlp.reporting.figures import short
 from hpc_mlp.runs.folder import Json
+from hpc_mlp.terminal.text import listed
 
 MOST_MISTAKES, MOST_SAMPLES, EACH, MOST_LINES = 32, 60, 4, 20
 
@@ -133,8 +134,8 @@ def _duplicates(manifest: Manifest, folder: Path) -> Json:
 
 def _duplicate(line: Json) -> tuple[str, ...]:
     """One line of `duplicates.jsonl`: a group of equal images."""
-    listed = line.get("images")
-    images = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    found = line.get("images")
+    images = [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
     marks = {"leak": "leak", "conflicting_classes": "classes differ"}
     some = [f"{one.get('name')} ({one.get('class')}, {one.get('split')})" for one in images]
     marked = ", ".join(text for key, text in marks.items() if line.get(key))
