@@ -136,9 +136,7 @@ def _open(data: bytes) -> Image.Image:
 
 def _decode_jpeg(data: bytes, spec: ImageSpec) -> Pixels | None:
     """The quick way, for the usual JPEG; None where Pillow should have a look."""
-    turn = 1
-    if data.find(b"Exif\0\0", 0, 4096) >= 0:
-        turn = _orientation(data)
+    turn = _orientation(data) if data.find(b"Exif\0\0", 0, 4096) >= 0 else 1
     width, height = _wanted(turn, spec)
     try:
         full_height, full_width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
@@ -149,11 +147,8 @@ def _decode_jpeg(data: bytes, spec: ImageSpec) -> Pixels | None:
         if colorspace not in ("YCbCr", "RGB", "Gray"):
             return None
         gray = spec.channels == 1 or colorspace == "Gray"
-        scale = 8
-        while scale > 1 and (
-            full_height < _margin(height) * scale or full_width < _margin(width) * scale
-        ):
-            scale //= 2
+        room = min(full_height // _margin(height), full_width // _margin(width))
+        scale = next((scale for scale in (8, 4, 2) if scale <= room), 1)
         raw = simplejpeg.decode_jpeg(
             data,
             "GRAY" if gray else "RGB",
@@ -163,12 +158,7 @@ def _decode_jpeg(data: bytes, spec: ImageSpec) -> Pixels | None:
     # Damaged, or a kind of JPEG that it does not know: Pillow says which.
     except ValueError:
         return None
-    size = (raw.shape[1], raw.shape[0])
-    image = (
-        Image.frombuffer("L", size, raw, "raw", "L", 0, 1)
-        if gray
-        else Image.frombytes("RGB", size, raw)
-    )
+    image = Image.frombytes("L" if gray else "RGB", (raw.shape[1], raw.shape[0]), raw)
     return _finish(image.resize((width, height), FILTER, reducing_gap=GAP), turn, spec)
 
 

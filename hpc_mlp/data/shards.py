@@ -41,9 +41,6 @@ class ShardIndex:
     sizes: NDArray[np.int64]
     labels: NDArray[np.int64]
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
 
 # Size, time of the last change in ns, inode: of a file with the same ones, the same bytes are read.
 Stamp = tuple[int, int, int]
@@ -55,16 +52,6 @@ class Known:
 
     stamp: Stamp
     index: ShardIndex
-
-
-def _read(descriptor: int, start: int, size: int, name: str) -> bytes:
-    try:
-        data = os.pread(descriptor, size, start)
-    except OSError as error:
-        raise RunError(f"cannot read {printable(name)}: {error.strerror}.") from None
-    if len(data) < size:
-        raise _changed(name)
-    return data
 
 
 class OpenShard:
@@ -82,7 +69,13 @@ class OpenShard:
     def encoded(self, row: int) -> bytes:
         """The image file of the `row`-th sample."""
         start, size = int(self.index.offsets[row]), int(self.index.sizes[row])
-        return _read(self._descriptor, start, size, self.name)
+        try:
+            data = os.pread(self._descriptor, size, start)
+        except OSError as error:
+            raise _unreadable(self.name, error) from None
+        if len(data) < size:
+            raise _changed(self.name)
+        return data
 
     def keys(self) -> list[str]:
         """The samples' names, in tar order."""
@@ -123,9 +116,8 @@ def open_shard(
     try:
         stamp = _stamp(file)
         if known is None or known.stamp != stamp:
-            if stamp[0] != shard.bytes or (
-                (verify or is_url(location)) and _sha256(file, name) != shard.sha256
-            ):
+            verify = verify or is_url(location)
+            if stamp[0] != shard.bytes or (verify and _sha256(file, name) != shard.sha256):
                 raise _changed(name) if known else _damaged(name)
             if _stamp(file) != stamp:
                 raise _changed(name)
@@ -164,12 +156,10 @@ def check_sizes(location: DatasetLocation, shards: Iterable[Shard]) -> None:
 
 def check_shard(folder: Path, shard: Shard) -> None:
     """UserError unless the shard's bytes are those the manifest names."""
+    path = folder / shard.name
     with _open(folder, shard) as file:
-        if (
-            os.fstat(file.fileno()).st_size != shard.bytes
-            or _sha256(file, folder / shard.name) != shard.sha256
-        ):
-            raise _damaged(folder / shard.name)
+        if _stamp(file)[0] != shard.bytes or _sha256(file, path) != shard.sha256:
+            raise _damaged(path)
 
 
 def _open(folder: Path, shard: Shard) -> IO[bytes]:
@@ -193,7 +183,11 @@ def _sha256(file: IO[bytes], name: object) -> str:
             whole.seek(0)
             return hashlib.file_digest(whole, "sha256").hexdigest()
     except OSError as error:
-        raise RunError(f"cannot read {printable(name)}: {error.strerror}.") from None
+        raise _unreadable(name, error) from None
+
+
+def _unreadable(name: object, error: OSError) -> RunError:
+    return RunError(f"cannot read {printable(name)}: {error.strerror}.")
 
 
 def _missing(path: object) -> UserError:

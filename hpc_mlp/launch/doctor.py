@@ -70,9 +70,8 @@ def _python() -> Iterator[Finding]:
         found = f"missing: {', '.join(missing)}"
         yield Finding("packages", "error", found, f"pip install {' '.join(missing)}")
     else:
-        yield Finding(
-            "packages", "ok", ", ".join(f"{name} {versions[name]}" for name in _PACKAGES[:5])
-        )
+        found = ", ".join(f"{name} {versions[name]}" for name in _PACKAGES[:5])
+        yield Finding("packages", "ok", found)
 
 
 def _version(package: str) -> str | None:
@@ -94,13 +93,8 @@ print(json.dumps({"version": torch.__version__, "cuda": torch.version.cuda, "gpu
 def _torch() -> Iterator[Finding]:
     """Asked in a process of its own: a broken torch must not end the doctor."""
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", _ASK_TORCH],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        command = [sys.executable, "-c", _ASK_TORCH]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         told = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
     except (OSError, subprocess.TimeoutExpired, ValueError, IndexError):
         told = None

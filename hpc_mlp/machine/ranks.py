@@ -26,6 +26,11 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
+def restarts() -> int:
+    """How often Slurm has started this job again."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+
 def variables(*values: object) -> dict[str, str]:
     """The environment of one of the processes: `values` of NAMES, address and port of the first
     process last."""

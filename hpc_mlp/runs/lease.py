@@ -33,6 +33,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from hpc_mlp.errors import LeaseLostError, RunError, naming, printable
+from hpc_mlp.machine import ranks
 from hpc_mlp.machine.liveness import Process, age, is_alive, is_dead, on_this_machine, this_process
 
 LEASE = "lease.json"
@@ -78,9 +79,7 @@ class Lease:
         self._owner: dict[str, Any] = {
             "token": uuid.uuid4().hex,
             "claim": os.environ.get(CLAIM, "") if claim is None else claim,
-            "restart": int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-            if restart is None
-            else restart,
+            "restart": ranks.restarts() if restart is None else restart,
             "job": os.environ.get("SLURM_JOB_ID", ""),
             **this_process(),
         }
@@ -93,10 +92,6 @@ class Lease:
         for _ in self._attempts():
             time.sleep(self._pause)
         return self
-
-    def _start(self) -> None:
-        self._thread = threading.Thread(target=self._beat_until_stopped, name="lease", daemon=True)
-        self._thread.start()
 
     def __exit__(
         self,
@@ -120,12 +115,8 @@ class Lease:
             self.lost = True
         if self.lost:
             other = read_owner(self.path.parent)
-            how = (
-                f"was taken over by {describe(other)}"
-                if other
-                else "was deleted, moved, or taken over"
-            )
-            raise LeaseLostError(f"{self.path.parent} {how}; this process stops writing there.")
+            how = f"taken over by {describe(other)}" if other else "deleted, moved, or taken over"
+            raise LeaseLostError(f"{self.path.parent} was {how}; this process stops writing there.")
 
     def _token_in_file(self) -> str | None:
         for _ in range(_MISSING_RETRIES):
@@ -155,9 +146,8 @@ class Lease:
                 seen, seen_since, alive = content, now, True
             owner = _parse(content)
             if self._supersedes(owner) or is_dead(owner):
-                self._take_away(
-                    content.__eq__ if not owner.token else partial(_has_token, owner.token)
-                )
+                same = partial(_has_token, owner.token) if owner.token else content.__eq__
+                self._take_away(same)
             elif now - seen_since >= self.stale_after:
                 self._take_away(content.__eq__)
             elif now - start >= self.wait and (alive or is_alive(owner)):
@@ -167,7 +157,8 @@ class Lease:
                 )
             else:
                 yield
-        self._start()
+        self._thread = threading.Thread(target=self._beat_until_stopped, name="lease", daemon=True)
+        self._thread.start()
 
     def _supersedes(self, owner: Owner) -> bool:
         """A requeued job outranks its earlier start, alive or not: Slurm has given it up."""
@@ -298,7 +289,7 @@ def _has_token(token: str, content: bytes) -> bool:
 def _read(path: Path) -> bytes | None:
     try:
         return path.read_bytes()
-    except (FileNotFoundError, OSError):
+    except OSError:
         return None
 
 
