@@ -18,8 +18,8 @@ import pytest
 from click.testing import CliRunner
 
 from hpc_mlp.cli import COMMANDS, main
-from hpc_mlp.config.loading import build_config, read_toml
-from hpc_mlp.config.plan import load_variant, plan_runs, shipped_variants
+from hpc_mlp.config.loading import build_config, read_toml, shipped
+from hpc_mlp.config.plan import load_variant, plan_runs
 from hpc_mlp.config.sections import Config, flatten, known_keys
 
 ROOT = next(path for path in Path(__file__).parents if (path / "pyproject.toml").is_file())
@@ -220,9 +220,9 @@ def test_default_toml_is_the_defaults_and_names_every_key() -> None:
         assert re.search(rf"\b{key.partition('.')[2]}\b", text), key
 
 
-@pytest.mark.parametrize("name", sorted(shipped_variants()))
+@pytest.mark.parametrize("name", sorted(shipped("variants")))
 def test_shipped_variants_are_short_and_say_what_to_expect(name: str) -> None:
-    text = shipped_variants()[name].read_text()
+    text = shipped("variants")[name].read_text()
     assert 5 <= len(text.splitlines()) <= 15
     assert "hpc-mlp train" in text and "Expect" in text
     assert plan_runs([load_variant(name)], [0])[0].variant == name

@@ -32,7 +32,8 @@ sys.path.insert(0, str(ROOT))
 
 from hpc_mlp.cli import COMMANDS  # noqa: E402
 from hpc_mlp.cli import main as main_command  # noqa: E402
-from hpc_mlp.config.plan import ALL, load_variant, plan_runs, shipped_variants  # noqa: E402
+from hpc_mlp.config.loading import shipped  # noqa: E402
+from hpc_mlp.config.plan import ALL, load_variant, plan_runs  # noqa: E402
 from hpc_mlp.config.sections import ModelConfig  # noqa: E402
 from hpc_mlp.errors import LeaseLostError, RunError, UserError  # noqa: E402
 
@@ -99,7 +100,7 @@ def literal(text: str) -> str:
 
 def variants() -> str:
     """`all` first; what is not an MLP by its kind."""
-    names = [*ALL, *(name for name in shipped_variants() if name not in ALL)]
+    names = [*ALL, *(name for name in shipped("variants") if name not in ALL)]
     return table(["variant", "hidden layers"], [[f"`{name}`", layers(name)] for name in names])
 
 

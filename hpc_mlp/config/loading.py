@@ -156,6 +156,21 @@ def read_layers(files: Iterable[Path]) -> Tree:
     return tree
 
 
+def shipped(kind: str) -> dict[str, Path]:
+    """The `variants` or `clusters` that come with the package, by name."""
+    return {path.stem: path for path in sorted((configs_dir() / kind).glob("*.toml"))}
+
+
+def chosen_file(kind: str, what: str, name: str, *others: str) -> Path:
+    """A shipped file by name, or the user's own by path. UserError for a name of neither, with the
+    right ones, and `others`."""
+    files = shipped(kind)
+    if name not in files and not name.endswith(".toml"):
+        error = unknown_name(what, name, [*others, *files])
+        raise UserError(f"{error} A file of your own ends in .toml.")
+    return files.get(name, Path(name))
+
+
 def configs_dir() -> Path:
     """The shipped `configs/`: inside an installed wheel, or beside the package in a checkout."""
     package = Path(__file__).parents[1]

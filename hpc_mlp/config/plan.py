@@ -14,7 +14,7 @@ from hpc_mlp.config.loading import (
     Tree,
     build_config,
     check_key,
-    configs_dir,
+    chosen_file,
     merge,
     parse_value,
     read_layers,
@@ -24,7 +24,7 @@ from hpc_mlp.config.loading import (
 from hpc_mlp.config.plugins import Plugin, read_plugin
 from hpc_mlp.config.registry import check_names
 from hpc_mlp.config.sections import AugmentConfig, Config
-from hpc_mlp.errors import UserError, unknown_name
+from hpc_mlp.errors import UserError
 from hpc_mlp.files.digest import file_sha256
 
 ALL = ("baseline", "dropout", "batchnorm", "dropout_batchnorm")
@@ -95,21 +95,9 @@ def splits_batches(
     return 0 < len(specs) < processes and not mlps
 
 
-def shipped_variants() -> dict[str, Path]:
-    return {path.stem: path for path in sorted((configs_dir() / "variants").glob("*.toml"))}
-
-
 def load_variant(name: str) -> Variant:
     """A shipped variant by name, or the user's own file by path (`my_variant.toml`)."""
-    shipped = shipped_variants()
-    if name in shipped:
-        path = shipped[name]
-    elif name.endswith(".toml"):
-        path = Path(name)
-    else:
-        raise UserError(
-            f"{unknown_name('variant', name, ['all', *shipped])} A file of your own ends in .toml."
-        )
+    path = chosen_file("variants", "variant", name, "all")
     tree = read_toml(path)
     fixed = _strings(tree, "fixed", path)
     plugins = _plugins(tree, path)

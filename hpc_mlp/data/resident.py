@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -50,29 +52,21 @@ def load_resident(
     split: str,
     device: torch.device,
     *,
-    verify: bool = True,
     cache: bool = True,
 ) -> ResidentSplit:
     """A split of a folder or URL on `device`, from the cache beside the shards or decoded (see
     `data.cache`).
 
-    UserError where a shard is missing, damaged or not as the manifest says. `verify=False` skips
-    the sha256 of the shards, and the cache; counts and labels are checked all the same. On a CPU
-    the images may be a private mapping of the cache file, whose memory all jobs on a machine share.
-    """
-
-    def decode() -> Arrays:
-        return _decode_split(location, manifest, split, verify)
-
-    use_cache = cache and verify and not is_url(location)
+    UserError where a shard is missing, damaged or not as the manifest says. On a CPU the images may
+    be a private mapping of the cache file, whose memory all jobs on a machine share."""
+    decode = partial(_decode_split, location, manifest, split)
+    use_cache = cache and not is_url(location)
     arrays = cached(Path(location), manifest, split, decode) if use_cache else decode()
     images, labels = (torch.from_numpy(array) for array in arrays)
     return ResidentSplit(images.to(device), labels.to(device))
 
 
-def _decode_split(
-    location: DatasetLocation, manifest: Manifest, split: str, verify: bool
-) -> Arrays:
+def _decode_split(location: DatasetLocation, manifest: Manifest, split: str) -> Arrays:
     record = manifest.split(split)
     check_sizes(location, record.shards)
     # Every row is written below, or an error ends it: the shards' counts add up to the split's
@@ -83,13 +77,10 @@ def _decode_split(
     with ThreadPoolExecutor(max_workers=num_cpus()) as pool:
         for shard in record.shards:
             rows = slice(first, first + shard.num_images)
-            opened = open_shard(location, shard, len(manifest.classes), verify=verify)
-            try:
+            with closing(open_shard(location, shard, len(manifest.classes), verify=True)) as opened:
                 labels[rows] = opened.index.labels
                 _decode_all(pool, opened, manifest, images[rows])
                 opened.check_unchanged()
-            finally:
-                opened.close()
             first += shard.num_images
     if not are_counted(labels, manifest, split):
         raise UserError(

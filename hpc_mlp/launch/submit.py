@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc_mlp.config.loading import Tree, build_config, configs_dir, read_layers, set_key
+from hpc_mlp.config.loading import Tree, build_config, chosen_file, read_layers, set_key
 from hpc_mlp.config.plan import RunSpec, TrainOptions
 from hpc_mlp.config.sections import LaunchConfig
 from hpc_mlp.data.remote import DatasetLocation
@@ -44,10 +44,6 @@ class Plan:
     extended: Sequence[Extension] = ()
 
 
-def shipped_clusters() -> dict[str, Path]:
-    return {path.stem: path for path in sorted((configs_dir() / "clusters").glob("*.toml"))}
-
-
 def load_launch(
     cluster_config: str | None, config_files: Sequence[Path], sets: dict[str, list[Any]]
 ) -> LaunchConfig:
@@ -55,7 +51,7 @@ def load_launch(
     `--config`, then `--set launch.…`."""
     files = list(config_files)
     if cluster_config:
-        files.insert(0, _cluster_file(cluster_config))
+        files.insert(0, chosen_file("clusters", "cluster profile", cluster_config))
     tree: Tree = {"launch": read_layers(files).get("launch", {})}
     for key, values in sets.items():
         if not key.startswith("launch."):
@@ -66,17 +62,6 @@ def load_launch(
             )
         set_key(tree, key, values[0])
     return build_config(tree, "--set").launch
-
-
-def _cluster_file(name: str) -> Path:
-    shipped = shipped_clusters()
-    if name in shipped:
-        return shipped[name]
-    if name.endswith(".toml"):
-        return Path(name)
-    raise UserError(
-        f"{unknown_name('cluster profile', name, shipped)} A file of your own ends in .toml."
-    )
 
 
 def make_plan(

@@ -58,10 +58,7 @@ class RunProgress:
 
 
 def progress_of(
-    lines: Sequence[Mapping[str, Any]],
-    epochs: int | None,
-    monitor: Monitor = BY_LOSS,
-    part: float = 0.0,
+    lines: Sequence[Mapping[str, Any]], epochs: int | None, monitor: Monitor = BY_LOSS
 ) -> RunProgress:
     """From the lines of metrics.jsonl."""
     last: Mapping[str, Any] = lines[-1] if lines else {}
@@ -71,7 +68,6 @@ def progress_of(
     return RunProgress(
         epochs=epochs,
         epoch=int(last.get("epoch", 0)),
-        part=part,
         train_loss=_number(last.get("train_loss")),
         val_loss=losses[-1] if losses else None,
         val_accuracy=_number(last.get("val_accuracy")),

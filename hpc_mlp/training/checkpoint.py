@@ -71,7 +71,7 @@ def save_checkpoints(
         os.replace(_new(folder), folder / LAST)
 
 
-def load_checkpoints(folders: Sequence[Path], device: str = "cpu") -> list[Checkpoint] | None:
+def load_checkpoints(folders: Sequence[Path]) -> list[Checkpoint] | None:
     """The members' checkpoints at the newest position that all of them have; None if there is no
     such position."""
     found = [_positions(folder) for folder in folders]
@@ -81,11 +81,10 @@ def load_checkpoints(folders: Sequence[Path], device: str = "cpu") -> list[Check
     position = max(common)
     checkpoints = []
     for paths in found:
-        path = paths[position]
-        metadata = _metadata(path)
+        metadata = _metadata(paths[position])
         assert metadata is not None
-        state = metadata["state"]
-        checkpoints.append(Checkpoint(position, state, load_file(path, device=device)))
+        tensors = load_file(paths[position])
+        checkpoints.append(Checkpoint(position, metadata["state"], tensors))
     return checkpoints
 
 

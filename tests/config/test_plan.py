@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hpc_mlp.config.loading import shipped
 from hpc_mlp.config.plan import (
     ALL,
     Parallel,
@@ -17,7 +18,6 @@ from hpc_mlp.config.plan import (
     parse_set,
     parse_variants,
     plan_runs,
-    shipped_variants,
     splits_batches,
 )
 from hpc_mlp.errors import UserError
@@ -37,7 +37,7 @@ def test_all_means_the_four() -> None:
 
 
 def test_every_shipped_variant_loads_and_says_how_to_run_it() -> None:
-    for name, path in shipped_variants().items():
+    for name, path in shipped("variants").items():
         lines = path.read_text().splitlines()
         assert lines[0].startswith("# ") and f"{name}" in lines[1] and "hpc-mlp train" in lines[1]
         assert 5 <= len(lines) <= 15

@@ -147,12 +147,6 @@ def test_a_hostile_cache_is_not_used(
     assert not (tmp_path / "ran").exists()
 
 
-def test_an_unverified_load_fills_no_cache(dataset: tuple[Path, Manifest, Arrays]) -> None:
-    folder, manifest, _ = dataset
-    load_resident(folder, manifest, "train", CPU, verify=False)
-    assert not (folder / ".cache").exists()
-
-
 def test_a_shard_damaged_after_the_cache_was_made_is_refused(
     dataset: tuple[Path, Manifest, Arrays],
 ) -> None:

@@ -18,14 +18,14 @@ from support.process import Cli, set_keys
 from support.runs import write_run
 
 from hpc_mlp.cli import main
-from hpc_mlp.config.loading import configs_dir
+from hpc_mlp.config.loading import configs_dir, shipped
 from hpc_mlp.config.plan import RunSpec, TrainOptions, parse_seeds, parse_variants, plan_runs
 from hpc_mlp.config.sections import Config
 from hpc_mlp.errors import UserError
 from hpc_mlp.launch.job import TrainingJob
 from hpc_mlp.launch.packs import parse_per_job, plan_jobs
 from hpc_mlp.launch.records import list_submissions, new_submission, write_index
-from hpc_mlp.launch.submit import load_launch, make_plan, shipped_clusters
+from hpc_mlp.launch.submit import load_launch, make_plan
 from hpc_mlp.runs.folder import RunFolder
 
 
@@ -131,8 +131,8 @@ def test_resources_come_from_profile_then_config_then_set(tmp_path: Path) -> Non
 
 
 def test_every_shipped_profile_is_valid() -> None:
-    assert {"cpu", "gpu", "multinode", "example"} <= set(shipped_clusters())
-    for name in shipped_clusters():
+    assert {"cpu", "gpu", "multinode", "example"} <= set(shipped("clusters"))
+    for name in shipped("clusters"):
         assert load_launch(name, [], {}).time_minutes > 0
     example = (configs_dir() / "clusters" / "example.toml").read_text()
     for key in type(Config().launch).model_fields:

@@ -20,6 +20,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def test_progress_knows_the_best_epoch_the_time_left_and_what_is_not_a_number() 
     history = lines(4)
     # As strict JSON has it, and as it once was.
     history[3] |= {"val_loss": None, "train_loss": float("nan")}
-    found = progress_of(history, 10, part=0.5)
+    found = replace(progress_of(history, 10), part=0.5)
     assert (found.epoch, found.best_epoch, found.val_loss, found.train_loss) == (4, 3, None, None)
     assert found.best_val_loss == pytest.approx(1.1 / 3) and found.val_losses[3] is None
     assert found.seconds_left == pytest.approx(5.5 * 2) and found.share == pytest.approx(0.45)
