@@ -139,23 +139,21 @@ def submit(
     from hpc_mlp.config.values import make_sets, plan_sets
     from hpc_mlp.data.remote import dataset_location
     from hpc_mlp.launch.cluster import choose_cluster
-    from hpc_mlp.launch.packs import parse_per_job
-    from hpc_mlp.launch.submit import load_launch
+    from hpc_mlp.launch.jobs import parse_per_job
+    from hpc_mlp.launch.submit import JobOptions, load_launch
     from hpc_mlp.launch.submitted import send
 
     files, sets = _paths(config_files), make_sets(settings, sections)
     launch = load_launch(cluster_config, files, sets)
+    size = parse_per_job(None if per_job is None else str(per_job))
     trained = {key: values for key, values in sets.items() if not key.startswith("launch.")}
     return send(
         plan_sets(variants, seeds, files, trained),
         dataset_location(shards),
         Path(runs),
-        choose_cluster(cluster),
-        launch,
-        per_job=parse_per_job(None if per_job is None else str(per_job)),
-        slots=slots,
-        options=TrainOptions(cpu, parallel, overwrite),
-        dry_run=dry_run,
+        JobOptions(choose_cluster(cluster), launch, size, slots),
+        TrainOptions(cpu, parallel, overwrite),
+        dry_run,
     )
 
 

@@ -386,16 +386,16 @@ def launch_kind(material: Material, rng: random.Random, folder: Path) -> list[Re
     wrong."""
     from hpc_mlp.config.plan import make_specs
     from hpc_mlp.launch import records
-    from hpc_mlp.launch.packs import JobPlan
+    from hpc_mlp.launch.jobs import JobPlan
 
     runs = folder / "runs"
     runs.mkdir()
     specs = make_specs("baseline", "0-1", [], [])
-    packs = [JobPlan(i, spec.name, (spec,)) for i, spec in enumerate(specs)]
+    jobs = [JobPlan(i, spec.name, (spec,)) for i, spec in enumerate(specs)]
     submission = records.new_submission(
-        runs, rng.choice(("local", "local", "slurm")), material.shards, packs
+        runs, rng.choice(("local", "local", "slurm")), material.shards, jobs
     )
-    submission = submission.with_jobs({0: "1_0", 1: "1_1"})
+    submission = submission.with_job_ids({0: "1_0", 1: "1_1"})
     submission.save()
     submission.write_start(0, 0, {**this_process(), "job": "", "time": 1.5, "devices": ""})
     submission.write_end(1, 1)

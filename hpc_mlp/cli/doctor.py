@@ -8,6 +8,12 @@ from pathlib import Path
 import click
 
 from hpc_mlp.cli.options import Command, cluster_config_option, runs_option
+from hpc_mlp.config.plan import parse_set
+from hpc_mlp.launch import doctor as health
+from hpc_mlp.launch import probe
+from hpc_mlp.launch.cluster import choose_cluster
+from hpc_mlp.launch.submit import load_launch
+from hpc_mlp.terminal.console import Console
 
 
 @click.command(cls=Command)
@@ -32,15 +38,8 @@ def doctor(
     \b
     hpc-mlp doctor --cluster slurm --test-job
     """
-    from hpc_mlp.config.plan import parse_set
-    from hpc_mlp.launch import doctor as health
-    from hpc_mlp.launch import probe
-    from hpc_mlp.launch import submit as jobs
-    from hpc_mlp.launch.cluster import choose_cluster
-    from hpc_mlp.terminal.console import Console
-
     where = choose_cluster(cluster)
-    launch = jobs.load_launch(cluster_config, [], parse_set(sets))
+    launch = load_launch(cluster_config, [], parse_set(sets))
     findings = health.examine(runs, where, launch)
     if send_test_job:
         findings.append(probe.send(runs, where, launch))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -17,12 +16,22 @@ from hpc_mlp.cli.options import (
     run_options,
 )
 from hpc_mlp.cli.status import finish, watch
+from hpc_mlp.config.plan import TrainOptions, parse_set
+from hpc_mlp.data.remote import dataset_location
+from hpc_mlp.files.wrong_path import want_runs
+from hpc_mlp.launch import show, slurm
+from hpc_mlp.launch.cluster import choose_cluster
+from hpc_mlp.launch.jobs import parse_per_job, shorten_ids
+from hpc_mlp.launch.records import FOLDER, read_submissions
+from hpc_mlp.launch.slots import make_slots
+from hpc_mlp.launch.slurm_commands import max_array_size
+from hpc_mlp.launch.status import require_status
+from hpc_mlp.launch.submit import JobOptions, load_launch
+from hpc_mlp.launch.submit import cancel as cancel_jobs
+from hpc_mlp.launch.submitted import send
+from hpc_mlp.terminal.console import Console
 from hpc_mlp.terminal.output import say
 from hpc_mlp.terminal.text import count
-
-if TYPE_CHECKING:
-    from hpc_mlp.config.plan import TrainOptions
-    from hpc_mlp.config.sections import LaunchConfig
 
 
 @click.command(cls=Command)
@@ -75,69 +84,43 @@ def submit(
 
     --log-format is for --wait: as with `train`, and with json no table follows.
     """
-    from hpc_mlp.config.plan import parse_set
-    from hpc_mlp.data.remote import dataset_location
-    from hpc_mlp.launch import packs
-    from hpc_mlp.launch import submit as jobs
-    from hpc_mlp.launch.cluster import choose_cluster
-    from hpc_mlp.launch.submitted import send
-    from hpc_mlp.terminal.console import Console
-
     shards = dataset_location(out)
     values = parse_set(planned.sets)
     for key, value in (("launch.gpus_per_job", gpus_per_job), ("launch.nodes", nodes)):
         if value is not None:
             values[key] = [value]
-    launch = jobs.load_launch(cluster_config, planned.config_files, values)
-    specs = planned.specs(
-        [text for text in planned.sets if not text.lstrip().startswith("launch.")]
-    )
-    runs, where = planned.runs, choose_cluster(cluster)
-    size = packs.parse_per_job(per_job)
-    sent = send(
-        specs,
-        shards,
-        runs,
-        where,
-        launch,
-        per_job=size,
-        slots=slots,
-        options=options,
-        dry_run=dry_run,
-    )
+    launch = load_launch(cluster_config, planned.config_files, values)
+    own = [text for text in planned.sets if not text.lstrip().startswith("launch.")]
+    specs, runs = planned.specs(own), planned.runs
+    wanted = JobOptions(choose_cluster(cluster), launch, parse_per_job(per_job), slots)
+    sent = send(specs, shards, runs, wanted, options, dry_run)
     console, log_format = Console(), options.log_format
     # Standard output is the log's.
     if dry_run or not (wait and log_format == "json"):
         sent.show(console)
     if dry_run:
-        _show_resources(where, launch, runs, slots, options.cpu, len(sent.plan.packs))
+        _show_resources(wanted, runs, options.cpu, len(sent.plan.jobs))
         return
     if wait:
         ended = watch([runs], console, log_format, {spec.name for spec in specs})
         finish(ended, [runs], log_format)
 
 
-def _show_resources(
-    where: str, launch: LaunchConfig, runs: Path, slots: int | None, cpu: bool, num_jobs: int
-) -> None:
-    from hpc_mlp.launch import records, show, slurm
-    from hpc_mlp.launch.slots import make_slots
-
-    if where == "local":
-        for slot in make_slots(launch, slots, cpu):
+def _show_resources(wanted: JobOptions, runs: Path, cpu: bool, num_jobs: int) -> None:
+    launch = wanted.launch
+    if wanted.cluster == "local":
+        for slot in make_slots(launch, wanted.slots, cpu):
             devices = f"GPU {','.join(slot.devices)}" if slot.devices else "CPU"
             say(f"Slot {slot.name}: {devices}, {count(slot.threads, 'thread')}")
         return
     say(f"Each job: {show.resources(launch)}.")
     if num_jobs:
-        limit = slurm.max_array_size()
+        limit = max_array_size()
         chunks = -(-num_jobs // limit)
         if chunks > 1:
-            say(
-                f"{num_jobs} jobs in {chunks} arrays (MaxArraySize {limit}); the first one's "
-                "script:"
-            )
-        logs = (runs / records.FOLDER / "<id>" / "logs").absolute()
+            size = f"(MaxArraySize {limit})"
+            say(f"{num_jobs} jobs in {chunks} arrays {size}; the first one's script:")
+        logs = (runs / FOLDER / "<id>" / "logs").absolute()
         say(slurm.script(launch, "hpc-mlp-<id>", logs, min(num_jobs, limit)))
 
 
@@ -150,17 +133,11 @@ def cancel(runs: Path, variants: str | None) -> None:
     \b
     hpc-mlp cancel runs --variants dropout
     """
-    from hpc_mlp.files.wrong_path import want_runs
-    from hpc_mlp.launch import packs
-    from hpc_mlp.launch import submit as jobs
-    from hpc_mlp.launch.records import read_submissions
-    from hpc_mlp.launch.status import require_status
-
     want_runs(runs, "cancel")
     require_status(runs)
-    ended = jobs.cancel(runs, None if variants == "all" else names(variants))
+    ended = cancel_jobs(runs, None if variants == "all" else names(variants))
     if ended:
-        say(f"Cancelled {count(len(ended), 'job')}: {packs.shorten_ids(ended)}")
+        say(f"Cancelled {count(len(ended), 'job')}: {shorten_ids(ended)}")
     else:
         say("Nothing to cancel.")
     if problems := read_submissions(runs)[1]:

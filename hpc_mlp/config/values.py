@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-from hpc_mlp.config.loading import build_config, check_key, merge, set_key
+from hpc_mlp.config.loading import build_config, check_key, merge, set_key, shipped
 from hpc_mlp.config.model_source import model_plugin
 from hpc_mlp.config.plan import (
     RunSpec,
@@ -21,7 +21,6 @@ from hpc_mlp.config.plan import (
     parse_set,
     parse_variants,
     plan_runs,
-    shipped_variants,
 )
 from hpc_mlp.config.registry import registered
 from hpc_mlp.config.sections import Config, flatten
@@ -110,7 +109,7 @@ def _variant(name: str, value: VariantValue) -> Variant:
             f"variant {name!r}: give settings, such as {{'model.dropout': 0.2}}, or the function "
             f"or class that builds the model anew for each seed, not {_short(value)}."
         )
-    base = load_variant(name) if name in shipped_variants() else Variant(name, {})
+    base = load_variant(name) if name in shipped("variants") else Variant(name, {})
     tree, plugins = merge(base.tree), list(base.plugins)
     values = _values(value, f"variant {name!r}")
     for key, alternatives in values.items():
@@ -125,7 +124,7 @@ def _variant(name: str, value: VariantValue) -> Variant:
             )
         [chosen] = alternatives
         if key == "model.kind" and isinstance(chosen, FunctionType | type):
-            if name in shipped_variants():
+            if name in shipped("variants"):
                 raise UserError(f"variant {name!r} is a shipped one; give your model another name.")
             plugins.append(model_plugin(name, chosen))
             chosen = name

@@ -94,9 +94,7 @@ def _save(image: Image.Image, file: Path) -> None:
         raise UserError(f"{file} cannot be written: {error.strerror or error}.") from None
 
 
-def _draw(
-    rows: Sequence[Sequence[Pixels]], cell: int, names: Sequence[str] = ()
-) -> Image.Image:
+def _draw(rows: Sequence[Sequence[Pixels]], cell: int, names: Sequence[str] = ()) -> Image.Image:
     """Each image fills a cell as far as its proportions let it; `names` stand before the rows."""
     step, label = cell + _GAP, _LABEL if names else _GAP
     width, height = label + max(map(len, rows)) * step, len(rows) * step + _GAP

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from hpc_mlp.config.sections import LaunchConfig
 from hpc_mlp.errors import HpcMlpError
-from hpc_mlp.launch import slurm
+from hpc_mlp.launch import slurm_commands as slurm
 from hpc_mlp.launch.records import Cluster
 from hpc_mlp.machine import gpus
 from hpc_mlp.machine.memory import num_cpus

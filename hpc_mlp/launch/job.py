@@ -32,20 +32,20 @@ _WAIT_FOR_KILL_SECONDS = 600
 
 
 class TrainingJob:
-    """The callable that submitit pickles: it names the pack and carries nothing else. State is
+    """The callable that submitit pickles: it names the job and carries nothing else. State is
     looked up in the run folders at every start, because `scontrol requeue` and node failure start
     the very first pickle again."""
 
-    def __init__(self, folder: str, pack: int) -> None:
+    def __init__(self, folder: str, index: int) -> None:
         self.folder = folder
-        self.pack = pack
+        self.index = index
 
     def __call__(self) -> None:
         # Submitit's: dumps `checkpoint()`, asks for the requeue.
         hand_back = signal.getsignal(signal.SIGUSR2)
-        code, signals = run_pack(Path(self.folder), self.pack)
+        code, signals = run_job(Path(self.folder), self.index)
         if code > STOPPED:
-            _leave(self._submission(), self.pack, signals, hand_back)
+            _leave(self._submission(), self.index, signals, hand_back)
         if code and self._is_superseded():
             # Slurm has given this start up (its node was cut off) and the requeued job trains. Of
             # several tasks, an exit with an error would make srun end the step by its number, which
@@ -54,7 +54,7 @@ class TrainingJob:
             return
         if code:
             raise RunError(
-                f"the pack ended with code {code}; see the runs' failed.json and this log."
+                f"the job ended with code {code}; see the runs' failed.json and this log."
             )
 
     def checkpoint(self) -> Any:
@@ -66,11 +66,10 @@ class TrainingJob:
         paths = JobEnvironment().paths
         for path in (paths.submitted_pickle, paths.result_pickle):
             path.with_suffix(".pkl.save_tmp").unlink(missing_ok=True)
-        return DelayedSubmission(TrainingJob(self.folder, self.pack))
+        return DelayedSubmission(TrainingJob(self.folder, self.index))
 
     def _is_superseded(self) -> bool:
-        restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-        return len(self._submission().starts().get(self.pack, [])) > restart + 1
+        return len(self._submission().starts().get(self.index, [])) > ranks.restarts() + 1
 
     def _submission(self) -> Submission:
         submission = read_submission(Path(self.folder))
@@ -79,17 +78,16 @@ class TrainingJob:
         return submission
 
 
-def run_pack(folder: Path, pack: int) -> tuple[int, set[int]]:
-    """Train the runs of one pack in this process (one of several, where the job has several tasks).
+def run_job(folder: Path, index: int) -> tuple[int, set[int]]:
+    """Train the runs of one job in this process (one of several, where the job has several tasks).
     Returns the exit code and the signals that came, which may become more later."""
     prepare()
-    submission = TrainingJob(str(folder), pack)._submission()
+    submission = TrainingJob(str(folder), index)._submission()
     if submission.cluster == "slurm":
         _join_processes(folder)
-    restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    os.environ[CLAIM] = submission.claim(pack)
+    os.environ[CLAIM] = submission.claim(index)
     if not ranks.rank():
-        submission.write_start(pack, restart, _this_start())
+        submission.write_start(index, ranks.restarts(), _this_start())
     signals = _StopSignals()
     with signals:
         share_cores()
@@ -100,7 +98,7 @@ def run_pack(folder: Path, pack: int) -> tuple[int, set[int]]:
         signals.training = True
         code = train_specs(
             submission.location,
-            submission.specs(pack),
+            submission.specs(index),
             folder.parent.parent,
             # Nothing is overwritten: `submit` has done that, and a requeued job must go on.
             TrainOptions(cpu=submission.cpu, parallel=submission.parallel),
@@ -154,12 +152,12 @@ class _StopSignals:
             request_stop(name)
 
 
-def _leave(submission: Submission, pack: int, received: set[int], hand_back: Any) -> None:
+def _leave(submission: Submission, index: int, received: set[int], hand_back: Any) -> None:
     """After the checkpoint. USR2 (preemption with a user signal, time limit) means: requeue me.
     TERM alone means `scancel`, or a preemption that Slurm requeues by itself: then ending early
     would count as finished."""
     deadline = time.monotonic() + _WAIT_FOR_KILL_SECONDS
-    while time.monotonic() < deadline and not submission.is_cancelled(pack):
+    while time.monotonic() < deadline and not submission.is_cancelled(index):
         if (
             signal.SIGUSR2 in received
             and os.environ.get("SLURM_PROCID", "0") == "0"
@@ -192,8 +190,7 @@ def _join_processes(folder: Path) -> None:
 def _agree_on_port(folder: Path, job_id: str, rank: int) -> int:
     """A port that is free on the first node: rank 0 looks for one, near a number made from the job
     id, and tells the others through the shared folder."""
-    restart = os.environ.get("SLURM_RESTART_COUNT", "0")
-    note = folder / "started" / f"port-{job_id}-{restart}"
+    note = folder / "started" / f"port-{job_id}-{ranks.restarts()}"
     if rank == 0:
         port = next(filter(_is_free, range(20000 + int(job_id) % 20000, 60000)))
         write_bytes(note, str(port).encode())
@@ -219,18 +216,18 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def main(folder: Path, pack: int) -> int:
-    """A pack of the local queue: on several GPUs, one process each."""
+def main(folder: Path, index: int) -> int:
+    """A job of the local queue: on several GPUs, one process each."""
     end_with_parent()
-    submission = TrainingJob(str(folder), pack)._submission()
+    submission = TrainingJob(str(folder), index)._submission()
     world = submission.resources.tasks
     if world > 1 and not ranks.is_launched():
         code = run_processes(
-            "hpc_mlp.launch.job", [str(folder), str(pack)], world, new_sessions=False
+            "hpc_mlp.launch.job", [str(folder), str(index)], world, new_sessions=False
         )
-        tidy(folder.parent.parent / run.name for run in submission.packs[pack].runs)
+        tidy(folder.parent.parent / run.name for run in submission.jobs[index].runs)
         return code
-    return run_pack(folder, pack)[0]
+    return run_job(folder, index)[0]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The queue of this machine: one pack per device (or CPU slot), never more at once, detached from
+"""The queue of this machine: one job per device (or CPU slot), never more at once, detached from
 the shell.
 
-`python -m hpc_mlp.launch.local FOLDER` works off one submission. A running pack holds the
+`python -m hpc_mlp.launch.local FOLDER` works off one submission. A running job holds the
 locks of its slot itself, so that the slot stays taken even if the queue is killed.
 """
 
@@ -23,7 +23,7 @@ from hpc_mlp.config.sections import LaunchConfig
 from hpc_mlp.errors import RunError, UserError
 from hpc_mlp.files.atomic import write_bytes
 from hpc_mlp.launch.environment import local_environment
-from hpc_mlp.launch.packs import JobInfo, Start
+from hpc_mlp.launch.jobs import JobInfo, Start
 from hpc_mlp.launch.records import Submission, read_submission
 from hpc_mlp.launch.slots import Slot, lock_folder, make_slots, release
 from hpc_mlp.launch.spawn import GRACE_SECONDS, how_it_ended
@@ -50,8 +50,8 @@ def check(launch: LaunchConfig, slots: int | None, cpu: bool) -> None:
 def submit(submission: Submission) -> Submission:
     """Start the queue, detached from this shell."""
     name = submission.id.rpartition("-")[2]
-    submission = submission.with_jobs(
-        {pack.index: f"{name}_{pack.index}" for pack in submission.packs}
+    submission = submission.with_job_ids(
+        {job.index: f"{name}_{job.index}" for job in submission.jobs}
     )
     submission.save()
     with (submission.logs / "queue.log").open("ab") as log:
@@ -190,7 +190,7 @@ def _signal_group(pid: int, number: int) -> None:
 
 
 def work_off(folder: Path) -> None:
-    """The queue's process: every pack of the submission, then end."""
+    """The queue's process: every job of the submission, then end."""
     prepare()
     submission = read_submission(folder)
     assert submission is not None
@@ -204,7 +204,7 @@ def work_off(folder: Path) -> None:
     queue.waits = partial(_write_waiting, folder / _WAITING)
     with Lease(folder):
         (folder / "queue.pid").write_text(str(os.getpid()))
-        queue.run(_job(submission, pack.index) for pack in submission.packs)
+        queue.run(_job(submission, job.index) for job in submission.jobs)
 
 
 def _job(submission: Submission, index: int) -> QueuedCommand:
@@ -219,7 +219,7 @@ def _job(submission: Submission, index: int) -> QueuedCommand:
             str(index),
         ],
         log=log_path(submission, index),
-        label=f"job {submission.packs[index].job_id} of {submission.folder.parent.parent}",
+        label=f"job {submission.jobs[index].job_id} of {submission.folder.parent.parent}",
         wanted=lambda: not cancelled.exists(),
         ended=lambda code: _write_end(submission, index, code),
     )
@@ -239,7 +239,7 @@ def _write_end(submission: Submission, index: int, code: int) -> None:
     try:
         submission.write_end(index, code)
     except OSError as error:
-        say(f"{submission.packs[index].name}: {how_it_ended(code)}; {error}", err=True)
+        say(f"{submission.jobs[index].name}: {how_it_ended(code)}; {error}", err=True)
 
 
 def log_path(submission: Submission, index: int) -> Path:
@@ -259,24 +259,22 @@ def query(submissions: Iterable[Submission]) -> dict[str, JobInfo]:
 def _query(submission: Submission) -> dict[str, JobInfo]:
     queue_lives, all_starts = is_held(submission.folder), submission.starts()
     known = {}
-    for pack in submission.packs:
-        if pack.job_id is None:
+    for job in submission.jobs:
+        if job.job_id is None:
             continue
-        starts = all_starts.get(pack.index)
+        starts = all_starts.get(job.index)
         try:
-            end = submission.ended(pack.index)
+            end = submission.ended(job.index)
         except RunError as error:
-            known[pack.job_id] = JobInfo("over", str(error))
+            known[job.job_id] = JobInfo("over", str(error))
             continue
         if end is not None:
-            known[pack.job_id] = JobInfo(
-                "over", how_it_ended(end.code) if end.code else "COMPLETED"
-            )
-        # A pack survives its queue's death.
+            known[job.job_id] = JobInfo("over", how_it_ended(end.code) if end.code else "COMPLETED")
+        # A job survives its queue's death.
         elif starts and (queue_lives or is_alive(starts[-1])):
-            known[pack.job_id] = JobInfo("running", "RUNNING", node=starts[-1].host)
-        elif queue_lives and not submission.is_cancelled(pack.index):
-            known[pack.job_id] = JobInfo("queued", "PENDING", _reason(submission))
+            known[job.job_id] = JobInfo("running", "RUNNING", node=starts[-1].host)
+        elif queue_lives and not submission.is_cancelled(job.index):
+            known[job.job_id] = JobInfo("queued", "PENDING", _reason(submission))
     return known
 
 
@@ -289,9 +287,9 @@ def _reason(submission: Submission) -> str:
     return "waits for a free slot" + (f": {holders}" if holders else "")
 
 
-def cancel(submission: Submission, packs: Iterable[int]) -> None:
+def cancel(submission: Submission, jobs: Iterable[int]) -> None:
     """The queue sees the marks, from whatever machine."""
-    chosen = sorted(packs)
+    chosen = sorted(jobs)
     for index in chosen:
         submission.mark_cancelled(index)
     # Nobody is left to look: end what still runs here ourselves.
@@ -304,7 +302,7 @@ def cancel(submission: Submission, packs: Iterable[int]) -> None:
     deadline = time.monotonic() + _GRACE_SECONDS + 10
     while time.monotonic() < deadline:
         states = _query(submission)
-        infos = (states.get(submission.packs[index].job_id or "") for index in chosen)
+        infos = (states.get(submission.jobs[index].job_id or "") for index in chosen)
         if not any(info and info.state in ("queued", "running") for info in infos):
             return
         time.sleep(_POLL)

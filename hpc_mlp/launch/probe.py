@@ -16,7 +16,7 @@ from hpc_mlp.config.sections import Config, LaunchConfig
 from hpc_mlp.errors import HpcMlpError
 from hpc_mlp.launch.cluster import SCHEDULERS
 from hpc_mlp.launch.doctor import Finding, existing
-from hpc_mlp.launch.packs import UNKNOWN, JobPlan
+from hpc_mlp.launch.jobs import UNKNOWN, JobPlan
 from hpc_mlp.launch.records import Cluster, Submission, new_submission
 from hpc_mlp.runs.folder import read_json, write_json
 
@@ -44,12 +44,12 @@ def answer(shards: Path, specs: Any, runs: Path, options: Any) -> int:
 def send(runs: Path, cluster: Cluster, launch: LaunchConfig) -> Finding:
     """A job of the kind that `submit` sends, on the same way; waits for it up to five minutes."""
     folder = existing(runs) / f".hpc-mlp-doctor-{uuid.uuid4().hex[:8]}"
-    pack = JobPlan(0, "doctor", (RunSpec("doctor", "doctor", 0, Config()),))
+    job = JobPlan(0, "doctor", (RunSpec("doctor", "doctor", 0, Config()),))
     small = launch.model_copy(update={"time_minutes": min(launch.time_minutes, 10)})
     begun = time.monotonic()
     try:
         submission = new_submission(
-            folder, cluster, folder, [pack], launch=small, entry=f"{__name__}:answer"
+            folder, cluster, folder, [job], launch=small, entry=f"{__name__}:answer"
         )
         submission = SCHEDULERS[cluster].submit(submission)
         state = _wait_for_job(submission)
@@ -79,7 +79,7 @@ def _wait_for_job(submission: Submission) -> str:
     deadline = time.monotonic() + _TEST_SECONDS
     info = UNKNOWN
     while time.monotonic() < deadline:
-        info = (scheduler.query([submission]) or {}).get(submission.packs[0].job_id or "", UNKNOWN)
+        info = (scheduler.query([submission]) or {}).get(submission.jobs[0].job_id or "", UNKNOWN)
         if info.state == "over" or (submission.folder.parent.parent / _REPORT).exists():
             return info.detail
         time.sleep(0.5)

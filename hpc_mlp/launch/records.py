@@ -1,13 +1,13 @@
 """What a submission leaves on disk, so that any shell can follow it later.
 
 RUNS/submission.json                       the newest submission and a list of all
-RUNS/.launch/<id>/submission.json          one submission: cluster, packs, job ids
+RUNS/.launch/<id>/submission.json          one submission: cluster, jobs, their ids
                  /plan.json                the runs in full, as the job reads them
                  /plugins/                 the user's own Python files, as they were
                  /logs/                    submitit's or the local queue's files
-                 /started/<pack>.<n>.json  where and when the pack was started, n = times requeued
-                 /ended/<pack>.json        local queue: the exit code
-                 /cancelled/<pack>         someone asked for its end
+                 /started/<job>.<n>.json   where and when the job was started, n = times requeued
+                 /ended/<job>.json         local queue: the exit code
+                 /cancelled/<job>          someone asked for its end
                  /waiting                  local queue: who holds the slots that it waits for
 The folders are the truth; RUNS/submission.json is made from them.
 """
@@ -38,7 +38,7 @@ from hpc_mlp.data.remote import DatasetLocation, dataset_location, is_url
 from hpc_mlp.errors import HpcMlpError, RunError
 from hpc_mlp.files.atomic import write_bytes
 from hpc_mlp.files.checked import Record, damaged, read
-from hpc_mlp.launch.packs import End, JobPlan, JobRecord, PlannedRun, PlanRecord, Start
+from hpc_mlp.launch.jobs import End, JobPlan, JobRecord, PlannedRun, PlanRecord, Start
 from hpc_mlp.runs.folder import write_json, write_plugins
 
 FOLDER, PLAN = ".launch", "plan.json"
@@ -57,7 +57,8 @@ class Submission(Record):
     user: str
     command: str
     shards: str
-    packs: list[JobRecord]
+    # By its name on disk, of old.
+    jobs: list[JobRecord] = Field(alias="packs")
     launch: dict[str, Any] = Field(default_factory=dict)
     slots: int | None = None
     cpu: bool = False
@@ -71,8 +72,8 @@ class Submission(Record):
 
     @model_validator(mode="after")
     def _check(self) -> Submission:
-        if [pack.index for pack in self.packs] != list(range(len(self.packs))):
-            raise ValueError("the packs are not numbered from 0 on")
+        if [job.index for job in self.jobs] != list(range(len(self.jobs))):
+            raise ValueError("the jobs are not numbered from 0 on")
         return self
 
     @property
@@ -94,25 +95,25 @@ class Submission(Record):
         """Slurm's name of its jobs: an id that a wiped Slurm gave out again is not ours."""
         return f"hpc-mlp-{self.id}"
 
-    def claim(self, pack: int) -> str:
-        """Names the pack's job over all its starts, for the lease of its run folders."""
-        return f"{self.id}/{pack}"
+    def claim(self, index: int) -> str:
+        """Names the job over all its starts, for the lease of its run folders."""
+        return f"{self.id}/{index}"
 
     def save(self) -> None:
-        write_json(self.folder / RECORD, self.model_dump())
+        write_json(self.folder / RECORD, self.model_dump(by_alias=True))
 
-    def with_jobs(self, job_ids: dict[int, str]) -> Submission:
-        packs = [
-            pack.model_copy(update={"job_id": job_ids.get(pack.index, pack.job_id)})
-            for pack in self.packs
+    def with_job_ids(self, job_ids: dict[int, str]) -> Submission:
+        jobs = [
+            job.model_copy(update={"job_id": job_ids.get(job.index, job.job_id)})
+            for job in self.jobs
         ]
-        return self.model_copy(update={"packs": packs})
+        return self.model_copy(update={"jobs": jobs})
 
-    def specs(self, pack: int) -> list[RunSpec]:
-        """The runs of one pack in full."""
+    def specs(self, index: int) -> list[RunSpec]:
+        """The runs of one job in full."""
         try:
             plan = read(self.folder / PLAN, PlanRecord, "")
-            runs = [(run.spec(), run.plugins) for run in plan.packs[pack]] if plan else []
+            runs = [(run.spec(), run.plugins) for run in plan.jobs[index]] if plan else []
         except (HpcMlpError, IndexError):
             runs = []
         if not runs:
@@ -127,44 +128,44 @@ class Submission(Record):
         ]
 
     def starts(self) -> dict[int, list[Start]]:
-        """For every pack that was ever started: one record for each time, oldest first."""
+        """For every job that was ever started: one record for each time, oldest first."""
         names = (
             re.fullmatch(r"([0-9]{1,9})\.([0-9]{1,9})\.json", path.name)
             for path in (self.folder / "started").glob("*.json")
         )
         starts: dict[int, list[Start]] = {}
-        for pack, restart in sorted((int(name[1]), int(name[2])) for name in names if name):
-            path = self.folder / "started" / f"{pack}.{restart}.json"
+        for index, restart in sorted((int(name[1]), int(name[2])) for name in names if name):
+            path = self.folder / "started" / f"{index}.{restart}.json"
             try:
                 start = read(path, Start, "")
             except RunError as error:
                 start = Start(damaged=str(error).strip())
             if start is not None:
-                starts.setdefault(pack, []).append(start)
+                starts.setdefault(index, []).append(start)
         return starts
 
-    def write_start(self, pack: int, restart: int, record: dict[str, Any]) -> None:
-        write_json(self.folder / "started" / f"{pack}.{restart}.json", record)
+    def write_start(self, index: int, restart: int, record: dict[str, Any]) -> None:
+        write_json(self.folder / "started" / f"{index}.{restart}.json", record)
 
-    def ended(self, pack: int) -> End | None:
+    def ended(self, index: int) -> End | None:
         """RunError where the record is damaged: it has ended, and nobody knows how."""
-        return read(self.folder / "ended" / f"{pack}.json", End, "")
+        return read(self.folder / "ended" / f"{index}.json", End, "")
 
-    def write_end(self, pack: int, code: int) -> None:
-        write_json(self.folder / "ended" / f"{pack}.json", {"code": code, "time": time.time()})
+    def write_end(self, index: int, code: int) -> None:
+        write_json(self.folder / "ended" / f"{index}.json", {"code": code, "time": time.time()})
 
-    def is_cancelled(self, pack: int) -> bool:
-        return (self.folder / "cancelled" / str(pack)).exists()
+    def is_cancelled(self, index: int) -> bool:
+        return (self.folder / "cancelled" / str(index)).exists()
 
-    def mark_cancelled(self, pack: int) -> None:
-        write_bytes(self.folder / "cancelled" / str(pack), b"")
+    def mark_cancelled(self, index: int) -> None:
+        write_bytes(self.folder / "cancelled" / str(index), b"")
 
 
 def new_submission(
     runs: Path,
     cluster: Cluster,
     shards: DatasetLocation,
-    packs: Sequence[JobPlan],
+    jobs: Sequence[JobPlan],
     *,
     launch: LaunchConfig | None = None,
     slots: int | None = None,
@@ -186,7 +187,7 @@ def new_submission(
         user=_user(),
         command=shlex.join(sys.argv),
         shards=str(shards) if is_url(shards) else str(Path(shards).resolve()),
-        packs=[_pack(pack) for pack in packs],
+        packs=[_record(job) for job in jobs],
         launch=launch.model_dump(mode="json") if launch else {},
         slots=slots,
         cpu=options.cpu,
@@ -198,11 +199,9 @@ def new_submission(
         for name in ("logs", "started", "ended", "cancelled"):
             (folder / name).mkdir()
         write_plugins(
-            folder, (plugin for pack in packs for spec in pack.specs for plugin in spec.plugins)
+            folder, (plugin for job in jobs for spec in job.specs for plugin in spec.plugins)
         )
-        write_json(
-            folder / PLAN, {"packs": [[_run(spec) for spec in pack.specs] for pack in packs]}
-        )
+        write_json(folder / PLAN, {"packs": [[_run(spec) for spec in job.specs] for job in jobs]})
         submission.save()
     # A full disk: as if it had never been tried.
     except BaseException:
@@ -232,14 +231,14 @@ def _run(spec: RunSpec) -> dict[str, Any]:
     }
 
 
-def _pack(pack: JobPlan) -> JobRecord:
+def _record(job: JobPlan) -> JobRecord:
     runs = [
         PlannedRun(
             name=spec.name, variant=spec.variant, seed=spec.seed, epochs=spec.config.train.epochs
         )
-        for spec in pack.specs
+        for spec in job.specs
     ]
-    return JobRecord(index=pack.index, name=pack.name, runs=runs)
+    return JobRecord(index=job.index, name=job.name, runs=runs)
 
 
 def read_submission(folder: Path) -> Submission | None:
@@ -283,7 +282,7 @@ def planned_names(folder: Path) -> set[str] | None:
         plan = read(folder / PLAN, PlanRecord, "")
     except RunError:
         return None
-    return None if plan is None else {run.name for pack in plan.packs for run in pack}
+    return None if plan is None else {run.name for job in plan.jobs for run in job}
 
 
 def write_index(runs: Path) -> None:
@@ -304,8 +303,8 @@ def _line(submission: Submission) -> dict[str, Any]:
         "host": submission.host,
         "command": submission.command,
         "folder": f"{FOLDER}/{submission.id}",
-        "job_ids": [pack.job_id for pack in submission.packs if pack.job_id],
+        "job_ids": [job.job_id for job in submission.jobs if job.job_id],
         "packs": [
-            {"job_id": p.job_id, "runs": [run.name for run in p.runs]} for p in submission.packs
+            {"job_id": p.job_id, "runs": [run.name for run in p.runs]} for p in submission.jobs
         ],
     }

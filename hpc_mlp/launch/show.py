@@ -12,7 +12,7 @@ from rich.text import Text
 
 from hpc_mlp.config.sections import LaunchConfig
 from hpc_mlp.files.wrong_path import want_runs
-from hpc_mlp.launch.packs import JobPlan
+from hpc_mlp.launch.jobs import JobPlan
 from hpc_mlp.launch.status import require_status
 from hpc_mlp.live.render import STYLES
 from hpc_mlp.live.rows import RunStatus, summary
@@ -42,24 +42,22 @@ class Statuses(Showable, list[RunStatus]):
         return [status.as_json() for status in self]
 
 
-def plan_table(packs: list[JobPlan], job_ids: dict[int, str] | None = None) -> Table:
+def plan_table(jobs: list[JobPlan], job_ids: dict[int, str] | None = None) -> Table:
     """One row a job: its runs, and its id once it has one."""
-    total = sum(len(pack.specs) for pack in packs)
-    table = Table(
-        title=f"{count(total, 'run')} in {count(len(packs), 'job')}", title_justify="left"
-    )
+    total = sum(len(job.specs) for job in jobs)
+    table = Table(title=f"{count(total, 'run')} in {count(len(jobs), 'job')}", title_justify="left")
     for name in ("job", "runs", "variants", "seeds", "epochs"):
         table.add_column(name, justify="right" if name in ("runs", "epochs") else "left")
-    for pack in packs[:_MAX_ROWS]:
-        variants = ", ".join(dict.fromkeys(spec.variant for spec in pack.specs))
-        seeds = spans(dict.fromkeys(spec.seed for spec in pack.specs))
-        epochs = sorted({spec.config.train.epochs for spec in pack.specs})
-        label = (job_ids or {}).get(pack.index, str(pack.index))
+    for job in jobs[:_MAX_ROWS]:
+        variants = ", ".join(dict.fromkeys(spec.variant for spec in job.specs))
+        seeds = spans(dict.fromkeys(spec.seed for spec in job.specs))
+        epochs = sorted({spec.config.train.epochs for spec in job.specs})
+        label = (job_ids or {}).get(job.index, str(job.index))
         table.add_row(
-            label, str(len(pack.specs)), variants, seeds, "-".join(map(str, epochs[:: len(epochs)]))
+            label, str(len(job.specs)), variants, seeds, "-".join(map(str, epochs[:: len(epochs)]))
         )
-    if len(packs) > _MAX_ROWS:
-        table.add_row("…", f"{len(packs) - _MAX_ROWS} more", "", "", "")
+    if len(jobs) > _MAX_ROWS:
+        table.add_row("…", f"{len(jobs) - _MAX_ROWS} more", "", "", "")
     return table
 
 

@@ -1,4 +1,4 @@
-"""The places of this machine where a pack may run: its GPUs, or shares of its cores.
+"""The places of this machine where a job may run: its GPUs, or shares of its cores.
 
 Each GPU, and each share of the cores, is a lock file of this user on this machine, so that two
 submissions share the devices instead of doubling up on them."""
@@ -26,7 +26,7 @@ _MOST_BYTES = 8192
 
 @dataclass(frozen=True)
 class Slot:
-    """A place where one pack may run: some GPUs (as CUDA_VISIBLE_DEVICES names them), or a share of
+    """A place where one job may run: some GPUs (as CUDA_VISIBLE_DEVICES names them), or a share of
     the cores. `locks` are the names of its lock files, by default its own."""
 
     name: str

@@ -1,12 +1,10 @@
-"""Slurm: submission through submitit, and what squeue, sacct, scontrol and scancel say."""
+"""Slurm: submission through submitit, and the end of jobs."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import shlex
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterable
@@ -16,40 +14,14 @@ from typing import Any
 from hpc_mlp.config.sections import LaunchConfig
 from hpc_mlp.errors import RunError, UserError
 from hpc_mlp.launch.environment import python_path
-from hpc_mlp.launch.packs import JobInfo, expand_ids
 from hpc_mlp.launch.records import Submission
 from hpc_mlp.launch.slots import check_tasks
+from hpc_mlp.launch.slurm_commands import call, is_there, max_array_size, present
+from hpc_mlp.launch.slurm_commands import query as query
 from hpc_mlp.machine import ranks
 
 NAME = "Slurm"
-# What squeue and sacct call a job that waits; all but these and _OVER count as running.
-_WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
-_OVER = {
-    "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL",
-    "DEADLINE", "PREEMPTED", "REVOKED",
-}  # fmt: skip
-_TIMEOUT_SECONDS = 60
 _CANCEL_SECONDS = 60
-# Slurm's own default of MaxArraySize.
-_DEFAULT_MAX_ARRAY = 1001
-
-
-def is_there() -> bool:
-    return shutil.which("sbatch") is not None
-
-
-def call(*command: str) -> str | None:
-    """The output of one of Slurm's commands; None where it is missing, fails or does not answer."""
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    # The only job asked for is long forgotten.
-    if done.returncode and "Invalid job id" in done.stderr:
-        return ""
-    return done.stdout if done.returncode == 0 else None
 
 
 # -- submitting
@@ -151,7 +123,7 @@ def check(launch: LaunchConfig, slots: int | None, cpu: bool) -> None:
 def submit(submission: Submission) -> Submission:
     """Every job is an element of an array. RunError with sbatch's words where it refuses."""
     try:
-        submission = submission.with_jobs(_submit(submission, submission.resources))
+        submission = submission.with_job_ids(_submit(submission, submission.resources))
         submission.save()
     except BaseException:
         # By name: sbatch may also fail, or be interrupted, after the jobs have got into the queue.
@@ -162,14 +134,14 @@ def submit(submission: Submission) -> Submission:
 
 
 def _submit(submission: Submission, launch: LaunchConfig) -> dict[int, str]:
-    """Pack's index → job id."""
+    """Job's index → job id."""
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     from hpc_mlp.launch.job import TrainingJob
 
-    packs, limit = submission.packs, max_array_size()
-    chunks = [packs[start : start + limit] for start in range(0, len(packs), limit)]
+    records, limit = submission.jobs, max_array_size()
+    chunks = [records[start : start + limit] for start in range(0, len(records), limit)]
     options = parameters(launch)
     # A limit for all of them together.
     if launch.array_parallelism:
@@ -184,12 +156,12 @@ def _submit(submission: Submission, launch: LaunchConfig) -> dict[int, str]:
             # submitit prints what sbatch says and raises it as well.
             with contextlib.redirect_stderr(io.StringIO()), executor.batch():
                 jobs = [
-                    executor.submit(TrainingJob(str(submission.folder), pack.index))
-                    for pack in chunk
+                    executor.submit(TrainingJob(str(submission.folder), record.index))
+                    for record in chunk
                 ]
         except (FailedJobError, FailedSubmissionError, OSError) as error:
             raise RunError(_refused(error)) from None
-        job_ids |= {pack.index: job.job_id for pack, job in zip(chunk, jobs, strict=True)}
+        job_ids |= {record.index: job.job_id for record, job in zip(chunk, jobs, strict=True)}
     return job_ids
 
 
@@ -208,99 +180,17 @@ def _refused(error: Exception) -> str:
     )
 
 
-def max_array_size() -> int:
-    """How many elements one array may have here: indices must stay below MaxArraySize."""
-    value = (config() or {}).get("MaxArraySize", "")
-    return int(value) if value.isdigit() and int(value) > 0 else _DEFAULT_MAX_ARRAY
-
-
-def config() -> dict[str, str] | None:
-    """`scontrol show config` as a dictionary; None where Slurm does not answer."""
-    text = call("scontrol", "show", "config")
-    if text is None:
-        return None
-    pairs = (line.partition("=") for line in text.splitlines() if "=" in line)
-    return {key.strip(): value.strip() for key, _, value in pairs}
-
-
-# -- asking
-
-
-def query(submissions: Iterable[Submission]) -> dict[str, JobInfo] | None:
-    """Every job that Slurm knows of these submissions, by job id; None where Slurm cannot be asked.
-    A job of another name that only has the same number (after a wipe) is not taken for ours."""
-    names = {
-        pack.job_id: submission.job_name
-        for submission in submissions
-        for pack in submission.packs
-        if pack.job_id
-    }
-    if not names:
-        return {}
-    queue = _squeue(names, "--states=all", "--format=%i|%T|%r|%N|%L|%j")
-    if queue is None:
-        return None
-    known = _read_squeue(queue, names)
-    if missing := names.keys() - known.keys():
-        options = "--noheader --allocations --parsable2 --format=JobID%60,State,NodeList,JobName%60"
-        history = call("sacct", *options.split(), f"--jobs={_masters(missing)}")
-        known = _read_sacct(history or "", names) | known
-    return known
-
-
-def _squeue(job_ids: Iterable[str], *options: str) -> str | None:
-    return call("squeue", "--noheader", "--array", f"--jobs={_masters(job_ids)}", *options)
-
-
-def _masters(job_ids: Iterable[str]) -> str:
-    """Of 7_1, 7_2 and 8: `7,8`."""
-    return ",".join(sorted({job_id.partition("_")[0] for job_id in job_ids}))
-
-
-def _read_squeue(text: str, names: dict[str, str]) -> dict[str, JobInfo]:
-    known: dict[str, JobInfo] = {}
-    for line in text.splitlines():
-        job_id, word, reason, node, left, name = (*line.strip().split("|", 5), *[""] * 6)[:6]
-        if names.get(job_id) == name:
-            known[job_id] = _info(word, reason, node, left)
-    return known
-
-
-def _read_sacct(text: str, names: dict[str, str]) -> dict[str, JobInfo]:
-    """sacct lags by seconds: what squeue no longer knows is over, whatever sacct still shows."""
-    known: dict[str, JobInfo] = {}
-    for line in text.splitlines():
-        ids, word, node, name = (*line.strip().split("|", 3), *[""] * 4)[:4]
-        for job_id in expand_ids(ids):
-            if names.get(job_id) == name:
-                info = _info(word, "", node, "")
-                known[job_id] = info if info.state == "over" else JobInfo("over", "ended")
-    return known
-
-
-def _info(word: str, reason: str, node: str, left: str) -> JobInfo:
-    # "CANCELLED by 1000"
-    word = word.split()[0].rstrip("+") if word else ""
-    if word in _WAITING:
-        return JobInfo("queued", word, reason if reason != "None" else "")
-    if word in _OVER:
-        return JobInfo("over", word, node=node)
-    return JobInfo(
-        "running", word, node=node, time_left=left if left not in ("UNLIMITED", "INVALID") else ""
-    )
-
-
-def cancel(submission: Submission, packs: Iterable[int]) -> None:
+def cancel(submission: Submission, jobs: Iterable[int]) -> None:
     """`scancel` of those of their jobs that Slurm still has under this name."""
     if not is_there():
         raise RunError("no scancel here: run this on a login node of the cluster.")
-    wanted = {index: submission.packs[index].job_id or "" for index in packs}
+    wanted = {index: submission.jobs[index].job_id or "" for index in jobs}
     # Can Slurm be asked at all?
-    _present(wanted.values(), submission.job_name)
+    present(wanted.values(), submission.job_name)
     for index in wanted:
         # Before the signal: the job then ends at once, and is not requeued.
         submission.mark_cancelled(index)
-    ours = _present(wanted.values(), submission.job_name)
+    ours = present(wanted.values(), submission.job_name)
     # Command lines have a limit.
     for start in range(0, len(ours), 500):
         if call("scancel", *ours[start : start + 500]) is None:
@@ -309,20 +199,8 @@ def cancel(submission: Submission, packs: Iterable[int]) -> None:
     deadline = time.monotonic() + _CANCEL_SECONDS
     while ours and time.monotonic() < deadline:
         time.sleep(0.5)
-        ours = _present(wanted.values(), submission.job_name)
+        ours = present(wanted.values(), submission.job_name)
 
 
-def _present(job_ids: Iterable[str], job_name: str) -> list[str]:
-    """Those of these jobs that Slurm still has by this name; RunError where it is silent."""
-    wanted = set(job_ids)
-    if not _masters(wanted):
-        return []
-    queue = _squeue(wanted, "--format=%i|%j")
-    if queue is None:
-        raise RunError("squeue does not answer: nothing was cancelled. Try again on a login node.")
-    present = dict(line.strip().split("|", 1) for line in queue.splitlines())
-    return sorted(job_id for job_id in wanted if present.get(job_id) == job_name)
-
-
-def log_path(submission: Submission, pack: int) -> Path:
-    return submission.logs / f"{submission.packs[pack].job_id}_0_log.err"
+def log_path(submission: Submission, job: int) -> Path:
+    return submission.logs / f"{submission.jobs[job].job_id}_0_log.err"

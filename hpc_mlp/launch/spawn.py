@@ -57,7 +57,7 @@ def run_processes(
     `stdin`; without, it has ours.
 
     Signals are passed on. `new_sessions`: not in our process group, so that a Ctrl-C reaches them
-    once, through us; the local queue ends its packs by process group. Once a process fails, it is
+    once, through us; the local queue ends its jobs by process group. Once a process fails, it is
     named, the others get SIGTERM, and SIGKILL if they do not leave. So it is after a signal to us:
     whatever hangs, everything ends."""
     with socket.socket() as probe:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hpc_mlp.errors import UserError
 from hpc_mlp.launch.cluster import SCHEDULERS
-from hpc_mlp.launch.packs import UNKNOWN, JobInfo, JobRecord, PlannedRun, Start
+from hpc_mlp.launch.jobs import UNKNOWN, JobInfo, JobRecord, PlannedRun, Start
 from hpc_mlp.launch.records import FOLDER, PLAN, Submission, read_submissions
 from hpc_mlp.live.live_file import folder_status
 from hpc_mlp.live.rows import COMPLETE, RunStatus
@@ -18,12 +18,12 @@ from hpc_mlp.runs.lease import is_held, read_owner
 
 
 @dataclass(frozen=True)
-class _SubmittedPack:
-    """A pack together with what its cluster says. `info` None: the cluster cannot be asked from
+class _SubmittedJob:
+    """A job together with what its cluster says. `info` None: the cluster cannot be asked from
     here. `problem`: with its records."""
 
     submission: Submission
-    pack: JobRecord
+    record: JobRecord
     info: JobInfo | None
     requeues: int
     node: str
@@ -37,7 +37,7 @@ def read_status(runs: Path) -> list[RunStatus]:
     submissions, problems = read_submissions(runs)
     for submission in _newest(submissions, runs):
         for job in submission:
-            for planned in job.pack.runs:
+            for planned in job.record.runs:
                 statuses[planned.name] = _submitted(runs / planned.name, planned, job)
     folders = sorted(path for path in runs.glob("*") if path.is_dir() and path.name not in statuses)
     for path in folders:
@@ -77,11 +77,9 @@ def read_statuses(roots: Sequence[Path]) -> dict[str, tuple[Path, RunStatus]]:
     return found
 
 
-def _newest(submissions: list[Submission], runs: Path) -> list[list[_SubmittedPack]]:
+def _newest(submissions: list[Submission], runs: Path) -> list[list[_SubmittedJob]]:
     """The submissions with their jobs' states, oldest first. Only unfinished ones are asked for."""
-    wanted = [
-        item for item in submissions if any(not _is_complete(runs, pack) for pack in item.packs)
-    ]
+    wanted = [item for item in submissions if any(not _is_complete(runs, job) for job in item.jobs)]
     known = {
         name: scheduler.query(item for item in wanted if item.cluster == name)
         for name, scheduler in SCHEDULERS.items()
@@ -90,35 +88,39 @@ def _newest(submissions: list[Submission], runs: Path) -> list[list[_SubmittedPa
     for submission in submissions:
         here = known[submission.cluster] if submission in wanted else {}
         starts = submission.starts()
-        packs = submission.packs
-        listed.append([_job(submission, pack, here, starts.get(pack.index, [])) for pack in packs])
+        listed.append(
+            [
+                _job(submission, record, here, starts.get(record.index, []))
+                for record in submission.jobs
+            ]
+        )
     return listed
 
 
-def _is_complete(runs: Path, pack: JobRecord) -> bool:
-    return all((runs / run.name / "result.json").exists() for run in pack.runs)
+def _is_complete(runs: Path, job: JobRecord) -> bool:
+    return all((runs / run.name / "result.json").exists() for run in job.runs)
 
 
 def _job(
-    submission: Submission, pack: JobRecord, known: dict[str, JobInfo] | None, starts: list[Start]
-) -> _SubmittedPack:
-    info = known if known is None else known.get(pack.job_id or "", UNKNOWN)
+    submission: Submission, record: JobRecord, known: dict[str, JobInfo] | None, starts: list[Start]
+) -> _SubmittedJob:
+    info = known if known is None else known.get(record.job_id or "", UNKNOWN)
     node = starts[-1].host if starts else ""
     problem = next((start.damaged for start in starts if start.damaged), "")
-    return _SubmittedPack(submission, pack, info, max(0, len(starts) - 1), node, problem)
+    return _SubmittedJob(submission, record, info, max(0, len(starts) - 1), node, problem)
 
 
 # -- one run
 
 
-def _submitted(path: Path, planned: PlannedRun, job: _SubmittedPack) -> RunStatus:
+def _submitted(path: Path, planned: PlannedRun, job: _SubmittedJob) -> RunStatus:
     status = _with_job(path, planned, job)
     if not job.problem or status.state in COMPLETE:
         return status
     return replace(status, detail="; ".join(filter(None, [status.detail, job.problem])))
 
 
-def _with_job(path: Path, planned: PlannedRun, job: _SubmittedPack) -> RunStatus:
+def _with_job(path: Path, planned: PlannedRun, job: _SubmittedJob) -> RunStatus:
     base = folder_status(path) or RunStatus(planned.name, planned.variant, planned.seed, "lost")
     base = replace(
         base,
@@ -127,7 +129,7 @@ def _with_job(path: Path, planned: PlannedRun, job: _SubmittedPack) -> RunStatus
         seed=planned.seed,
         progress=replace(base.progress, epochs=base.progress.epochs or planned.epochs),
         requeues=job.requeues,
-        job=job.pack.job_id or "",
+        job=job.record.job_id or "",
         log=str(_log(job)),
         submission=job.submission.id,
     )
@@ -150,17 +152,17 @@ def _with_job(path: Path, planned: PlannedRun, job: _SubmittedPack) -> RunStatus
     return _over(base, path, info, job)
 
 
-def _over(base: RunStatus, path: Path, info: JobInfo, job: _SubmittedPack) -> RunStatus:
+def _over(base: RunStatus, path: Path, info: JobInfo, job: _SubmittedJob) -> RunStatus:
     """No result, and its job is over or unknown."""
     base = replace(base, node=job.node or info.node)
-    if job.submission.is_cancelled(job.pack.index) or info.detail.startswith("CANCELLED"):
+    if job.submission.is_cancelled(job.record.index) or info.detail.startswith("CANCELLED"):
         return replace(base, state="cancelled", detail="cancelled")
     owner = read_owner(path)
-    own = owner is not None and owner.claim == job.submission.claim(job.pack.index)
+    own = owner is not None and owner.claim == job.submission.claim(job.record.index)
     # If it is held by another than the job, someone's `hpc-mlp train` trains it.
     if is_held(path) and not (own and info.state == "over"):
         return replace(base, state="running", detail="", node=owner.host if owner else "")
-    may_come = job.submission.cluster == "slurm" or job.pack.job_id is None
+    may_come = job.submission.cluster == "slurm" or job.record.job_id is None
     if info.state == "unknown" and may_come and _is_new(job.submission):
         return replace(base, state="queued", detail="just submitted")
     if info.state == "unknown":
@@ -178,13 +180,13 @@ def _is_new(submission: Submission) -> bool:
         return False
 
 
-def _unasked(base: RunStatus, path: Path, job: _SubmittedPack) -> RunStatus:
+def _unasked(base: RunStatus, path: Path, job: _SubmittedJob) -> RunStatus:
     """Slurm cannot be asked from here: what the files alone tell."""
     if is_held(path):
         return replace(base, state="running", detail="", node=job.node)
     if base.state == "failed" and _is_of_this_submission(path, job.submission):
         return base
-    if job.submission.is_cancelled(job.pack.index):
+    if job.submission.is_cancelled(job.record.index):
         return replace(base, state="cancelled", detail="cancelled")
     return replace(
         base, state="queued", detail="squeue does not answer here: by the files, not running"
@@ -200,11 +202,11 @@ def _is_of_this_submission(path: Path, submission: Submission) -> bool:
         return False
 
 
-def _log(job: _SubmittedPack) -> Path:
-    return SCHEDULERS[job.submission.cluster].log_path(job.submission, job.pack.index)
+def _log(job: _SubmittedJob) -> Path:
+    return SCHEDULERS[job.submission.cluster].log_path(job.submission, job.record.index)
 
 
-def _last_words(job: _SubmittedPack) -> str:
+def _last_words(job: _SubmittedJob) -> str:
     """The last line of the job's log that looks like an error."""
     try:
         lines = _log(job).read_text(errors="replace").splitlines()[-200:]

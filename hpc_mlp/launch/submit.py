@@ -1,4 +1,4 @@
-"""From planned runs to jobs: leave out what is done or on its way, pack the rest, hand it over."""
+"""From planned runs to jobs: leave out what is done or on its way, group the rest, hand it over."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hpc_mlp.config.sections import LaunchConfig
 from hpc_mlp.data.remote import DatasetLocation
 from hpc_mlp.errors import RunError, UserError, unknown_name
 from hpc_mlp.launch.cluster import SCHEDULERS
-from hpc_mlp.launch.packs import JobPlan, plan_jobs
+from hpc_mlp.launch.jobs import JobPlan, plan_jobs
 from hpc_mlp.launch.records import (
     ENTRY,
     FOLDER,
@@ -36,10 +36,22 @@ from hpc_mlp.runs.lease import Lease
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What `submit` would do: packs to send, and the runs left out, with their state."""
+class JobOptions:
+    """Where jobs run, with what, how many runs are in each (as `parse_per_job` gives it), how many
+    run at once on this machine; `entry`: the function that trains in them."""
 
-    packs: list[JobPlan]
+    cluster: Cluster
+    launch: LaunchConfig = LaunchConfig()
+    per_job: int | None = 0
+    slots: int | None = None
+    entry: str = ENTRY
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `submit` would do: jobs to send, and the runs left out, with their state."""
+
+    jobs: list[JobPlan]
     left_out: list[RunStatus]
     extended: Sequence[Extension] = ()
 
@@ -71,7 +83,7 @@ def make_plan(
     per_job: int | None,
     options: TrainOptions = TrainOptions(),
 ) -> Plan:
-    """Which runs still have to be sent, in packs."""
+    """Which runs still have to be sent, in jobs."""
     overwrite = options.overwrite
     extended = extensions(specs, runs, digest) if options.extend else []
     how = {one.spec.name: one.how for one in extended}
@@ -116,36 +128,30 @@ def submit(
     shards: DatasetLocation,
     digest: str,
     runs: Path,
-    cluster: Cluster,
-    launch: LaunchConfig,
-    *,
-    per_job: int | None = 0,
-    slots: int | None = None,
+    wanted: JobOptions,
     options: TrainOptions = TrainOptions(),
-    entry: str = ENTRY,
 ) -> tuple[Submission | None, Plan]:
     """Send what is not done and not on its way. None where nothing is left to do. Two shells that
     submit to one folder take turns, so that no run is sent twice. `digest` names the dataset."""
-    scheduler = SCHEDULERS[cluster]
-    scheduler.check(launch, slots, options.cpu)
+    scheduler = SCHEDULERS[wanted.cluster]
+    scheduler.check(wanted.launch, wanted.slots, options.cpu)
     with _taking_turns(runs):
-        plan = make_plan(specs, runs, digest, per_job, options)
+        plan = make_plan(specs, runs, digest, wanted.per_job, options)
         extend(plan.extended)
-        if not plan.packs:
+        if not plan.jobs:
             return None, plan
         if options.overwrite:
-            for pack in plan.packs:
-                for spec in pack.specs:
-                    RunFolder(runs / spec.name).clear()
+            for spec in (spec for job in plan.jobs for spec in job.specs):
+                RunFolder(runs / spec.name).clear()
         submission = new_submission(
             runs,
-            cluster,
+            wanted.cluster,
             shards,
-            plan.packs,
-            launch=launch,
-            slots=slots,
+            plan.jobs,
+            launch=wanted.launch,
+            slots=wanted.slots,
             options=options,
-            entry=entry,
+            entry=wanted.entry,
         )
         try:
             submission = scheduler.submit(submission)
@@ -187,19 +193,19 @@ def cancel(runs: Path, variants: Sequence[str] | None = None) -> list[str]:
     problems: list[str] = []
     for submission in list_submissions(runs):
         alive = {s.name for s in statuses if s.submission == submission.id}
-        packs = []
-        for pack in submission.packs:
-            here = {run.name for run in pack.runs} & alive
+        jobs = []
+        for job in submission.jobs:
+            here = {run.name for run in job.runs} & alive
             if not here & chosen:
                 continue
             if others := sorted(here - chosen):
-                problems.append(f"job {pack.job_id} also trains {', '.join(others[:5])}")
+                problems.append(f"job {job.job_id} also trains {', '.join(others[:5])}")
             else:
-                packs.append(pack)
-        if problems or not packs:
+                jobs.append(job)
+        if problems or not jobs:
             continue
-        ended += [pack.job_id or "" for pack in packs]
-        SCHEDULERS[submission.cluster].cancel(submission, [pack.index for pack in packs])
+        ended += [job.job_id or "" for job in jobs]
+        SCHEDULERS[submission.cluster].cancel(submission, [job.index for job in jobs])
     if problems:
         raise UserError(
             f"{'; '.join(problems)}: cancel all of it (without --variants), or let it run."

@@ -13,10 +13,10 @@ from rich.text import Text
 from hpc_mlp.config.plan import RunSpec, TrainOptions
 from hpc_mlp.config.sections import LaunchConfig
 from hpc_mlp.data.remote import DatasetLocation, load_manifest
-from hpc_mlp.launch.packs import shorten_ids
-from hpc_mlp.launch.records import Cluster, Submission
+from hpc_mlp.launch.jobs import shorten_ids
+from hpc_mlp.launch.records import Submission
 from hpc_mlp.launch.show import plan_table, resources
-from hpc_mlp.launch.submit import Plan, make_plan, submit
+from hpc_mlp.launch.submit import JobOptions, Plan, make_plan, submit
 from hpc_mlp.live.rows import summary
 from hpc_mlp.runs.extend import told
 from hpc_mlp.terminal.shown import Showable
@@ -26,23 +26,17 @@ def send(
     specs: Sequence[RunSpec],
     shards: DatasetLocation,
     runs: Path,
-    cluster: Cluster,
-    launch: LaunchConfig,
-    *,
-    per_job: int | None,
-    slots: int | None,
+    wanted: JobOptions,
     options: TrainOptions,
     dry_run: bool,
 ) -> Submitted:
     """`launch.submit.submit`, or with `dry_run` what it would do."""
     digest = load_manifest(shards, "submit").digest
     if dry_run:
-        plan = make_plan(specs, runs, digest, per_job, options)
-        return Submitted(None, plan, cluster, launch, runs, dry_run=True)
-    submission, plan = submit(
-        specs, shards, digest, runs, cluster, launch, per_job=per_job, slots=slots, options=options
-    )
-    return Submitted(submission, plan, cluster, launch, runs)
+        plan = make_plan(specs, runs, digest, wanted.per_job, options)
+        return Submitted(None, plan, wanted.cluster, wanted.launch, runs, dry_run=True)
+    submission, plan = submit(specs, shards, digest, runs, wanted, options)
+    return Submitted(submission, plan, wanted.cluster, wanted.launch, runs)
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,13 +53,13 @@ class Submitted(Showable):
 
     @property
     def job_ids(self) -> dict[int, str]:
-        """By the index of the pack of runs."""
-        packs = self.submission.packs if self.submission else []
-        return {pack.index: pack.job_id or "" for pack in packs}
+        """By the job's index."""
+        jobs = self.submission.jobs if self.submission else []
+        return {job.index: job.job_id or "" for job in jobs}
 
     def parts(self) -> Iterable[RenderableType]:
         if self.submission or self.dry_run:
-            yield plan_table(self.plan.packs, self.job_ids)
+            yield plan_table(self.plan.jobs, self.job_ids)
         yield from map(Text, self._lines())
 
     def _lines(self) -> Iterable[str]:
@@ -89,8 +83,8 @@ class Submitted(Showable):
                 "run": spec.name,
                 "variant": spec.variant,
                 "seed": spec.seed,
-                "job": self.job_ids.get(pack.index),
+                "job": self.job_ids.get(job.index),
             }
-            for pack in self.plan.packs
-            for spec in pack.specs
+            for job in self.plan.jobs
+            for spec in job.specs
         ]

@@ -19,8 +19,8 @@ from hpc_mlp.config.plan import TrainOptions, make_specs
 from hpc_mlp.config.sections import ModelConfig
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.errors import RunError, UserError
-from hpc_mlp.launch.job import run_pack
-from hpc_mlp.launch.packs import plan_jobs
+from hpc_mlp.launch.job import run_job
+from hpc_mlp.launch.jobs import plan_jobs
 from hpc_mlp.launch.records import new_submission
 from hpc_mlp.models.registry import build_module
 from hpc_mlp.training.setup import TrainSetup, check, prepare, to_train
@@ -113,7 +113,7 @@ def test_a_job_trains_with_the_code_that_was_submitted(digits: Path, mine: Path)
     (copy,) = (submission.folder / "plugins").iterdir()
     assert copy.read_bytes() == (mine / "model.py").read_bytes()
     (mine / "model.py").unlink()
-    code, _ = run_pack(submission.folder, 0)
+    code, _ = run_job(submission.folder, 0)
     assert code == 0
     run = mine / "runs" / "own-s0"
     assert next((run / "plugins").iterdir()).read_bytes() == copy.read_bytes()

@@ -23,7 +23,7 @@ from hpc_mlp.config.plan import RunSpec, TrainOptions, parse_seeds, parse_varian
 from hpc_mlp.config.sections import Config
 from hpc_mlp.errors import UserError
 from hpc_mlp.launch.job import TrainingJob
-from hpc_mlp.launch.packs import parse_per_job, plan_jobs
+from hpc_mlp.launch.jobs import parse_per_job, plan_jobs
 from hpc_mlp.launch.records import list_submissions, new_submission, write_index
 from hpc_mlp.launch.submit import load_launch, make_plan
 from hpc_mlp.runs.folder import RunFolder
@@ -80,29 +80,29 @@ def finish(runs: Path, spec: RunSpec, digest: str = "d1") -> None:
     folder.write_result({"status": "done"})
 
 
-# -- packs
+# -- jobs
 
 
 @given(st.integers(1, 30), st.integers(1, 40))
 def test_packs_hold_every_run_once_and_none_is_too_large(seeds: int, size: int) -> None:
     plan = specs("baseline,dropout", f"0-{seeds - 1}")
-    packs = plan_jobs(plan, size)
-    assert [spec for pack in packs for spec in pack.specs] == plan
-    assert all(1 <= len(pack.specs) <= size for pack in packs)
-    assert sum(len(pack.specs) < size for pack in packs) <= 1
-    assert [pack.index for pack in packs] == list(range(len(packs)))
+    jobs = plan_jobs(plan, size)
+    assert [spec for job in jobs for spec in job.specs] == plan
+    assert all(1 <= len(job.specs) <= size for job in jobs)
+    assert sum(len(job.specs) < size for job in jobs) <= 1
+    assert [job.index for job in jobs] == list(range(len(jobs)))
 
 
 def test_one_job_per_variant_unless_told_otherwise() -> None:
     plan = specs("all", "0-2")
     by_variant = plan_jobs(plan, parse_per_job(None))
-    assert [pack.name for pack in by_variant] == [
+    assert [job.name for job in by_variant] == [
         "baseline",
         "dropout",
         "batchnorm",
         "dropout_batchnorm",
     ]
-    assert all(len(pack.specs) == 3 for pack in by_variant)
+    assert all(len(job.specs) == 3 for job in by_variant)
     assert len(plan_jobs(plan, parse_per_job("all"))) == 1
     assert len(plan_jobs(plan, parse_per_job("5"))) == 3
 
@@ -225,12 +225,12 @@ def test_only_what_is_not_done_is_planned(tmp_path: Path) -> None:
     plan = specs()
     finish(tmp_path, plan[0])
     planned = make_plan(plan, tmp_path, "d1", None)
-    assert [spec.name for pack in planned.packs for spec in pack.specs] == [
+    assert [spec.name for job in planned.jobs for spec in job.specs] == [
         spec.name for spec in plan[1:]
     ]
     assert [status.name for status in planned.left_out] == [plan[0].name]
     again = make_plan(plan, tmp_path, "d1", None, TrainOptions(overwrite=True))
-    assert len(again.packs[0].specs) == len(plan)
+    assert len(again.jobs[0].specs) == len(plan)
 
 
 def test_runs_with_fewer_epochs_are_sent_where_they_are_to_be_extended(tmp_path: Path) -> None:
@@ -241,13 +241,13 @@ def test_runs_with_fewer_epochs_are_sent_where_they_are_to_be_extended(tmp_path:
     with pytest.raises(UserError, match=r"train\.epochs: 3 → 5"):
         make_plan([after], tmp_path, "d1", None)
     plan = make_plan([after], tmp_path, "d1", None, TrainOptions(extend=True))
-    assert [spec.name for pack in plan.packs for spec in pack.specs] == ["baseline-s0"]
+    assert [spec.name for job in plan.jobs for spec in job.specs] == ["baseline-s0"]
     assert [one.how for one in plan.extended] == ["anew"]
     # Early stopping had its last word: it stays.
     value = json.loads((folder / "result.json").read_text()) | {"stopped": "early"}
     (folder / "result.json").write_text(json.dumps(value))
     plan = make_plan([after], tmp_path, "d1", None, TrainOptions(extend=True))
-    assert not plan.packs and [run.name for run in plan.left_out] == ["baseline-s0"]
+    assert not plan.jobs and [run.name for run in plan.left_out] == ["baseline-s0"]
 
 
 def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
@@ -269,10 +269,10 @@ def test_a_job_reads_back_exactly_the_runs_that_were_planned(tmp_path: Path) -> 
         [0, 7],
         sets={"optim.lr": [1e-3, 3e-4], "model.hidden": [[16, 8]]},
     )
-    packs = plan_jobs(plan, 3)
-    submission = new_submission(tmp_path, "slurm", tmp_path, packs)
-    for pack in packs:
-        assert submission.specs(pack.index) == list(pack.specs)
+    jobs = plan_jobs(plan, 3)
+    submission = new_submission(tmp_path, "slurm", tmp_path, jobs)
+    for job in jobs:
+        assert submission.specs(job.index) == list(job.specs)
 
 
 def test_the_callable_is_small_and_offers_a_checkpoint(
@@ -289,7 +289,7 @@ def test_the_callable_is_small_and_offers_a_checkpoint(
     (tmp_path / "7_submitted.pkl.save_tmp").touch()
     assert len(pickle.dumps(job)) < 500
     again = pickle.loads(pickle.dumps(job.checkpoint()))
-    assert again.function.folder == str(tmp_path) and again.function.pack == 3
+    assert again.function.folder == str(tmp_path) and again.function.index == 3
     assert list(tmp_path.iterdir()) == []
 
 
@@ -337,8 +337,8 @@ def test_a_thousand_runs_are_planned_and_put_down_in_five_seconds(
 ) -> None:
     begun = time.perf_counter()
     plan = make_plan(specs("all", "0-249"), tmp_path / "runs", "d1", 1)
-    assert len(plan.packs) == 1000
-    new_submission(tmp_path / "runs", "slurm", shards, plan.packs).save()
+    assert len(plan.jobs) == 1000
+    new_submission(tmp_path / "runs", "slurm", shards, plan.jobs).save()
     write_index(tmp_path / "runs")
     assert time.perf_counter() - begun < 5
 

@@ -18,12 +18,11 @@ from support.process import set_keys
 
 from hpc_mlp.cli import main
 from hpc_mlp.config.plan import parse_seeds, parse_set, parse_variants, plan_runs
-from hpc_mlp.config.sections import LaunchConfig
 from hpc_mlp.launch.local import Queue, QueuedCommand
 from hpc_mlp.launch.records import Submission, list_submissions
 from hpc_mlp.launch.slots import Slot, release
 from hpc_mlp.launch.status import read_status
-from hpc_mlp.launch.submit import cancel, load_launch, submit
+from hpc_mlp.launch.submit import JobOptions, cancel, submit
 from hpc_mlp.live.render import render
 from hpc_mlp.live.rows import RunStatus
 from hpc_mlp.terminal.console import Console
@@ -46,17 +45,8 @@ def start(
 ) -> Submission | None:
     values = parse_set(sets)
     specs = plan_runs(parse_variants(variants), parse_seeds(seeds), [], values)
-    submission, _ = submit(
-        specs,
-        Path("/"),
-        "x",
-        runs,
-        "local",
-        load_launch(None, [], {}),
-        slots=slots,
-        entry="standin:train_specs",
-    )
-    return submission
+    wanted = JobOptions("local", slots=slots, entry="standin:train_specs")
+    return submit(specs, Path("/"), "x", runs, wanted)[0]
 
 
 def states(runs: Path) -> dict[str, str]:
@@ -156,7 +146,7 @@ def test_a_job_that_waits_says_whose_job_has_the_slot(tmp_path: Path) -> None:
     wait_until(lambda: states(tmp_path / "mine") == {"baseline-s0": "running"})
     start(tmp_path / "other", "baseline", "0", *slow)
     assert first is not None
-    job = f"job {first.packs[0].job_id} of {tmp_path / 'mine'} since 2"
+    job = f"job {first.jobs[0].job_id} of {tmp_path / 'mine'} since 2"
     reason = f"waits for a free slot: cpu-0 is held by {job}"
     wait_until(lambda: reason in by_name(tmp_path / "other")["baseline-s0"].detail)
     row = by_name(tmp_path / "other")["baseline-s0"]
@@ -177,7 +167,7 @@ def test_a_submission_runs_to_its_end_and_is_not_sent_again(tmp_path: Path) -> N
     wait_until(lambda: set(states(tmp_path / "runs").values()) == {"done"})
     assert start(tmp_path / "runs", "baseline,dropout", "0-1", "train.epochs=1") is None
     more = start(tmp_path / "runs", "baseline,dropout", "0-2", "train.epochs=1")
-    assert more is not None and [run.name for pack in more.packs for run in pack.runs] == [
+    assert more is not None and [run.name for job in more.jobs for run in job.runs] == [
         "baseline-s2",
         "dropout-s2",
     ]
@@ -193,9 +183,7 @@ def test_a_failed_run_does_not_stop_the_rest_and_is_sent_again(tmp_path: Path) -
     assert shown.exit_code == 1 and "ValueError: told to fail for seed 1" in shown.output
     again = start(tmp_path, "baseline,dropout,batchnorm", "0-1", *sets)
     assert (
-        again is not None
-        and len(again.packs) == 3
-        and all(len(pack.runs) == 1 for pack in again.packs)
+        again is not None and len(again.jobs) == 3 and all(len(job.runs) == 1 for job in again.jobs)
     )
     wait_until(lambda: not set(states(tmp_path).values()) & {"queued", "running"})
 
@@ -234,7 +222,7 @@ def test_states_on_the_way_and_cancel_of_a_variant_and_of_all(tmp_path: Path) ->
     submission = list_submissions(tmp_path)[0]
     pids = [int((submission.folder / "queue.pid").read_text())]
     pids += [record.pid for records in submission.starts().values() for record in records]
-    # Detached as they are: the queue and its packs have gone.
+    # Detached as they are: the queue and its jobs have gone.
     assert len(pids) == 4
     wait_until(lambda: all(has_gone(pid) for pid in pids))
     assert cancel(tmp_path) == []
@@ -256,16 +244,8 @@ def by_name(runs: Path) -> dict[str, RunStatus]:
 def test_a_variant_that_shares_its_job_is_not_cancelled_alone(tmp_path: Path) -> None:
     values = parse_set(["train.epochs=1000", "model.options.seconds=0.02"])
     specs = plan_runs(parse_variants("baseline,dropout"), [0], [], values)
-    submit(
-        specs,
-        Path("/"),
-        "x",
-        tmp_path,
-        "local",
-        LaunchConfig(),
-        per_job=None,
-        entry="standin:train_specs",
-    )
+    wanted = JobOptions("local", per_job=None, entry="standin:train_specs")
+    submit(specs, Path("/"), "x", tmp_path, wanted)
     refused = CliRunner().invoke(main, ["cancel", str(tmp_path), "--variants", "dropout"])
     assert refused.exit_code == 2 and "also trains baseline-s0" in refused.stderr
     assert (
@@ -302,7 +282,7 @@ def test_a_killed_job_is_failed_and_a_killed_queue_leaves_the_rest_lost(tmp_path
         "train.epochs=1000",
         "model.options.seconds=0.02",
     )
-    assert again is not None and len(again.packs) == 3
+    assert again is not None and len(again.jobs) == 3
     cancel(tmp_path)
 
 

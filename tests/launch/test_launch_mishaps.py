@@ -20,7 +20,7 @@ from hpc_mlp.cli import main
 from hpc_mlp.config.plan import parse_variants, plan_runs
 from hpc_mlp.errors import LeaseLostError, RunError
 from hpc_mlp.launch import slurm
-from hpc_mlp.launch.packs import plan_jobs
+from hpc_mlp.launch.jobs import plan_jobs
 from hpc_mlp.launch.records import list_submissions, new_submission
 from hpc_mlp.launch.status import read_status
 from hpc_mlp.machine.liveness import this_process
@@ -143,8 +143,8 @@ def test_a_run_folder_deleted_under_its_owner(tmp_path: Path) -> None:
 def test_after_a_reboot_a_process_of_the_same_number_is_not_taken_for_the_job(
     tmp_path: Path, boot: dict[str, str], state: str
 ) -> None:
-    packs = plan_jobs(plan_runs(parse_variants("baseline"), [0]))
-    submission = new_submission(tmp_path, "local", Path("/"), packs).with_jobs({0: "x_0"})
+    jobs = plan_jobs(plan_runs(parse_variants("baseline"), [0]))
+    submission = new_submission(tmp_path, "local", Path("/"), jobs).with_job_ids({0: "x_0"})
     submission.save()
     submission.write_start(0, 0, this_process() | boot)
     assert by_variant(tmp_path)["baseline"].state == state

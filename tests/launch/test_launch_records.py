@@ -26,7 +26,7 @@ from hpc_mlp.cli import main
 from hpc_mlp.config.plan import parse_variants, plan_runs
 from hpc_mlp.errors import LeaseLostError, RunError
 from hpc_mlp.launch import local
-from hpc_mlp.launch.packs import plan_jobs
+from hpc_mlp.launch.jobs import plan_jobs
 from hpc_mlp.launch.records import Submission, new_submission, read_submission
 from hpc_mlp.launch.show import plan_table, status_lines, status_table
 from hpc_mlp.launch.status import read_status
@@ -45,14 +45,14 @@ def run(*arguments: object) -> Result:
 
 
 def submission(runs: Path, variants: str) -> Submission:
-    """Its first pack runs in this process, the second has ended."""
+    """Its first job runs in this process, the second has ended."""
     made = new_submission(
         runs, "local", Path("/"), plan_jobs(plan_runs(parse_variants(variants), [0]))
     )
-    made = made.with_jobs({pack.index: f"a_{pack.index}" for pack in made.packs})
+    made = made.with_job_ids({job.index: f"a_{job.index}" for job in made.jobs})
     made.save()
     made.write_start(0, 0, {**this_process(), "job": "", "time": 1.5, "devices": ""})
-    if len(made.packs) > 1:
+    if len(made.jobs) > 1:
         made.write_start(1, 0, this_process())
         made.write_end(1, -9)
     return made
@@ -168,7 +168,7 @@ def test_names_that_are_no_records_are_passed_over(folder: Path) -> None:
     ]
     for path in strange:
         path.write_text("{}")
-    assert {pack: len(starts) for pack, starts in newest.starts().items()} == {0: 1, 1: 1}
+    assert {job: len(starts) for job, starts in newest.starts().items()} == {0: 1, 1: 1}
     assert len(read_status(folder)) == 3
     for path in strange:
         path.unlink()

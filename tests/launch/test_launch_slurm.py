@@ -18,8 +18,9 @@ from hpc_mlp.config.plan import parse_variants, plan_runs
 from hpc_mlp.config.sections import LaunchConfig
 from hpc_mlp.errors import RunError, UserError
 from hpc_mlp.launch import slurm
-from hpc_mlp.launch.packs import expand_ids, shorten_ids
+from hpc_mlp.launch.jobs import shorten_ids
 from hpc_mlp.launch.records import list_submissions
+from hpc_mlp.launch.slurm_commands import expand_ids
 from hpc_mlp.launch.status import read_status
 from hpc_mlp.launch.submit import load_launch
 from hpc_mlp.live.rows import RunStatus
@@ -81,7 +82,7 @@ def test_a_submission_is_one_array_of_pickles_that_the_jobs_find(
 ) -> None:
     submission = send(tmp_path / "runs", seeds="0-4")
     assert submission is not None
-    assert [pack.job_id for pack in submission.packs] == ["100_0", "100_1", "100_2", "100_3"]
+    assert [job.job_id for job in submission.jobs] == ["100_0", "100_1", "100_2", "100_3"]
     assert len(sent(fake)) == 1 and f"--job-name=hpc-mlp-{submission.id}" in sent(fake)[0]
     assert all((submission.logs / f"100_{i}_submitted.pkl").exists() for i in range(4))
     index = json.loads((tmp_path / "runs" / "submission.json").read_text())
@@ -92,7 +93,7 @@ def test_arrays_above_the_sites_limit_are_split(fake: Path, tmp_path: Path) -> N
     (fake / "config").write_text("MaxArraySize = 3\n")
     submission = send(tmp_path, seeds="0-1", per_job=1, launch=LaunchConfig(array_parallelism=6))
     assert submission is not None
-    assert [pack.job_id for pack in submission.packs] == [
+    assert [job.job_id for job in submission.jobs] == [
         "100_0",
         "100_1",
         "100_2",
@@ -133,7 +134,7 @@ def test_sending_again_sends_only_what_is_neither_done_nor_queued(
     edit(fake, "100_3", "TIMEOUT")
     again = send(tmp_path, seeds="0-1", per_job=1)
     assert again is not None
-    names = [run.name for pack in again.packs for run in pack.runs]
+    names = [run.name for job in again.jobs for run in job.runs]
     assert names == [
         "baseline-s1",
         "dropout-s0",
@@ -148,7 +149,7 @@ def test_sending_again_sends_only_what_is_neither_done_nor_queued(
 def test_a_thousand_runs_in_a_thousand_jobs_within_five_seconds(fake: Path, tmp_path: Path) -> None:
     begun = time.perf_counter()
     submission = send(tmp_path, seeds="0-249", per_job=1)
-    assert submission is not None and len(submission.packs) == 1000
+    assert submission is not None and len(submission.jobs) == 1000
     assert time.perf_counter() - begun < 5
 
 

@@ -1,4 +1,4 @@
-"""Which GPUs a shell may use, whatever they are called, and one pack on each."""
+"""Which GPUs a shell may use, whatever they are called, and one job on each."""
 
 from __future__ import annotations
 

@@ -240,7 +240,7 @@ def test_two_submissions_at_once_do_not_mix(cluster: None, tmp_path: Path) -> No
     submit_standin(tmp_path, "dropout_l2", "0", "train.epochs=2")
     folders = sorted((tmp_path / ".launch").glob("*-*"))
     records = [json.loads((folder / "submission.json").read_text()) for folder in folders]
-    sent = [run["name"] for record in records for pack in record["packs"] for run in pack["runs"]]
+    sent = [run["name"] for record in records for job in record["packs"] for run in job["runs"]]
     assert sorted(sent) == sorted(set(sent)) and len(sent) == 13
     index = json.loads((tmp_path / "submission.json").read_text())
     assert [line["id"] for line in index["submissions"]] == [record["id"] for record in records]
@@ -262,13 +262,10 @@ def test_a_failed_run_is_told_with_its_log(cluster: None, tmp_path: Path) -> Non
     }
     shown = cli("status", tmp_path, code=1)
     assert "ValueError: told to fail for seed 1" in shown
-    assert "the pack ended with code 1" in Path(found["dropout-s1"]["log"]).read_text()
+    assert "the job ended with code 1" in Path(found["dropout-s1"]["log"]).read_text()
     submit_standin(tmp_path, "baseline,dropout", "0-1", "train.epochs=2", "model.options.fail=1")
     record = json.loads((tmp_path / "submission.json").read_text())
-    assert [run for pack in record["packs"] for run in pack["runs"]] == [
-        "baseline-s1",
-        "dropout-s1",
-    ]
+    assert [run for job in record["packs"] for run in job["runs"]] == ["baseline-s1", "dropout-s1"]
 
 
 def test_a_job_killed_by_slurm_is_told(cluster: None, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hpc_mlp.config.plan import parse_seeds, parse_variants, plan_runs
 from hpc_mlp.config.sections import LaunchConfig
 from hpc_mlp.launch.records import Submission
 from hpc_mlp.launch.status import read_status
-from hpc_mlp.launch.submit import submit
+from hpc_mlp.launch.submit import JobOptions, submit
 from hpc_mlp.live.rows import RunStatus
 
 SBATCH = """
@@ -95,7 +95,8 @@ def send(
     **options: Any,
 ) -> Submission | None:
     specs = plan_runs(parse_variants(variants), parse_seeds(seeds))
-    return submit(specs, Path("/"), "d1", runs, "slurm", launch or LaunchConfig(), **options)[0]
+    wanted = JobOptions("slurm", launch or LaunchConfig(), **options)
+    return submit(specs, Path("/"), "d1", runs, wanted)[0]
 
 
 def sent(fake: Path) -> list[str]:

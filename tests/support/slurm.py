@@ -49,14 +49,14 @@ def submit(shards: Path, runs: Path, *arguments: object, sets: Json | None = Non
 STANDIN_SUBMIT = """
 import sys
 from pathlib import Path
-from hpc_mlp.launch.submit import load_launch, submit
+from hpc_mlp.launch.submit import JobOptions, load_launch, submit
 from hpc_mlp.config.plan import parse_seeds, parse_set, parse_variants, plan_runs
 runs, variants, seeds, *sets = sys.argv[1:]
 values = parse_set(sets)
 others = {key: value for key, value in values.items() if not key.startswith("launch.")}
 specs = plan_runs(parse_variants(variants), parse_seeds(seeds), [], others)
-launch = load_launch(None, [], values)
-submit(specs, Path("/"), "x", Path(runs), "slurm", launch, entry="standin:train_specs")
+wanted = JobOptions("slurm", load_launch(None, [], values), entry="standin:train_specs")
+submit(specs, Path("/"), "x", Path(runs), wanted)
 """
 
 
@@ -101,7 +101,7 @@ def epoch(run: Path) -> int:
 
 
 def started(runs: Path, restart: int) -> Json:
-    """The record of a start of the first pack: host, pid, …"""
+    """The record of a start of the first job: host, pid, …"""
     record: Json = json.loads(next(runs.glob(f".launch/*/started/0.{restart}.json")).read_text())
     return record
 

@@ -20,7 +20,7 @@ from support.process import command, environment
 from support.shards import random_arrays, write_shards
 
 from hpc_mlp.data.manifest import Manifest
-from hpc_mlp.launch.packs import plan_jobs
+from hpc_mlp.launch.jobs import plan_jobs
 from hpc_mlp.launch.records import new_submission
 from hpc_mlp.runs.lease import Lease
 

@@ -1,4 +1,4 @@
-"""A pack is the runs that one job trains, all in one bank: made, written down (`records` has the
+"""A job trains some runs, all in one bank: planned, written down (`records` has the
 files), and as its cluster sees it."""
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class FullRun(Record):
 
 
 class PlanRecord(Record):
-    packs: list[list[FullRun]]
+    jobs: list[list[FullRun]] = Field(alias="packs")
 
 
 class JobRecord(Record):
@@ -114,7 +114,7 @@ class JobRecord(Record):
 
 
 class Start(Process):
-    """Where and when a pack was started. `damaged`: why nothing is known of it."""
+    """Where and when a job was started. `damaged`: why nothing is known of it."""
 
     job: str = ""
     time: float = 0.0
@@ -142,18 +142,6 @@ class JobInfo:
 
 
 UNKNOWN = JobInfo("unknown")
-
-
-def expand_ids(text: str) -> list[str]:
-    """`"7_[1-3,5%2]"` → 7_1, 7_2, 7_3, 7_5."""
-    match = re.fullmatch(r"(\d+)_\[([\d,\-]+)(?:%\d+)?\]", text)
-    if not match:
-        return [text]
-    ids = []
-    for part in match[2].split(","):
-        first, _, last = part.partition("-")
-        ids += [f"{match[1]}_{number}" for number in range(int(first), int(last or first) + 1)]
-    return ids
 
 
 def shorten_ids(job_ids: list[str]) -> str:
