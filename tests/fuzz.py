@@ -385,7 +385,7 @@ def launch_kind(material: Material, rng: random.Random, folder: Path) -> list[Re
     """Records that name this very process, which is none of hpc-mlp's jobs: whoever signals it is
     wrong."""
     from hpc_mlp.config.plan import make_specs
-    from hpc_mlp.launch import records
+    from hpc_mlp.launch import records, submit
     from hpc_mlp.launch.jobs import JobPlan
 
     runs = folder / "runs"
@@ -404,7 +404,7 @@ def launch_kind(material: Material, rng: random.Random, folder: Path) -> list[Re
     (submission.folder / "lease.json").write_text(
         json.dumps({**this_process(), "token": "x", "claim": "", "beat": 1})
     )
-    records.write_index(runs)
+    submit.write_index(runs)
     if rng.random() < 0.7:
         shutil.copytree(material.runs / "baseline-s1", runs / "baseline-s1")
     files = sorted(path for path in submission.folder.rglob("*") if path.is_file())

@@ -54,7 +54,7 @@ def main(shards: Path, variants: str, seeds: int, rank: int, count: int) -> None
 
     from hpc_mlp.bank.bank import bank_order
     from hpc_mlp.machine.processes import Processes
-    from hpc_mlp.training.session import runs_of_rank
+    from hpc_mlp.training.banks import runs_of_rank
 
     setting = Setting(shards, torch.device("cpu"))
     specs = runs_of_rank(setting.specs(variants, range(seeds)), Processes(rank, count))

@@ -283,28 +283,3 @@ def planned_names(folder: Path) -> set[str] | None:
     except RunError:
         return None
     return None if plan is None else {run.name for job in plan.jobs for run in job}
-
-
-def write_index(runs: Path) -> None:
-    """Make RUNS/submission.json from the folders. Two shells may do so at once: whoever writes last
-    looks again, so that neither submission is missing in the end."""
-    written: list[str] = []
-    while (submissions := list_submissions(runs)) and [item.id for item in submissions] != written:
-        lines = [_line(submission) for submission in submissions]
-        write_json(runs / RECORD, {"format": 1, **lines[-1], "submissions": lines})
-        written = [item.id for item in submissions]
-
-
-def _line(submission: Submission) -> dict[str, Any]:
-    return {
-        "id": submission.id,
-        "cluster": submission.cluster,
-        "created": submission.created,
-        "host": submission.host,
-        "command": submission.command,
-        "folder": f"{FOLDER}/{submission.id}",
-        "job_ids": [job.job_id for job in submission.jobs if job.job_id],
-        "packs": [
-            {"job_id": p.job_id, "runs": [run.name for run in p.runs]} for p in submission.jobs
-        ],
-    }

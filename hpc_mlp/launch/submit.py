@@ -19,18 +19,18 @@ from hpc_mlp.launch.jobs import JobPlan, plan_jobs
 from hpc_mlp.launch.records import (
     ENTRY,
     FOLDER,
+    RECORD,
     Cluster,
     Submission,
     list_submissions,
     new_submission,
     planned_names,
     read_submissions,
-    write_index,
 )
 from hpc_mlp.launch.status import read_status
 from hpc_mlp.live.rows import ACTIVE, COMPLETE, RunStatus
 from hpc_mlp.runs.extend import Extension, extend, extensions
-from hpc_mlp.runs.folder import RunFolder
+from hpc_mlp.runs.folder import RunFolder, write_json
 from hpc_mlp.runs.identity import is_begun
 from hpc_mlp.runs.lease import Lease
 
@@ -211,3 +211,28 @@ def cancel(runs: Path, variants: Sequence[str] | None = None) -> list[str]:
             f"{'; '.join(problems)}: cancel all of it (without --variants), or let it run."
         )
     return ended
+
+
+def write_index(runs: Path) -> None:
+    """Make RUNS/submission.json from the folders. Two shells may do so at once: whoever writes last
+    looks again, so that neither submission is missing in the end."""
+    written: list[str] = []
+    while (submissions := list_submissions(runs)) and [item.id for item in submissions] != written:
+        lines = [_line(submission) for submission in submissions]
+        write_json(runs / RECORD, {"format": 1, **lines[-1], "submissions": lines})
+        written = [item.id for item in submissions]
+
+
+def _line(submission: Submission) -> dict[str, Any]:
+    return {
+        "id": submission.id,
+        "cluster": submission.cluster,
+        "created": submission.created,
+        "host": submission.host,
+        "command": submission.command,
+        "folder": f"{FOLDER}/{submission.id}",
+        "job_ids": [job.job_id for job in submission.jobs if job.job_id],
+        "packs": [
+            {"job_id": p.job_id, "runs": [run.name for run in p.runs]} for p in submission.jobs
+        ],
+    }

@@ -13,28 +13,26 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 
-from hpc_mlp.bank.bank import bank_order, is_capturable
 from hpc_mlp.config.plan import RunSpec, TrainOptions, splits_batches
 from hpc_mlp.config.plugins import trust
 from hpc_mlp.config.registry import load_plugins
-from hpc_mlp.config.sections import DataConfig
 from hpc_mlp.data.remote import DatasetLocation, load_manifest
-from hpc_mlp.data.resident import free_memory
 from hpc_mlp.errors import HpcMlpError, LeaseLostError, OwnCodeError, RunError
 from hpc_mlp.live.display import open_display
 from hpc_mlp.machine import ranks, stop
 from hpc_mlp.machine.command_line import command_line
 from hpc_mlp.machine.device import branch
 from hpc_mlp.machine.memory import keep_freed_memory
-from hpc_mlp.machine.processes import Processes, backend, processes_sharing
+from hpc_mlp.machine.processes import ALONE, Processes, backend, processes_sharing
 from hpc_mlp.runs.extend import extend, extensions, told
 from hpc_mlp.runs.identity import complete_note
 from hpc_mlp.runs.lease import Lease, hold_all
 from hpc_mlp.terminal.console import Console
 from hpc_mlp.terminal.output import say
 from hpc_mlp.training import failure, trial
+from hpc_mlp.training.banks import banks, data_sections, runs_of_rank
 from hpc_mlp.training.batches import BatchLoader, make_loader
-from hpc_mlp.training.checkpoint import LeaseCheck, data_mode, resumable_together
+from hpc_mlp.training.checkpoint import LeaseCheck
 from hpc_mlp.training.members import Member
 from hpc_mlp.training.progress import ProgressListener, watch
 from hpc_mlp.training.setup import TrainSetup, check, prepare, to_train
@@ -103,13 +101,11 @@ def _train_specs(
             say(line, err=True)
         gpu = branch(device) != "cpu"
         split = splits_batches(options.parallel, todo, world.world_size, gpu=gpu)
-        own_runs = runs_of_rank(todo, Processes() if split else world)
-        group, per_device = world if split else Processes(), processes_sharing(device)
-        data = (
-            {spec.name: spec.config.data for spec in own_runs}
-            if options.overwrite
-            else _data_sections(setup, own_runs)
-        )
+        own_runs = runs_of_rank(todo, ALONE if split else world)
+        group, per_device = world if split else ALONE, processes_sharing(device)
+        data = {spec.name: spec.config.data for spec in own_runs}
+        if not options.overwrite:
+            data = data_sections(setup, own_runs)
         configs = dict.fromkeys(data.values())
         loaders = {
             c: make_loader(setup.shards, manifest, c, device, group, per_device) for c in configs
@@ -139,71 +135,10 @@ def _train_specs(
     return code
 
 
-def runs_of_rank(specs: Sequence[RunSpec], processes: Processes) -> list[RunSpec]:
-    """This process's part of the runs, by seed: runs of one seed share their batches."""
-    first, last = processes.part(len(specs))
-    return sorted(specs, key=lambda spec: spec.seed)[first:last]
-
-
 def _stopped(note: Callable[[str], None]) -> int:
     reason = stop.stop_reason() or "SIGTERM"
     note(f"stopped by {reason}; the same command goes on from here:\n  {command_line()}")
     return stop.exit_code(reason)
-
-
-def _data_sections(setup: TrainSetup, specs: Sequence[RunSpec]) -> dict[str, DataConfig]:
-    """Run's name → its data section. A run that has begun keeps the mode that `data.mode=auto`
-    chose then: its order of the images depends on it, and there may be more or less memory now. New
-    runs beside it join it, so that no images are loaded twice."""
-    auto = [spec for spec in specs if spec.config.data.mode == "auto"]
-    begun = {
-        spec.name: mode for spec in auto if (mode := data_mode(setup.folder(spec).path)) is not None
-    }
-    joined = {spec.config.data: begun[spec.name] for spec in auto if spec.name in begun}
-    sections = {spec.name: spec.config.data for spec in specs}
-    for spec in auto:
-        config = spec.config.data
-        if (mode := begun.get(spec.name, joined.get(config))) is not None:
-            # All of the memory: the images were let in before, and no other order will do.
-            sections[spec.name] = config.model_copy(update={"mode": mode, "memory_fraction": 1.0})
-    return sections
-
-
-def banks(
-    setup: TrainSetup,
-    specs: Sequence[RunSpec],
-    loader_of: Mapping[str, BatchLoader],
-    processes: Processes,
-    device: torch.device,
-) -> list[list[RunSpec]]:
-    """Runs that can share batches and precision, and go on from the same step, together: on a GPU
-    as many as its memory holds, and those whose steps are captured apart from the others.
-    `loader_of`: by run's name"""
-    gpu = branch(device) == "cuda"
-    groups: dict[object, list[RunSpec]] = {}
-    for spec in specs:
-        train = spec.config.train
-        captured = gpu and processes.alone and is_capturable(spec)
-        key = (
-            train.batch_size,
-            train.precision,
-            train.checkpoint_every,
-            id(loader_of[spec.name]),
-            # One's own loss may break a capture off.
-            captured and train.loss,
-        )
-        groups.setdefault(key, []).append(spec)
-    ordered = [bank_order(group) for group in groups.values()]
-    together = [
-        [group[i] for i in part]
-        for group in ordered
-        for part in resumable_together([setup.folder(spec).path for spec in group])
-    ]
-    if not gpu:
-        return together
-    # Processes that share batches form the same banks.
-    room = min(processes.meet(free_memory(device)))
-    return [part for group in together for part in trial.fitting(group, setup.manifest, room)]
 
 
 def _train(
@@ -253,11 +188,8 @@ def _train_bank(
             together = _everywhere(processes)
             # The lead writes the folders.
             if not processes.lead:
-                text = (
-                    failure.one_line(cause)
-                    if isinstance(cause, HpcMlpError)
-                    else failure.full(cause)
-                )
+                known = isinstance(cause, HpcMlpError)
+                text = failure.one_line(cause) if known else failure.full(cause)
                 say(f"hpc-mlp (process {processes.rank}): {text}", err=True)
             group = [member for member in group if member.folder.result() is None]
             rest = failure.parts(group, cause) if together else []
@@ -295,26 +227,20 @@ def _train_group(
     if processes.lead:
         for member in members:
             member.folder.sweep()
-    unfinished_members = [
-        Member(member.spec, member.folder) for member in members if member.folder.result() is None
-    ]
-    errors = [
-        trial.failure(member.spec, loader.manifest, loader.device) for member in unfinished_members
-    ]
+    waiting = [Member(m.spec, m.folder) for m in members if m.folder.result() is None]
+    errors = [trial.failure(m.spec, loader.manifest, loader.device) for m in waiting]
     failed = torch.tensor([float(error is not None) for error in errors])
     # Of one that fails in one of the processes, none trains it.
     processes.sum([failed])
-    for member, error, flag in zip(unfinished_members, errors, failed.tolist(), strict=True):
+    for member, error, flag in zip(waiting, errors, failed.tolist(), strict=True):
         if flag and processes.lead:
             error = error or RunError("it cannot be trained in one of the processes.")
             check_lease()
             failure.report([member], error, view)
-    healthy = [
-        member for member, flag in zip(unfinished_members, failed.tolist(), strict=True) if not flag
-    ]
+    healthy = [member for member, flag in zip(waiting, failed.tolist(), strict=True) if not flag]
     if healthy and not BankTrainer(healthy, loader, processes, view, check_lease).run():
         return 1
-    return int(len(healthy) < len(unfinished_members))
+    return int(len(healthy) < len(waiting))
 
 
 def _everywhere(processes: Processes) -> bool:

@@ -16,7 +16,7 @@ from hpc_mlp.bank.step import StepBatch, set_precision
 from hpc_mlp.data.own_augment import AugmentationError
 from hpc_mlp.errors import HpcMlpError, OwnCodeError
 from hpc_mlp.machine import stop
-from hpc_mlp.machine.processes import Processes
+from hpc_mlp.machine.processes import ALONE, Processes
 from hpc_mlp.runs.folder import Json, is_complete
 from hpc_mlp.training import failure
 from hpc_mlp.training.batches import BatchLoader, num_steps
@@ -295,7 +295,7 @@ class BankTrainer:
         alone."""
         accuracy = None
         if self.processes.lead:
-            batches = self._batches("test", Processes())
+            batches = self._batches("test", ALONE)
             try:
                 accuracy = write_result(
                     member,

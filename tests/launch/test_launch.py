@@ -24,8 +24,8 @@ from hpc_mlp.config.sections import Config
 from hpc_mlp.errors import UserError
 from hpc_mlp.launch.job import TrainingJob
 from hpc_mlp.launch.jobs import parse_per_job, plan_jobs
-from hpc_mlp.launch.records import list_submissions, new_submission, write_index
-from hpc_mlp.launch.submit import load_launch, make_plan
+from hpc_mlp.launch.records import list_submissions, new_submission
+from hpc_mlp.launch.submit import load_launch, make_plan, write_index
 from hpc_mlp.runs.folder import RunFolder
 
 
@@ -299,7 +299,8 @@ def test_submissions_written_at_once_are_all_in_the_index(tmp_path: Path) -> Non
     code = """
 import sys
 from pathlib import Path
-from hpc_mlp.launch.records import new_submission, write_index
+from hpc_mlp.launch.records import new_submission
+from hpc_mlp.launch.submit import write_index
 new_submission(Path(sys.argv[1]), "slurm", Path("/"), [])
 write_index(Path(sys.argv[1]))
 """
