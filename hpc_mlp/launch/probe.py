@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import sys
@@ -14,14 +13,20 @@ from typing import Any
 from hpc_mlp.config.plan import RunSpec
 from hpc_mlp.config.sections import Config, LaunchConfig
 from hpc_mlp.errors import HpcMlpError
+from hpc_mlp.files.checked import Record, read
 from hpc_mlp.launch.cluster import SCHEDULERS
 from hpc_mlp.launch.doctor import Finding, existing
 from hpc_mlp.launch.jobs import UNKNOWN, JobPlan
 from hpc_mlp.launch.records import Cluster, Submission, new_submission
-from hpc_mlp.runs.folder import read_json, write_json
+from hpc_mlp.runs.folder import write_json
 
 _TEST_SECONDS = 300
 _REPORT = "report.json"
+
+
+class Answer(Record):
+    host: str
+    device: str
 
 
 def answer(shards: Path, specs: Any, runs: Path, options: Any) -> int:
@@ -29,15 +34,7 @@ def answer(shards: Path, specs: Any, runs: Path, options: Any) -> int:
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    write_json(
-        runs / _REPORT,
-        {
-            "host": socket.gethostname(),
-            "torch": torch.__version__,
-            "device": device,
-            "pid": os.getpid(),
-        },
-    )
+    write_json(runs / _REPORT, {"host": socket.gethostname(), "device": device})
     return 0
 
 
@@ -55,23 +52,16 @@ def send(runs: Path, cluster: Cluster, launch: LaunchConfig) -> Finding:
         state = _wait_for_job(submission)
     except HpcMlpError as error:
         shutil.rmtree(folder, ignore_errors=True)
-        return Finding(
-            "test job",
-            "error",
-            str(error),
-            "Change the resources: --cluster-config, --set launch.…",
-        )
-    report = read_json(folder / _REPORT)
+        advice = "Change the resources: --cluster-config, --set launch.…"
+        return Finding("test job", "error", str(error), advice)
+    report = read(folder / _REPORT, Answer, "")
     took = f"{time.monotonic() - begun:.0f} s"
     if report:
         shutil.rmtree(folder, ignore_errors=True)
-        return Finding("test job", "ok", f"{report['device']} on {report['host']}, after {took}")
-    return Finding(
-        "test job",
-        "error",
-        f"{state} after {took}, and no answer came back to {folder}",
-        f"Do the nodes see this folder, and {sys.executable}? Its log: {submission.logs}",
-    )
+        return Finding("test job", "ok", f"{report.device} on {report.host}, after {took}")
+    found = f"{state} after {took}, and no answer came back to {folder}"
+    advice = f"Do the nodes see this folder, and {sys.executable}? Its log: {submission.logs}"
+    return Finding("test job", "error", found, advice)
 
 
 def _wait_for_job(submission: Submission) -> str:

@@ -11,12 +11,11 @@ RUNS/<name>/config.json        resolved configuration, dataset digest, versions
             live.json          while it is trained: where in its epoch it is
             plugins/           the user's own Python files that its model comes from
 
-`runfiles` has what stands in them, as checked types. A run whose files do not hold what they should
+`records` has what stands in them, as checked types. A run whose files do not hold what they should
 is a `Run` of the state "damaged": it hides none of the others."""
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -53,23 +52,6 @@ def write_plugins(folder: Path, plugins: Iterable[Plugin]) -> None:
     """Where `plugins.stored_plugin` finds them."""
     for plugin in plugins:
         write_bytes(folder / PLUGINS / plugin.record()["file"], plugin.source)
-
-
-def read_json(path: Path) -> Json | None:
-    """The object in `path`, None where there is no such file; RunError where it is damaged."""
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (ValueError, OSError, RecursionError) as error:
-        raise RunError(
-            f"{path} is damaged ({error}). Delete the run folder and train again."
-        ) from None
-    if not isinstance(value, dict):
-        raise RunError(
-            f"{path} is damaged (not a JSON object). Delete the run folder and train again."
-        )
-    return value
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 from hpc_mlp._version import __version__
 from hpc_mlp.config.plan import RunSpec, pretrained_sha256
 from hpc_mlp.config.registry import check_names, own
+from hpc_mlp.data.limits import SPLITS
 from hpc_mlp.data.manifest import NAME, Manifest
 from hpc_mlp.data.remote import DatasetLocation, is_url
 from hpc_mlp.errors import UserError
@@ -91,7 +92,7 @@ def check(setup: TrainSetup) -> None:
         raise UserError(
             f"--runs {setup.runs}: this is a shards folder; name another one for the runs."
         )
-    for split in ("train", "val", "test"):
+    for split in SPLITS:
         if manifest.split(split).num_images == 0:
             raise UserError(
                 f"{setup.shards} has no {split} images. Convert with larger --val and --test "
