@@ -1,4 +1,3 @@
-"""The one place of the version: pyproject.toml, the command and the files that are written read it
-here."""
+"""The one place of the version: pyproject.toml, the command and what is written read it here."""
 
 __version__ = "0.2.0"

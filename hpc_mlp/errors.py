@@ -7,8 +7,7 @@
          ├─ OwnCodeError   a function of the user's own failed: so do the runs that it is of
          └─ LeaseLostError another process took over the run folder: stop writing
 
-Our own bugs are `assert`s and other built-in exceptions; they keep their traceback.
-"""
+Our own bugs are `assert`s and other built-in exceptions; they keep their traceback."""
 
 from __future__ import annotations
 
@@ -40,8 +39,7 @@ def _escaped(character: str) -> str:
 
 
 class _Shown:
-    """Shows its text so that nothing of it acts, whatever names are in it: on a terminal, in a log,
-    in a notebook."""
+    """Shows its text so that nothing of it acts, whatever names are in it."""
 
     def __str__(self) -> str:
         return printable(super().__str__(), keep="\n")
@@ -90,8 +88,7 @@ class HpcMlpWarning(_Shown, UserWarning):
 
 @contextmanager
 def naming(path: object) -> Iterator[None]:
-    """An OSError within that does not say of which file (writing to a full disk) is one of
-    `path`."""
+    """An OSError within that names no file (writing to a full disk) is one of `path`."""
     try:
         yield
     except OSError as error:
@@ -112,8 +109,7 @@ def unknown_name(what: str, name: str, right: Iterable[str]) -> UserError:
 
 
 def nearest(name: str, names: Sequence[str]) -> list[str]:
-    """`lr` → `optim.lr`; `accuracy` → `val_accuracy`, `test_accuracy`; `trian` → `train`; [] where
-    nothing is near."""
+    """`lr` → `optim.lr`; `accuracy` → `val_accuracy`, `test_accuracy`; `trian` → `train`."""
     # Late: every command imports this module, few are given a wrong name.
     import difflib
 

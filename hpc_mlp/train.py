@@ -1,5 +1,4 @@
-"""The door for `accelerate launch -m hpc_mlp.train OUT`. Imported, it is the function
-`hpc_mlp.train`."""
+"""For `accelerate launch -m hpc_mlp.train OUT`. Imported, it is the function `hpc_mlp.train`."""
 
 import sys
 

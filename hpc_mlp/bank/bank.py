@@ -1,8 +1,7 @@
 """The bank: several runs trained together in one process. MLPs of equal widths are stacked; other
 models stand beside them and share their batches.
 
-Legend: V members, S streams, B images of a batch, K classes.
-"""
+Legend: V members, S streams, B images of a batch, K classes."""
 
 from __future__ import annotations
 
@@ -97,8 +96,7 @@ class Bank(nn.Module):
     """`specs` must be in `bank_order`. Blocks are stacks and single modules, in the order of their
     members.
 
-    `states`: the members' state dicts (as `member_states` gives them); without, initial weights by
-    seed."""
+    `states`: the members' state dicts (of `member_states`); without, initial weights by seed."""
 
     def __init__(
         self,
@@ -204,8 +202,7 @@ class Bank(nn.Module):
         return isinstance(self.block_of[parameter], StackedMLP)
 
     def tensor_slots(self) -> list[TensorSlot]:
-        """Where every member's tensors stand: one `TensorSlot` for each tensor of each member's
-        plain state dict."""
+        """Where each tensor of each member's plain state dict stands."""
         table: list[TensorSlot] = []
         for i, (block, members) in enumerate(zip(self.blocks, self.members, strict=True)):
             first = members.start

@@ -5,8 +5,7 @@ other members, so that a run's bits are the same on any number of cores and in a
 kernel gives each thread a part of the batch, whose number shows in the last bits; its speed is
 about the same. On a GPU it is torch's kernel.
 
-Legend: v members, B images of a batch, H width.
-"""
+Legend: v members, B images of a batch, H width."""
 
 from __future__ import annotations
 

@@ -72,8 +72,7 @@ class StatelessDropout(nn.Dropout):
 
 
 def make_stateless(module: nn.Module, seed: int) -> list[StatelessDropout]:
-    """Replace every `nn.Dropout` inside `module` that drops anything, in place; returns the new
-    ones."""
+    """Replace every `nn.Dropout` inside `module` that drops anything; returns the new ones."""
     replaced: list[StatelessDropout] = []
     modules = [(name, child) for name, child in module.named_modules() if name]
     found = [(name, child) for name, child in modules if type(child) is nn.Dropout]

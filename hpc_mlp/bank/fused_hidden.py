@@ -2,8 +2,7 @@
 one function, with its gradient. One buffer is written instead of one for each of the three, for
 each of the members that need it.
 
-Legend: V members, B images of a batch, H width.
-"""
+Legend: V members, B images of a batch, H width."""
 
 from __future__ import annotations
 
@@ -84,8 +83,7 @@ Mask = tuple[slice, Tensor]
 def hidden(
     z: Tensor, norm: StackedBatchNorm | None, activation: Activation, masks: Sequence[Mask] = ()
 ) -> Tensor:
-    """dropout(activation(norm(z))), [V, B, H] → [V, B, H] contiguous. `norm` says which members it
-    is for."""
+    """dropout(activation(norm(z))), [V, B, H] → contiguous. `norm` says which members it is for."""
     weight, bias = (None, None) if norm is None else (norm.weight, norm.bias)
     return cast(Tensor, _Hidden.apply(z, weight, bias, norm, activation, masks))
 

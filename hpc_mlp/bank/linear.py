@@ -59,8 +59,7 @@ class StackedLinear(nn.Module):
         self.pending: list[WeightGradFactors] = []
 
     def forward(self, x: Tensor, streams: Sequence[StreamMembers] | None = None) -> Tensor:
-        """x [V, B, D], or of the streams [S, B, D], of which `streams` says who reads which →
-        [V, B, H]"""
+        """x [V, B, D], or of the streams [S, B, D]; `streams` says who reads which → [V, B, H]"""
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight, bias = x.to(dtype), self.weight.to(dtype), self.bias.to(dtype)
@@ -125,8 +124,7 @@ class _MemberLinear(torch.autograd.Function):
 
 
 class _StreamLinear(torch.autograd.Function):
-    """Neighbouring members share an input: one product with all their weights side by side. Images
-    need no gradient."""
+    """Neighbours share an input: one product with all their weights. Images need no gradient."""
 
     @staticmethod
     def forward(

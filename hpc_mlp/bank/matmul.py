@@ -17,8 +17,7 @@ sums up more than `LONGEST`. It makes what it makes faster:
   784×512 on one core 0.26 against 0.21, but MKL's bits would depend on how many images of a batch
   a process holds).
 
-Legend: V members, B images of a batch, D inputs, H outputs.
-"""
+Legend: V members, B images of a batch, D inputs, H outputs."""
 
 from __future__ import annotations
 
@@ -67,8 +66,7 @@ def _on_amd() -> bool:
 
 
 def _onednn(size: int, factor: Tensor, *, forward: bool) -> Linear | None:
-    """oneDNN's operator, if it is the one for a layer of `size` inputs × outputs; `factor` is of
-    its products."""
+    """oneDNN's operator, if it is for a layer of `size` inputs × outputs, of `factor`'s kind."""
     if size < LARGE or factor.dtype != torch.float32 or branch(factor) != "cpu":
         return None
     return _onednn_linear() if forward or _on_amd() else None

@@ -1,5 +1,4 @@
-"""Sums and counts per member, divided once: every image counts exactly once, whatever the batches
-and processes."""
+"""Sums and counts per member, divided once: every image counts once, whatever the batches."""
 
 from __future__ import annotations
 

@@ -86,8 +86,7 @@ def _rows(tensor: Tensor, rows: slice) -> Tensor:
 
 
 class _AllSum(torch.autograd.Function):
-    """Sum over processes; the gradient of a sum that everybody reads is the sum of everybody's
-    gradients."""
+    """Sum over processes; the gradient of a sum that all read is the sum of all gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -103,8 +103,7 @@ def _laid_out_as(parameter: Tensor, gradient: Tensor | None) -> Tensor:
 
 
 def _together(layer: StackedLinear, spec: RunSpec) -> tuple[ParamGroup, object]:
-    """Members of equal keys share a block: one update, of gradients whose factors stand
-    together."""
+    """Members of equal keys share a block: one update; their gradients' factors stand together."""
     apart = (stream_of(spec), spec.config.model.batchnorm) if layer.reads_images else None
     return param_group_of(spec), apart
 

@@ -1,5 +1,4 @@
-"""The learning rate as a function of the step: no state, so nothing to save and nothing to step
-twice."""
+"""The learning rate as a function of the step: no state, nothing to save or to step twice."""
 
 from __future__ import annotations
 
@@ -19,8 +18,7 @@ def learning_rate(
     - step: lr · gamma^⌊epochs since warm-up / step_epochs⌋
     - cosine: from lr to lr · final_fraction (SGDR without restarts, arXiv 1608.03983)
     - onecycle: half-cosine up from lr/25 over `peak_fraction` of the run, then down to
-      lr · final_fraction (arXiv 1708.07120); it has its own warm-up
-    """
+      lr · final_fraction (arXiv 1708.07120); it has its own warm-up"""
     total = steps_per_epoch * epochs
     warmup = round(schedule.warmup_epochs * steps_per_epoch)
     if schedule.name == "onecycle":

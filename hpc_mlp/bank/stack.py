@@ -94,8 +94,7 @@ class StackedMLP(nn.Module):
         return cast(Tensor, h)
 
     def masks(self, layer: int, draws: Tensor, streams: Sequence[StreamMembers]) -> list[Mask]:
-        """`draws` int16 [S, B, H] of a hidden layer → what its members' outputs are multiplied
-        with"""
+        """`draws` int16 [S, B, H] of a hidden layer → the factors of its members' outputs"""
         # Few large kernels.
         if branch(draws) == "cuda":
             if draws.shape[0] > 1:
@@ -132,8 +131,7 @@ class StackedMLP(nn.Module):
             module.parts = parts
 
     def slots(self) -> dict[str, list[tuple[int, int, str]]]:
-        """Stacked tensor's name → (row, member, name in that member's own state dict) for every
-        row."""
+        """Stacked tensor's name → for every row: row, member, name in that member's state dict."""
         table: dict[str, list[tuple[int, int, str]]] = {}
         for i in range(len(self.linears)):
             for key in ("weight", "bias"):

@@ -1,5 +1,4 @@
-"""One training step of a bank: forward, backward, update. On CUDA it is captured once and replayed
-as a graph."""
+"""One training step of a bank: forward, backward, update; on CUDA a graph that is replayed."""
 
 from __future__ import annotations
 
@@ -23,8 +22,7 @@ Draws = list[dict[int, Tensor]]
 
 @dataclass(frozen=True)
 class StepBatch:
-    """This process's part of a global batch: images float32 [S, b, C, H, W], labels int64 [S,
-    b]."""
+    """This process's part of a batch: images float32 [S, b, C, H, W], labels int64 [S, b]."""
 
     position: BatchPosition
     images: Tensor
@@ -148,8 +146,7 @@ class _Graph:
     def replay(
         self, step: TrainStep, inputs: _Inputs, rates: Sequence[Rate], batch_size: int
     ) -> bool:
-        """False where the step cannot be captured: it is computed eagerly from then on, which is
-        said once."""
+        """False where it cannot be captured: it is computed eagerly from then on, which is said."""
         if self.refused:
             return False
         if self.inputs is None:
@@ -201,6 +198,5 @@ class _Graph:
 
 @cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """The one stream for all warm-ups and captures: cuBLAS keeps 32 MiB for each stream that it was
-    ever called on."""
+    """One for all warm-ups and captures: cuBLAS keeps 32 MiB for each that it was called on."""
     return torch.cuda.Stream(device)

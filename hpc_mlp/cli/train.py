@@ -81,8 +81,7 @@ def train(out: str, planned: PlannedRuns, options: TrainOptions, processes: int 
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """What a `train` command does, in full: the processes that it starts read nothing of it
-    again."""
+    """What a `train` command does: the processes that it starts read none of it again."""
 
     shards: DatasetLocation
     specs: list[RunSpec]
@@ -90,8 +89,7 @@ class TrainPlan:
     options: TrainOptions
 
     def train(self) -> int:
-        """In this process, which may be one of several; the exit code. The first shows the table
-        in the end."""
+        """In this process, maybe one of several; the exit code. The first shows the table."""
         from hpc_mlp.terminal.console import Console
 
         code = 0 if self._is_done(Console(stderr=True)) else self._train()

@@ -88,8 +88,7 @@ def stored_plugin(folder: Path, record: PluginRecord) -> Plugin:
 
 
 def trust(plugins: Iterable[Plugin]) -> None:
-    """Remember that this user has trained with these files; where nothing can be remembered, they
-    are asked again."""
+    """Remember that this user has trained with these files, where anything can be remembered."""
     with suppress(OSError, RuntimeError):
         folder = _trusted()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

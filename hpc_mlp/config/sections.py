@@ -1,7 +1,6 @@
 """Typed configuration: pydantic sections, TOML files as deltas over the defaults, `--set` last.
 
-`Config()` is the notebook's recipe. Every key is described in `configs/default.toml`.
-"""
+`Config()` is the notebook's recipe. Every key is described in `configs/default.toml`."""
 
 from __future__ import annotations
 

@@ -69,8 +69,7 @@ class Source(Protocol):
         """Of everything the source holds; another content gives another sum."""
 
     def close(self) -> None:
-        """Give back what it holds open; it cannot be read any longer. Else that happens with its
-        last reference."""
+        """Give back what it holds open, which else happens with its last reference."""
 
 
 class FolderSource:

@@ -8,8 +8,7 @@ A workspace `.OUT.partial-XXXXXXXX` lies beside OUT while the work goes on:
     making    what is being written
     whole     what is ready to take OUT's place and, after the exchange, what stood there before
     old       only on file systems that cannot exchange: what stood in OUT's place, until the
-              new one stands there
-"""
+              new one stands there"""
 
 from __future__ import annotations
 

@@ -85,8 +85,7 @@ def _decompressed(path: Path, scratch: Path) -> Path:
 
 
 def _next_block(path: Path, packed: Any) -> bytes:
-    """What `packed` has next, b"" at its end. UserError where its bytes are damaged, whatever its
-    library raises."""
+    """What `packed` has next, b"" at its end. UserError where its bytes are damaged."""
     try:
         block: bytes = packed.read(1 << 20)
     except (EOFError, zlib.error, lzma.LZMAError, ValueError) as error:

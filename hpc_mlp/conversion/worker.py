@@ -1,5 +1,4 @@
-"""The work of one conversion process: entries in; encoded images in a spool and a record each
-out."""
+"""The work of one conversion process: entries → encoded images in a spool, a record each."""
 
 from __future__ import annotations
 

@@ -215,8 +215,7 @@ def turn_hue(pixels: Tensor, turns: Tensor) -> Tensor:
 def _erased_boxes(
     probability: float, draws: Draws, height: int, width: int
 ) -> tuple[NDArray[np.float32], ...]:
-    """First row, first column, rows, columns of a box of torchvision's sizes and aspects, or
-    none."""
+    """First row, first column, rows, columns of a box as torchvision's, or of none."""
     smallest, largest = _ERASED_AREA
     area = (smallest + (largest - smallest) * draws["erase_area"]) * height * width
     aspect = np.exp(np.log(_ERASED_ASPECT) * (2 * draws["erase_aspect"] - 1))
@@ -228,8 +227,7 @@ def _erased_boxes(
 
 
 def erase(pixels: Tensor, boxes: Tensor) -> Tensor:
-    """Fill a box of each image with its mean colour; [B, 4]: first row, first column, rows,
-    columns."""
+    """Fill a box [B, 4] (first row, first column, rows, columns) with the image's mean colour."""
     top, left, rows, columns = boxes.view(-1, 4, 1, 1).unbind(1)
     y = torch.arange(pixels.shape[-2], device=pixels.device).view(1, -1, 1)
     x = torch.arange(pixels.shape[-1], device=pixels.device).view(1, 1, -1)

@@ -68,8 +68,7 @@ class _Note(checked.Record):
 
 
 def cached(folder: Path, manifest: Manifest, split: str, decode: Callable[[], Arrays]) -> Arrays:
-    """The split from the cache, or from `decode()`, which verifies the shards and then fills the
-    cache for others."""
+    """The split from the cache, or from `decode()`, which verifies the shards and fills it."""
     entry = _Entry(folder, manifest, split)
     found = entry.read()
     if found is not None:
@@ -132,8 +131,7 @@ class _Entry:
     def read(self) -> Arrays | None:
         """The cached arrays, or None where there are none or they are not what was written.
 
-        UserError where a shard changed since and is no longer what the manifest names.
-        """
+        UserError where a shard changed since and is no longer what the manifest names."""
         try:
             note = checked.read(self.path(".json"), _Note, "")
             images = self._map()

@@ -94,8 +94,7 @@ def decode_image(data: bytes, spec: ImageSpec) -> Pixels:
 
 
 def decode_whole(data: bytes, largest: int, max_pixels: int) -> Pixels:
-    """uint8 [H, W, 3] in the image's proportions, at most `largest` high and wide. RejectError as
-    `decode_image`."""
+    """uint8 [H, W, 3] in the image's proportions, each at most `largest`. RejectError."""
     try:
         with _open(data) as image:
             width, height = image.size

@@ -36,8 +36,7 @@ def decode_plain(data: bytes, height: int, width: int, channels: int) -> NDArray
 
     Twice as fast as Pillow on small images, and most of it without the interpreter lock. None where
     the file is any other PNG; ValueError or zlib.error where it is damaged. The chunk CRCs are not
-    looked at: inflate's own checksum covers the pixels.
-    """
+    looked at: inflate's own checksum covers the pixels."""
     found = packed_rows(data)
     if found is None or found[0] != (height, width, channels):
         return None

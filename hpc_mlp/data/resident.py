@@ -32,8 +32,7 @@ _CHUNK = 256
 class ResidentSplit:
     """A whole split on one device. Row order is shard order, then tar order.
 
-    images: uint8 [N, C, H, W]; labels: int64 [N].
-    """
+    images: uint8 [N, C, H, W]; labels: int64 [N]."""
 
     images: Tensor
     labels: Tensor
@@ -111,8 +110,7 @@ def normaliser(manifest: Manifest, device: torch.device) -> Callable[[Tensor], T
     """A function uint8 [..., C, H, W] → float32 (x/255 − mean)/std on `device`: one scale, one
     offset.
 
-    A channel whose std is 0 is only centred.
-    """
+    A channel whose std is 0 is only centred."""
     scale, offset = (tensor.to(device) for tensor in scale_and_offset(manifest.mean, manifest.std))
 
     def multiply_add(images: Tensor) -> Tensor:

@@ -140,8 +140,7 @@ def _mapped(file: IO[bytes], name: str) -> mmap.mmap:
 
 
 def check_sizes(location: DatasetLocation, shards: Iterable[Shard]) -> None:
-    """UserError where a shard of a local folder is missing or has another size: before hours of
-    work, not after."""
+    """UserError where a local shard is missing or has another size: before hours of work."""
     if is_url(location):
         return
     for shard in shards:

@@ -1,5 +1,4 @@
-"""Training images drawn on one PNG: some of each class, or as they are and augmented. No torch but
-for the latter."""
+"""Training images drawn on one PNG: some of each class, or as they are and augmented."""
 
 from __future__ import annotations
 

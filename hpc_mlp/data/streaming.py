@@ -63,8 +63,7 @@ class Batch:
 
 
 def epoch_order(counts: list[int], *, seed: int, epoch: int, shuffle_buffer: int) -> Rows:
-    """int64 [N]: the rows (in shard order) of an epoch of a split with `counts` images per
-    shard."""
+    """int64 [N]: an epoch's rows (in shard order) of a split with `counts` images per shard."""
     rng = window_shuffles(seed, epoch)
     starts = np.concatenate(([0], np.cumsum(counts)))
     ranges = [np.arange(starts[shard], starts[shard + 1]) for shard in rng.permutation(len(counts))]
@@ -119,8 +118,7 @@ class StreamingSplit:
         """The batches from step `start` on, shuffled. `batch_size` is that of all processes
         together; their number of batches is the same, and the last one may be smaller.
 
-        UserError where a shard is missing or damaged, RunError where a URL cannot be read.
-        """
+        UserError where a shard is missing or damaged, RunError where a URL cannot be read."""
         counts, buffer = np.diff(self.starts).tolist(), self._shuffle_buffer
         order = epoch_order(counts, seed=seed, epoch=epoch, shuffle_buffer=buffer)
         return self._batches(order, batch_size, start, processes)

@@ -26,8 +26,7 @@ MAX_BYTES = 256 << 20
 
 
 class Record(BaseModel):
-    """A JSON object of known shape. Keys of a newer version are left alone; numbers are numbers,
-    not their texts."""
+    """A JSON object of known shape. A newer version's keys are left alone; texts are no numbers."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
@@ -86,8 +85,7 @@ def read(path: Path, model: type[R], remedy: str) -> R | None:
 
 
 def read_bytes(path: Path, remedy: str) -> bytes | None:
-    """All of file `path`; None where there is no such file; DamagedError if it cannot be read or
-    does not end."""
+    """All of file `path`, None without; DamagedError if it cannot be read or does not end."""
     try:
         with open_file(path) as file:
             if os.fstat(file.fileno()).st_size > MAX_BYTES:
@@ -126,8 +124,7 @@ def _at_once(path: str, flags: int) -> int:
 
 
 def reason(error: ValidationError) -> str:
-    """The first thing wrong, in a line: `splits.train.num_images: Input should be a valid
-    integer`."""
+    """The first thing wrong: `splits.train.num_images: Input should be a valid integer`."""
     first = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(map(str, first["loc"]))
     text = first["msg"].removeprefix("Value error, ")

@@ -1,5 +1,4 @@
-"""What lies at a path that a person named where something else was wanted: the answer then has the
-right commands."""
+"""What lies at a path that was to be something else: the answer has the right commands."""
 
 from __future__ import annotations
 
@@ -74,8 +73,7 @@ def no_shards(path: Path, command: str) -> str:
 
 
 def want_runs(path: Path, command: str) -> None:
-    """UserError, with what to do, where `hpc-mlp COMMAND path` was given something that is no
-    folder of runs."""
+    """UserError, with what to do, where `hpc-mlp COMMAND path` was given no folder of runs."""
     here = printable(path)
     match kind_of(path):
         case "shards" if not _has_runs(path, _names(path)):

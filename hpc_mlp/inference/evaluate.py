@@ -44,8 +44,7 @@ def evaluate(
     name; rows are in the run's order.
 
     Pixels are normalised as in training of the run. `trust_plugins`: as of `load_run`.
-    UserError where the classes or the image size differ.
-    """
+    UserError where the classes or the image size differ."""
     location = dataset_location(shards)
     if not isinstance(run, TrainedRun):
         run = load_run(run, ensemble=ensemble, trust_plugins=trust_plugins)

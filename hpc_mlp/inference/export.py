@@ -51,8 +51,7 @@ def export(
     "hpc_mlp.json".
 
     `trust_plugins`: as of `load_run`. UserError where a file exists or the packages for ONNX are
-    missing, RunError where the export fails.
-    """
+    missing, RunError where the export fails."""
     if format not in _FORMATS:
         raise unknown_name("format", format, _FORMATS)
     if dtype not in ("uint8", "float32"):

@@ -31,8 +31,7 @@ class Classifier(nn.Module):
     """One trained module, or several whose probabilities are averaged, with the normalisation
     inside.
 
-    Images are [N, C, H, W] of the run's size, uint8 or float, with values in 0..255.
-    """
+    Images are [N, C, H, W] of the run's size, uint8 or float, with values in 0..255."""
 
     scale: Tensor
     offset: Tensor

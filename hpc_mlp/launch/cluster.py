@@ -1,5 +1,4 @@
-"""Where jobs run: a scheduler is a module with `Scheduler`'s functions, and a line in
-SCHEDULERS."""
+"""Where jobs run: a scheduler is a module like `Scheduler`, and a line in SCHEDULERS."""
 
 from __future__ import annotations
 

@@ -2,8 +2,7 @@
 the shell.
 
 `python -m hpc_mlp.launch.local FOLDER` works off one submission. A running job holds the
-locks of its slot itself, so that the slot stays taken even if the queue is killed.
-"""
+locks of its slot itself, so that the slot stays taken even if the queue is killed."""
 
 from __future__ import annotations
 

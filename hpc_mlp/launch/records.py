@@ -9,8 +9,7 @@ RUNS/.launch/<id>/submission.json          one submission: cluster, jobs, their 
                  /ended/<job>.json         local queue: the exit code
                  /cancelled/<job>          someone asked for its end
                  /waiting                  local queue: who holds the slots that it waits for
-The folders are the truth; RUNS/submission.json is made from them.
-"""
+The folders are the truth; RUNS/submission.json is made from them."""
 
 from __future__ import annotations
 

@@ -196,8 +196,7 @@ class _Ranks:
         return code if code > 0 else 1
 
     def _cause(self) -> int | None:
-        """The process that the others fail of: one killed by a signal, else the first seen to
-        fail."""
+        """Whom the others fail of: one killed by a signal, else the first seen to fail."""
         for rank, child in enumerate(self.children):
             if child.returncode and rank not in self.failed:
                 self.failed.append(rank)

@@ -20,8 +20,7 @@ from hpc_mlp.files.checked import Record
 
 
 class Process(Record):
-    """One process of one machine. What was not recorded is not known: such a process is neither
-    dead nor alive."""
+    """One process of one machine. Of what was not recorded none is dead or alive."""
 
     host: str = ""
     boot: str = ""
@@ -51,8 +50,7 @@ def _boot() -> str:
 
 
 def _process_start(pid: int) -> str | None:
-    """When process `pid` started, in the kernel's ticks; None if there is no such (living)
-    process."""
+    """When process `pid` started, in the kernel's ticks; None if none such lives."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

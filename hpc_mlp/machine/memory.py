@@ -15,8 +15,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def cores() -> list[int]:
-    """The numbers of the cores that this process may use: a Slurm job has fewer than the
-    machine."""
+    """The cores that this process may use: a Slurm job has fewer than the machine."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))

@@ -30,8 +30,7 @@ _all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that train one bank. Rank 0 writes the bank's files. One process needs no
-    group."""
+    """The processes that train one bank. Rank 0 writes its files. One alone needs no group."""
 
     rank: int = 0
     world_size: int = 1
@@ -169,7 +168,6 @@ def backend(cpu: bool) -> str | None:
 
 
 def processes_sharing(device: torch.device) -> int:
-    """How many of the processes started together hold their data in the memory of this one's
-    device."""
+    """How many of the processes started together have their data in the memory of `device`."""
     # On GPUs each has its own.
     return ranks.local_world_size() if device.type == "cpu" else 1

@@ -32,6 +32,5 @@ def restarts() -> int:
 
 
 def variables(*values: object) -> dict[str, str]:
-    """The environment of one of the processes: `values` of NAMES, address and port of the first
-    process last."""
+    """The environment of one of the processes: `values` of NAMES."""
     return dict(zip(NAMES, map(str, values), strict=True))

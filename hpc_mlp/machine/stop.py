@@ -36,8 +36,7 @@ EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 138}
 
 
 class Stopped(BaseException):
-    """Training was asked to stop, and has saved what there is to save. No `Exception`: nothing has
-    failed."""
+    """Training was asked to stop, and has saved all. No `Exception`: nothing has failed."""
 
 
 def request_stop(reason: str) -> None:

@@ -20,8 +20,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 class MLP(nn.Sequential):
     """Linear → [BatchNorm1d] → activation → [Dropout] for every hidden width, then Linear.
 
-    Keys of the state dict are those of the plain `nn.Sequential` of the same layers.
-    """
+    Keys of the state dict are those of the plain `nn.Sequential` of the same layers."""
 
     def forward(self, input: Tensor) -> Tensor:
         """float32 [B, C, H, W] or [B, D] → logits float32 [B, K]"""
@@ -48,8 +47,7 @@ def mlp(config: ModelConfig, image_shape: ImageShape, num_classes: int) -> MLP:
 
 
 class _InvertedBottleneck(nn.Module):
-    """x + Dropout(W2 act(W1 norm(x))), W1 wider by `expansion` ("Scaling MLPs", arXiv 2306.13575,
-    eq. 2)."""
+    """x + Dropout(W2 act(W1 norm(x))), W1 wider by `expansion` (arXiv 2306.13575, eq. 2)."""
 
     def __init__(self, width: int, expansion: int, activation: str, rate: float) -> None:
         super().__init__()

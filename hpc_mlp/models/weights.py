@@ -12,8 +12,7 @@ from hpc_mlp.errors import RunError
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors by their names in the plain module, on the CPU. RunError where the file cannot be
-    read."""
+    """Tensors by their names in the plain module. RunError where the file cannot be read."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

@@ -1,8 +1,7 @@
 """How every figure looks and is saved: SVG and PNG files, and SVG for the page that follows its
 theme.
 
-matplotlib's objects are used directly: no pyplot, no window, no figure left open.
-"""
+matplotlib's objects are used directly: no pyplot, no window, no figure left open."""
 
 from __future__ import annotations
 

@@ -2,8 +2,7 @@
 legible.
 
 This is for PNG files; SVG files and the page name their characters, and the viewer's fonts draw
-them.
-"""
+them."""
 
 from __future__ import annotations
 

@@ -66,8 +66,7 @@ def read_samples(
 
 
 def _sample(shard: OpenShard, manifest: Manifest, row: int) -> Sample:
-    """The `row`-th of the shard. Decoded as for training: a decoder that starts a program gets
-    nothing to see."""
+    """Decoded as for training: a decoder that starts a program gets nothing to see."""
     file, label = shard.encoded(row), int(shard.index.labels[row])
     if manifest.encoding == "original":
         try:

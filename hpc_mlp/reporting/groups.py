@@ -2,8 +2,7 @@
 
 A group is a variant, and within it one value of every key in `by` (by default the keys that a sweep
 varied). Its runs differ in the seed. Numbers of a group rest on the runs that have test metrics: a
-diverged run counts with its best epoch before that.
-"""
+diverged run counts with its best epoch before that."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The page's sections on all runs together: summary, training, throughput. Plain data for
-`page.html.j2`."""
+"""The page's sections on all runs: summary, training, throughput. Plain data for its template."""
 
 from __future__ import annotations
 

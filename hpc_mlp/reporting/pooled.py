@@ -19,8 +19,7 @@ Wolf 2005). With two variants it is Student's t with S - 1 degrees of freedom.
 
 Simultaneous 95 % intervals are from the same draws. They hold 0 exactly where the largest-of-all
 test says nothing; a difference that only the step-down shows has an interval that ends at 0.
-tools/simulate_comparison.py has the levels.
-"""
+tools/simulate_comparison.py has the levels."""
 
 from __future__ import annotations
 

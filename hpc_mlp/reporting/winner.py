@@ -6,8 +6,7 @@ and spread by sqrt(S / (S - 1)), as resampling S of S seeds varies too little. T
 images' part of the mean losses is drawn from a normal distribution, with the covariance that the
 rows' losses have over the test images, for as many validation images as there are: losses of single
 validation images are not kept, and both splits are drawn from the same images. The test images say
-here how much losses vary, never which row is better.
-"""
+here how much losses vary, never which row is better."""
 
 from __future__ import annotations
 

@@ -265,8 +265,7 @@ def _read_metrics(path: Path, remedy: str) -> list[EpochLine]:
 
 
 def list_runs(root: Path) -> list[Run]:
-    """Every run below `root`, by variant as first named, then seed, damaged ones too. UserError if
-    none."""
+    """Every run below `root`, by variant, then seed, damaged ones too. UserError if none."""
     if not root.is_dir():
         raise UserError(f"no runs folder at {root}. Train first: hpc-mlp train OUT --runs {root}")
     runs = [run for path in sorted(root.iterdir()) if path.is_dir() and (run := read_run(path))]

@@ -11,8 +11,7 @@ How it stays right without file locks and without comparing the clocks of two ma
   not the one that was judged dead.
 - It is judged dead when its content has not changed for `stale_after` seconds of the *watcher's*
   monotonic clock, or at once when its process is known to be gone (same machine), or is an
-  earlier start of the same job (claim).
-"""
+  earlier start of the same job (claim)."""
 
 from __future__ import annotations
 

@@ -68,8 +68,7 @@ class ClassMetrics(JsonRecord):
 
 
 class TestMetrics(JsonRecord):
-    """ "test" in result.json; see `bank.metrics`. `confusion_matrix`: counts [K][K], true row,
-    predicted column."""
+    """ "test" in result.json. `confusion_matrix`: counts [K][K], true row, predicted column."""
 
     num_images: Count
     loss: float | None
@@ -175,8 +174,7 @@ class RunConfig(JsonRecord):
     hostname: str | None = None
 
     def identity(self) -> dict[str, Any]:
-        """See `config.sections.run_identity`; a plugin's path stands for a sha256 that is not
-        known."""
+        """See `run_identity`; a plugin's path stands for a sha256 that is not known."""
         plugins = [plugin if isinstance(plugin, str) else plugin.sha256 for plugin in self.plugins]
         return run_identity(
             self.config, self.seed, self.dataset.digest, plugins, self.pretrained_sha256

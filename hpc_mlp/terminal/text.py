@@ -13,8 +13,7 @@ from hpc_mlp.errors import ACTING, printable
 
 
 def csv_cell(text: object) -> str:
-    """Foreign text for CSV, which spreadsheets open: a cell that they would take for a formula
-    begins with `'`."""
+    """Foreign text for CSV: what a spreadsheet would take for a formula begins with `'`."""
     cell = printable(text)
     return f"'{cell}" if cell.startswith(("=", "+", "-", "@")) else cell
 

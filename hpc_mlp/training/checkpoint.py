@@ -72,8 +72,7 @@ def save_checkpoints(
 
 
 def load_checkpoints(folders: Sequence[Path]) -> list[Checkpoint] | None:
-    """The members' checkpoints at the newest position that all of them have; None if there is no
-    such position."""
+    """The members' checkpoints at the newest position that all have; None if there is none."""
     found = [_positions(folder) for folder in folders]
     common = set.intersection(*(set(paths) for paths in found))
     if not common:
@@ -101,8 +100,7 @@ def finish_interrupted_save(folders: Sequence[Path], position: Position) -> None
 
 
 def resumable_together(folders: Sequence[Path]) -> list[list[int]]:
-    """Indices of `folders` in groups that share a position, so that each group can go on where it
-    was."""
+    """Indices of `folders` in groups that share a position, from which each can go on."""
     groups: list[tuple[set[Position | None], list[int]]] = []
     for i, folder in enumerate(folders):
         positions: set[Position | None] = set(_positions(folder)) or {None}

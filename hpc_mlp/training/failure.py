@@ -44,8 +44,7 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 def report(members: Sequence[Member], error: Exception, view: ProgressListener) -> None:
-    """Write the failure down in the folders of those of `members` that have no result, and tell of
-    it."""
+    """Write the failure down in the folders of `members` without a result, and tell of it."""
     where = _record(members, error)
     view.ended(members, "failed", one_line(error))
     names = f"{members[0].spec.name} " if len(members) == 1 else ""

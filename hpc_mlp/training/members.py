@@ -1,5 +1,4 @@
-"""What is known of each run while its bank trains: history, best epoch, whether and why it
-stopped."""
+"""What is known of each run while its bank trains: history, best epoch, why it stopped."""
 
 from __future__ import annotations
 

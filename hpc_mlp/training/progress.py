@@ -1,5 +1,4 @@
-"""What training tells those who watch: here (`hpc_mlp.live`), and from elsewhere by live.json in
-the run folders."""
+"""What training tells those who watch: here (`hpc_mlp.live`), and elsewhere by live.json."""
 
 from __future__ import annotations
 
@@ -161,8 +160,7 @@ class RunMonitor(ProgressListener):
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Looks at the device and at other processes' runs, and writes live.json, in a thread of
-        its own."""
+        """A thread looks at the device and at other processes' runs, and writes live.json."""
         thread = threading.Thread(target=self._background, name="watch", daemon=True)
         thread.start()
         try:
@@ -241,8 +239,7 @@ def watch(
     runs: Path,
     device: torch.device,
 ) -> Iterator[ProgressListener]:
-    """A listener for a process that trains `own`; shown on `console`, where there is one, with all
-    of `specs`."""
+    """A listener for a process that trains `own`; with a `console` it shows all of `specs`."""
     monitor = RunMonitor(specs if console else own, own, runs, device)
     shown = (
         open_display(console, monitor.snapshot, log_format) if console else nullcontext(Display())

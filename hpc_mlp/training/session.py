@@ -1,5 +1,4 @@
-"""From a list of runs to finished run folders: what is already done, who trains what, one bank
-after another."""
+"""From a list of runs to finished run folders: who trains what, one bank after another."""
 
 from __future__ import annotations
 
@@ -263,8 +262,7 @@ def _everywhere(processes: Processes) -> bool:
 
 @contextmanager
 def _leases(members: Sequence[Member], processes: Processes) -> Iterator[LeaseCheck]:
-    """Hold the run folders, so that one process at a time writes them; → a check to call before
-    writing."""
+    """Hold the run folders, for one process at a time; → a check to call before writing."""
     with ExitStack() as stack:
         problem: BaseException | None = None
         leases: Sequence[Lease] = []

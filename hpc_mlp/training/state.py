@@ -126,7 +126,6 @@ def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def best_weights(spec: RunSpec, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights that are evaluated and kept: the averages where there are some (integer buffers
-    have none)."""
+    """The weights that are evaluated and kept: the averages, where there are some."""
     weights = part(tensors, "model/")
     return weights | part(tensors, "average/") if spec.config.train.ema else weights

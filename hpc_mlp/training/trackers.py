@@ -1,5 +1,4 @@
-"""Experiment trackers, through Accelerate: the lines of metrics.jsonl, also where people watch
-them."""
+"""Experiment trackers, through Accelerate: the lines of metrics.jsonl where people watch."""
 
 from __future__ import annotations
 
@@ -23,8 +22,7 @@ def check_trackers(spec: RunSpec) -> None:
 
 
 class Trackers:
-    """The trackers of one run. TensorBoard's event files lie in the run folder, in
-    `tensorboard/`."""
+    """The trackers of one run. TensorBoard's event files lie in its folder `tensorboard/`."""
 
     def __init__(self, spec: RunSpec, folder: RunFolder) -> None:
         self._open: list[Any] = []

@@ -134,8 +134,7 @@ class BankTrainer:
         return self.epoch * self.steps_per_epoch + self.step
 
     def _save(self) -> None:
-        """Checkpoints of all members, and the files of best weights that are newer than those on
-        disk."""
+        """Checkpoints of all members, and the files of best weights that have changed."""
         self._check_own()
         self.timer.read()
         losses = self.state.loss_table()
@@ -291,8 +290,7 @@ class BankTrainer:
             self.state.restore_losses(losses[:, staying])
 
     def _finish(self, member: Member, parameters: int) -> None:
-        """By the lead. What a model raises here, on the test images, is that member's failure
-        alone."""
+        """By the lead. What a model raises on the test images is that member's failure alone."""
         accuracy = None
         if self.processes.lead:
             batches = self._batches("test", ALONE)
