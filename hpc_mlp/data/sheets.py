@@ -48,9 +48,14 @@ def augmented_sheet(folder: Path, manifest: Manifest, config: AugmentConfig, fil
 
 
 def augmented_rows(
-    folder: Path, manifest: Manifest, config: AugmentConfig, images: int = 8, copies: int = 8
+    folder: Path,
+    manifest: Manifest,
+    config: AugmentConfig,
+    seed: int = 0,
+    images: int = 8,
+    copies: int = 8,
 ) -> list[list[Pixels]]:
-    """`copies` of each of the first training images: as it is, then augmented, with seed 0."""
+    """`copies` of each of the first training images: as it is, then augmented."""
     import torch
 
     from hpc_mlp.data.augment import augment
@@ -62,7 +67,7 @@ def augmented_rows(
     columns = [original]
     for step in range(copies - 1):
         places = slice(0, len(original))
-        pixels = augment(original, config, seeds=[0], epoch=0, step=step, positions=places)
+        pixels = augment(original, config, seeds=[seed], epoch=0, step=step, positions=places)
         columns.append((pixels.clamp(0, 1) * 255).round().to(torch.uint8))
     return [list(row) for row in torch.stack(columns, 1).permute(0, 1, 3, 4, 2).numpy()]
 
