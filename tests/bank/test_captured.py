@@ -169,12 +169,12 @@ def test_a_bank_is_as_large_as_the_memory_of_the_device(
     """On a GPU. One that does not fit by itself is tried all the same."""
     specs = specs_of("all", [0], "model.hidden=[1000],[24]", SHORT, "train.epochs=1")
     large = member_bytes(specs[0], load_manifest(digits))
-    monkeypatch.setattr(session, "free_memory", lambda device: int(2.5 * large / 0.9))
+    monkeypatch.setattr("hpc_mlp.training.banks.free_memory", lambda device: int(2.5 * large / 0.9))
     with gpu_branch() as counts:
         assert session.train_specs(digits, specs, tmp_path / "gpu", TrainOptions(cpu=True)) == 0
     sizes = [result(tmp_path / "gpu" / spec.name)["bank_size"] for spec in specs]
     assert sizes == [2, 2, 6, 6, 6, 6, 6, 6] and counts["captures"] == 2
-    monkeypatch.setattr(session, "free_memory", lambda device: 0)
+    monkeypatch.setattr("hpc_mlp.training.banks.free_memory", lambda device: 0)
     with gpu_branch():
         assert (
             session.train_specs(digits, specs[:2], tmp_path / "none", TrainOptions(cpu=True)) == 0

@@ -19,7 +19,7 @@ from support.process import on_cpu
 from hpc_mlp.cli import main
 from hpc_mlp.config.plan import parse_variants, plan_runs
 from hpc_mlp.errors import LeaseLostError, RunError
-from hpc_mlp.launch import slurm
+from hpc_mlp.launch import slurm_commands
 from hpc_mlp.launch.jobs import plan_jobs
 from hpc_mlp.launch.records import list_submissions, new_submission
 from hpc_mlp.launch.status import read_status
@@ -105,7 +105,7 @@ def test_a_queue_that_does_not_answer(
     send(tmp_path)
     shutil.copy(fake / "squeue", fake / "real")
     replace(fake, "squeue", "exec sleep 60")
-    monkeypatch.setattr(slurm, "_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(slurm_commands, "_TIMEOUT_SECONDS", 0.2)
     assert {run.detail for run in by_variant(tmp_path).values()} == {
         "squeue does not answer here: by the files, not running"
     }
