@@ -269,7 +269,7 @@ def test_a_disk_that_fills_up_in_mid_training_is_one_sentence(
         original(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "save_tensors", filling)
+        patch.setattr("hpc_mlp.training.best.save_tensors", filling)
         result = run(*train)
     assert result.exit_code == 1 and "Traceback" not in result.stderr
     assert "failed.json could not be written" in result.stderr and "No space left" in result.stderr
