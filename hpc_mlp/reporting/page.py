@@ -7,6 +7,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from jinja2 import Environment
+
 from hpc_mlp._version import __version__
 from hpc_mlp.errors import RunError, UserError, printable
 from hpc_mlp.files.atomic import write_bytes
@@ -14,7 +16,7 @@ from hpc_mlp.reporting import dataset, evaluation, figures, overview, reproduce
 from hpc_mlp.reporting.context import Context, read_context
 from hpc_mlp.reporting.shown import WrittenReport
 from hpc_mlp.reporting.summary import Summary
-from hpc_mlp.terminal.templates import environment
+from hpc_mlp.terminal import templates
 from hpc_mlp.terminal.text import count
 
 
@@ -59,14 +61,6 @@ def render(context: Context) -> tuple[str, list[str]]:
     }
     said = [line for section in sections.values() for line in section.get("missing", ())]
     missing = list(dict.fromkeys([*context.missing, *said]))
-    # No tag, no control character, no change of direction acts.
-    templates = environment(
-        "hpc_mlp.reporting",
-        lambda value: printable(value, keep="\n"),
-        autoescape=True,
-        lstrip_blocks=True,
-    )
-    templates.filters["count"] = count
     images = sum(context.dataset.num_images.values())
     subtitle = [
         count(sum(len(group.runs) for group in context.groups), "run"),
@@ -75,4 +69,16 @@ def render(context: Context) -> tuple[str, list[str]]:
         *([count(images, "image")] if images else []),
     ]
     shown = {"subtitle": subtitle, "missing": missing, "version": __version__, "context": context}
-    return templates.get_template("page.html.j2").render(sections | shown), missing
+    return environment().get_template("page.html.j2").render(sections | shown), missing
+
+
+def environment() -> Environment:
+    """Nothing that a template prints acts: no tag, no control character, no change of direction."""
+    found = templates.environment(
+        "hpc_mlp.reporting",
+        lambda value: printable(value, keep="\n"),
+        autoescape=True,
+        lstrip_blocks=True,
+    )
+    found.filters["count"] = count
+    return found
