@@ -168,6 +168,6 @@ def test_augmented_images(shards: Path) -> None:
     some pixels."""
     config = AugmentConfig(horizontal_flip=0.5, rotation=20, shift=0.1, brightness=0.3, erasing=0.5)
     rows = augmented_rows(shards, Manifest.load(shards), config, 3, images=2, copies=4)
-    sums = np.sum(rows, axis=(2, 3, 4), dtype=np.int64)
+    sums = np.array(rows).sum((2, 3, 4), dtype=np.int64)
     expected = [[23909, 27031, 17829, 17356], [23976, 26066, 23030, 22045]]
     assert np.abs(sums - expected).max() <= 20, sums
