@@ -3,6 +3,7 @@ they had been planned so from the start."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Literal
 from hpc_mlp.config.plan import RunSpec
 from hpc_mlp.errors import UserError, printable
 from hpc_mlp.machine.command_line import command_line
-from hpc_mlp.runs.folder import CONFIG, LAST, RESULT, RunFolder, read_json
+from hpc_mlp.runs.folder import CONFIG, LAST, RESULT, RunFolder
 from hpc_mlp.runs.identity import is_begun
 from hpc_mlp.runs.lease import Lease
 from hpc_mlp.terminal.text import count, duration
@@ -120,7 +121,7 @@ def extend(extended: Iterable[Extension]) -> None:
             if one.how == "on":
                 # First: a result without its epochs would pass for complete.
                 (one.path / RESULT).unlink(missing_ok=True)
-            config = read_json(one.path / CONFIG)
-            assert config is not None
+            # Whole, as `extensions` has read it.
+            config = json.loads((one.path / CONFIG).read_bytes())
             config["config"]["train"]["epochs"] = one.spec.config.train.epochs
             folder.write_config(config | {"command": command_line()})
