@@ -315,5 +315,7 @@ def test_half_a_slurm_and_a_fault_of_our_own_leave_nothing(
         assert isinstance(run(*submit).exception, ZeroDivisionError)
     assert not (tmp_path / "runs").exists()
     (fake / "srun").unlink()
+    # Where a Slurm is installed, its own would be found.
+    monkeypatch.setenv("PATH", str(fake))
     check_one_sentence(run(*submit), code=2, told="no srun here")
     assert not (tmp_path / "runs").exists()
