@@ -6,20 +6,14 @@ from pathlib import Path
 
 import click
 
-from hpc_mlp.cli.options import PATH, Command
+from hpc_mlp.cli.options import PATH, Command, data_option
 from hpc_mlp.terminal.output import say
 
 
 @click.command(cls=Command)
 @click.argument("first", metavar="A", type=PATH)
 @click.argument("second", metavar="B", type=PATH)
-@click.option(
-    "--data",
-    "shards",
-    metavar="OUT",
-    type=PATH,
-    help="The shards folder, where it is no longer at the path that the runs name.",
-)
+@data_option
 @click.option(
     "--out", metavar="FILE.html", type=PATH, default=Path("compare.html"), help="The page."
 )

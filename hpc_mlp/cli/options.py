@@ -100,6 +100,13 @@ log_format_option = click.option(
     type=click.Choice(["auto", "text", "json"]),
     help="auto: live on a terminal, else lines. json: JSON lines on stdout.",
 )
+data_option = click.option(
+    "--data",
+    "shards",
+    metavar="OUT",
+    type=PATH,
+    help="The shards folder, where it is no longer at the path that the runs name.",
+)
 detect_option = click.option(
     "--detect",
     type=click.FloatRange(0, 100, min_open=True),

@@ -11,6 +11,7 @@ import click
 from hpc_mlp.cli.options import (
     PATH,
     Command,
+    data_option,
     detect_option,
     folders,
     names,
@@ -93,13 +94,7 @@ def table(
 
 @click.command(cls=Command)
 @runs_argument
-@click.option(
-    "--data",
-    "shards",
-    metavar="OUT",
-    type=PATH,
-    help="The shards folder, where it is no longer at the path that the runs name.",
-)
+@data_option
 @click.option("--out", metavar="FILE", type=PATH, help="Instead of RUNS/report.html.")
 @by_option
 @where_option

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hpc_mlp.config.plan import RunSpec, TrainOptions
 from hpc_mlp.config.registry import load_plugins
+from hpc_mlp.training.session import train_specs
 from support.banks import specs_of
+from support.interrupted import Guillotine, Killed
 from support.process import result, timeless
 
 CPU = TrainOptions(cpu=True)
@@ -169,3 +175,23 @@ def outcome(run: Path) -> list[Any]:
     """All that must not depend on a run's company, nor on interruptions."""
     files = [(run / name).read_bytes() for name in ("best.safetensors", "predictions.npz")]
     return [*files, timeless(run), result(run)["test"], result(run)["best_epoch"]]
+
+
+def check_killed_and_resumed(
+    digits: Path,
+    runs: Sequence[RunSpec],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+) -> None:
+    """Killed after renaming the `number`-th file, and resumed, they end with the bits of runs that
+    nobody disturbed. One of them is `own-s0`."""
+    assert train_specs(digits, runs, folder / "undisturbed", CPU) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", Guillotine(os.replace, number, after=True))
+        with suppress(Killed):
+            train_specs(digits, runs, folder / "killed", CPU)
+    assert not (folder / "killed" / "own-s0" / "result.json").exists()
+    assert train_specs(digits, runs, folder / "killed", CPU) == 0
+    for run in (folder / "undisturbed").iterdir():
+        assert outcome(run) == outcome(folder / "killed" / run.name)

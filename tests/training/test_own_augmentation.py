@@ -5,17 +5,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.interrupted import Guillotine, Killed
 from support.matrix import SETTINGS, worst_difference
-from support.own import AUGMENTATIONS, CPU, outcome, specs, variant
+from support.own import AUGMENTATIONS, CPU, check_killed_and_resumed, outcome, specs, variant
 from support.process import Cli, metrics
 from support.taped import gpu_branch
 from torch import Tensor
@@ -99,15 +96,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(
     digits: Path, tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     runs = specs(f"{own},dropout", [0], *SMALL)
-    assert train_specs(digits, runs, tmp_path / "undisturbed", CPU) == 0
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", Guillotine(os.replace, number, after=True))
-        with suppress(Killed):
-            train_specs(digits, runs, tmp_path / "killed", CPU)
-    assert not (tmp_path / "killed" / "own-s0" / "result.json").exists()
-    assert train_specs(digits, runs, tmp_path / "killed", CPU) == 0
-    for run in (tmp_path / "undisturbed").iterdir():
-        assert outcome(run) == outcome(tmp_path / "killed" / run.name)
+    check_killed_and_resumed(digits, runs, tmp_path, monkeypatch, number)
 
 
 def test_a_gpus_branch_has_it_too(

@@ -4,16 +4,13 @@ fails."""
 from __future__ import annotations
 
 import json
-import os
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 from support.banks import BankUnderTest, train_alone
-from support.interrupted import Guillotine, Killed
 from support.matrix import SETTINGS, worst_difference
-from support.own import CPU, focal, outcome, specs, variant, write_plugin
+from support.own import CPU, check_killed_and_resumed, focal, outcome, specs, variant, write_plugin
 from support.process import Cli
 from support.taped import gpu_branch
 
@@ -92,15 +89,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(
 ) -> None:
     own = variant(tmp_path, "own", 'train.loss = "focal"')
     runs = specs(f"{own},dropout", [0], *SMALL)
-    assert train_specs(digits, runs, tmp_path / "undisturbed", CPU) == 0
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", Guillotine(os.replace, number, after=True))
-        with suppress(Killed):
-            train_specs(digits, runs, tmp_path / "killed", CPU)
-    assert not (tmp_path / "killed" / "own-s0" / "result.json").exists()
-    assert train_specs(digits, runs, tmp_path / "killed", CPU) == 0
-    for run in (tmp_path / "undisturbed").iterdir():
-        assert outcome(run) == outcome(tmp_path / "killed" / run.name)
+    check_killed_and_resumed(digits, runs, tmp_path, monkeypatch, number)
 
 
 FAILING = {
