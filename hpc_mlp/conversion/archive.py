@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from hpc_mlp.errors import RejectError, UserError, printable
 from hpc_mlp.files.digest import file_sha256
@@ -163,6 +164,21 @@ class SeveralSources:
     def close(self) -> None:
         for source in self.sources:
             source.close()
+
+
+def full_names(source: Source, entries: npt.NDArray[np.uint32]) -> Iterator[str]:
+    """The names of `entries`; where they are of several archives, each after its archive's."""
+    inner, starts = [source], np.zeros(1, np.int64)
+    if isinstance(source, SeveralSources):
+        inner = list(source.sources)
+        starts = np.array([part.start for part in source.parts()])
+    # Of empty ones that begin where the next does, the last is meant.
+    which = np.searchsorted(starts, entries, side="right") - 1
+    several = len(np.unique(which)) > 1
+    # As lists of Python numbers, those of a million images would take much memory.
+    for entry, number in zip(entries, which, strict=True):
+        name = source.names[int(entry)]
+        yield f"{inner[number].label}/{name}" if several else name
 
 
 class FileWithEntries:

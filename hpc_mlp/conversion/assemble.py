@@ -16,7 +16,7 @@ import simplejpeg
 
 from hpc_mlp._version import __version__
 from hpc_mlp.conversion import croissant, data_card, duplicates, split
-from hpc_mlp.conversion.archive import Source
+from hpc_mlp.conversion.archive import Source, full_names
 from hpc_mlp.conversion.layout import Layout
 from hpc_mlp.conversion.pool import Pool, in_background
 from hpc_mlp.conversion.settings import Settings
@@ -24,13 +24,15 @@ from hpc_mlp.conversion.stats import mean_and_std
 from hpc_mlp.conversion.worker import SUFFIXES, ShardPlan, Worker
 from hpc_mlp.data.encode import tar_member_size
 from hpc_mlp.data.limits import SPLITS
+from hpc_mlp.data.names import write_names
 from hpc_mlp.data.rejects import RejectLog
 from hpc_mlp.errors import UserError
 from hpc_mlp.terminal.text import json_text
 
 
 class Assembly:
-    """The images of one conversion: `records`, `labels`, `splits` in the archive's order."""
+    """The images of one conversion: `records`, `labels`, `splits` in the archive's order. `rows`:
+    for each split the places of its images, in the order of its shards."""
 
     def __init__(
         self,
@@ -46,6 +48,7 @@ class Assembly:
         self.given = layout.splits[place]
         self.classes, self.labels = _classes_with_images(layout, layout.labels[place], source)
         self.splits = self.given
+        self.rows: list[npt.NDArray[np.int64]] = []
         self.described: dict[str, dict[str, Any]] = {}
 
     def draw_splits(self, rejects: RejectLog) -> None:
@@ -71,6 +74,12 @@ class Assembly:
             raise UserError(
                 f"{self.source.label} leaves no image for training. Use smaller --val and --test."
             )
+        self.rows = [
+            split.shuffled(np.flatnonzero(splits == number), settings.seed, len(splits))
+            for number in range(len(SPLITS))
+        ]
+        names = full_names(self.source, self.records["entry"][np.concatenate(self.rows)])
+        self._names = in_background(partial(write_names, self.folder, names))
 
     def write_shards(self, pool: Pool[Worker]) -> None:
         """Keys run through train, val and test."""
@@ -97,9 +106,7 @@ class Assembly:
         key, limit = 0, int(self.settings.shard_mb * 1e6)
         width = max(6, len(str(len(self.records))))
         for number, name in enumerate(SPLITS):
-            here = np.flatnonzero(self.splits == number)
-            order = split.shuffled(here, self.settings.seed, len(self.records))
-            for shard, part in enumerate(self._cut(order, limit)):
+            for shard, part in enumerate(self._cut(self.rows[number], limit)):
                 file = f"{name}-{shard:06d}.tar"
                 planned[name].append((file, len(part)))
                 records = self.records[part]
@@ -150,6 +157,7 @@ class Assembly:
                 "num_rejects": num_rejects,
                 "num_ignored": self.layout.num_ignored,
                 "duplicates": self._report.result(),
+                "names": self._names.result(),
                 "versions": {
                     "hpc_mlp": __version__,
                     "pillow": PIL.__version__,

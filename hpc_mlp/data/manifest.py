@@ -27,9 +27,12 @@ class _ManifestRecord(checked.Record):
     model_config = ConfigDict(extra="allow")
 
 
+# A plain file name: it is joined to a folder or a URL, and `pipe:` hands it to a shell.
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=255)]
+
+
 class Shard(_ManifestRecord):
-    # A plain file name: it is joined to a folder or a URL, and `pipe:` hands it to a shell.
-    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=255)
+    name: FileName
     num_images: Count
     bytes: int = Field(ge=0, lt=1 << 62)
     sha256: Text
@@ -39,6 +42,13 @@ class Split(_ManifestRecord):
     num_images: Count
     class_counts: tuple[Count, ...]
     shards: tuple[Shard, ...]
+
+
+class RowsFile(_ManifestRecord):
+    """A file beside the shards that says something of every image."""
+
+    file: FileName
+    sha256: Text
 
 
 class Manifest(_ManifestRecord):
@@ -64,6 +74,8 @@ class Manifest(_ManifestRecord):
     num_ignored: Count = 0
     # Counts, see data.duplicates.
     duplicates: dict[str, Count] = Field(default_factory=dict)
+    # See data.names; None before 0.2.
+    names: RowsFile | None = None
     versions: dict[str, str] = Field(default_factory=dict)
 
     def __repr__(self) -> str:
