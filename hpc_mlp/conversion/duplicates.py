@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hpc_mlp.conversion.archive import Names
-from hpc_mlp.conversion.near_duplicates import nearest_in_earlier_split
+from hpc_mlp.conversion.near_duplicates import Components, components, nearest_in_earlier_split
 from hpc_mlp.data.limits import SPLITS
 from hpc_mlp.terminal.text import json_text
 
@@ -30,6 +30,21 @@ def repeats(group: npt.NDArray[np.int64], given: npt.NDArray[np.int8]) -> npt.ND
     result = np.ones(count, bool)
     result[order[first]] = False
     return result
+
+
+def near_components(
+    records: npt.NDArray[np.void], group: npt.NDArray[np.int64], num_pixels: int
+) -> Components:
+    """Connected components of near copies among all images, of whatever split. `group`: as
+    `groups_of_equals` makes it."""
+    return components(records["print"], _channel_means(records, num_pixels), group)
+
+
+def _channel_means(records: npt.NDArray[np.void], num_pixels: int) -> npt.NDArray[np.int16]:
+    sums = records["sum"]
+    means = np.empty(sums.shape, np.int16)
+    np.floor_divide(sums, num_pixels, out=means)
+    return means
 
 
 class Report:
@@ -84,9 +99,7 @@ class Report:
         _, first = np.unique(group[keep] * 4 + self.splits[keep], return_index=True)
         # One of each group and split.
         chosen = np.sort(keep[first])
-        sums = self.records["sum"]
-        means = np.empty(sums.shape, np.int16)
-        np.floor_divide(sums, num_pixels, out=means)
+        means = _channel_means(self.records, num_pixels)
         nearest = nearest_in_earlier_split(self.records["print"], means, self.splits, group, chosen)
         places = np.flatnonzero(nearest.other >= 0)
         found["near_leaked_images"] = len(places)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,10 @@ import numpy.typing as npt
 # levels (of 255) on average and by MAX_CELL anywhere, and the means of each channel by MAX_CHANNEL.
 # On photographs, JPEG quality 50, half the resolution or noise of ±6 levels stay below this.
 MAX_MEAN, MAX_CELL, MAX_CHANNEL = 2.0, 8, 3
+
+# A cluster of more than this share of the images would make a split of it alone; so many images may
+# always be one.
+MAX_SHARE, ALWAYS_KEPT = 0.02, 10
 
 # Levels; width of a bucket along each of the coarse features.
 _STEP = 12
@@ -42,27 +47,59 @@ def nearest_in_earlier_split(
     split numbers and groups of equal images, which do not count. Time and memory grow linearly with
     N. Most near images are found (98 % of the pairs in photos.zip), fewer among thousands alike."""
     search = _Search(prints, means, splits)
-    features = _features(prints, means, chosen)
-    brightness = features[:, :4].sum(axis=1) / 4
-    for grid in range(_GRIDS):
-        keys = _keys(features, grid)
-        order = np.lexsort((brightness, keys))
-        keys, bright, order = keys[order], brightness[order], chosen[order]
-        for step in range(1, _WINDOW + 1):
-            close = np.flatnonzero(
-                (keys[step:] == keys[:-step]) & (bright[step:] - bright[:-step] <= MAX_MEAN)
-            )
-            if not len(close):
-                break
-            a, b = order[close], order[close + step]
-            useful = (splits[a] != splits[b]) & (group[a] != group[b])
-            a, b = a[useful], b[useful]
-            # In each direction an image comes once only.
-            for later, earlier in ((a, b), (b, a)):
-                right = splits[later] > splits[earlier]
-                search.improve(later[right], earlier[right])
+    for a, b in _candidates(prints, means, chosen):
+        useful = (splits[a] != splits[b]) & (group[a] != group[b])
+        a, b = a[useful], b[useful]
+        # In each direction an image comes once only.
+        for later, earlier in ((a, b), (b, a)):
+            right = splits[later] > splits[earlier]
+            search.improve(later[right], earlier[right])
     search.best[search.other < 0] = 0
     return Nearest(search.other, search.best % _LATER)
+
+
+@dataclass(frozen=True)
+class Components:
+    """`number`, int64 [N]: equal for images that near pairs connect, the place of the first of
+    them. `left_out`: the sizes of clusters too large to be kept together, the largest first."""
+
+    number: npt.NDArray[np.int64]
+    left_out: tuple[int, ...]
+
+
+def components(
+    prints: npt.NDArray[np.uint8], means: npt.NDArray[np.int16], group: npt.NDArray[np.int64]
+) -> Components:
+    """Connected components of near images among all N, whatever their splits, with fingerprints
+    [N, 64], channel means [N, C] and groups of equal images (the place of the first of each). A
+    cluster of more than MAX_SHARE of the images (and more than ALWAYS_KEPT) is left out: of its
+    images only equal ones stay together. Time and memory grow linearly with N."""
+    root = np.arange(len(prints))
+    for a, b in _candidates(prints, means, np.unique(group)):
+        for start in range(0, len(a), _BATCH):
+            x, y = a[start : start + _BATCH], b[start : start + _BATCH]
+            apart = root[x] != root[y]
+            x, y, _ = _near(prints, means, x[apart], y[apart])
+            _join(root, x, y)
+    number = root[group]
+    sizes = np.bincount(number, minlength=len(number))
+    most = max(ALWAYS_KEPT, MAX_SHARE * len(number))
+    # Equal images alone are no cluster.
+    large = (sizes > most) & (sizes > np.bincount(group, minlength=len(number)))
+    left_out = tuple(sorted(sizes[large].tolist(), reverse=True))
+    return Components(np.where(large[number], group, number), left_out)
+
+
+def _join(root: npt.NDArray[np.int64], a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> None:
+    """Let `root`, the first image of each one's component, connect every a[i] with b[i]."""
+    while len(a):
+        x, y = root[a], root[b]
+        np.minimum.at(root, np.maximum(x, y), np.minimum(x, y))
+        while not np.array_equal(upper := root[root], root):
+            root[:] = upper
+        # A root that was to be joined to several has the first of them.
+        apart = root[a] != root[b]
+        a, b = a[apart], b[apart]
 
 
 # Added to the distance of an image in val, so that any in train goes before.
@@ -86,18 +123,48 @@ class _Search:
         """Enter images `earlier` where they are nearer to those `later` than what is there."""
         for start in range(0, len(later), _BATCH):
             a, b = later[start : start + _BATCH], earlier[start : start + _BATCH]
-            for mean in self._means.T:
-                alike = np.abs(mean[a] - mean[b]) <= MAX_CHANNEL
-                a, b = a[alike], b[alike]
-            x, y = self._prints[a], self._prints[b]
-            difference = np.maximum(x, y) - np.minimum(x, y)
-            close = difference.max(axis=1) <= MAX_CELL
-            a, b, difference = a[close], b[close], difference[close]
-            distance = difference.mean(axis=1, dtype=np.float32)
-            near = distance <= MAX_MEAN
+            a, b, distance = _near(self._prints, self._means, a, b)
             distance += _LATER * self._splits[b]
-            near &= distance < self.best[a]
+            near = distance < self.best[a]
             self.best[a[near]], self.other[a[near]] = distance[near], b[near]
+
+
+def _near(
+    prints: npt.NDArray[np.uint8],
+    means: npt.NDArray[np.int16],
+    a: npt.NDArray[np.int64],
+    b: npt.NDArray[np.int64],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Those of the pairs a[i], b[i] that are near, and their distances."""
+    for mean in means.T:
+        alike = np.abs(mean[a] - mean[b]) <= MAX_CHANNEL
+        a, b = a[alike], b[alike]
+    x, y = prints[a], prints[b]
+    difference = np.maximum(x, y) - np.minimum(x, y)
+    close = difference.max(axis=1) <= MAX_CELL
+    a, b, difference = a[close], b[close], difference[close]
+    distance = difference.mean(axis=1, dtype=np.float32)
+    near = distance <= MAX_MEAN
+    return a[near], b[near], distance[near]
+
+
+def _candidates(
+    prints: npt.NDArray[np.uint8], means: npt.NDArray[np.int16], chosen: npt.NDArray[np.int64]
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """Pairs of images at the places `chosen` that may be near, some of them several times."""
+    features = _features(prints, means, chosen)
+    brightness = features[:, :4].sum(axis=1) / 4
+    for grid in range(_GRIDS):
+        keys = _keys(features, grid)
+        order = np.lexsort((brightness, keys))
+        keys, bright, order = keys[order], brightness[order], chosen[order]
+        for step in range(1, _WINDOW + 1):
+            close = np.flatnonzero(
+                (keys[step:] == keys[:-step]) & (bright[step:] - bright[:-step] <= MAX_MEAN)
+            )
+            if not len(close):
+                break
+            yield order[close], order[close + step]
 
 
 def _features(

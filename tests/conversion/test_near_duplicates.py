@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from hpc_mlp.conversion import near_duplicates
-from hpc_mlp.conversion.near_duplicates import Nearest, nearest_in_earlier_split
+from hpc_mlp.conversion.near_duplicates import Nearest, components, nearest_in_earlier_split
 
 
 def search(
@@ -195,3 +197,58 @@ def test_pictures_of_equal_brightness_are_told_apart(by: str) -> None:
     )
     found = nearest.other[count:] == np.arange(count)
     assert found.mean() > 0.85
+
+
+def families(
+    sizes: list[int], rng: np.random.Generator
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int16], npt.NDArray[np.int64]]:
+    """Families of these sizes in random order: in each a chain of images that differ by two levels
+    from one to the next. Fingerprints, channel means, and which family each belongs to."""
+    family = np.repeat(np.arange(len(sizes)), sizes)
+    link = np.concatenate([np.arange(size) for size in sizes])
+    prints = rng.integers(8, 100, (len(sizes), 64))[family] + 2 * link[:, None]
+    means = np.zeros((len(prints), 3), np.int16) + prints.mean(1).astype(np.int16)[:, None]
+    order = rng.permutation(len(prints))
+    return prints.astype(np.uint8)[order], means[order], family[order]
+
+
+@pytest.mark.parametrize("batch", [50_000, 5])
+def test_components_are_those_of_each_with_each(
+    batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(near_duplicates, "_BATCH", batch)
+    sizes = [1, 2, 9, 3, 1, 5, 1, 1, 7, 4] * 12
+    prints, means, family = families(sizes, np.random.default_rng(4))
+    count = len(prints)
+    found = components(prints, means, np.arange(count))
+    apart = np.abs(prints[:, None].astype(int) - prints)
+    near = (apart.mean(-1) <= 2) & (apart.max(-1) <= 8)
+    number, labels = connected_components(coo_array(near))
+    assert number == len(sizes) and len(np.unique(found.number)) == number
+    # One to one, and each is called after its first image.
+    first = [int(np.flatnonzero(labels == label)[0]) for label in labels]
+    assert found.number.tolist() == first and found.left_out == ()
+    assert (family[found.number] == family).all()
+
+
+def test_too_large_a_component_is_left_out_but_for_equal_images() -> None:
+    """Two clusters of more than 2 % of 1,200 images, one of just 2 %, and equal images, which alone
+    are none."""
+    prints, means, family = families([28, 25, 24, 2, *[1] * 1121], np.random.default_rng(5))
+    group, first, single = np.arange(1200), np.argmax(family == 0), np.flatnonzero(family > 3)
+    # Two more equal one of the first cluster; 60 of none equal each other.
+    for copies, one in ((single[:2], first), (single[2:62], single[2])):
+        group[copies] = group[one] = min(*copies, one)
+        prints[copies], means[copies] = prints[one], means[one]
+    found = components(prints, means, group)
+    assert found.left_out == (30, 25)
+    left_out = (family <= 1) | (family > 3)
+    assert (found.number == group)[left_out].all()
+    assert [len(np.unique(found.number[family == k])) for k in (2, 3)] == [1, 1]
+
+
+def test_ten_images_may_always_be_one_component() -> None:
+    prints, means, family = families([10, 11, 1], np.random.default_rng(6))
+    found = components(prints, means, np.arange(22))
+    assert found.left_out == (11,) and len(np.unique(found.number)) == 13
+    assert len(np.unique(found.number[family == 0])) == 1
