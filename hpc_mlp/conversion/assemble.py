@@ -15,7 +15,7 @@ import PIL
 import simplejpeg
 
 from hpc_mlp._version import __version__
-from hpc_mlp.conversion import croissant, data_card, duplicates, split
+from hpc_mlp.conversion import croissant, data_card, duplicates, groups, split
 from hpc_mlp.conversion.archive import Source, full_names
 from hpc_mlp.conversion.layout import Layout
 from hpc_mlp.conversion.pool import Pool, in_background
@@ -74,6 +74,7 @@ class Assembly:
             raise UserError(
                 f"{self.source.label} leaves no image for training. Use smaller --val and --test."
             )
+        self.together = groups.Together({"equal": group})
         self.rows = [
             split.shuffled(np.flatnonzero(splits == number), settings.seed, len(splits))
             for number in range(len(SPLITS))
@@ -128,25 +129,14 @@ class Assembly:
     def write_metadata(self, source_sha256: str, num_rejects: int) -> None:
         """The manifest, and what it says for hubs."""
         # Late: `convert` imports it while its workers are at work.
+        from hpc_mlp.data.groups import NAME as GROUPS
         from hpc_mlp.data.manifest import NAME, Manifest
 
-        spec, train = self.settings.spec, self.splits == split.TRAIN
-        mean, std = mean_and_std(
-            self.records["sum"][train].sum(axis=0).tolist(),
-            self.records["square"][train].sum(axis=0).tolist(),
-            int(train.sum()) * spec.height * spec.width,
-        )
-        content = {
-            "format": 1,
-            "classes": self.classes,
-            "image_size": (spec.height, spec.width),
-            "channels": spec.channels,
-            "encoding": self.settings.encoding,
-            "mean": mean,
-            "std": std,
-            "splits": self.described,
-        }
-        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        content = self._content()
+        found, joins = self.together.write(self.folder, GROUPS, np.concatenate(self.rows))
+        hashed = content | ({"groups": found["sha256"]} if found and joins else {})
+        digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
+        here = self.given[self.splits >= 0]
         manifest = Manifest.model_validate(
             content
             | {
@@ -158,6 +148,8 @@ class Assembly:
                 "num_ignored": self.layout.num_ignored,
                 "duplicates": self._report.result(),
                 "names": self._names.result(),
+                "groups": found,
+                "given_splits": [name for i, name in enumerate(SPLITS) if (here == i).any()],
                 "versions": {
                     "hpc_mlp": __version__,
                     "pillow": PIL.__version__,
@@ -172,11 +164,30 @@ class Assembly:
             manifest, data_card.title(manifest), data_card.summary(manifest), suffixes
         )
         for name, text in (
-            (NAME, json_text(manifest.model_dump(mode="json"), indent=1) + "\n"),
+            (NAME, json_text(manifest.model_dump(mode="json", exclude_none=True), indent=1) + "\n"),
             (croissant.NAME, json_text(metadata, indent=1) + "\n"),
             (data_card.NAME, data_card.data_card(manifest, suffixes)),
         ):
             (self.folder / name).write_text(text, encoding="utf-8")
+
+    def _content(self) -> dict[str, Any]:
+        """The part of the manifest that names the images: what the digest is made of."""
+        spec, train = self.settings.spec, self.splits == split.TRAIN
+        mean, std = mean_and_std(
+            self.records["sum"][train].sum(axis=0).tolist(),
+            self.records["square"][train].sum(axis=0).tolist(),
+            int(train.sum()) * spec.height * spec.width,
+        )
+        return {
+            "format": 1,
+            "classes": self.classes,
+            "image_size": (spec.height, spec.width),
+            "channels": spec.channels,
+            "encoding": self.settings.encoding,
+            "mean": mean,
+            "std": std,
+            "splits": self.described,
+        }
 
 
 def _classes_with_images(

@@ -51,8 +51,24 @@ class RowsFile(_ManifestRecord):
     sha256: Text
 
 
+class Groups(RowsFile):
+    """Images that belong together, in `file` (see `data.groups`). `kinds`: how many groups of two
+    images or more there are of equal pixels ("equal"), of near copies ("near"), and that the user
+    gave ("given"). `num_groups`, `num_images`, `largest`: where groups that share an image are
+    one."""
+
+    kinds: dict[str, Count]
+    num_groups: Count = 0
+    num_images: Count = 0
+    largest: Count = 0
+
+
 class Manifest(_ManifestRecord):
     """`mean` and `std` are per channel, of all pixels of the training split, in [0, 1].
+
+    `digest` is a hash of classes, sizes, statistics and shards, and of `groups` where they join
+    images that differ: equal ones say themselves that they are. (`given_splits` is not in it:
+    splits that are drawn come in another order than those that were given.)
 
     Class names are any texts, none of them empty or there twice: show them through
     `texts.printable`."""
@@ -76,6 +92,10 @@ class Manifest(_ManifestRecord):
     duplicates: dict[str, Count] = Field(default_factory=dict)
     # See data.names; None before 0.2.
     names: RowsFile | None = None
+    # None: each image is alone, or the folder is of before 0.2.
+    groups: Groups | None = None
+    # Those that the archive itself brought. None: the folder is of before 0.2, and does not say.
+    given_splits: tuple[Literal["train", "val", "test"], ...] | None = None
     versions: dict[str, str] = Field(default_factory=dict)
 
     def __repr__(self) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from hpc_mlp.data.cache import are_counted
+from hpc_mlp.data.groups import load_groups
 from hpc_mlp.data.manifest import NAME, Manifest
 from hpc_mlp.data.names import read_names
 from hpc_mlp.data.shards import OpenShard, open_shard
@@ -16,9 +17,9 @@ from hpc_mlp.terminal.text import count
 
 
 def verify(folder: Path, manifest: Manifest) -> str:
-    """Check every shard's bytes, keys and classes, and the bytes of `names.jsonl`, against the
-    manifest, and read the shards by webdataset's own pipeline as well. UserError at the first
-    difference."""
+    """Check every shard's bytes, keys and classes, and the bytes of `names.jsonl` and
+    `groups.npy`, against the manifest, and read the shards by webdataset's own pipeline as well.
+    UserError at the first difference."""
     keys: set[str] = set()
     shards = 0
     for name, split in manifest.splits.items():
@@ -36,6 +37,7 @@ def verify(folder: Path, manifest: Manifest) -> str:
     if len(keys) != total:
         raise _differs(folder, f"{len(keys)} different keys for {total} images")
     read_names(folder, manifest, ())
+    load_groups(folder, manifest)
     return (
         f"verified: {count(shards, 'shard')}, {count(total, 'image')}, every byte as it was "
         "written; webdataset reads the same"

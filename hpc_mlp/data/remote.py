@@ -58,12 +58,20 @@ def load_manifest(location: DatasetLocation, command: str = "train") -> Manifest
     `command` as in `Manifest.load`."""
     if not is_url(location):
         return Manifest.load(Path(location), command)
-    url, file = file_url(str(location), NAME), io.BytesIO()
+    url = file_url(str(location), NAME)
     try:
-        _fetch(url, file, MAX_BYTES)
+        content = fetch_bytes(url, MAX_BYTES)
     except RunError as error:
         raise UserError(f"{error} Is it a shards folder of hpc-mlp convert?") from None
-    return Manifest.parse(file.getvalue(), url)
+    return Manifest.parse(content, url)
+
+
+def fetch_bytes(url: str, limit: int) -> bytes:
+    """What is at `url`. UserError where more than `limit` bytes come, RunError where several tries
+    fail."""
+    file = io.BytesIO()
+    _fetch(url, file, limit)
+    return file.getvalue()
 
 
 def file_url(url: str, name: str) -> str:
