@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rich.console import RenderableType
 from rich.text import Text
 
 from hpc_mlp.live.display import Display
@@ -14,8 +13,8 @@ from hpc_mlp.live.render import render
 from hpc_mlp.live.rows import RunStatus
 from hpc_mlp.terminal.shown import as_html, as_text
 
-# Characters and lines for which the table is laid out.
-_SIZE = (100, 60)
+# Characters for which the table is laid out, as HTML and as text, and lines.
+_WIDTHS, _LINES = (100, 79), 60
 _SECONDS = 0.5
 
 
@@ -58,6 +57,7 @@ class NotebookTable(Display):
 
     def _bundle(self) -> dict[str, str]:
         runs = self._snapshot()
-        parts: list[RenderableType] = [render(runs, *_SIZE)] if runs else []
-        parts += [Text(note) for note in self._notes]
-        return {"text/html": as_html(parts), "text/plain": as_text(parts)}
+        tables = [[render(runs, width, _LINES)] if runs else [] for width in _WIDTHS]
+        notes = [Text(note) for note in self._notes]
+        html, text = ([*table, *notes] for table in tables)
+        return {"text/html": as_html(html), "text/plain": as_text(text)}

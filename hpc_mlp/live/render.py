@@ -1,4 +1,5 @@
-"""A snapshot as a table that fits the terminal: every run, or where room lacks every variant."""
+"""A snapshot as a table that fits the terminal: every run, or where room lacks every setting of a
+sweep, or every variant."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from hpc_mlp.live.names import fitted, short_names
 from hpc_mlp.live.rows import ACTIVE, COMPLETE, RunProgress, RunStatus, State, Usage, mean, summary
 from hpc_mlp.terminal.text import count, duration
 
@@ -30,7 +32,11 @@ STYLES: dict[State, str] = {
 _BARS = "▁▂▃▄▅▆▇█"
 # Widths of the terminal from which on there is room for a longer bar, and for a column.
 _WIDE = 100
-_FROM_WIDTH = {"best": 50, "train": 60, "acc %": 70, "val loss": 78, "img/s": _WIDE}
+_FROM_WIDTH = {"best": 50, "train": 60, "acc %": 70, "trend": 78, "img/s": _WIDE}
+# Columns of at least so many characters, so that none comes and goes with a digit; and those that
+# long names of runs push aside, one after another.
+_LEAST = {"epoch": 5, "train": 6, "val": 6, "best": 9, "acc %": 5, "img/s": 6, "left": 5}
+_BEFORE_NAMES = ("img/s", "trend", "train", "best")
 # Summary, titles, footer, and the line on which the shell's prompt will stand.
 _OTHER_LINES = 4
 
@@ -73,17 +79,38 @@ def _cut(text: str, style: str = "") -> Text:
 
 
 def _lines(all_runs: Sequence[RunStatus], room: int) -> list[_Line]:
-    """By variant. Where not even the variants fit, those first that are under way."""
-    variants: dict[str, list[RunStatus]] = {}
+    """By variant, setting and seed. Where not even the variants fit, those first that are under
+    way."""
+    names = short_names(run.group for run in all_runs)
+    tree: dict[str, dict[str, list[RunStatus]]] = {}
     for run in all_runs:
-        variants.setdefault(run.group, []).append(run)
-    by_seed = len(all_runs) + sum(len(runs) > 1 for runs in variants.values()) <= room
-    lines: list[_Line] = []
-    for name, runs in variants.items():
-        lines.append(_Line(name if len(runs) == 1 else f"{name} ×{len(runs)}", runs))
-        if by_seed and len(runs) > 1:
-            lines += [_Line(f"  seed {run.seed}", [run]) for run in runs]
-    return lines if len(lines) <= room else sorted(lines, key=_urgency)
+        variant, setting = names[run.group]
+        tree.setdefault(variant, {}).setdefault(setting, []).append(run)
+    for depth in (3, 2, 1):
+        lines = [line for name, part in tree.items() for line in _branch(name, part, depth)]
+        if len(lines) <= room:
+            return lines
+    return sorted(lines, key=_urgency)
+
+
+def _branch(variant: str, settings: dict[str, list[RunStatus]], depth: int) -> list[_Line]:
+    """A variant's line; from `depth` 2 on its several settings' too, at 3 its runs'."""
+    lines = [_line(variant, [run for runs in settings.values() for run in runs])]
+    several = len(settings) > 1
+    for name, runs in settings.items():
+        if several and depth > 1:
+            lines.append(_line(f"  {name}", runs))
+        if len(runs) > 1 and depth > 2:
+            lines += [_Line(f"{'  ' * (1 + several)}{_seed(run)}", [run]) for run in runs]
+    return lines
+
+
+def _line(title: str, runs: Sequence[RunStatus]) -> _Line:
+    return _Line(title if len(runs) == 1 else f"{title} ×{len(runs)}", runs)
+
+
+def _seed(run: RunStatus) -> str:
+    return f"seed {run.seed}" if run.fold is None else f"seed {run.seed} fold {run.fold}"
 
 
 def _urgency(line: _Line) -> int:
@@ -99,14 +126,27 @@ def _urgency(line: _Line) -> int:
 def _table(lines: Sequence[_Line], width: int) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0), width=width)
     rows = [_cells(line, width) for line in lines]
-    for title in rows[0]:
-        # The names get the room that the numbers leave.
-        ratio = 1 if title == "run" else None
-        justify: Literal["left", "right"] = "left" if title in ("run", "", "val loss") else "right"
-        table.add_column(title, justify=justify, no_wrap=True, overflow="ellipsis", ratio=ratio)
-    for row in rows:
-        table.add_row(*row.values())
+    widths = {title: _width(title, [row[title] for row in rows]) for title in rows[0]}
+    longest = max(len(line.title) for line in lines)
+    for title in _BEFORE_NAMES:
+        if sum(widths.values()) + longest > width:
+            widths.pop(title, None)
+    titles = fitted([line.title for line in lines], max(1, width - sum(widths.values())))
+    table.add_column("run", no_wrap=True, overflow="ellipsis", ratio=1)
+    for title in widths:
+        justify: Literal["left", "right"] = "left" if title in ("", "trend") else "right"
+        table.add_column(title, justify=justify, no_wrap=True, overflow="ellipsis")
+    for title, line, row in zip(titles, lines, rows, strict=True):
+        name = Text(title, "bold" if len(line.runs) > 1 else "")
+        table.add_row(name, *(row[column] for column in widths))
     return table
+
+
+def _width(title: str, cells: Sequence[RenderableType]) -> int:
+    """With the space before it."""
+    bars = (cell.width or 0 for cell in cells if isinstance(cell, ProgressBar))
+    texts = (len(cell) for cell in cells if isinstance(cell, str | Text))
+    return 1 + max([len(title), _LEAST.get(title, 0), *bars, *texts])
 
 
 def _cells(line: _Line, width: int) -> dict[str, RenderableType]:
@@ -115,12 +155,11 @@ def _cells(line: _Line, width: int) -> dict[str, RenderableType]:
     rate = mean(run.progress.images_per_second for run in line.running)
     left = _seconds_left(line.runs)
     cells: dict[str, RenderableType] = {
-        "run": Text(line.title, "bold" if len(line.runs) > 1 else ""),
         "epoch": _epoch(line),
         "": _bar(line, 16 if width >= _WIDE else 9),
         "train": _loss(line.mean("train_loss")),
         "val": _loss(line.mean("val_loss")),
-        "val loss": _trend(line, 12 if width >= _WIDE else 8),
+        "trend": _trend(line, 12 if width >= _WIDE else 6),
         "best": _best(line),
         "acc %": "–" if accuracy is None else f"{100 * accuracy:.1f}",
         "img/s": "" if rate is None else f"{rate:,.0f}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -138,8 +139,15 @@ class RunStatus:
 
     @property
     def group(self) -> str:
-        """What its name says beside the seed: `dropout`, `dropout-model.dropout=0.2`."""
-        return self.name.replace(f"{self.variant}-s{self.seed}", self.variant, 1)
+        """What its name says beside seed and fold: `dropout`, `dropout-model.dropout=0.2`."""
+        name = self.name if self.fold is None else self.name.removesuffix(f"-f{self.fold}")
+        return name.replace(f"{self.variant}-s{self.seed}", self.variant, 1)
+
+    @property
+    def fold(self) -> int | None:
+        """Of a cross-validation, from 0: its name ends in `-f3`."""
+        found = re.search(rf"-s{self.seed}\b.*-f(\d+)$", self.name)
+        return int(found[1]) if found else None
 
     def as_json(self) -> Json:
         """Flat. `loss` is the training loss."""

@@ -19,6 +19,7 @@ from hpc_mlp.config.sections import flat
 from hpc_mlp.errors import unknown_name
 from hpc_mlp.reporting.predictions import Array
 from hpc_mlp.runs.folder import Json, Run, State, best_line
+from hpc_mlp.terminal.text import last_parts
 
 # The order in which a person expects the variants; others follow by name.
 ORDER = ("baseline", "dropout", "batchnorm", "dropout_batchnorm", "dropout_l2")
@@ -76,8 +77,7 @@ class Group:
     @property
     def name(self) -> str:
         """`dropout`, `dropout lr=0.01`; keys in full where their last parts are the same."""
-        last = [key.rpartition(".")[2] for key in self.by]
-        keys = last if len(set(last)) == len(last) else list(self.by)
+        keys = last_parts(list(self.by))
         return " ".join([self.variant, *map("{}={}".format, keys, map(show, self.by.values()))])
 
     @property

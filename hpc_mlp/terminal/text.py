@@ -75,6 +75,12 @@ def listed(names: Sequence[str], most: int) -> str:
     return ", ".join(names[:most]) + more
 
 
+def last_parts(keys: Sequence[str]) -> list[str]:
+    """`["optim.lr", "model.dropout"]` → `["lr", "dropout"]`; as they are where two end alike."""
+    last = [key.rpartition(".")[2] for key in keys]
+    return last if len(set(last)) == len(last) else list(keys)
+
+
 def spans(numbers: Iterable[int]) -> str:
     """`[0, 1, 2, 5]` → `"0-2,5"`; the other way round: `config.plan.parse_seeds`."""
     found: list[list[int]] = []

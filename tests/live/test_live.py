@@ -30,6 +30,7 @@ from support.process import Cli, command, environment, on_cpu, result, run_proce
 
 from hpc_mlp.conversion.digits import write_digits_zip
 from hpc_mlp.live.display import LiveTable, Log
+from hpc_mlp.live.names import fitted
 from hpc_mlp.live.render import render, sparkline
 from hpc_mlp.live.rows import RunStatus, State, Usage, progress_of
 from hpc_mlp.terminal.console import Console
@@ -103,6 +104,56 @@ def test_any_number_of_runs_fits_the_terminal(width: int, height: int) -> None:
         # What runs comes first.
         assert "variant_number_021"[:10] in text[2]
         assert any("more:" in line for line in text)
+
+
+def swept(seeds: int = 2) -> list[RunStatus]:
+    """Two variants × 12 settings, which in their folders' names differ at the end alone."""
+    settings = [
+        f"optim.lr={lr}-model.dropout={rate}-model.hidden={hidden}"
+        for lr in ("0.0003", "0.001", "0.003")
+        for rate in ("0.2", "0.5")
+        for hidden in ("64", "128x64")
+    ]
+    return [
+        replace(row(variant, seed), name=f"{variant}-s{seed}-{setting}")
+        for variant in ("dropout", "dropout_batchnorm")
+        for setting in settings
+        for seed in range(seeds)
+    ]
+
+
+def test_runs_of_a_sweep_are_called_by_what_differs() -> None:
+    text = shown(swept(), 80, 60)
+    names = [line[2:].partition(" ×2")[0] for line in text if line.startswith("  ")]
+    assert len(names) == 24 and len(set(names)) == 12
+    assert "lr=0.0003 dropout=0.2 hidden=64" in names and "…" not in "".join(text)
+    assert sum("dropout_batchnorm ×24" in line for line in text) == 1
+    # Seeds too where they fit; only the variants where their settings do not.
+    assert sum("    seed 1" in line for line in shown(swept(), 80, 80)) == 24
+    assert [line.split()[0] for line in shown(swept(), 80, 24)[2:-1]] == [
+        "dropout",
+        "dropout_batchnorm",
+    ]
+    # What is the same everywhere is not said.
+    assert not any("rate" in line or "lr=0" in line for line in shown(swept()[:2], 80, 60))
+
+
+def test_names_that_do_not_fit_lose_their_keys_ends_and_then_their_middle() -> None:
+    names = ["  lr=0.001 dropout=0.2 ×2", "  lr=0.001 dropout=0.5 ×2"]
+    assert fitted(names, 30) == names
+    assert fitted(names, 22) == ["  lr=0.001 dro=0.2 ×2", "  lr=0.001 dro=0.5 ×2"]
+    assert fitted(names, 12) == ["  lr=0….2 ×2", "  lr=0….5 ×2"]
+    alike = ["mixup_alpha=1 mixup_share=2"]
+    assert fitted(alike, 26) == ["mixup_a=1 mixup_s=2"]
+
+
+def test_folds_are_told_apart_as_seeds_are() -> None:
+    runs = [replace(row("dropout", 0), name=f"dropout-s0-f{fold}") for fold in range(5)]
+    text = shown(runs, 80, 24)
+    assert [line[2:15].strip() for line in text if line.startswith("  ")] == [
+        f"seed 0 fold {fold}" for fold in range(5)
+    ]
+    assert any(line.startswith("dropout ×5 ") for line in text)
 
 
 def test_runs_of_one_process_count_its_device_once() -> None:
