@@ -19,6 +19,7 @@ from hpc_mlp.reporting.predictions import Array, RunPredictions, read_prediction
 from hpc_mlp.reporting.reproduce import unique
 from hpc_mlp.reporting.single import holm
 from hpc_mlp.runs.folder import Run, damage, list_runs, read_run
+from hpc_mlp.runs.identity import once
 
 # Values of a setting that are named.
 _MOST_VALUES = 6
@@ -71,8 +72,8 @@ class Pair:
 
 def read_pair(first: Path, second: Path) -> Pair:
     """UserError where one of the paths holds no run; RunError where a run is damaged."""
-    sides = _read_side(first), _read_side(second)
-    notes: list[str] = []
+    (one, copies), (two, more) = _read_side(first), _read_side(second)
+    sides, notes = (one, two), [*dict.fromkeys([*copies, *more])]
     matches = _matches(*sides, notes)
     pair = Pair((str(first), str(second)), sides, _settings(*sides), matches, None, notes)
     digests = {run.config.dataset.digest for side in sides for run in side}
@@ -97,18 +98,19 @@ def read_pair(first: Path, second: Path) -> Pair:
     )
 
 
-def _read_side(path: Path) -> list[Run]:
+def _read_side(path: Path) -> tuple[list[Run], list[str]]:
+    """Its runs, and a line for each copy that is left out."""
     if kind_of(path) == "run":
         run = read_run(path)
         assert run is not None
         if run.state == "damaged":
             raise damage(run)
-        return [run]
+        return [run], []
     want_runs(path, "compare")
     runs = [run for run in list_runs(path) if run.state != "damaged"]
     if not runs:
         raise RunError(f"all runs in {path} are damaged: hpc-mlp table {path} says what is wrong.")
-    return runs
+    return once(runs)
 
 
 def _settings(first: Sequence[Run], second: Sequence[Run]) -> list[tuple[str, str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hpc_mlp.errors import UserError
@@ -17,6 +17,9 @@ from hpc_mlp.terminal.text import count
 METRICS = ("seeds", "best_epoch", "val_loss", "test_accuracy", "precision", "recall", "f1")
 # Pictures of a kind on the page.
 MOST_PICTURES = 24
+# Of a terminal, from which on `mean ± sd` stand on a line; and metrics that are shown from there
+# on. The page has all of them.
+_WIDE, _WIDE_ONLY = 110, ("precision", "recall")
 
 
 def print_pair(pair: Pair, console: Console) -> None:
@@ -39,17 +42,21 @@ def print_pair(pair: Pair, console: Console) -> None:
     else:
         console.print("Configuration, data and versions are the same.")
     console.print()
-    show(metric_cells(pair), 3)
+    narrow = console.width < _WIDE
+    cells = metric_cells(pair, [name for name in METRICS if not (narrow and name in _WIDE_ONLY)])
+    if narrow:
+        cells = [[cell.replace(" ± ", "\n± ") for cell in row] for row in cells]
+    show(cells, 3)
     for i, line in enumerate(sentences(pair)):
         console.print(*([""] if i == 0 else []), safe(line), sep="\n", highlight=False)
 
 
-def metric_cells(pair: Pair) -> list[list[str]]:
+def metric_cells(pair: Pair, names: Sequence[str] = METRICS) -> list[list[str]]:
     """Titles, then two lines for each recipe that both sides have."""
-    rows = [["", "", *(COLUMNS[name].title for name in METRICS)]]
+    rows = [["", "", *(COLUMNS[name].title for name in names)]]
     for match in pair.matches:
         for side, group in (("A", match.first), ("B", match.second)):
-            cells = (COLUMNS[name].cell(group) for name in METRICS)
+            cells = (COLUMNS[name].cell(group) for name in names)
             rows.append([match.name if side == "A" else "", side, *cells])
     return rows
 

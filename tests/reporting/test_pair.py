@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,15 @@ def test_the_same_run_twice_differs_in_nothing(here: Path, cli: Cli) -> None:
     assert "Configuration, data and versions are the same." in text
     assert "on 400 they say the same" in text and "+0.0 points" in text
     assert Path("same.html").exists() and not Path("compare.html").exists()
+
+
+def test_a_copied_run_counts_once(here: Path, cli: Cli) -> None:
+    for folder in ("a", "b"):
+        write_run(here / folder, "baseline", 0, truth=TRUTH, epochs=ord(folder))
+    shutil.copytree(here / "b" / "baseline-s0", here / "b" / "renamed")
+    text = cli("compare", "a", "b").output
+    assert "renamed is the same run as baseline-s0" in text and "these two models" in text
+    assert "±" not in text and "share one seed" not in text
 
 
 def test_other_images_are_shown_side_by_side_only(here: Path, cli: Cli) -> None:
