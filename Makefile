@@ -24,7 +24,7 @@ precommit: $(STAMP)-dev
 	$(BIN)/python tools/readme.py --check
 
 check: precommit
-	$(BIN)/python -m pytest -m "not slow" tests/test_docs.py
+	$(BIN)/python -m pytest -m "not slow or docs" tests/test_docs.py
 
 format: $(STAMP)-dev
 	$(BIN)/ruff format .

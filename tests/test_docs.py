@@ -77,6 +77,8 @@ def workplace(readme: tuple[Path, subprocess.CompletedProcess[str]]) -> Path:
     return readme[0]
 
 
+@pytest.mark.slow
+@pytest.mark.docs
 @pytest.mark.timeout(600)
 def test_the_readme_shows_what_its_commands_print(
     readme: tuple[Path, subprocess.CompletedProcess[str]],
@@ -105,6 +107,8 @@ def check_commands(page: Path, folder: Path, slow: bool = False) -> None:
         assert "Traceback" not in done.stderr, command
 
 
+@pytest.mark.slow
+@pytest.mark.docs
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.stem)
 def test_every_command_runs(page: Path, workplace: Path) -> None:
@@ -118,6 +122,8 @@ def test_every_slow_command_runs(page: Path, workplace: Path) -> None:
     check_commands(page, workplace, slow=True)
 
 
+@pytest.mark.slow
+@pytest.mark.docs
 @pytest.mark.timeout(600)
 def test_every_program_runs(workplace: Path) -> None:
     programs = [

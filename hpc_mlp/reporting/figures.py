@@ -146,7 +146,7 @@ def save(axes: Axes, folder: Path, name: str, title: str, wide: bool = False) ->
     figure.savefig(buffer, format="png", dpi=144)
     write_bytes(folder / f"{name}.png", buffer.getvalue())
     # The layout stays; it would be worked out once more.
-    figure.set_layout_engine("none")
+    figure.set_layout_engine(None)
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Title": title})
     svg = printable(text.getvalue(), keep="\n")

@@ -307,7 +307,7 @@ FASHION: ImageShape = (1, 28, 28)
 @pytest.mark.parametrize(
     "case, sets",
     [
-        (("512,256", FASHION, 10, 32), []),
+        pytest.param(("512,256", FASHION, 10, 32), [], marks=pytest.mark.slow),
         pytest.param(
             ("512,256", FASHION, 7, 20), ["model.activation=gelu"], marks=pytest.mark.slow
         ),

@@ -51,10 +51,8 @@ def said(home: Path, encoding: str, *commands: str) -> str:
     return text
 
 
-@pytest.mark.parametrize(
-    "encoding",
-    ["ascii", *(pytest.param(name, marks=pytest.mark.slow) for name in ("latin-1", "utf-8"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_help_and_what_needs_no_torch_in_any_encoding(home: Path, encoding: str) -> None:
     shown = said(home, encoding, "--help", *(f"{name} --help" for name in COMMANDS))
     assert shown.count("Usage: ") == len(COMMANDS) + 1

@@ -212,6 +212,7 @@ print(int(split.images.long().sum()), flush=True)
 """
 
 
+@pytest.mark.slow
 def test_of_many_processes_started_at_once_one_decodes(
     dataset: tuple[Path, Manifest, Arrays],
 ) -> None:

@@ -172,18 +172,8 @@ def is_told_to_stop(digits: Path, folder: Path, phase: str, *numbers: signal.Sig
         process.check_nothing_is_left()
 
 
-@pytest.mark.parametrize(
-    ("phase", "rank", "death"),
-    [("rendezvous", (1, 2), "SIGKILL"), ("step", (1, 2), "exit 1"), ("end", (0, 2), "SIGSTOP")],
-)
-def test_a_rank_dies(
-    digits: Path, tmp_path: Path, phase: str, rank: tuple[int, int], death: str
-) -> None:
-    a_rank_dies(digits, tmp_path, phase, rank, death)
-
-
-def test_told_to_stop_in_the_rendezvous(digits: Path, tmp_path: Path) -> None:
-    is_told_to_stop(digits, tmp_path, "rendezvous", signal.SIGTERM)
+def test_a_rank_dies(digits: Path, tmp_path: Path) -> None:
+    a_rank_dies(digits, tmp_path, "step", (1, 2), "exit 1")
 
 
 @pytest.mark.slow

@@ -38,6 +38,7 @@ def rehearse(*arguments: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_what_a_captured_step_asks_of_the_device() -> None:
     rehearse("tests/rehearsal/check_step.py")
 
