@@ -32,7 +32,9 @@ def convert(
     `out`.
 
     `size`: pixels of each side, or (height, width). The `options` are those of `hpc-mlp convert`;
-    `val` and `test` are fractions. Returns the manifest: classes, splits, mean and std by channel
+    `val` and `test` are fractions. `group=function` gives each image a group, which stays in one
+    split and one fold: of its path in the archive, the group's name, or None. Returns the manifest:
+    classes, splits, mean and std by channel
     (of pixels in 0..1)."""
     from hpc_mlp.conversion.convert import convert as run
     from hpc_mlp.conversion.settings import ConvertOptions, Settings

@@ -5,20 +5,17 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import time
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
+from hpc_mlp.cli.converting import ConversionProgress, say_layout
 from hpc_mlp.cli.options import PATH, Command
 from hpc_mlp.errors import UserError
 from hpc_mlp.terminal.output import say
-from hpc_mlp.terminal.text import count
 
 if TYPE_CHECKING:
-    from hpc_mlp.conversion.layout import Layout
     from hpc_mlp.conversion.settings import ConvertOptions
 
 
@@ -39,6 +36,18 @@ if TYPE_CHECKING:
     "--class-from-name",
     metavar="REGEX",
     help="Take the class from file names: the first group, or the one named class.",
+)
+@click.option("--group-column", metavar="NAME", help="Its column of groups, such as patients.")
+@click.option(
+    "--group-regex",
+    metavar="REGEX",
+    help="Take the group from an image's path: the first group, or the one named group. Images of "
+    "a group stay in one split and one fold.",
+)
+@click.option(
+    "--keep-together",
+    metavar="near",
+    help="Nearly equal images stay in one split, as equal ones do.",
 )
 @click.option("--val", default=0.1, metavar="F", help="Fraction for validation.")
 @click.option("--test", default=0.1, metavar="F", help="Fraction for the test.")
@@ -86,6 +95,7 @@ def convert(
     \b
     hpc-mlp convert photos.zip shards --size 64
     hpc-mlp convert photos.zip --labels train.csv --label-column species --dry-run
+    hpc-mlp convert scans.zip shards --group-regex '(patient[0-9]+)'
     """
     if dry_run and paths:
         _show_preview(paths, size, options)
@@ -129,18 +139,6 @@ def _show_preview(paths: tuple[Path, ...], size: str, options: ConvertOptions) -
         say(line)
 
 
-def say_layout(layout: Layout) -> None:
-    """What was recognised."""
-    ignored = layout.num_ignored
-    say(
-        f"{layout.kind}: {count(len(layout.entries), 'image')} of "
-        + count(len(layout.classes), "class")
-        + (f", {count(ignored, 'other file')} ignored" if ignored else "")
-    )
-    for note in layout.notes:
-        say(f"  {note}")
-
-
 def _import_numpy() -> None:
     """Without the thread that its OpenBLAS starts on every core, for products of matrices, of which
     a conversion has none: a sixth of the command's start-up on 2 cores."""
@@ -163,81 +161,6 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-_LINE_SECONDS = 30.0
-
-
-class ConversionProgress:
-    """A bar on a terminal; elsewhere, as in a job's log, a line every half minute."""
-
-    def __init__(self) -> None:
-        self._next = _LINE_SECONDS
-        self._bar: Any = None
-        self._task: Any = None
-        self._bytes = 0
-        self.num_images = 0
-        self._began = time.perf_counter()
-
-    def __enter__(self) -> ConversionProgress:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self._began
-
-    def start(self, layout: Layout) -> None:
-        say_layout(layout)
-        if not sys.stderr.isatty():
-            return
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-
-        from hpc_mlp.terminal.console import Console
-
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[speed]}"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self._bar.start()
-        self._task = self._bar.add_task("converting", total=len(layout.entries), speed="")
-
-    def advance(self, images: int, num_bytes: int, rejects: int) -> None:
-        self.num_images += images
-        self._bytes += num_bytes
-        seconds = self.seconds
-        if self._bar is None and seconds < self._next:
-            return
-        speed = f"{self.num_images / seconds:,.0f} img/s, {self._bytes / 1e6 / seconds:,.1f} MB/s"
-        speed += f", {count(rejects, 'reject')}" if rejects else ""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self.num_images, speed=speed)
-        else:
-            say(f"{count(self.num_images, 'image')}: {speed}", err=True)
-            self._next = seconds + _LINE_SECONDS
-
-    def phase(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, description=text)
-
-
 @click.command(cls=Command)
 @click.argument("out", type=PATH)
 @click.option("--contact-sheet", type=PATH, metavar="FILE.png", help="Draw images by class.")
@@ -257,7 +180,7 @@ class ConversionProgress:
 )
 def inspect(out: Path, contact_sheet: Path | None, augments: tuple[str, ...], check: bool) -> None:
     """Show what the shards folder OUT holds: splits, classes, statistics, rejects, duplicates,
-    leaks.
+    groups, leaks.
 
     \b
     hpc-mlp inspect shards --verify --contact-sheet images.png

@@ -15,12 +15,13 @@ import PIL
 import simplejpeg
 
 from hpc_mlp._version import __version__
-from hpc_mlp.conversion import croissant, data_card, duplicates, groups, split
+from hpc_mlp.conversion import croissant, data_card, duplicates, group_split, split
 from hpc_mlp.conversion.archive import Source, full_names
 from hpc_mlp.conversion.layout import Layout
 from hpc_mlp.conversion.pool import Pool, in_background
 from hpc_mlp.conversion.settings import Settings
 from hpc_mlp.conversion.stats import mean_and_std
+from hpc_mlp.conversion.together import Together, first_of_each
 from hpc_mlp.conversion.worker import SUFFIXES, ShardPlan, Worker
 from hpc_mlp.data.encode import tar_member_size
 from hpc_mlp.data.limits import SPLITS
@@ -45,36 +46,46 @@ class Assembly:
         self.folder, self.source, self.layout, self.records = folder, source, layout, records
         self.settings = settings
         place = np.searchsorted(layout.entries, records["entry"])
-        self.given = layout.splits[place]
+        self.given, self.given_groups = layout.splits[place], layout.groups.of(place)
         self.classes, self.labels = _classes_with_images(layout, layout.labels[place], source)
         self.splits = self.given
         self.rows: list[npt.NDArray[np.int64]] = []
         self.described: dict[str, dict[str, Any]] = {}
 
     def draw_splits(self, rejects: RejectLog) -> None:
-        """Split the images, equal ones kept together; list what is equal and what nearly so."""
+        """Split the images, what belongs together kept together; list what is equal and what
+        nearly so."""
         settings, group = self.settings, split.groups_of_equals(self.records["digest"])
+        self.together = Together(group, self.given_groups)
+        pixels = settings.height * settings.width
+        near = partial(duplicates.near_components, self.records, group, pixels)
+        self._near = in_background(near)
+        keep_near = self._near.result() if settings.keep_together else None
         dropped = np.zeros(len(group), bool)
         if settings.drop_duplicates:
             dropped = duplicates.repeats(group, self.given)
         keep = ~dropped
         splits = np.full(len(group), -1, np.int8)
-        kept = split.groups_of_equals(self.records["digest"][keep])
         splits[keep] = split.assign(
-            self.labels[keep], kept, self.given[keep], settings.seed, settings.val, settings.test
+            self.labels[keep],
+            first_of_each(self.together.numbers(keep_near)[keep]),
+            self.given[keep],
+            settings.seed,
+            settings.val,
+            settings.test,
+            group_split.draw if self.given_groups.how or settings.keep_together else None,
         )
         report = duplicates.Report(
             self.source.names, self.classes, self.records, self.labels, splits
         )
-        pixels = settings.height * settings.width
-        self._report = in_background(partial(report.write, self.folder, group, pixels))
+        parted = list(self.together.parted(splits))
+        self._report = in_background(partial(report.write, self.folder, group, pixels, parted))
         rejects.extend(report.reasons_of(np.flatnonzero(dropped), group), strict=False)
         self.splits = splits
         if not (splits == split.TRAIN).any():
             raise UserError(
                 f"{self.source.label} leaves no image for training. Use smaller --val and --test."
             )
-        self.together = groups.Together({"equal": group})
         self.rows = [
             split.shuffled(np.flatnonzero(splits == number), settings.seed, len(splits))
             for number in range(len(SPLITS))
@@ -133,7 +144,8 @@ class Assembly:
         from hpc_mlp.data.manifest import NAME, Manifest
 
         content = self._content()
-        found, joins = self.together.write(self.folder, GROUPS, np.concatenate(self.rows))
+        rows = np.concatenate(self.rows)
+        found, joins = self.together.write(self.folder / GROUPS, self._near.result(), rows)
         hashed = content | ({"groups": found["sha256"]} if found and joins else {})
         digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
         here = self.given[self.splits >= 0]

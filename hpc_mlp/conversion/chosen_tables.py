@@ -141,24 +141,25 @@ def _drop_contradictions(
     """An image that two tables list counts once, where they agree, and else not at all."""
     if len(readings) < 2:
         return
-    first: dict[int, tuple[int, str, int]] = {}
+    first: dict[int, tuple[int, str, int, str]] = {}
     wrong: set[int] = set()
     for number, reading in enumerate(readings):
         keep = np.ones(len(reading.entries), bool)
         rows = zip(
             reading.entries.tolist(), reading.labels.tolist(), reading.splits.tolist(), strict=True
         )
+        groups = reading.groups
         for place, (entry, label, split) in enumerate(rows):
-            here = (number, reading.classes[label], split)
+            here = (number, reading.classes[label], split, groups[place] if groups else "")
             before = first.setdefault(entry, here)
             keep[place] = before is here
             if before[1:] != here[1:] and entry not in wrong:
                 wrong.add(entry)
                 both = f"{tables[before[0]].where} and in {tables[number].where}"
                 reading.rejects.append((source.names[entry], f"listed differently in {both}"))
-        _keep(reading, keep)
+        reading.keep(keep)
     for reading in readings if wrong else ():
-        _keep(reading, ~np.isin(reading.entries, list(wrong)))
+        reading.keep(~np.isin(reading.entries, list(wrong)))
 
 
 def _doubt(name: str) -> int:
@@ -253,15 +254,7 @@ def _take_splits_of_folders(source: Source, readings: Sequence[Reading]) -> None
             (source.names[i], "not in a folder train, val or test, as others are") for i in lost
         ]
         reading.splits = mine
-        _keep(reading, mine >= 0)
-
-
-def _keep(reading: Reading, keep: npt.NDArray[np.bool_]) -> None:
-    reading.entries, reading.labels, reading.splits = (
-        reading.entries[keep],
-        reading.labels[keep],
-        reading.splits[keep],
-    )
+        reading.keep(mine >= 0)
 
 
 def _first_clause(text: str) -> str:

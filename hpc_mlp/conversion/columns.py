@@ -1,4 +1,4 @@
-"""Which column of a table names the image, which its class, which its split."""
+"""Which column of a table names the image, which its class, its split and its group."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLASS_COLUMNS = words(
     "species breed diagnosis dx disease emotion variety tag class_id classid class_index label_id y"
 )
 _SPLIT_COLUMNS = words("split subset partition set phase usage fold dataset data_set")
-_GROUP_COLUMNS = words("group group_id patient patient_id subject subject_id case case_id")
+GROUP_COLUMNS = words("group group_id patient patient_id subject subject_id case case_id")
 # Rows that are looked at to find the column of file names.
 _SAMPLE = 1000
 _SHOWN = 8
@@ -33,6 +33,7 @@ class Columns:
     file: int
     classes: list[int]
     split: int | None
+    group: int | None
     header: Row | None
 
     def _name(self, column: int) -> str:
@@ -48,18 +49,11 @@ class Columns:
             first, last = self._name(self.classes[0]), self._name(self.classes[-1])
             parts.append(f"{first} to {last} as one class each")
         parts += [f"{self._name(self.split)} as split"] if self.split is not None else []
-        used = {self.file, *self.classes, self.split}
+        parts += [f"{self._name(self.group)} as group"] if self.group is not None else []
+        used = {self.file, *self.classes, self.split, self.group}
         unused = [column for column in range(width) if column not in used]
         line = f"{where}: took {', '.join(parts)}"
         return line + (f"; not used: {', '.join(map(self._name, unused))}" if unused else "")
-
-    def group(self) -> str | None:
-        """The column of groups (patients, for example), as text, where there is one."""
-        used = {self.file, *self.classes, self.split}
-        for column, heading in enumerate(self.header or []):
-            if head(heading) in _GROUP_COLUMNS and column not in used:
-                return self._name(column)
-        return None
 
 
 class ColumnFinder:
@@ -88,12 +82,17 @@ class ColumnFinder:
             raise self.names_none()
         label = self._given(self.names.label, header, "label")
         split = self._given(self.names.split, header, "split")
-        others = [column for column in range(self.width) if column not in (file, label)]
+        group = self._given(self.names.group or None, header, "group")
+        others = [column for column in range(self.width) if column not in (file, label, group)]
         if split is None:
             split = self._split_column(heads, others, label is not None)
         others = [column for column in others if column != split]
         classes = [label] if label is not None else self._classes(header, heads, file, others)
-        return Columns(file, classes, split, header)
+        if self.names.group is None:
+            taken = {file, split, *classes}
+            places = [heads.index(name) for name in GROUP_COLUMNS if name in heads]
+            group = next((place for place in places if place not in taken), None)
+        return Columns(file, classes, split, group, header)
 
     def names_none(self) -> UserError:
         column = f" in its column {self.names.file!r}" if self.names.file else ""
@@ -127,7 +126,7 @@ class ColumnFinder:
         if any(self.lookup.find(cell) is not None for cell in first):
             return None
         usual = {*_FILE_COLUMNS, *CLASS_COLUMNS, *_SPLIT_COLUMNS}
-        given = (self.names.file, self.names.label, self.names.split)
+        given = (self.names.file, self.names.label, self.names.split, self.names.group)
         usual |= {head(name) for name in given if name}
         if any(head(cell) in usual for cell in first):
             return first
@@ -139,7 +138,7 @@ class ColumnFinder:
     def _classes(
         self, header: Row | None, heads: Sequence[str], file: int, others: Sequence[int]
     ) -> list[int]:
-        apart = [c for c in others if c >= len(heads) or heads[c] not in _GROUP_COLUMNS]
+        apart = [c for c in others if c >= len(heads) or heads[c] not in GROUP_COLUMNS]
         others = apart or others
         named = [n for n in CLASS_COLUMNS if n in heads and heads.index(n) in others]
         if named:

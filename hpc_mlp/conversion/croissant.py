@@ -60,6 +60,19 @@ def croissant(manifest: Manifest, name: str, description: str, suffixes: Sequenc
         for split in filled
         for shard in manifest.splits[split].shards
     ]
+    asides = ((manifest.names, "application/jsonl"), (manifest.groups, "application/octet-stream"))
+    distribution += [
+        {
+            "@type": "cr:FileObject",
+            "@id": aside.file,
+            "name": aside.file,
+            "contentUrl": aside.file,
+            "encodingFormat": kind,
+            "sha256": aside.sha256,
+        }
+        for aside, kind in asides
+        if aside is not None
+    ]
     records = [_classes(manifest.classes)]
     if "npy" not in suffixes:
         formats = [f"image/{_MIME.get(suffix, suffix)}" for suffix in suffixes]

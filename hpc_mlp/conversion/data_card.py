@@ -95,6 +95,9 @@ def _body(manifest: Manifest, suffixes: Sequence[str]) -> Iterator[str]:
     files = " or ".join(f"`000042.{suffix}`" for suffix in suffixes)
     yield f"The shards are WebDataset tars: {files}, and `000042.cls` with the label, a number."
     yield "`names.jsonl` has the name that each image has in the source, in the order of keys;"
+    if manifest.groups is not None:
+        yield "`groups.npy` has a number for each, in that order: images of equal number belong"
+        yield "together (equal, nearly so, or of one given group);"
     yield "`manifest.json` has all that is said here, and the sha256 of each shard;"
     yield "`croissant.json` tells it in Croissant's words. `hpc-mlp train` trains on this folder."
     yield ""

@@ -61,10 +61,17 @@ class Report:
         self.names, self.classes, self.records = names, classes, records
         self.labels, self.splits = labels, splits
 
-    def write(self, folder: Path, group: npt.NDArray[np.int64], num_pixels: int) -> dict[str, int]:
+    def write(
+        self,
+        folder: Path,
+        group: npt.NDArray[np.int64],
+        num_pixels: int,
+        parted: Sequence[tuple[str, npt.NDArray[np.int64]]] = (),
+    ) -> dict[str, int]:
         """Write `duplicates.jsonl`, and count: groups, the images in them, groups with more than
         one class, images that an earlier split (of train, val, test) holds as well, and those that
-        nearly equal one there."""
+        nearly equal one there; and groups that the user gave and the archive's splits part, each
+        as name and places (`parted`), where there are any."""
         found = {
             "groups": 0,
             "images": 0,
@@ -75,6 +82,9 @@ class Report:
         with (folder / NAME).open("w", encoding="utf-8") as file:
             file.writelines(self._exact(group, found))
             file.writelines(self._near(group, num_pixels, found))
+            for name, members in parted:
+                found["leaked_groups"] = len(parted)
+                file.write(self._line("group", members, {"group": name, "leak": True}))
         return found
 
     def _exact(self, group: npt.NDArray[np.int64], found: dict[str, int]) -> Iterator[str]:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hpc_mlp.conversion.archive import Source
+from hpc_mlp.conversion.asked import group_of
 from hpc_mlp.conversion.folders import split_of_folders
 from hpc_mlp.conversion.reading import Reading
 from hpc_mlp.errors import UserError, printable
@@ -19,7 +20,7 @@ _USUAL = r"^([^\W\d]+?)[_\W\d]"
 def read(source: Source, images: npt.NDArray[np.int64], pattern: re.Pattern[str]) -> Reading:
     """`pattern` is searched in the file name, or in the whole path where it has a slash. UserError
     where no image has such a name."""
-    group: int | str = "class" if "class" in pattern.groupindex else 1
+    group = group_of(pattern, "class")
     numbers: dict[str, int] = {}
     labels = np.full(len(images), -1, np.int32)
     for place, index in enumerate(images.tolist()):

@@ -1,4 +1,4 @@
-"""From the names in an archive to classes and splits.
+"""From the names in an archive to classes, splits and groups.
 
 Each archive is read by the reader of its own layout, as `choice` says: `folders` (class folders,
 split folders), `chosen_tables` (labels.csv and others), `samples` (WebDataset), or the source
@@ -14,11 +14,19 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 
-from hpc_mlp.conversion import chosen_tables, class_names, from_names, parquetsource, samples
+from hpc_mlp.conversion import (
+    chosen_tables,
+    class_names,
+    from_names,
+    given_groups,
+    parquetsource,
+    samples,
+)
 from hpc_mlp.conversion.archive import SeveralSources, Source
 from hpc_mlp.conversion.asked import Asked
 from hpc_mlp.conversion.choice import Choice, listed
 from hpc_mlp.conversion.entries import some_names, sort_out, suffix_of
+from hpc_mlp.conversion.given_groups import GivenGroups
 from hpc_mlp.conversion.reading import Reading, loose_split, natural_key
 from hpc_mlp.data.limits import SPLITS
 from hpc_mlp.errors import UserError, printable
@@ -40,6 +48,7 @@ class Layout:
     entries: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int32]
     splits: npt.NDArray[np.int8]
+    groups: GivenGroups
     num_ignored: int
     # (name, reason), by the listing alone
     rejects: list[tuple[str, str]] = field(default_factory=list)
@@ -67,7 +76,10 @@ def find_layout(source: Source, asked: Asked = _NOTHING, table: int | None = Non
         readings = chosen.by_part()
         if len(parts) > 1:
             readings[0].notes[:0] = _part_lines(chosen, readings)
-    return _together(source, chosen, readings)
+    layout = _together(source, chosen, readings)
+    layout.groups = given_groups.by_path(source, layout.entries, asked) or layout.groups
+    layout.notes += layout.groups.lines()
+    return layout
 
 
 def _together(source: Source, chosen: Choice, readings: Sequence[Reading]) -> Layout:
@@ -86,9 +98,11 @@ def _together(source: Source, chosen: Choice, readings: Sequence[Reading]) -> La
     )
     entries = _joined([reading.entries for reading in readings])
     splits = _joined([reading.splits for reading in readings])
+    groups = given_groups.of_readings(readings)
     if len(readings) > 1:
         order = np.argsort(entries, kind="stable")
         entries, labels, splits = entries[order], labels[order], splits[order]
+        groups = groups.of(order)
     # A class is what can be learnt: of a class that has images for val or test alone, nothing is.
     trained = np.isin(labels, labels[splits <= 0])
     for lost in np.unique(labels[~trained]).tolist():
@@ -105,13 +119,16 @@ def _together(source: Source, chosen: Choice, readings: Sequence[Reading]) -> La
     ]
     if len(untrained):
         entries, labels, splits = entries[trained], labels[trained], splits[trained]
+        groups = groups.of(trained)
     kept = sorted({int(i) for i in np.unique(labels)})
     classes = _enough(source, tuple(everything[i] for i in kept), chosen)
     renumbered = np.full(len(everything), -1, np.int32)
     renumbered[kept] = np.arange(len(kept))
     ignored = found.num_ignored + sum(reading.num_ignored for reading in readings)
     kind = " + ".join(dict.fromkeys(reading.kind for reading in readings))
-    layout = Layout(kind, classes, entries, renumbered[labels], splits, ignored, rejects, notes)
+    layout = Layout(
+        kind, classes, entries, renumbered[labels], splits, groups, ignored, rejects, notes
+    )
     layout.notes += [*_split_lines(splits), *_unread_lines(chosen)]
     return layout
 

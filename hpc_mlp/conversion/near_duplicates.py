@@ -80,7 +80,7 @@ def components(
             x, y = a[start : start + _BATCH], b[start : start + _BATCH]
             apart = root[x] != root[y]
             x, y, _ = _near(prints, means, x[apart], y[apart])
-            _join(root, x, y)
+            join(root, x, y)
     number = root[group]
     sizes = np.bincount(number, minlength=len(number))
     most = max(ALWAYS_KEPT, MAX_SHARE * len(number))
@@ -90,7 +90,7 @@ def components(
     return Components(np.where(large[number], group, number), left_out)
 
 
-def _join(root: npt.NDArray[np.int64], a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> None:
+def join(root: npt.NDArray[np.int64], a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> None:
     """Let `root`, the first image of each one's component, connect every a[i] with b[i]."""
     while len(a):
         x, y = root[a], root[b]

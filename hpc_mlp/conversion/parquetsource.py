@@ -13,7 +13,7 @@ import numpy as np
 
 from hpc_mlp.conversion.archive import MAX_ENTRY_BYTES, Names, check_size
 from hpc_mlp.conversion.asked import ColumnNames
-from hpc_mlp.conversion.columns import CLASS_COLUMNS
+from hpc_mlp.conversion.columns import CLASS_COLUMNS, GROUP_COLUMNS
 from hpc_mlp.conversion.entries import IMAGE_SUFFIXES, suffix_of
 from hpc_mlp.conversion.reading import SPLIT_NAMES, Reading, loose_split
 from hpc_mlp.conversion.rows import head, plain_text
@@ -137,6 +137,8 @@ class ParquetSource:
                 f"{printable(', '.join(self._others()))}? Say it with --label-column."
             )
         split = self._column(names.split, "split", ())
+        group = self._column(names.group, "group", GROUP_COLUMNS) if names.group != "" else None
+        group = None if group == label else group
         called = self._class_names(label)
         classes = [plain_text(value) for value in self._values(label)]
         if called:
@@ -147,22 +149,25 @@ class ParquetSource:
         labels = np.array([numbers_of[name] for name in classes], np.int32)
         notes = [f"took column {self.column!r} as image, {label!r} as class"]
         notes[0] += f", {split!r} as split" if split else ""
+        notes[0] += f", {group!r} as group" if group else ""
         notes[0] += ", with the names in the file" if called else ""
-        unused = [name for name in self._others() if name not in (label, split)]
+        unused = [name for name in self._others() if name not in (label, split, group)]
         notes[0] += f"; not used: {', '.join(unused)}" if unused else ""
         rejects = [(self.names[i], "has no class") for i in np.flatnonzero(~known).tolist()]
-        entries = start + np.flatnonzero(known)
-        splits = self._splits(split)[known]
-        return Reading(
+        groups = [plain_text(value) for value in self._values(group)] if group else None
+        reading = Reading(
             KIND,
             list(numbers_of),
-            entries,
-            labels[known],
-            splits,
+            start + np.arange(len(known)),
+            labels,
+            self._splits(split),
             rejects,
             [printable(note) for note in notes],
             coded=True,
+            groups=groups,
         )
+        reading.keep(known)
+        return reading
 
     def _others(self) -> list[str]:
         return [name for name in self._schema.names if name != self.column]

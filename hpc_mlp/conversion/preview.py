@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from hpc_mlp.conversion import split
+from hpc_mlp.conversion import group_split, split
 from hpc_mlp.conversion.convert import read_layout
 from hpc_mlp.conversion.layout import Layout
 from hpc_mlp.conversion.settings import Settings
+from hpc_mlp.conversion.together import Together
 from hpc_mlp.data.limits import SPLITS
 from hpc_mlp.errors import printable
+from hpc_mlp.terminal.text import count, listed
 
 # So many classes, and reasons for rejects, are shown.
 _MOST_CLASSES, _MOST_REASONS = 100, 5
@@ -32,35 +34,48 @@ def preview(paths: Sequence[Path], settings: Settings) -> tuple[Layout, list[str
 
 
 def _lines(layout: Layout, settings: Settings) -> Iterator[str]:
-    groups = np.arange(len(layout.entries))
+    together = Together(np.arange(len(layout.entries)), layout.groups)
     splits = split.assign(
-        layout.labels, groups, layout.splits, settings.seed, settings.val, settings.test
+        layout.labels,
+        together.numbers(),
+        layout.splits,
+        settings.seed,
+        settings.val,
+        settings.test,
+        group_split.draw if layout.groups.how or settings.keep_together else None,
     )
     size = len(layout.classes)
     counts = np.stack([np.bincount(layout.labels[splits == i], minlength=size) for i in range(3)])
     yield ""
     rows = [["class", *SPLITS]]
     for number, name in enumerate(layout.classes[:_MOST_CLASSES]):
-        rows.append([printable(name), *(f"{count:,}" for count in counts[:, number].tolist())])
+        rows.append([printable(name), *(f"{n:,}" for n in counts[:, number].tolist())])
     if size > _MOST_CLASSES:
         rest = counts[:, _MOST_CLASSES:].sum(axis=1).tolist()
-        rows.append([f"{size - _MOST_CLASSES:,} more classes", *(f"{count:,}" for count in rest)])
-    rows.append(["all", *(f"{count:,}" for count in counts.sum(axis=1).tolist())])
+        rows.append([f"{size - _MOST_CLASSES:,} more classes", *(f"{n:,}" for n in rest)])
+    rows.append(["all", *(f"{n:,}" for n in counts.sum(axis=1).tolist())])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         numbers = (text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True))
         yield "  ".join([row[0].ljust(widths[0]), *numbers])
     yield ""
     drawn = [name for i, name in enumerate(SPLITS) if i and not (layout.splits == i).any()]
+    kept = "equal images" + (" and near copies" if settings.keep_together else "")
+    kept += " and groups" if layout.groups.how else ""
     if drawn:
         yield (
-            f"{' and '.join(drawn)} will be drawn, with equal images kept together: these counts "
+            f"{' and '.join(drawn)} will be drawn, with {kept} kept together: these counts "
             "are for images that all differ and can be read"
         )
+    if parted := [name for name, _ in together.parted(splits)]:
+        yield (
+            f"WARNING: leak: the archive's own splits part {count(len(parted), 'group')} "
+            f"({listed([repr(printable(name)) for name in parted], 3)})"
+        )
     reasons = Counter(reason for _, reason in layout.rejects)
-    for reason, count in reasons.most_common(_MOST_REASONS):
+    for reason, number in reasons.most_common(_MOST_REASONS):
         example = next(name for name, why in layout.rejects if why == reason)
-        yield f"left out: {count:,}, {printable(reason)} ({printable(example)})"
+        yield f"left out: {number:,}, {printable(reason)} ({printable(example)})"
     if len(reasons) > _MOST_REASONS:
         yield f"left out for other reasons: {sum(sorted(reasons.values())[:-_MOST_REASONS]):,}"
     yield "nothing was converted (--dry-run)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -33,7 +34,8 @@ class Reading:
     """Entry `entries[i]` of the source has class `classes[labels[i]]` and split `splits[i]` (-1:
     none is said). `rejects`: (name, reason). `notes`: lines on what was used and what not.
     `num_ignored`: files that it ignored, less those that were counted so and that it used.
-    `coded`: whether classes that are numbers may stand for names."""
+    `coded`: whether classes that are numbers may stand for names. `groups`: of each entry the
+    group that the user gave it ("": none), where groups are said at all."""
 
     kind: str
     classes: list[str]
@@ -44,6 +46,17 @@ class Reading:
     notes: list[str] = field(default_factory=list)
     num_ignored: int = 0
     coded: bool = False
+    groups: list[str] | None = None
+
+    def keep(self, keep: npt.NDArray[np.bool_]) -> None:
+        """These entries alone."""
+        self.entries, self.labels, self.splits = (
+            self.entries[keep],
+            self.labels[keep],
+            self.splits[keep],
+        )
+        if self.groups is not None:
+            self.groups = list(itertools.compress(self.groups, keep.tolist()))
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ import numpy as np
 
 from hpc_mlp.conversion.archive import Source
 from hpc_mlp.conversion.asked import ColumnNames
-from hpc_mlp.conversion.columns import CLASS_COLUMNS
+from hpc_mlp.conversion.columns import CLASS_COLUMNS, GROUP_COLUMNS
 from hpc_mlp.conversion.entries import Sorted, suffix_of
 from hpc_mlp.conversion.reading import Reading, loose_split
 from hpc_mlp.conversion.rows import head, plain_text
@@ -44,7 +44,7 @@ def read(source: Source, piece: Sorted, label: str, names: ColumnNames) -> Readi
         raise UserError(f"{other[0]} is for a table: {printable(label)} is a WebDataset.")
     split = loose_split(label.removesuffix(".tar"))
     numbers: dict[str, int] = {}
-    entries, labels = [], []
+    entries, labels, groups = [], [], []
     rejects: list[tuple[str, str]] = []
     taken: Counter[str] = Counter()
     for sample in _samples(source, piece):
@@ -57,19 +57,25 @@ def read(source: Source, piece: Sorted, label: str, names: ColumnNames) -> Readi
         try:
             if kind not in sides:
                 raise RejectError("has no .cls or .json beside it")
-            name, how = _class_of(source, sides[kind], names)
+            name, group, how = _said(source, sides[kind], names)
         except RejectError as error:
             rejects.append((source.names[found[0]], str(error)))
             continue
         taken[how] += 1
         entries.append(found[0])
         labels.append(numbers.setdefault(name, len(numbers)))
+        groups.append(group)
     if not entries:
         raise UserError(
             f"{printable(source.label)} looks like a WebDataset, but none of its .cls or .json "
             f"says a class: {printable(rejects[0][0])} {printable(rejects[0][1])}."
         )
     notes = [f"took classes from {' and '.join(sorted(taken))}"]
+    if names.group and not any(groups):
+        raise UserError(
+            f"--group-column {names.group!r}: no .json that says a class in "
+            f"{printable(source.label)} has such a key."
+        )
     splits = np.full(len(entries), -1 if split is None else split, np.int8)
     return Reading(
         KIND,
@@ -81,6 +87,7 @@ def read(source: Source, piece: Sorted, label: str, names: ColumnNames) -> Readi
         notes,
         -sum(taken.values()),
         coded=True,
+        groups=groups if any(groups) else None,
     )
 
 
@@ -107,28 +114,36 @@ def _key(name: str) -> str:
     return f"{folder}{slash}{base.split('.', 1)[0]}"
 
 
-def _class_of(source: Source, index: int, names: ColumnNames) -> tuple[str, str]:
-    """The class that a .cls or .json says, and where it stands, in words. RejectError where there
-    is none."""
+def _said(source: Source, index: int, names: ColumnNames) -> tuple[str, str, str]:
+    """The class that a .cls or .json says, the group ("": none), and where the class stands, in
+    words. RejectError where there is no class."""
     try:
         text = source.read(index, _MOST_BYTES).decode("utf-8-sig").strip()
         if suffix_of(source.names[index]) == "cls":
-            return _checked(text), ".cls"
+            return _checked(text), "", ".cls"
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise RejectError(f"its label cannot be read: {error}") from None
     if not isinstance(found, dict):
-        return _checked(plain_text(found)), ".json"
-    wanted = (names.label,) if names.label is not None else CLASS_COLUMNS
-    heads = {key if names.label is not None else head(key): key for key in reversed(found)}
-    key = next((heads[name] for name in wanted if name in heads), None)
+        return _checked(plain_text(found)), "", ".json"
+    key = _key_of(found, names.label, CLASS_COLUMNS)
     if key is None:
         known = ", ".join(map(printable, list(found)[:8]))
         raise UserError(
             f"{printable(source.names[index])} in {printable(source.label)}: which of its keys is "
             f"the class: {known}? Say it with --label-column."
         )
-    return _checked(plain_text(found[key])), f"{printable(key)!r} in .json"
+    group = _key_of(found, names.group, GROUP_COLUMNS)
+    named = "" if group in (None, key) else plain_text(found[group])
+    return _checked(plain_text(found[key])), named, f"{printable(key)!r} in .json"
+
+
+def _key_of(found: dict[str, object], wanted: str | None, usual: tuple[str, ...]) -> str | None:
+    """The key that the user names, else the first that is called as usual."""
+    if wanted is not None:
+        return wanted if wanted in found else None
+    heads = {head(key): key for key in reversed(found)}
+    return next((heads[name] for name in usual if name in heads), None)
 
 
 def _checked(name: str) -> str:

@@ -6,15 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-from hpc_mlp.conversion.asked import Asked, ColumnNames
+from hpc_mlp.conversion.asked import Asked, ColumnNames, GroupOf
 from hpc_mlp.data.decode import ImageSpec
 from hpc_mlp.data.encode import ENCODINGS
 from hpc_mlp.data.limits import MAX_PIXELS, MAX_SIDE
 from hpc_mlp.errors import UserError, unknown_name
 from hpc_mlp.machine.memory import num_cpus
 
+# The only copies beside equal ones that --keep-together knows.
+NEAR = "near"
 # Settings that are recorded where they are given.
-_READING = ("labels", "file_column", "label_column", "split_column", "class_from_name")
+_READING = (
+    *("labels", "file_column", "label_column", "split_column", "class_from_name"),
+    *("group_column", "group_regex", "keep_together"),
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,11 @@ class Settings:
     label_column: str | None = None
     split_column: str | None = None
     class_from_name: str | None = None
+    # Which images stay together.
+    group_column: str | None = None
+    group_regex: str | None = None
+    group: GroupOf | None = None
+    keep_together: str | None = None
     # 0: one for each processor
     workers: int = 0
     strict: bool = False
@@ -62,13 +72,19 @@ class Settings:
             raise unknown_name("--encoding", self.encoding, ENCODINGS)
         if self.compress and self.encoding != "png":
             raise UserError(f"--compress is for --encoding png, not {self.encoding}.")
+        if self.keep_together not in (None, NEAR):
+            raise unknown_name("--keep-together", self.keep_together, (NEAR,))
         self.asked.pattern()
+        self.asked.group_pattern()
 
     @property
     def asked(self) -> Asked:
-        columns = ColumnNames(self.file_column, self.label_column, self.split_column)
+        group = self.group_column
+        if group is None and (self.group_regex is not None or self.group is not None):
+            group = ""
+        columns = ColumnNames(self.file_column, self.label_column, self.split_column, group)
         labels = None if self.labels is None else Path(self.labels)
-        return Asked(labels, columns, self.class_from_name)
+        return Asked(labels, columns, self.class_from_name, self.group_regex, self.group)
 
     @property
     def spec(self) -> ImageSpec:
@@ -82,6 +98,8 @@ class Settings:
         given = {name: getattr(self, name) for name in _READING}
         # Of a path the name, which is the same on every machine.
         given["labels"] = None if self.labels is None else Path(self.labels).name
+        if self.group is not None:
+            given["group"] = getattr(self.group, "__qualname__", type(self.group).__name__)
         return (
             {"size": [self.height, self.width], "grayscale": self.grayscale}
             | {name: getattr(self, name) for name in names}
@@ -106,6 +124,10 @@ class ConvertOptions(TypedDict, total=False):
     label_column: str | None
     split_column: str | None
     class_from_name: str | None
+    group_column: str | None
+    group_regex: str | None
+    group: GroupOf | None
+    keep_together: str | None
     workers: int
     strict: bool
     overwrite: bool

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
 TRAIN, VAL, TEST = 0, 1, 2
+
+# labels, groups, random keys of the groups, val, test → the split of each group.
+Draw = Callable[
+    [npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.uint64], float, float],
+    npt.NDArray[np.int8],
+]
 
 
 def random_keys(seed: int, count: int, stream: int) -> npt.NDArray[np.uint64]:
@@ -40,11 +48,12 @@ def assign(
     seed: int,
     val: float,
     test: float,
+    draw: Draw | None = None,
 ) -> npt.NDArray[np.int8]:
     """The split of each image. `given` holds the archive's own splits (-1: none): they stay, and
     only the splits that the archive lacks are cut out of train. Stratified by class; a group stays
     together and counts to the class of its first image; every class is in every split where it has
-    the groups for it."""
+    the groups for it. `draw`: how else to split groups, such as `group_split.draw`."""
     split = np.where(given < 0, TRAIN, given).astype(np.int8)
     want_val, want_test = (0.0 if (given == s).any() else f for s, f in ((VAL, val), (TEST, test)))
     pool = np.flatnonzero(split == TRAIN)
@@ -53,6 +62,9 @@ def assign(
     first = np.full(len(heads), len(labels), np.int64)
     np.minimum.at(first, member, pool)
     keys = random_keys(seed, len(labels), stream=1)
+    if draw is not None:
+        split[pool] = draw(labels[pool], member, keys[first], want_val, want_test)[member]
+        return split
     of_group = np.zeros(len(heads), np.int8)
     # By class, small groups first, then at random.
     order = np.lexsort((keys[first], sizes, labels[first]))

@@ -13,8 +13,8 @@ from hpc_mlp.conversion.rows import Lookup, Row, cell, flag, read_rows
 from hpc_mlp.data.limits import SPLITS
 from hpc_mlp.errors import UserError, printable
 
-# Class and split of an image.
-Place = tuple[str, int]
+# Class, split and group of an image.
+Place = tuple[str, int, str]
 
 
 class Table:
@@ -60,19 +60,20 @@ class Table:
             name, label, split = cell(row, columns.file), self._label(line, row, columns), -1
             if columns.split is not None:
                 split = self._split(line, cell(row, columns.split))
-            index = self.lookup.find(name)
+            group = cell(row, columns.group) if columns.group is not None else ""
+            place, index = (label, split, group), self.lookup.find(name)
             if name in wanted:
-                if wanted[name] != (label, split):
-                    rejects.append((name, self._contradiction(wanted[name], (label, split))))
+                if wanted[name] != place:
+                    rejects.append((name, self._contradiction(wanted[name], place)))
                     contradicted |= {index} if index is not None else set()
                 continue
-            wanted[name] = (label, split)
+            wanted[name] = place
             if index is None:
                 rejects.append((name, self._why_not(name)))
             elif not label:
                 rejects.append((name, f"has no class in {self.where}"))
-            elif found.setdefault(index, (label, split)) != (label, split):
-                rejects.append((name, self._contradiction(found[index], (label, split))))
+            elif found.setdefault(index, place) != place:
+                rejects.append((name, self._contradiction(found[index], place)))
                 contradicted.add(index)
         if not found:
             raise self._finder.names_none()
@@ -84,20 +85,17 @@ class Table:
     def _put_together(
         self, columns: Columns, found: dict[int, Place], rejects: list[tuple[str, str]]
     ) -> Reading:
-        classes = list(dict.fromkeys(label for label, _ in found.values()))
+        classes = list(dict.fromkeys(label for label, *_ in found.values()))
         number = {name: i for i, name in enumerate(classes)}
         entries = np.array(sorted(found), np.int64)
         labels = np.array([number[found[i][0]] for i in entries.tolist()], np.int32)
         splits = np.array([found[i][1] for i in entries.tolist()], np.int8)
         splits[splits < 0] = self.split
         notes = [columns.told(printable(self.where), self._finder.width)]
-        if group := columns.group():
-            risk = "" if (splits >= 0).any() else ": images of one group may come into two splits"
-            notes.append(
-                f"{'WARNING: ' if risk else ''}groups (column {group} of {printable(self.where)}) "
-                f"are left out{risk}"
-            )
-        return Reading(self.kind, classes, entries, labels, splits, rejects, notes, coded=True)
+        groups = None if columns.group is None else [found[i][2] for i in entries.tolist()]
+        return Reading(
+            self.kind, classes, entries, labels, splits, rejects, notes, coded=True, groups=groups
+        )
 
     def not_listed(self) -> list[tuple[str, str]]:
         """Rejects: the images that `reading` has not met."""
@@ -134,8 +132,10 @@ class Table:
 
     def _contradiction(self, one: Place, other: Place) -> str:
         first, second = one[0], other[0]
-        if first == second:
+        if first == second and one[1] != other[1]:
             first, second = SPLITS[one[1]], SPLITS[other[1]]
+        elif first == second:
+            first, second = f"group {one[2]}", f"group {other[2]}"
         return f"listed twice in {self.where}, as {first!r} and as {second!r}"
 
     def _why_not(self, name: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hpc_mlp.data.limits import SPLITS
 from hpc_mlp.data.rejects import read_rejects
 from hpc_mlp.errors import printable
 from hpc_mlp.terminal.text import count, listed, one_of
@@ -41,15 +42,50 @@ def converted_lines(
     yield from duplicate_lines(manifest)
 
 
+def _group_lines(manifest: Manifest) -> Iterator[str]:
+    """What is kept together beside equal images, and what is not."""
+    groups = manifest.groups
+    if groups is None:
+        return
+    kept = []
+    if given := groups.kinds.get("given"):
+        largest, alone = groups.given.get("largest", 0), groups.given.get("alone", 0)
+        kept.append(
+            f"{count(given, 'given group')} (the largest of {count(largest, 'image')}"
+            + (f"; {count(alone, 'image')} without a group)" if alone else ")")
+        )
+    if near := groups.kinds.get("near"):
+        where = "" if manifest.settings.get("keep_together") else " (in folds)"
+        kept.append(f"{count(near, 'group')} of near copies{where}")
+    if kept:
+        yield f"kept together: {' and '.join(kept)}"
+    if sizes := groups.left_out:
+        yield (
+            f"WARNING: {count(len(sizes), 'cluster')} of near copies of more than 2 % of the "
+            f"images (the largest: {sizes[0]:,}) {one_of(len(sizes), 'is', 'are')} not kept "
+            "together: a split could hold nothing else"
+        )
+
+
 def duplicate_lines(manifest: Manifest) -> Iterator[str]:
-    """One line for each thing about equal images that a person should know."""
+    """One line for each thing about images that are equal, or belong together, that a person
+    should know."""
     counts = {
         key: count(manifest.duplicates.get(key, 0), "group" if key.endswith("groups") else "image")
         for key in (*_DUPLICATES, "images")
     }
+    drawn = {"val", "test"} - {*_given_splits(manifest)}
+    keeps = manifest.settings.get("keep_together")
+    counts["or"] = ", or convert with --keep-together near" if drawn and not keeps else ""
     for key, line in _DUPLICATES.items():
         if manifest.duplicates.get(key):
             yield line.format_map(counts)
+    yield from _group_lines(manifest)
+
+
+def _given_splits(manifest: Manifest) -> tuple[str, ...]:
+    """Where an older folder does not say, all may be."""
+    return SPLITS if manifest.given_splits is None else manifest.given_splits
 
 
 _DUPLICATES = {
@@ -58,7 +94,9 @@ _DUPLICATES = {
     "leaked_images": "WARNING: leak: {leaked_images} of val or test in an earlier split as well, "
     "pixel for pixel: see duplicates.jsonl, or convert with --drop-duplicates",
     "near_leaked_images": "WARNING: possible leak: {near_leaked_images} of val or test with one "
-    "nearly equal in an earlier split: see duplicates.jsonl",
+    "nearly equal in an earlier split: see duplicates.jsonl{or}",
+    "leaked_groups": "WARNING: leak: {leaked_groups} that the archive's own splits part: see "
+    "duplicates.jsonl",
     "groups": "{images} in {groups} of equal ones, "
     "each group in one split where the archive did not say otherwise",
 }

@@ -52,15 +52,18 @@ class RowsFile(_ManifestRecord):
 
 
 class Groups(RowsFile):
-    """Images that belong together, in `file` (see `data.groups`). `kinds`: how many groups of two
-    images or more there are of equal pixels ("equal"), of near copies ("near"), and that the user
-    gave ("given"). `num_groups`, `num_images`, `largest`: where groups that share an image are
-    one."""
+    """Images that belong together, in `file` (see `data.groups`). `kinds`: how many groups there
+    are of equal pixels ("equal"), of near copies ("near"), and that the user gave ("given").
+    `num_groups` of two images or more, `num_images` in them, `largest`: where groups that share an
+    image are one. `given`: images of the largest given group ("largest"), and without one
+    ("alone"). `left_out`: sizes of clusters of near copies too large to be kept together."""
 
     kinds: dict[str, Count]
     num_groups: Count = 0
     num_images: Count = 0
     largest: Count = 0
+    given: dict[str, Count] = Field(default_factory=dict)
+    left_out: tuple[Count, ...] = ()
 
 
 class Manifest(_ManifestRecord):

@@ -4,7 +4,6 @@ class and split, what is left out, and what a refusal says."""
 from __future__ import annotations
 
 import importlib
-import io
 import json
 import shutil
 import sys
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from support.archives import convert, encoded, make_zip, picture, pixels, refused, rejects
+from support.archives import convert, encoded, make_tar, make_zip, picture, pixels, refused, rejects
 from support.mutations import mutated_bytes
 
 import hpc_mlp
@@ -81,15 +80,6 @@ class Case:
     lost: int = 0
     options: tuple[str, ...] = ()
     kind: str = "zip"
-
-
-def make_tar(path: Path, files: Files) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
 
 
 def samples(split: str, kind: str, labels: Sequence[object] = CLASSES) -> dict[str, bytes]:
@@ -367,7 +357,7 @@ CASES = {
     ),
     "a column of groups": Case(
         FLAT | {"labels.csv": lines(NAMES, CLASSES, NUMBERS, head="image,label,patient_id")},
-        said=("WARNING: groups (column 3 'patient_id' of labels.csv) are left out",),
+        said=("3 'patient_id' as group", "groups (a column): 12 of 12 images in 2 groups"),
     ),
     "a table in an archive of its own": Case(
         [shaped("top/img/{n}"), {

@@ -40,6 +40,15 @@ def make_zip(path: Path, files: Mapping[str, bytes], method: int = zipfile.ZIP_D
     return path
 
 
+def make_tar(path: Path, files: Mapping[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
 def two_classes(count: int = 10, prefix: str = "") -> dict[str, bytes]:
     return {
         f"{prefix}{name}/{i}.png": encoded(picture(seed * 1000 + i))
