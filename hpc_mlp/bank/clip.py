@@ -67,10 +67,12 @@ class Clipping:
             members = len(block.clips)
             common = [gradients[name] for name in block.common]
             normed = [gradients[name] for name in block.normed]
-            parts = torch.stack([_norms(gradient, members) for gradient in common], 1)
+            parts = torch.stack([member_norms(gradient, members) for gradient in common], 1)
             norms = torch.linalg.vector_norm(parts, dim=1)
             if normed:
-                more = torch.stack([_norms(gradient, len(block.rows)) for gradient in normed], 1)
+                more = torch.stack(
+                    [member_norms(gradient, len(block.rows)) for gradient in normed], 1
+                )
                 parts = torch.cat([parts.index_select(0, block.rows), more], 1)
                 norms.index_copy_(0, block.rows, torch.linalg.vector_norm(parts, dim=1))
             # As torch divides a number by a tensor.
@@ -84,7 +86,7 @@ class Clipping:
                 gradient.mul_(scale.view(-1, *[1] * (gradient.dim() - 1)))
 
 
-def _norms(x: Tensor, members: int) -> Tensor:
+def member_norms(x: Tensor, members: int) -> Tensor:
     """The norm of each member's part of x → [members]. Of pieces on a CPU: a single large sum is
     divided among the threads, which shows."""
     flat = x.reshape(members, x.numel() // members)

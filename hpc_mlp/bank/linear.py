@@ -114,7 +114,7 @@ class _MemberLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        dx = matmul.input_gradient(dy, weight) if ctx.needs_input_grad[0] else None
+        dx = matmul.product(dy, weight) if ctx.needs_input_grad[0] else None
         # Without its history: left over by a step that failed, it would keep the autograd graph
         # alive, whose AccumulateGrad nodes belong to that step's stream and break the capture of a
         # CUDA graph on another one.

@@ -135,19 +135,19 @@ def own_inputs(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return _by_one_thread_each(torch.baddbmm, bias.unsqueeze(1), x, weight.transpose(1, 2))
 
 
-def input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
-    """dy [V, B, H], weight [V, H, D] → [V, B, D]"""
-    members, height, width = weight.shape
-    onednn = _onednn(height * width, weight, forward=False)
+def product(x: Tensor, y: Tensor) -> Tensor:
+    """x [V, B, H] as dy, y [V, H, D] as the weight → x y [V, B, D]"""
+    members, height, width = y.shape
+    onednn = _onednn(height * width, y, forward=False)
     if onednn is not None:
-        return _stacked([_linear(onednn, dy[v], weight[v].t()) for v in range(members)])
-    pieces = _pieces(height * width, width, weight)
+        return _stacked([_linear(onednn, x[v], y[v].t()) for v in range(members)])
+    pieces = _pieces(height * width, width, y)
     if pieces == 1:
-        return _by_one_thread_each(torch.bmm, dy, weight)
+        return _by_one_thread_each(torch.bmm, x, y)
     parts = []
     for v in range(members):
-        columns = weight[v].view(height, pieces, -1).transpose(0, 1)
-        parts.append(_by_one_thread_each(torch.bmm, dy[v].expand(pieces, -1, -1), columns))
+        columns = y[v].view(height, pieces, -1).transpose(0, 1)
+        parts.append(_by_one_thread_each(torch.bmm, x[v].expand(pieces, -1, -1), columns))
     return _stacked([part.transpose(0, 1).flatten(1) for part in parts])
 
 

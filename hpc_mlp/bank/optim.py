@@ -1,4 +1,5 @@
-"""One optimizer for a whole bank: torch's fused kernels over slices of the stacked tensors.
+"""One optimizer for a whole bank: torch's fused kernels, and `rules`, over slices of the stacked
+tensors.
 
 State tensors have the shape of their parameter, so a member's state is a row, like its weights. On
 a CPU the large weight gradients of stacked layers are formed here, block by block, each just before
@@ -16,6 +17,7 @@ from torch import Tensor
 from hpc_mlp.bank.bank import Bank, ParamGroup, param_group_of, stream_of
 from hpc_mlp.bank.clip import Clipping
 from hpc_mlp.bank.linear import StackedLinear
+from hpc_mlp.bank.rules import Rate, lion, muon
 from hpc_mlp.bank.stack import StackedMLP
 from hpc_mlp.config.plan import RunSpec
 from hpc_mlp.config.sections import OptimConfig
@@ -28,8 +30,6 @@ BLOCK_BYTES = 3 << 20
 # Floats in the widest vector register (AVX-512).
 VECTOR = 16
 
-Rate = float | Tensor
-
 
 @dataclass
 class _Update:
@@ -38,6 +38,8 @@ class _Update:
     # Position in `BankOptimizer.param_groups`.
     param_group: int
     optim: OptimConfig
+    # Of `optim.name`; "adamw" for what Muon leaves to it.
+    rule: str
     decay: float
     parameters: list[Tensor] = field(default_factory=list)
     first: list[Tensor] = field(default_factory=list)
@@ -47,7 +49,11 @@ class _Update:
 
     def apply(self, gradients: list[Tensor], counts: list[Tensor], rate: Rate) -> None:
         optim = self.optim
-        if optim.name == "sgd":
+        if self.rule in ("lion", "muon"):
+            function = lion if self.rule == "lion" else muon
+            function(self.parameters, gradients, self.first, optim, self.decay, rate)
+            return
+        if self.rule == "sgd":
             torch._fused_sgd_(
                 self.parameters,
                 gradients,
@@ -61,7 +67,7 @@ class _Update:
                 is_first_step=False,
             )
             return
-        kernel = torch._fused_adamw_ if optim.name == "adamw" else torch._fused_adam_
+        kernel = torch._fused_adamw_ if self.rule == "adamw" else torch._fused_adam_
         kernel(
             self.parameters,
             gradients,
@@ -108,8 +114,19 @@ def _together(layer: StackedLinear, spec: RunSpec) -> tuple[ParamGroup, object]:
     return param_group_of(spec), apart
 
 
+def hidden_weights(bank: Bank) -> set[str]:
+    """The weights that Muon updates, by the advice of its author: of each model's own order all but
+    the first, which reads images, and the last, which gives the logits."""
+    names: set[str] = set()
+    for i, block in enumerate(bank.blocks):
+        least = 3 if isinstance(block, StackedMLP) else 2
+        weights = [f"blocks.{i}.{name}" for name, p in block.named_parameters() if p.dim() >= least]
+        names.update(weights[1:-1])
+    return names
+
+
 class BankOptimizer:
-    """Adam, AdamW and SGD; rate, decay and clipping belong to the member.
+    """Adam, AdamW, SGD, Lion and Muon; rate, decay and clipping belong to the member.
 
     `states`: the members' optimizer state (as `member_states` gives it) after `count` steps.
     `reduce` sums a list of gradients over the processes of data-parallel training, in place."""
@@ -144,6 +161,7 @@ class BankOptimizer:
             for j, linear in enumerate(block.linears)
             if isinstance(linear, StackedLinear)
         }
+        self.hidden = hidden_weights(bank)
         self.clip = Clipping(bank, self.parameters, device)
         # Clipping needs the whole gradient at once; GPUs have no use for small blocks.
         blockwise = not self.clip.blocks and branch(device) == "cpu"
@@ -151,7 +169,7 @@ class BankOptimizer:
             {} if blockwise else {n: torch.zeros_like(self.parameters[n]) for n in self.factored}
         )
         self.small = [name for name in self.parameters if name not in self.factored]
-        self.updates: dict[tuple[int, float], _Update] = {}
+        self.updates: dict[tuple[int, str, float], _Update] = {}
         self.blocks = list(self._make_blocks()) if blockwise else []
         for name in self.parameters:
             if not (blockwise and name in self.factored):
@@ -210,7 +228,10 @@ class BankOptimizer:
 
     def _new_update(self, name: str, param_group: ParamGroup) -> _Update:
         optim, index = param_group.optim, self.param_groups.index(param_group)
-        return _Update(index, optim, self._decay(name, optim))
+        return _Update(index, optim, self._rule(name, optim), self._decay(name, optim))
+
+    def _rule(self, name: str, optim: OptimConfig) -> str:
+        return "adamw" if optim.name == "muon" and name not in self.hidden else optim.name
 
     def _views(self, name: str, rows: slice | None) -> list[Tensor]:
         tensors = [self.parameters[name].detach(), *(held[name] for held in self.moments.values())]
@@ -218,7 +239,7 @@ class BankOptimizer:
 
     def _add(self, name: str, param_group: ParamGroup, members: slice) -> None:
         update = self._new_update(name, param_group)
-        update = self.updates.setdefault((update.param_group, update.decay), update)
+        update = self.updates.setdefault((update.param_group, update.rule, update.decay), update)
         whole = self.parameters[name]
         parts = [None if members in (slice(None), slice(0, len(whole))) else members]
         if members != slice(None) and whole[0].numel() % VECTOR:
@@ -227,6 +248,8 @@ class BankOptimizer:
             parts = [slice(row, row + 1) for row in range(members.start, members.stop)]
         for rows in parts:
             parameter, first, second = self._views(name, rows)
+            if update.rule == "muon" and name not in self.factored:
+                parameter, first = (t.view(1, len(t), -1) for t in (parameter, first))
             update.parameters.append(parameter)
             update.first.append(first)
             update.second.append(second)
@@ -236,13 +259,15 @@ class BankOptimizer:
         scratch = torch.empty(0)
         for name, layer in self.factored.items():
             height, width = layer.weight.shape[1:]
-            rows = max(1, min(height, BLOCK_BYTES // (4 * width)))
-            several = BLOCK_BYTES // (4 * width * height) if width * height % VECTOR == 0 else 1
-            members = max(1, several)
-            if scratch.numel() < members * rows * width:
-                scratch = torch.empty(members * rows * width)
             parts = self.bank.member_slices(name, partial(_together, layer))
             for (param_group, _), together in parts:
+                # Of whole matrices alone: what is orthogonal is not its rows.
+                whole = self._rule(name, param_group.optim) == "muon"
+                rows = height if whole else max(1, min(height, BLOCK_BYTES // (4 * width)))
+                several = BLOCK_BYTES // (4 * width * height) if width * height % VECTOR == 0 else 1
+                members = max(1, several)
+                if scratch.numel() < members * rows * width:
+                    scratch = torch.empty(members * rows * width)
                 for start in range(together.start, together.stop, members):
                     own = slice(start, min(start + members, together.stop))
                     for top in range(0, height, rows):

@@ -13,7 +13,8 @@ from torch import Tensor
 from hpc_mlp.bank.bank import Bank
 from hpc_mlp.bank.dropout import BatchPosition
 from hpc_mlp.bank.loss import BankLoss, Targets
-from hpc_mlp.bank.optim import BankOptimizer, Rate
+from hpc_mlp.bank.optim import BankOptimizer
+from hpc_mlp.bank.rules import Rate
 from hpc_mlp.errors import HpcMlpWarning, OwnCodeError
 from hpc_mlp.machine.device import branch
 

@@ -74,8 +74,15 @@ class ModelConfig(Section):
         return self.dropout
 
 
+# Where keys are not given: the references' (arXiv 2302.06675 and its code; torch.optim.Muon).
+_OPTIMIZER_DEFAULTS: dict[str, dict[str, Any]] = {
+    "lion": {"lr": 1e-4, "betas": (0.9, 0.99)},
+    "muon": {"momentum": 0.95, "nesterov": True},
+}
+
+
 class OptimConfig(Section):
-    name: Literal["adam", "adamw", "sgd"] = "adam"
+    name: Literal["adam", "adamw", "sgd", "lion", "muon"] = "adam"
     lr: Positive = 1e-3
     weight_decay: NonNegative = 0.0
     decay_bias_and_norm: bool = True
@@ -84,6 +91,14 @@ class OptimConfig(Section):
     momentum: Rate = 0.9
     nesterov: bool = False
     clip_norm: Positive | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_its_own(cls, keys: Any) -> Any:
+        known = (
+            _OPTIMIZER_DEFAULTS.get(str(keys.get("name"))) if isinstance(keys, Mapping) else None
+        )
+        return {**known, **keys} if known else keys
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> OptimConfig:
@@ -199,6 +214,17 @@ class Config(Section):
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()
     launch: LaunchConfig = LaunchConfig()
+
+    @model_validator(mode="after")
+    def _muon_needs_hidden_weights(self) -> Config:
+        widths = {"mlp": self.model.hidden, "cnn": self.model.channels}.get(self.model.kind)
+        if self.optim.name == "muon" and widths is not None and len(widths) < 2:
+            raise ValueError(
+                "optim.name 'muon' updates the weights between hidden layers (the first and the "
+                f"last layer's are left to AdamW), and a model of {list(widths)} has none: give it "
+                "two hidden layers, or use adamw"
+            )
+        return self
 
 
 # Keys that change how a run is carried out, not what comes out of it.

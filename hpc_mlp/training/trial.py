@@ -64,15 +64,19 @@ def member_bytes(spec: RunSpec, manifest: Manifest) -> int:
 
     Of each parameter, float32 each: weight, gradient, two moments, and while the step is captured
     the weight and the moments once more; with an average that and the weight's copy while it stands
-    in: 28 or 36. Of each image of a batch 20 a pixel (its stream's, if it has that alone) and 80 a
-    hidden unit of an MLP, in the eager steps before the capture and in the graph; in evaluation 20.
-    What lies between the layers of other models is not counted."""
+    in: 28 or 36. In an update Lion takes 4 more, and Muon 20 of one hidden weight after another. Of
+    each image of a batch 20 a pixel (its stream's, if it has that alone) and 80 a hidden unit of an
+    MLP, in the eager steps before the capture and in the graph; in evaluation 20. What lies between
+    the layers of other models is not counted."""
     config, module = spec.config, shape_of(spec, manifest)
     parameters = 0 if module is None else count_parameters(module)
+    weights = [] if module is None else [p.numel() for p in module.parameters() if p.dim() > 1]
+    update = {"lion": 4 * parameters, "muon": 20 * max(weights[1:-1], default=0)}
     hidden = sum(config.model.hidden) if config.model.kind == "mlp" else 0
     images = max(config.train.batch_size, EVAL_BATCH * 20 // 80)
     each = 36 if config.train.ema else 28
-    return each * parameters + images * (20 * manifest.num_features + 80 * hidden)
+    held = each * parameters + update.get(config.optim.name, 0)
+    return held + images * (20 * manifest.num_features + 80 * hidden)
 
 
 def fitting(specs: Sequence[RunSpec], manifest: Manifest, free: int) -> list[list[RunSpec]]:

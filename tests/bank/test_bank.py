@@ -313,6 +313,9 @@ FASHION: ImageShape = (1, 28, 28)
         ),
         (("300,77", (3, 16, 16), 100, 7), ["optim.clip_norm=0.5"]),
         (("100,10", (1, 8, 8), 100, 1), []),
+        (("77,10", (1, 8, 8), 7, 9), ["optim.name=lion", "optim.weight_decay=0.1"]),
+        (("300,77,30", (1, 8, 8), 10, 9), ["optim.name=muon", "optim.weight_decay=0.1"]),
+        pytest.param(("1024,700", (1, 8, 8), 10, 32), ["optim.name=muon"], marks=pytest.mark.slow),
         pytest.param(
             ("33", (1, 8, 8), 10, 100),
             ["model.activation=silu", "train.label_smoothing=0.1"],

@@ -38,6 +38,7 @@ SHORT = "train.batch_size=200"
     ("name", "banks"),
     [
         ("optimizers side by side", 1),
+        ("lion and muon", 1),
         ("clipped, averaged weights", 1),
         ("mixup, smoothing, class weights", 1),
         ("members that leave", 3),

@@ -30,7 +30,7 @@ def test_products_are_those_of_plain_torch(size: tuple[int, int], batch: int) ->
     )
     assert close(matmul.own_inputs(own, weight, bias), own @ weight.mT + bias[:, None])
     assert close(matmul.shared_input(shared, weight, bias), shared @ weight.mT + bias[:, None])
-    assert close(matmul.input_gradient(dy, weight), dy @ weight)
+    assert close(matmul.product(dy, weight), dy @ weight)
     for x in (own, shared):
         out = torch.empty(3, 20, width)
         gradient = matmul.weight_gradient(dy[:, :, 5:25], x, out, width * height)
@@ -44,11 +44,11 @@ def test_no_bit_depends_on_the_company_or_the_size_of_a_batch(size: tuple[int, i
     weight, bias, x = torch.randn(5, height, width), torch.randn(5, height), torch.randn(32, width)
     dy = torch.randn(5, 32, height)
     together = matmul.shared_input(x, weight, bias)
-    back = matmul.input_gradient(dy, weight)
+    back = matmul.product(dy, weight)
     for v in range(5):
         alone = slice(v, v + 1)
         assert torch.equal(matmul.shared_input(x, weight[alone], bias[alone]), together[alone])
-        assert torch.equal(matmul.input_gradient(dy[alone], weight[alone]), back[alone])
+        assert torch.equal(matmul.product(dy[alone], weight[alone]), back[alone])
     for part in (slice(0, 11), slice(11, 32)):
         assert torch.equal(matmul.shared_input(x[part], weight, bias), together[:, part])
 
@@ -74,7 +74,7 @@ def test_no_bit_depends_on_the_number_of_threads(
         return [
             matmul.own_inputs(x, w, b),
             matmul.shared_input(own[0], w, b),
-            matmul.input_gradient(d, w),
+            matmul.product(d, w),
             matmul.weight_gradient(d, x, out, width * height).clone(),
             matmul.weight_gradient(d, own[0], out, width * height).clone(),
             matmul.column_sums(d),

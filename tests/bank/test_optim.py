@@ -21,7 +21,50 @@ from hpc_mlp.config.plan import RunSpec, TrainOptions, parse_set, parse_variants
 from hpc_mlp.models.registry import build_module
 
 
-def torch_optimizer(spec: RunSpec, module: nn.Module) -> torch.optim.Optimizer:
+class Lion(torch.optim.Optimizer):
+    """Algorithm 2 of arXiv 2302.06675."""
+
+    def __init__(self, groups: Any, **defaults: Any) -> None:
+        super().__init__(groups, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            (beta1, beta2), rate, decay = group["betas"], group["lr"], group["weight_decay"]
+            for p in group["params"]:
+                m = self.state[p].setdefault("m", torch.zeros_like(p))
+                update = beta1 * m + (1 - beta1) * p.grad
+                p.sub_(rate * (update.sign() + decay * p))
+                m.copy_(beta2 * m + (1 - beta2) * p.grad)
+
+
+class MuonAndAdamW:
+    """torch's own: Muon of the weights `hidden`, AdamW of the rest."""
+
+    def __init__(
+        self, groups: list[dict[str, Any]], hidden: list[nn.Parameter], optim: Any
+    ) -> None:
+        rest = [
+            group | {"params": [p for p in group["params"] if all(p is not h for h in hidden)]}
+            for group in groups
+        ]
+        adamw = torch.optim.AdamW(rest, lr=optim.lr, betas=optim.betas, eps=optim.eps)
+        settings: Any = {"momentum": optim.momentum, "nesterov": optim.nesterov}
+        muon = torch.optim.Muon(
+            hidden, optim.lr, optim.weight_decay, adjust_lr_fn="match_rms_adamw", **settings
+        )
+        self.both = (adamw, muon)
+
+    def zero_grad(self) -> None:
+        for optimizer in self.both:
+            optimizer.zero_grad()
+
+    def step(self) -> None:
+        for optimizer in self.both:
+            optimizer.step()
+
+
+def torch_optimizer(spec: RunSpec, module: nn.Module) -> Any:
     optim = spec.config.optim
     groups: list[dict[str, Any]] = [
         {
@@ -37,6 +80,10 @@ def torch_optimizer(spec: RunSpec, module: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.SGD(
             groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov
         )
+    if optim.name == "lion":
+        return Lion(groups, lr=optim.lr, betas=optim.betas)
+    if optim.name == "muon":
+        return MuonAndAdamW(groups, [p for p in module.parameters() if p.dim() > 1][1:-1], optim)
     kind = torch.optim.AdamW if optim.name == "adamw" else torch.optim.Adam
     return kind(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
 
@@ -55,10 +102,21 @@ def torch_optimizer(spec: RunSpec, module: nn.Module) -> torch.optim.Optimizer:
         ("optim.name=adam", "optim.clip_norm=0.05"),
         ("optim.name=sgd", "optim.lr=0.1", "optim.clip_norm=0.05", "optim.nesterov=true"),
         ("optim.name=adam", "optim.clip_norm=1000"),
+        ("optim.name=lion", "optim.lr=0.001"),
+        ("optim.name=lion", "optim.weight_decay=3", "optim.betas=[0.8,0.95]"),
+        ("optim.name=lion", "optim.weight_decay=3", "optim.decay_bias_and_norm=false"),
+        ("optim.name=muon",),
+        ("optim.name=muon", "optim.weight_decay=3", "optim.clip_norm=0.05"),
+        ("optim.name=muon", "optim.momentum=0.8", "optim.nesterov=false", "optim.lr=0.01"),
+        ("optim.name=muon", "optim.weight_decay=3", "model.hidden=[10,6,17,5]"),
     ],
     ids=" ".join,
 )
-def test_updates_are_those_of_torch(settings: tuple[str, ...]) -> None:
+def test_updates_are_those_of_torch(
+    settings: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # torch.optim.Muon rounds to bfloat16, which would hide all else.
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
     specs = specs_of("baseline", [0, 1], "model.hidden=[10,6]", *settings)
     bank = BankUnderTest(specs, 16)
     bank.train(steps=6)

@@ -50,6 +50,11 @@ SETTINGS: dict[str, tuple[str, list[int], tuple[str, ...]]] = {
         [0],
         ("optim.name=sgd,adam,adamw", "optim.nesterov=true", "schedule.name=cosine"),
     ),
+    "lion and muon": (
+        "dropout_batchnorm,dropout_l2,cnn",
+        [0],
+        ("optim.name=lion,muon", "schedule.name=cosine", "model.channels=[4,6,8]"),
+    ),
     "clipped, averaged weights": ("all", [0, 1], ("optim.clip_norm=0.5", "train.ema=0.9")),
     "residual with dropout": ("dropout", [0, 1], RESIDUAL),
     "residual": ("baseline", [0], RESIDUAL),

@@ -19,13 +19,17 @@ from support.interrupted import (
     check_close,
     check_equal,
     options,
+    specs,
     start,
     train,
     wait_for,
 )
 from support.process import command, result, run_process
 
+from hpc_mlp.bank.step import TrainStep
+from hpc_mlp.config.plan import TrainOptions
 from hpc_mlp.training.checkpoint import data_mode, load_checkpoints
+from hpc_mlp.training.session import train_specs
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +96,6 @@ def test_killed_again_and_again(
 def test_killed_between_steps(
     digits: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hpc_mlp.bank.step import TrainStep
-
     rng = random.Random(0)
     for turn in range(4):
         for _ in range(3):
@@ -104,6 +106,24 @@ def test_killed_between_steps(
                     train(digits, tmp_path / f"{turn}")
         assert train(digits, tmp_path / f"{turn}") == 0
         check_equal(tmp_path / f"{turn}", undisturbed)
+
+
+def test_lion_and_muon_learn_and_go_on_in_any_company(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = ("optim.lr=0.01", "optim.weight_decay=0.01", "optim.name=lion,muon")
+    for spec in specs(*more):
+        assert train_specs(digits, [spec], tmp_path / "whole", TrainOptions(cpu=True)) == 0
+    for step in (30, 20):
+        with monkeypatch.context() as patch:
+            compute = Guillotine(TrainStep.compute, step, after=False)
+            patch.setattr(TrainStep, "compute", lambda *a, compute=compute: compute(*a))
+            with pytest.raises(Killed):
+                train(digits, tmp_path / "runs", *more)
+    assert train(digits, tmp_path / "runs", *more) == 0
+    check_equal(tmp_path / "runs", tmp_path / "whole")
+    for run in (tmp_path / "runs").iterdir():
+        assert result(run)["test"]["accuracy"] > 0.9, run
 
 
 def test_saving_by_the_clock_gives_the_same(
