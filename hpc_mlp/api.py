@@ -62,6 +62,10 @@ def train(
     parallel: Parallel = "auto",
     overwrite: bool = False,
     extend: bool = False,
+    search: Mapping[str, Any] | None = None,
+    trials: int | None = None,
+    halving: int | None = None,
+    search_seeds: str | Iterable[int] | None = None,
     **sections: Mapping[str, Any],
 ) -> Runs:
     """Train variants × seeds on the shards folder (or URL) `shards`, all at once, in this process.
@@ -74,13 +78,15 @@ def train(
     ["train.epochs=20"], or {"train.epochs": 20}, or as keywords train={"epochs": 20}. Several
     values, `{"optim.lr": [1e-2, 1e-3]}`, make a sweep; for a key that takes a list, a list of
     lists does. What is complete in `runs` is not trained again; what was interrupted goes on where
-    it was.
+    it was. `search`: key → (low, high), [choice, …] or words as for --search, with `trials`,
+    `halving` and `search_seeds` as of the command; the winners' runs are returned.
 
     Returns the runs, in order, as read back from their folders: `run.path`, `run.state`,
     `run.metrics` (epochs) and `run.test` (metrics; fractions). RunError names the runs that failed;
     KeyboardInterrupt after Ctrl-C."""
     from hpc_mlp.config.plan import TrainOptions
-    from hpc_mlp.config.values import make_sets, plan_sets
+    from hpc_mlp.config.search import read_search
+    from hpc_mlp.config.values import make_sets, plan_sets, seed_words
     from hpc_mlp.data.remote import dataset_location
     from hpc_mlp.errors import RunError
     from hpc_mlp.launch.cores import share_cores
@@ -94,7 +100,9 @@ def train(
         from hpc_mlp.training.session import train_specs
 
     sets = make_sets(settings, sections)
-    specs = plan_sets(variants, seeds, _paths(config_files), sets)
+    files, words = _paths(config_files), None if search_seeds is None else seed_words(search_seeds)
+    wanted = read_search(files, search or {}, trials, halving, words)
+    specs = plan_sets(variants, seeds, files, sets, wanted)
     options, folder = TrainOptions(cpu, parallel, overwrite, extend=extend), Path(runs)
     code = train_specs(dataset_location(shards), specs, folder, options)
     if code == 130:
@@ -103,8 +111,10 @@ def train(
         raise RunError(
             f"training was stopped by signal {code - 128}; the same call goes on from there."
         )
-    trained = Runs(run for spec in specs if (run := read_run(folder / spec.name)) is not None)
-    failed = [run.name for run in trained if run.state == "failed"]
+    found = Runs(run for spec in specs if (run := read_run(folder / spec.name)) is not None)
+    own = {folder / spec.name for spec in specs if not spec.is_trial}
+    trained = Runs(run for run in found if run.path in own)
+    failed = [run.name for run in found if run.state == "failed"]
     if code:
         from hpc_mlp.terminal.text import count
 

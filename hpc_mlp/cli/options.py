@@ -123,20 +123,32 @@ cluster_config_option = click.option(
 
 @dataclass(frozen=True)
 class PlannedRuns:
-    """What --variants, --seeds, --runs, --config and --set say: what to run, and where."""
+    """What --variants, --seeds, --runs, --config, --set and those of a search say: what to run,
+    and where."""
 
     variants: str
     seeds: str
     runs: Path
     config_files: tuple[Path, ...]
     sets: tuple[str, ...]
+    search: tuple[str, ...]
+    trials: int | None
+    halving: int | None
+    search_seeds: str | None
 
     def specs(self, sets: list[str] | None = None) -> list[RunSpec]:
         """`sets`: in place of all --set."""
-        from hpc_mlp.config.plan import make_specs
+        from hpc_mlp.config.plan import parse_seeds, parse_set, parse_variants
+        from hpc_mlp.config.search import plan_search, read_search
 
-        chosen = self.sets if sets is None else sets
-        return make_specs(self.variants, self.seeds, self.config_files, chosen)
+        files = self.config_files
+        return plan_search(
+            read_search(files, self.search, self.trials, self.halving, self.search_seeds),
+            parse_variants(self.variants),
+            parse_seeds(self.seeds),
+            files,
+            parse_set(self.sets if sets is None else sets),
+        )
 
 
 def run_options(command: F) -> F:
@@ -170,6 +182,26 @@ def run_options(command: F) -> F:
             default="auto",
             help="With several processes or tasks: deal out the runs, or split every batch. auto: "
             "split where there are fewer runs than processes, but MLPs never on GPUs.",
+        ),
+        click.option(
+            "--search-seeds",
+            metavar="0-4|0,3",
+            help="The seeds of each trial, other ones than --seeds. [default: 1000]",
+        ),
+        click.option(
+            "--halving",
+            type=int,
+            metavar="N",
+            help="After epochs/N², epochs/N, … epochs one trial in N goes on, and the others keep "
+            "their checkpoint. 0: all go on.",
+        ),
+        click.option("--trials", type=int, metavar="N", help="Settings to try of each variant."),
+        click.option(
+            "--search",
+            multiple=True,
+            metavar="KEY=RANGE",
+            help="Search a key: 0:0.6, log:1e-4:1e-1, or choice:A|B. The best --trials by "
+            "validation are then trained with --seeds, and these alone are compared.",
         ),
         click.option(
             "--set",

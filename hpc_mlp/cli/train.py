@@ -44,6 +44,7 @@ def train(out: str, planned: PlannedRuns, options: TrainOptions, processes: int 
     hpc-mlp train shards
     hpc-mlp train shards --variants all,cnn --seeds 0-4 --set train.epochs=20
     hpc-mlp train shards --variants dropout --set model.dropout=0.1:0.5:0.1
+    hpc-mlp train shards --search optim.lr=log:1e-4:1e-1 --trials 9 --halving 3
     accelerate launch --num_processes 2 -m hpc_mlp.train shards --variants all
     hpc-mlp train shards --log-format json > log.jsonl
 
@@ -117,17 +118,24 @@ class TrainPlan:
         from hpc_mlp.runs.identity import complete_note, unfinished
 
         again = self.options.overwrite or self.options.extend
-        if again or any(
-            spec.plugins or not is_complete(self.runs / spec.name) for spec in self.specs
-        ):
+        # Of a search trials may never begin.
+        kept = [spec for spec in self.specs if not spec.is_trial]
+        if again or any(spec.plugins or not is_complete(self.runs / spec.name) for spec in kept):
             return False
-        if unfinished(self.specs, self.runs, load_manifest(self.shards).digest):
+        digest = load_manifest(self.shards).digest
+        if any(spec.is_trial for spec in self.specs):
+            from hpc_mlp.runs.brackets import next_runs
+
+            missing, _ = next_runs(self.specs, self.runs, digest)
+        else:
+            missing = unfinished(self.specs, self.runs, digest)
+        if missing:
             return False
         if not ranks.rank():
-            for spec in self.specs:
+            for spec in kept:
                 if not spec.config.train.keep_checkpoint:
                     RunFolder(self.runs / spec.name).drop_checkpoint()
-            console.print(complete_note(len(self.specs), len(self.specs)), style="dim")
+            console.print(complete_note(len(kept), len(kept)), style="dim")
         return True
 
     def train_in(self, num_processes: int, threads: int | None) -> int:

@@ -146,11 +146,12 @@ def _list_text(key: str) -> str:
 
 def read_layers(files: Iterable[Path]) -> Tree:
     """TOML files laid over one another in order, each checked by itself; without their
-    `plugins`."""
+    `plugins` and their `[search]` (see `config.search`)."""
     tree: Tree = {}
     for path in files:
         layer = read_toml(path)
         layer.pop("plugins", None)
+        layer.pop("search", None)
         build_config(layer, str(path))
         tree = merge(tree, layer)
     return tree

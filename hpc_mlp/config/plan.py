@@ -53,6 +53,21 @@ class TrainOptions:
 
 
 @dataclass(frozen=True)
+class SearchRole:
+    """What a run is to a search (see `config.search`): one of its trials, or `final`, which is
+    trained with the values of the winner. `space`: key → range in words, as far as the variant
+    leaves keys free; `trials`: as asked for; `draw`: the seed of the points. `trial`: the number of
+    the trial whose values the run has; None of a final run while nobody has won."""
+
+    space: dict[str, str]
+    trials: int
+    halving: int | None = None
+    draw: int = 0
+    trial: int | None = None
+    final: bool = False
+
+
+@dataclass(frozen=True)
 class RunSpec:
     """One run to train: `name` is its folder below RUNS."""
 
@@ -65,6 +80,14 @@ class RunSpec:
     plugins: tuple[Plugin, ...] = ()
     # Of the file that `model.pretrained` names.
     pretrained_sha256: str | None = None
+    search: SearchRole | None = None
+    # The epochs after which it leaves its bank for now, with a checkpoint.
+    until: int | None = None
+
+    @property
+    def is_trial(self) -> bool:
+        """Of a search: the test images are not for it."""
+        return self.search is not None and not self.search.final
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from hpc_mlp.config.plan import (
     parse_seeds,
     parse_set,
     parse_variants,
-    plan_runs,
 )
 from hpc_mlp.config.registry import registered
+from hpc_mlp.config.search import Search, plan_search
 from hpc_mlp.config.sections import Config, flatten
 from hpc_mlp.errors import UserError, unknown_name
 
@@ -40,11 +40,16 @@ def plan_sets(
     seeds: str | Iterable[int],
     config_files: Sequence[Path],
     sets: dict[str, list[Any]],
+    search: Search | None = None,
 ) -> list[RunSpec]:
     """As `plan.make_specs` from words; `sets` as of `make_sets`."""
-    words = seeds if isinstance(seeds, str) else ",".join(map(str, seeds))
-    specs = plan_runs(make_variants(variants), parse_seeds(words), config_files, sets)
+    chosen = parse_seeds(seed_words(seeds))
+    specs = plan_search(search, make_variants(variants), chosen, config_files, sets)
     return [_with_source(spec) for spec in specs]
+
+
+def seed_words(seeds: str | Iterable[int]) -> str:
+    return seeds if isinstance(seeds, str) else ",".join(map(str, seeds))
 
 
 def _with_source(spec: RunSpec) -> RunSpec:

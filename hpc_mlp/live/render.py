@@ -27,6 +27,7 @@ STYLES: dict[State, str] = {
     "cancelled": "dim",
     "queued": "yellow",
     "running": "cyan",
+    "halved": "dim",
     "done": "green",
 }
 _BARS = "▁▂▃▄▅▆▇█"

@@ -14,10 +14,10 @@ from pydantic import Field, FiniteFloat
 from hpc_mlp.runs.folder import BY_LOSS, Json, Monitor, best_line
 
 _Ended = Literal["done", "diverged", "failed", "lost", "cancelled", "stopped", "damaged"]
-State = Literal["queued", "running", _Ended]
+State = Literal["queued", "running", "halved", _Ended]
 
 ACTIVE: frozenset[State] = frozenset({"queued", "running"})
-COMPLETE: frozenset[State] = frozenset({"done", "diverged"})
+COMPLETE: frozenset[State] = frozenset({"done", "diverged", "halved"})
 BAD: frozenset[State] = frozenset({"failed", "lost", "damaged"})
 # The time left is reckoned from the last epochs alone: the machine's load changes.
 _RECENT = 3

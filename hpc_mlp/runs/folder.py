@@ -39,7 +39,7 @@ from hpc_mlp.terminal.text import json_text
 CONFIG, METRICS, RESULT, FAILED = "config.json", "metrics.jsonl", "result.json", "failed.json"
 BEST, LAST, PREDICTIONS, LIVE = "best.safetensors", "last.ckpt", "predictions.npz", "live.json"
 
-State = Literal["done", "diverged", "failed", "unfinished", "damaged"]
+State = Literal["done", "diverged", "halved", "failed", "unfinished", "damaged"]
 Json = dict[str, Any]
 L = TypeVar("L", bound=Mapping[str, Any])
 
@@ -235,7 +235,7 @@ def best_line(lines: Sequence[L], monitor: Monitor = BY_LOSS) -> L | None:
     not finite."""
 
     def order(line: L) -> tuple[float, float]:
-        return _rank(line, monitor), line["val_loss"]
+        return rank(line, monitor), line["val_loss"]
 
     losses = ((line, line.get("val_loss")) for line in lines)
     finite = [
@@ -244,7 +244,7 @@ def best_line(lines: Sequence[L], monitor: Monitor = BY_LOSS) -> L | None:
     return min(finite, key=order, default=None)
 
 
-def _rank(line: Mapping[str, Any], monitor: Monitor) -> float:
+def rank(line: Mapping[str, Any], monitor: Monitor) -> float:
     """The lower, the better, before the loss counts."""
     if monitor.name == "loss":
         return 0.0

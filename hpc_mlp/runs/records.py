@@ -98,7 +98,8 @@ class TestMetrics(JsonRecord):
 class Result(JsonRecord):
     """result.json"""
 
-    status: Literal["done", "diverged"]
+    # "halved": a trial of a search that was not promoted, and may go on.
+    status: Literal["done", "diverged", "halved"]
     stopped: str | None = None
     epochs_run: Count = 0
     best_epoch: Count | None = None
@@ -160,6 +161,8 @@ class RunConfig(JsonRecord):
     variant: str
     seed: Count
     swept: FreeTable = Field(default_factory=dict)
+    # Of a search: the number of the trial whose values it has.
+    trial: Count | None = None
     config: Annotated[dict[str, dict[str, Any]], AfterValidator(_bounded)]
     # Up to 0.1 the paths alone.
     plugins: tuple[PluginRecord | str, ...] = ()

@@ -30,14 +30,14 @@ def write_result(
     num_parameters: int,
     bank_size: int,
 ) -> float | None:
-    """→ test accuracy; None where the run diverged before its first epoch ended. `batches`: the
-    test split's images and labels, looked at where there are weights to look with. `check_lease` is
-    asked before each file.
+    """→ test accuracy; None of a search's trial, and where the run diverged before its first epoch
+    ended. `batches`: the test split's images and labels, looked at where there are weights to look
+    with. `check_lease` is asked before each file.
 
     best.safetensors is written right before result.json, and then the checkpoint has done its part:
-    it is removed, unless `train.keep_checkpoint`."""
+    it is removed, unless `train.keep_checkpoint`, or the member is to go on."""
     manifest, test, spec, folder = loader.manifest, None, member.spec, member.folder
-    if member.best_epoch:
+    if member.best_epoch and not spec.is_trial:
         shape = (manifest.channels, *manifest.image_size)
         module = build_module(spec.config.model, shape, len(manifest.classes), spec.seed)
         module.load_state_dict(best.of(member))
@@ -53,6 +53,6 @@ def write_result(
     best.save(member)
     check_lease()
     folder.write_result(member.result(test, num_parameters, str(loader.device), bank_size))
-    if not spec.config.train.keep_checkpoint:
+    if not (spec.config.train.keep_checkpoint or member.paused):
         folder.drop_checkpoint()
     return test["accuracy"] if test else None

@@ -58,6 +58,12 @@ class Member:
         return math.inf if limit is None else limit - self.seconds
 
     @property
+    def paused(self) -> bool:
+        """Whether it has come as far as it is to go for now, and may go on later."""
+        until = self.spec.until
+        return not self.stopped and until is not None and len(self.history) >= until
+
+    @property
     def metrics(self) -> list[str]:
         """Names of the user's own."""
         return list(own("metric", self.spec.plugins))
@@ -94,10 +100,10 @@ class Member:
 
     def result(self, test: Json | None, num_parameters: int, device: str, bank_size: int) -> Json:
         """result.json"""
-        best = self.best or {}
+        best, status = self.best or {}, "diverged" if self.stopped == "diverged" else "done"
         return {
-            "status": "diverged" if self.stopped == "diverged" else "done",
-            "stopped": self.stopped,
+            "status": "halved" if self.paused else status,
+            "stopped": self.stopped or "halved",
             "epochs_run": len(self.history),
             "best_epoch": self.best_epoch,
             "best_val_loss": best.get("val_loss"),

@@ -111,6 +111,8 @@ class RunMonitor(ProgressListener):
 
     def finished(self, member: Member, accuracy: float | None) -> None:
         state: State = "diverged" if member.stopped == "diverged" else "done"
+        if member.paused:
+            state = "halved"
         self._set(member, state, _ENDINGS[member.stopped or "epochs"], accuracy)
         (self.runs / member.spec.name / LIVE).unlink(missing_ok=True)
         self._show([member])

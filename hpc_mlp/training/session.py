@@ -34,6 +34,7 @@ from hpc_mlp.training.batches import BatchLoader, make_loader
 from hpc_mlp.training.checkpoint import LeaseCheck
 from hpc_mlp.training.members import Member
 from hpc_mlp.training.progress import ProgressListener, watch
+from hpc_mlp.training.searching import begin_search, has_search, run_search
 from hpc_mlp.training.setup import TrainSetup, check, prepare, to_train
 from hpc_mlp.training.trainer import BankTrainer
 
@@ -89,18 +90,23 @@ def _train_specs(
         device = accelerator.device
         world = Processes(accelerator.process_index, accelerator.num_processes)
         extended = extensions(setup.specs, setup.runs, manifest.digest) if options.extend else []
-        todo = list(setup.specs) if options.overwrite else to_train(setup, extended)
+        searched = has_search(setup)
+        if searched:
+            todo = begin_search(setup, options, world)
+        else:
+            todo = list(setup.specs) if options.overwrite else to_train(setup, extended)
         for spec in todo:
             trial.check_memory(spec, manifest, device)
         console = Console(stderr=True) if world.lead else None
-        if console is not None and len(todo) < len(setup.specs):
+        if console is not None and not searched and len(todo) < len(setup.specs):
             done = len(setup.specs) - len(todo)
             console.print(complete_note(done, len(setup.specs)), style="dim")
         for line in told(extended) if console is not None else []:
             say(line, err=True)
         gpu = branch(device) != "cpu"
         split = splits_batches(options.parallel, todo, world.world_size, gpu=gpu)
-        own_runs = runs_of_rank(todo, ALONE if split else world)
+        # Of a search any process may come to train any run.
+        own_runs = setup.specs if searched else runs_of_rank(todo, ALONE if split else world)
         group, per_device = world if split else ALONE, processes_sharing(device)
         data = {spec.name: spec.config.data for spec in own_runs}
         if not options.overwrite:
@@ -114,22 +120,30 @@ def _train_specs(
         world.wait()
     if world.lead:
         extend(extended)
-        prepare(setup, todo, device, options.overwrite)
-    world.wait()
-    # Where each batch is split, the lead tells for all.
-    watched = bool(own_runs) and group.lead
-    with (
-        watch(console, options.log_format, todo, own_runs, setup.runs, device)
-        if watched
-        else nullcontext(ProgressListener()) as view
-    ):
-        code = _train(setup, own_runs, loader_of, group, device, view)
-        # The others may train on for hours, and are watched meanwhile.
-        if not split:
-            code = max(world.meet(code))
-            # Told by the lead: this process has done its part.
-            if code == 1 and not world.lead:
-                code = 0
+
+    def train_round(todo: Sequence[RunSpec], overwrite: bool = False) -> int:
+        if world.lead:
+            prepare(setup, todo, device, overwrite)
+        world.wait()
+        own_runs = runs_of_rank(todo, ALONE if split else world)
+        # Where each batch is split, the lead tells for all.
+        watched = bool(own_runs) and group.lead
+        with (
+            watch(console, options.log_format, todo, own_runs, setup.runs, device)
+            if watched
+            else nullcontext(ProgressListener()) as view
+        ):
+            code = _train(setup, own_runs, loader_of, group, device, view)
+            # The others may train on for hours, and are watched meanwhile.
+            return code if split else max(world.meet(code))
+
+    if searched:
+        code = run_search(setup, world, console, train_round)
+    else:
+        code = train_round(todo, options.overwrite)
+    # Told by the first process: this one has done its part.
+    if code == 1 and not split and not world.lead:
+        code = 0
     accelerator.end_training()
     return code
 

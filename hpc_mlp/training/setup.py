@@ -52,6 +52,7 @@ class TrainSetup:
             "variant": spec.variant,
             "seed": spec.seed,
             "swept": spec.swept,
+            **({"trial": spec.search.trial} if spec.search else {}),
             "config": spec.config.model_dump(mode="json"),
             "plugins": [plugin.record() for plugin in spec.plugins],
             **({"metrics": metrics} if metrics else {}),
@@ -129,7 +130,9 @@ def prepare(
     """Make the run folders of `todo`; remove what a kill left in those that are complete."""
     unfinished_names = {spec.name for spec in todo}
     for spec in setup.specs:
-        if spec.name not in unfinished_names and not spec.config.train.keep_checkpoint:
+        # Of a search only the trials that were not promoted are complete and keep theirs.
+        kept = spec.config.train.keep_checkpoint or spec.search
+        if spec.name not in unfinished_names and not kept:
             setup.folder(spec).drop_checkpoint()
     for spec in todo:
         folder = setup.folder(spec)

@@ -265,11 +265,13 @@ class BankTrainer:
     # ---- the end of a run
 
     def _retire(self) -> None:
-        """Members that have stopped get their result and leave the bank."""
-        if not any(member.stopped for member in self.members):
+        """Members that have stopped, or are paused and keep their checkpoint, get their result and
+        leave the bank."""
+        if not any(member.stopped or member.paused for member in self.members):
             return
         if any(
-            member.stopped and member.spec.config.train.keep_checkpoint for member in self.members
+            member.paused or (member.stopped and member.spec.config.train.keep_checkpoint)
+            for member in self.members
         ):
             self._save()
         kept, losses = self.state.member_tensors(), self.state.loss_table()
@@ -277,11 +279,11 @@ class BankTrainer:
             for member, parameters in zip(
                 self.members, self.state.bank.num_parameters, strict=True
             ):
-                if member.stopped:
+                if member.stopped or member.paused:
                     self._finish(member, parameters)
             # For the lead, whom the test split may take long.
             self.processes.wait(stop.check)
-        staying = [i for i, member in enumerate(self.members) if not member.stopped]
+        staying = [i for i, m in enumerate(self.members) if not (m.stopped or m.paused)]
         self.members = [self.members[i] for i in staying]
         if self.members:
             # Not beside the new one, which takes over what is kept of it.

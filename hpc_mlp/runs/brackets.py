@@ -1,0 +1,300 @@
+"""Where a search stands, by the validation metrics on disk alone: which trials train next and up to
+which epoch, which are halved, which has won.
+
+A bracket is one variant's search. With `halving` η its n trials train up to R/ηˢ of R epochs, the
+best n/η of them up to R/ηˢ⁻¹, and so on (successive halving: Jamieson & Talwalkar 2016). A trial's
+score is the mean over the search seeds of `train.monitor`'s value at its best epoch so far."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from hpc_mlp.config.plan import RunSpec
+from hpc_mlp.config.search import FOLDER, resolved
+from hpc_mlp.errors import RunError, UserError
+from hpc_mlp.files.checked import Record, read
+from hpc_mlp.runs.folder import (
+    RESULT,
+    Monitor,
+    Run,
+    RunFolder,
+    best_line,
+    damage,
+    rank,
+    read_run,
+    write_json,
+)
+from hpc_mlp.runs.identity import is_begun
+from hpc_mlp.runs.records import Count, FreeTable
+from hpc_mlp.terminal.text import count
+
+# The lower, the better: the monitor's value, and of equal ones the loss.
+Score = tuple[float, float]
+_WORST: Score = (math.inf, math.inf)
+
+
+def rungs(trials: int, epochs: int, halving: int | None) -> list[tuple[int, int]]:
+    """(epoch, number of trials that train up to it), the last one of all epochs."""
+    eta, last = halving or 1, 0
+    while halving and epochs // eta ** (last + 1) and trials // eta ** (last + 1):
+        last += 1
+    return [(epochs // eta ** (last - k), trials // eta**k) for k in range(last + 1)]
+
+
+def score(lines_of_seeds: Sequence[Sequence[Any]], monitor: Monitor) -> Score:
+    """Of the lines of metrics.jsonl of each seed. The worst where a seed diverged."""
+    scores = [_score(lines, monitor) for lines in lines_of_seeds]
+    first, second = (math.fsum(part) / len(scores) for part in zip(*scores, strict=True))
+    return (first, second) if math.isfinite(first + second) else _WORST
+
+
+def _score(lines: Sequence[Any], monitor: Monitor) -> Score:
+    best = best_line(lines, monitor)
+    finite = all(line.val_loss is not None and line.train_loss is not None for line in lines)
+    if best is None or not finite:
+        return _WORST
+    # "last" tells epochs apart, not trials.
+    return 0.0 if monitor.name == "last" else rank(best, monitor), best.val_loss
+
+
+class TrialRecord(Record):
+    """`rung`: up to the end of which of the rungs it trains, or has trained. `scores`: at the end
+    of each rung, as far as it is known, the mean over the seeds of the monitor's value; None where
+    it diverged."""
+
+    trial: Count
+    values: FreeTable
+    state: Literal["waiting", "halved", "done", "diverged"]
+    rung: Count
+    epochs: Count
+    scores: tuple[float | None, ...]
+
+
+class BracketRecord(Record):
+    """RUNS/search/<variant>.json: a variant's search. `space`: key → range in words; `asked`: the
+    number of trials asked for, of which those of equal values are one; `rungs`: epoch, and number
+    of trials up to it."""
+
+    variant: str
+    space: dict[str, str]
+    asked: Count
+    halving: Count | None
+    draw: Count
+    seeds: tuple[Count, ...]
+    monitor: str
+    higher_is_better: bool
+    rungs: tuple[tuple[Count, Count], ...]
+    trials: tuple[TrialRecord, ...]
+    winner: Count | None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Of one bracket. `train`: what trains next, each with its `until`; nothing where it is over.
+    `finals`: with the winner's values, once it is known."""
+
+    record: BracketRecord
+    train: list[RunSpec] = field(default_factory=list)
+    finals: list[RunSpec] | None = None
+
+    @property
+    def note(self) -> str:
+        """Of the rung that begins, or of the winner."""
+        record = self.record
+        if record.winner is not None:
+            won = next(one for one in record.trials if one.trial == record.winner)
+            values = ", ".join(f"{key}={value}" for key, value in won.values.items())
+            return f"search of {record.variant}: trial {won.trial} has won ({values or 'no key'})"
+        here = [one for one in record.trials if one.state == "waiting"]
+        number = max((one.rung for one in here), default=0)
+        text = f"search of {record.variant}: {count(len(here), 'trial')}"
+        if len(record.rungs) > 1:
+            text += f" up to epoch {record.rungs[number][0]} (rung {number + 1} of "
+            text += f"{len(record.rungs)})"
+        known = [one.scores[-1] for one in here if one.scores and one.scores[-1] is not None]
+        if known:
+            best = max(known) if record.higher_is_better else min(known)
+            text += f", best so far {best:.4g}"
+        return text
+
+
+def stand(specs: Sequence[RunSpec], runs: Path) -> list[Standing]:
+    """Of each bracket among `specs`. RunError where every trial of one diverged, or the folder of
+    one is damaged."""
+    variants = dict.fromkeys(spec.variant for spec in specs if spec.search)
+    return [_stand([spec for spec in specs if spec.variant == name], runs) for name in variants]
+
+
+def _stand(specs: Sequence[RunSpec], runs: Path) -> Standing:
+    trials: dict[int, list[RunSpec]] = {}
+    for spec in specs:
+        if spec.is_trial and spec.search and spec.search.trial is not None:
+            trials.setdefault(spec.search.trial, []).append(spec)
+    known = {spec.name: _read(runs / spec.name) for same in trials.values() for spec in same}
+    first = specs[0]
+    assert first.search is not None
+    levels = rungs(len(trials), first.config.train.epochs, first.search.halving)
+    monitor = next((run.monitor for run in known.values() if run), Monitor("loss"))
+    survivors, scores = list(trials), {number: list[Score]() for number in trials}
+    rung, train = dict.fromkeys(trials, 0), list[RunSpec]()
+    for level, (epoch, size) in enumerate(levels):
+        if level:
+            best = sorted(survivors, key=lambda number: (*scores[number][-1], number))
+            promoted = [number for number in best[:size] if scores[number][-1] != _WORST]
+            # Stopped right before it had its result.
+            left = [s for n in survivors if n not in promoted for s in trials[n]]
+            train += [
+                replace(spec, until=levels[level - 1][0])
+                for spec in left
+                if (run := known[spec.name]) is not None and run.result is None
+            ]
+            survivors = promoted
+        full = level == len(levels) - 1
+        for number in survivors:
+            rung[number] = level
+            late = [s for s in trials[number] if not _reached(known[s.name], epoch, full)]
+            train += [replace(spec, until=None if full else epoch) for spec in late]
+            if not late:
+                lines = [known[s.name].metrics[:epoch] for s in trials[number]]  # type: ignore[union-attr]
+                scores[number].append(score(lines, monitor))
+        if train:
+            break
+    winner = None
+    if not train:
+        winner = min(survivors, key=lambda number: (*scores[number][-1], number), default=None)
+        if winner is None or scores[winner][-1] == _WORST:
+            raise RunError(
+                f"search of {first.variant}: every trial diverged. Search smaller ranges, such as "
+                "of optim.lr."
+            )
+    return Standing(
+        _record(first, trials, known, levels, monitor, survivors, scores, rung, winner),
+        train,
+        None if winner is None else _finals(specs, trials[winner][0]),
+    )
+
+
+def _finals(specs: Iterable[RunSpec], winner: RunSpec) -> list[RunSpec]:
+    assert winner.search is not None and winner.search.trial is not None
+    finals = [spec for spec in specs if not spec.is_trial]
+    return [resolved(spec, winner.search.trial, winner.swept) for spec in finals]
+
+
+def _read(path: Path) -> Run | None:
+    run = read_run(path)
+    if run is not None and run.state == "damaged":
+        raise damage(run)
+    return run
+
+
+def _reached(run: Run | None, epoch: int, full: bool) -> bool:
+    if run is None:
+        return False
+    if run.result is not None and run.result.status != "halved":
+        return True
+    return not full and len(run.metrics) >= epoch
+
+
+def _record(
+    first: RunSpec,
+    trials: dict[int, list[RunSpec]],
+    known: dict[str, Run | None],
+    levels: list[tuple[int, int]],
+    monitor: Monitor,
+    survivors: list[int],
+    scores: dict[int, list[Score]],
+    rung: dict[int, int],
+    winner: int | None,
+) -> BracketRecord:
+    role = first.search
+    assert role is not None
+    by_loss = monitor.name in ("loss", "last")
+    higher = not by_loss and monitor.higher_is_better
+
+    def shown(value: Score) -> float | None:
+        number = value[1] if by_loss else -value[0] if higher else value[0]
+        return number if math.isfinite(number) else None
+
+    def state(number: int) -> str:
+        found = [run and run.result for run in (known[s.name] for s in trials[number])]
+        if any(result and result.status == "diverged" for result in found):
+            return "diverged"
+        if number not in survivors:
+            return "halved"
+        return "done" if all(r and r.status == "done" for r in found) else "waiting"
+
+    records = [
+        {
+            "trial": number,
+            "values": specs[0].swept,
+            "state": state(number),
+            "rung": rung[number],
+            "epochs": min(len(run.metrics) if run else 0 for s in specs for run in [known[s.name]]),
+            "scores": tuple(shown(value) for value in scores[number]),
+        }
+        for number, specs in trials.items()
+    ]
+    return BracketRecord(
+        variant=first.variant,
+        space=role.space,
+        asked=role.trials,
+        halving=role.halving,
+        draw=role.draw,
+        seeds=tuple(spec.seed for spec in next(iter(trials.values()))),
+        monitor=monitor.name,
+        higher_is_better=higher,
+        rungs=tuple(levels),
+        trials=tuple(TrialRecord.model_validate(record) for record in records),
+        winner=winner,
+    )
+
+
+def next_runs(specs: Sequence[RunSpec], runs: Path, digest: str) -> tuple[list[RunSpec], str]:
+    """What trains next of `specs`, which are those of searches, and what is said of it; ([], "")
+    where all is complete. RunError as of `stand`; UserError where a folder holds another run."""
+    train, notes = list[RunSpec](), list[str]()
+    for standing in stand(specs, runs):
+        mine = standing.train
+        if standing.finals is not None:
+            mine = [
+                spec
+                for spec in standing.finals
+                if not _is_begun(runs / spec.name, spec, digest)
+                or RunFolder(runs / spec.name).result() is None
+            ]
+        train += mine
+        notes += [standing.note] if mine else []
+    return train, "\n".join(notes)
+
+
+def _is_begun(path: Path, final: RunSpec, digest: str) -> bool:
+    try:
+        return is_begun(path, final, digest)
+    except UserError as error:
+        trial = final.search and final.search.trial
+        raise UserError(f"{error}\nThe search of {final.variant} chose trial {trial}.") from None
+
+
+def write_records(standings: Iterable[Standing], runs: Path) -> None:
+    for standing in standings:
+        path = runs / FOLDER / f"{standing.record.variant}.json"
+        write_json(path, standing.record.model_dump(mode="json"))
+
+
+def read_records(runs: Path) -> list[BracketRecord]:
+    """Of the searches below `runs`, by variant. DamagedError as of `checked.read`."""
+    paths = sorted((runs / FOLDER).glob("*.json"))
+    remedy = "The same `train` command writes it anew."
+    found = [read(path, BracketRecord, remedy) for path in paths]
+    return [record for record in found if record is not None]
+
+
+def reopen(spec: RunSpec, runs: Path) -> None:
+    """Of a trial that left at a rung and goes on, from its checkpoint: remove its result."""
+    result = RunFolder(runs / spec.name).result()
+    if result is not None and result.status == "halved":
+        (runs / spec.name / RESULT).unlink(missing_ok=True)

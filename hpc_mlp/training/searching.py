@@ -1,0 +1,68 @@
+"""A search within one call of training: rung after rung, then the winners' runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from hpc_mlp.config.plan import RunSpec, TrainOptions
+from hpc_mlp.errors import UserError
+from hpc_mlp.machine.processes import Processes
+from hpc_mlp.runs.brackets import next_runs, reopen, stand, write_records
+from hpc_mlp.runs.folder import is_complete
+from hpc_mlp.runs.lease import Lease
+from hpc_mlp.terminal.console import Console
+from hpc_mlp.training.setup import TrainSetup, to_train
+
+
+def has_search(setup: TrainSetup) -> bool:
+    return any(spec.search for spec in setup.specs)
+
+
+def begin_search(setup: TrainSetup, options: TrainOptions, world: Processes) -> list[RunSpec]:
+    """All trials. With --overwrite they begin anew, as does what was trained with their winners.
+    UserError where a folder holds another run."""
+    trials = [spec for spec in setup.specs if spec.is_trial]
+    if options.extend:
+        raise UserError("--extend and --search: give the search its --set train.epochs at once.")
+    if not options.overwrite:
+        to_train(TrainSetup(setup.shards, setup.manifest, trials, setup.runs))
+        return trials
+    world.wait()
+    for spec in setup.specs if world.lead else ():
+        setup.folder(spec).clear()
+    world.wait()
+    return trials
+
+
+def run_search(
+    setup: TrainSetup,
+    world: Processes,
+    console: Console | None,
+    train: Callable[[Sequence[RunSpec]], int],
+) -> int:
+    """→ exit code. `train` trains runs, in all processes, up to their `until`. Between two calls
+    each process reads from disk what is next; a run that failed ends the search here, and the same
+    command tries it again."""
+    while True:
+        todo, note = next_runs(setup.specs, setup.runs, setup.manifest.digest)
+        # Nobody writes before everybody has read.
+        world.wait()
+        if world.lead:
+            _settle(setup, todo)
+            if console is not None and note:
+                console.print(note, style="dim")
+        world.wait()
+        if not todo:
+            return 0
+        if code := train(todo):
+            return code
+
+
+def _settle(setup: TrainSetup, todo: Sequence[RunSpec]) -> None:
+    """Write what has been decided."""
+    write_records(stand(setup.specs, setup.runs), setup.runs)
+    for spec in todo:
+        path = setup.folder(spec).path
+        if spec.is_trial and is_complete(path):
+            with Lease(path):
+                reopen(spec, setup.runs)

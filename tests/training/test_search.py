@@ -1,0 +1,142 @@
+"""A search trained: killed, continued, dealt out over processes, its halving taken off: the same
+bits."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+from support.interrupted import Guillotine, Killed, check_equal, tensors
+from support.process import Cli, command, result, run_process, timeless
+
+from hpc_mlp.config.plan import RunSpec, TrainOptions, parse_set, parse_variants
+from hpc_mlp.config.search import plan_search, read_search
+
+SETTINGS = ["model.hidden=[16]", "train.batch_size=256", "train.epochs=4", "optim.lr=3e-3"]
+SETTINGS += ["train.early_stopping=false", "schedule.name=cosine"]
+SEARCH = ["model.dropout=0:0.6", "optim.weight_decay=log:1e-6:1e-1"]
+
+
+def specs(halving: int = 2, trials: int = 4, seeds: str = "1000,1001") -> list[RunSpec]:
+    found = read_search((), SEARCH, trials, halving, seeds)
+    return plan_search(found, parse_variants("baseline,dropout"), [0], (), parse_set(SETTINGS))
+
+
+def train(digits: Path, runs: Path, planned: list[RunSpec]) -> int:
+    from hpc_mlp.training.session import train_specs
+
+    return train_specs(digits, planned, runs, TrainOptions(cpu=True))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("undisturbed")
+    assert train(digits, runs, specs()) == 0
+    return runs
+
+
+def check_same(runs: Path, undisturbed: Path) -> None:
+    """The winners' runs and the records; of the trials also what a halved one goes on from."""
+    for variant in ("baseline", "dropout"):
+        name = f"search/{variant}.json"
+        assert (runs / name).read_bytes() == (undisturbed / name).read_bytes()
+        mine, other = runs / f"{variant}-s0", undisturbed / f"{variant}-s0"
+        assert (mine / "predictions.npz").read_bytes() == (other / "predictions.npz").read_bytes()
+        assert timeless(mine) == timeless(other)
+    for other in (undisturbed / "search").glob("*-t*"):
+        mine = runs / "search" / other.name
+        for name in ("best.safetensors", "last.ckpt"):
+            assert (mine / name).exists() == (other / name).exists(), mine
+            if (mine / name).exists():
+                assert tensors(mine / name) == tensors(other / name), mine
+        assert timeless(mine) == timeless(other)
+        keys = ("status", "stopped", "epochs_run", "best_epoch", "best_val_loss", "test")
+        one, two = result(mine), result(other)
+        assert [one[key] for key in keys] == [two[key] for key in keys]
+
+
+def test_what_a_search_leaves(undisturbed: Path, cli: Cli) -> None:
+    states = {
+        path.name: (found["status"], found["epochs_run"], found["test"])
+        for path in (undisturbed / "search").glob("*-t*")
+        for found in [result(path)]
+    }
+    # Each variant: four trials of one epoch, two of two, one of four; two seeds each.
+    assert sorted(states.values(), key=str) == (
+        [("done", 4, None)] * 4 + [("halved", 1, None)] * 8 + [("halved", 2, None)] * 4
+    )
+    rows = json.loads(str(cli("table", undisturbed, "--format", "json").stdout))
+    assert [(row["variant"], row["seeds"], row["n"]) for row in rows] == [
+        ("baseline", [0], 1),
+        ("dropout", [0], 1),
+    ]
+    record = json.loads((undisturbed / "search" / "dropout.json").read_text())
+    config = json.loads((undisturbed / "dropout-s0" / "config.json").read_text())
+    won = next(trial for trial in record["trials"] if trial["trial"] == record["winner"])
+    assert config["trial"] == record["winner"]
+    assert config["config"]["model"]["dropout"] == won["values"]["model.dropout"]
+    # By the mean over the seeds of the best validation loss.
+    means = [
+        sum(result(undisturbed / "search" / f"dropout-s{seed}-t{trial:03d}")["best_val_loss"]
+            for seed in (1000, 1001)) / 2
+        for trial in [record["winner"]]
+    ]  # fmt: skip
+    assert won["scores"][-1] == pytest.approx(means[0])
+
+
+@pytest.mark.slow
+def test_killed_and_continued(
+    digits: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off at renames of files: while it begins, at rungs, in the winners' runs."""
+    with monkeypatch.context() as patch:
+        counter = Guillotine(os.replace, 0, after=False)
+        patch.setattr(os, "replace", counter)
+        assert train(digits, tmp_path / "count", specs()) == 0
+    check_same(tmp_path / "count", undisturbed)
+    for number in range(20, counter.calls, counter.calls // 5):
+        for attempt in (number, 30):
+            with monkeypatch.context() as patch:
+                kill = Guillotine(os.replace, attempt, after=attempt % 2 == 1)
+                patch.setattr(os, "replace", kill)
+                with contextlib.suppress(Killed):
+                    assert train(digits, tmp_path / f"{number}", specs()) == 0
+        assert train(digits, tmp_path / f"{number}", specs()) == 0
+        check_same(tmp_path / f"{number}", undisturbed)
+
+
+@pytest.mark.slow
+def test_halving_taken_off_later(digits: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """The trials that were halved end as if there had been no halving, and more trials come."""
+    trials = [spec for spec in specs(halving=0, trials=5) if spec.is_trial]
+    assert train(digits, tmp_path / "halved", [s for s in specs() if s.is_trial]) == 0
+    check_halved = [result(path)["status"] for path in (tmp_path / "halved/search").glob("*-t*")]
+    assert check_halved.count("halved") == 12
+    assert train(digits, tmp_path / "halved", trials) == 0
+    assert train(digits, tmp_path / "plain", trials) == 0
+    for folder in (tmp_path / "plain" / "search").glob("*.json"):
+        folder.unlink()
+        (tmp_path / "halved" / "search" / folder.name).unlink()
+    check_equal(tmp_path / "halved" / "search", tmp_path / "plain" / "search")
+
+
+@pytest.mark.slow
+def test_dealt_out_over_processes_by_the_command(
+    digits: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    words = ["--variants", "baseline,dropout", "--trials", "4", "--halving", "2"]
+    words += [word for text in SEARCH for word in ("--search", text)]
+    words += [word for text in SETTINGS for word in ("--set", text)]
+    words += ["--search-seeds", "1000,1001", "--runs", str(tmp_path), "--cpu", "--processes", "2"]
+    done = run_process(command("train", digits, *words))
+    assert done.returncode == 0, done.stderr
+    check_same(tmp_path, undisturbed)
+    assert "search of dropout: 2 trials up to epoch 2 (rung 2 of 3), best so far" in done.stderr
+    again = run_process(command("train", digits, *words))
+    assert "2 of 2 runs are complete" in again.stderr, again.stderr
+    # Another winner would be another run in the same folder.
+    other = run_process(command("train", digits, *words, "--set", "train.ema=0.5"))
+    assert other.returncode == 2 and "holds another run" in other.stderr
