@@ -20,6 +20,7 @@ from click.testing import CliRunner
 from hpc_mlp.cli import COMMANDS, main
 from hpc_mlp.config.loading import build_config, read_toml, shipped
 from hpc_mlp.config.plan import load_variant, plan_runs
+from hpc_mlp.config.search import read_search
 from hpc_mlp.config.sections import Config, flatten, known_keys
 
 ROOT = next(path for path in Path(__file__).parents if (path / "pyproject.toml").is_file())
@@ -240,6 +241,8 @@ def test_shipped_variants_are_short_and_say_what_to_expect(name: str) -> None:
 def test_shipped_recipes_are_valid(path: Path) -> None:
     tree = tomllib.loads(path.read_text())
     tree.pop("fixed", None)
+    if tree.pop("search", None):
+        assert read_search([path])
     build_config(tree, str(path))
     assert "hpc-mlp train" in path.read_text()
 

@@ -65,7 +65,7 @@ class SearchRange:
 
 
 @dataclass(frozen=True)
-class Search:
+class SettingsSearch:
     """`space`: by key; `trials` of each variant, with `seeds` each; `halving`: of a variant's
     trials one in so many goes on, None: all do; `draw`: the seed of the Sobol points."""
 
@@ -157,7 +157,7 @@ def read_search(
     trials: int | None = None,
     halving: int | None = None,
     seeds: str | None = None,
-) -> Search | None:
+) -> SettingsSearch | None:
     """`[search]` of the TOML files, over it what `--search` and the other options say (`words`: or
     key → value, see `make_range`). None where nothing is searched. `halving` 0: none."""
     space: dict[str, SearchRange] = {}
@@ -193,7 +193,9 @@ def read_search(
     if "trials" not in told:
         raise UserError("--search: say how many settings are tried, such as --trials 27.")
     chosen = tuple(parse_seeds(told.get("seeds", SEEDS)))
-    return Search(space, told["trials"], told.get("halving") or None, chosen, told.get("draw", 0))
+    return SettingsSearch(
+        space, told["trials"], told.get("halving") or None, chosen, told.get("draw", 0)
+    )
 
 
 def _leaves(tree: Any, where: str, above: str = "") -> Iterator[tuple[str, Any]]:
@@ -207,7 +209,7 @@ def _leaves(tree: Any, where: str, above: str = "") -> Iterator[tuple[str, Any]]
 
 
 def plan_search(
-    search: Search | None,
+    search: SettingsSearch | None,
     variants: Sequence[Variant],
     seeds: Sequence[int],
     config_files: Sequence[Path] = (),

@@ -22,7 +22,7 @@ from hpc_mlp.config.plan import (
     parse_variants,
 )
 from hpc_mlp.config.registry import registered
-from hpc_mlp.config.search import Search, plan_search
+from hpc_mlp.config.search import SettingsSearch, plan_search
 from hpc_mlp.config.sections import Config, flatten
 from hpc_mlp.errors import UserError, unknown_name
 
@@ -40,7 +40,7 @@ def plan_sets(
     seeds: str | Iterable[int],
     config_files: Sequence[Path],
     sets: dict[str, list[Any]],
-    search: Search | None = None,
+    search: SettingsSearch | None = None,
 ) -> list[RunSpec]:
     """As `plan.make_specs` from words; `sets` as of `make_sets`."""
     chosen = parse_seeds(seed_words(seeds))

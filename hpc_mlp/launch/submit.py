@@ -84,6 +84,8 @@ def make_plan(
     options: TrainOptions = TrainOptions(),
 ) -> Plan:
     """Which runs still have to be sent, in jobs."""
+    if any(spec.search for spec in specs):
+        raise UserError("--search: not with `submit` yet; `train` searches.")
     overwrite = options.overwrite
     extended = extensions(specs, runs, digest) if options.extend else []
     how = {one.spec.name: one.how for one in extended}

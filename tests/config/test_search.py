@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from hpc_mlp.config.plan import RunSpec, parse_set, parse_variants
-from hpc_mlp.config.search import Search, parse_range, plan_search, read_search
+from hpc_mlp.config.search import SettingsSearch, parse_range, plan_search, read_search
 from hpc_mlp.errors import UserError
 
 WORDS = ("optim.lr=log:1e-4:1e-1", "model.dropout=0:0.6", "model.hidden=choice:[512,256]|[64]")
 
 
-def search(*words: str, trials: int = 8) -> Search:
+def search(*words: str, trials: int = 8) -> SettingsSearch:
     found = read_search((), words, trials)
     assert found is not None
     return found

@@ -9,7 +9,7 @@ import pytest
 from support.runs import write_run
 
 from hpc_mlp.config.plan import RunSpec, parse_variants
-from hpc_mlp.config.search import Search, parse_range, plan_search
+from hpc_mlp.config.search import SettingsSearch, parse_range, plan_search
 from hpc_mlp.errors import RunError
 from hpc_mlp.runs.brackets import rungs, stand
 
@@ -24,7 +24,7 @@ LOSSES = {
 
 
 def specs(halving: int | None = 2, trials: int = 4) -> list[RunSpec]:
-    found = Search(
+    found = SettingsSearch(
         {"optim.lr": parse_range("optim.lr", "log:1e-4:1e-1")}, trials, halving, (1000, 1001)
     )
     return plan_search(found, parse_variants("dropout"), [0], (), {"train.epochs": [4]})
