@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from hpc_mlp._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from hpc_mlp.api import convert, submit, train
+    from hpc_mlp.api import convert, submit, track, train
     from hpc_mlp.config.registry import (
         register_augmentation,
         register_loss,
@@ -33,10 +33,14 @@ if TYPE_CHECKING:
     from hpc_mlp.inference.export import export
     from hpc_mlp.inference.model import load_run
     from hpc_mlp.inference.predict import predict
+    from hpc_mlp.launch.clean import clean
     from hpc_mlp.launch.show import status
+    from hpc_mlp.reporting.pair_output import compare
     from hpc_mlp.reporting.shown import report, summary, table
 
 __all__ = [
+    "clean",
+    "compare",
     "convert",
     "evaluate",
     "export",
@@ -52,6 +56,7 @@ __all__ = [
     "submit",
     "summary",
     "table",
+    "track",
     "train",
 ]
 
@@ -60,6 +65,9 @@ _HOMES = {
     "inspect": "hpc_mlp.data.inspection",
     "train": "hpc_mlp.api",
     "submit": "hpc_mlp.api",
+    "track": "hpc_mlp.api",
+    "clean": "hpc_mlp.launch.clean",
+    "compare": "hpc_mlp.reporting.pair_output",
     "status": "hpc_mlp.launch.show",
     "table": "hpc_mlp.reporting.shown",
     "summary": "hpc_mlp.reporting.shown",

@@ -1,5 +1,5 @@
-"""The functions `hpc_mlp.convert`, `hpc_mlp.train` and `hpc_mlp.submit`: what the commands do.
-torch is imported when `train` is called."""
+"""The functions `hpc_mlp.convert`, `train`, `submit` and `track`: what the commands do. torch is
+imported when `train` is called."""
 
 from __future__ import annotations
 
@@ -140,6 +140,7 @@ def submit(
     cpu: bool = False,
     parallel: Parallel = "auto",
     overwrite: bool = False,
+    extend: bool = False,
     dry_run: bool = False,
     **sections: Mapping[str, Any],
 ) -> Submitted:
@@ -164,9 +165,33 @@ def submit(
         dataset_location(shards),
         Path(runs),
         JobOptions(choose_cluster(cluster), launch, size, slots),
-        TrainOptions(cpu, parallel, overwrite),
+        TrainOptions(cpu, parallel, overwrite, extend=extend),
         dry_run,
     )
+
+
+def track(
+    runs: PathLike | Sequence[PathLike] = "runs",
+    *,
+    to: str,
+    place: str | None = None,
+    experiment: str | None = None,
+    where: str | None = None,
+) -> dict[str, int]:
+    """Write finished and running runs to the tracker `to` ("tensorboard", "mlflow"), as `hpc-mlp
+    track` does; `place`, `experiment` and `where` are its options. Returns how many runs were new,
+    continued, written anew or up to date. RunError where the tracker fails."""
+    from hpc_mlp.errors import RunError
+    from hpc_mlp.reporting.choice import choose_runs
+    from hpc_mlp.tracking.records import open_tracker, write_runs
+
+    roots = _paths(runs)
+    chosen = choose_runs(roots, where, "track").runs
+    tracker = open_tracker(to, place, experiment or roots[0].resolve().name)
+    done, problems = write_runs(tracker, [run.path for run in chosen])
+    if problems:
+        raise RunError("; ".join(problems))
+    return dict(done)
 
 
 def _paths(paths: PathLike | Sequence[PathLike]) -> list[Path]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
-from collections import Counter
 from pathlib import Path
 
 import click
@@ -38,26 +38,18 @@ def track(
     hpc-mlp track runs --to tensorboard
     hpc-mlp track runs --to mlflow --place http://localhost:5000
     """
-    from hpc_mlp.errors import HpcMlpError
     from hpc_mlp.reporting.choice import choose_runs
     from hpc_mlp.terminal.text import count
-    from hpc_mlp.tracking.records import open_tracker, tracked
+    from hpc_mlp.tracking.records import open_tracker, write_runs
 
     roots = folders(runs)
     chosen = choose_runs(roots, where, "track").runs
     tracker = open_tracker(to, place, experiment or roots[0].resolve().name)
-    done: Counter[str] = Counter()
-    problems = []
-    for run in tracked([run.path for run in chosen]):
-        if not run.points:
-            done["without an epoch yet"] += 1
-            continue
-        try:
-            done[tracker.write(run)] += 1
-        except (HpcMlpError, OSError) as error:
-            problems.append(f"{run.run.path}: {error}")
+    done, problems = write_runs(tracker, [run.path for run in chosen])
     told = ", ".join(f"{number:,} {what}" for what, number in done.items())
     say(f"{to}: {count(sum(done.values()), 'run')}: {told}" if told else f"{to}: nothing written")
+    if told and to == "tensorboard":
+        say(f"To see them:  tensorboard --logdir {shlex.quote(str(place or roots[0]))}")
     for problem in problems:
         say(f"hpc-mlp: {problem}", err=True)
     sys.exit(1 if problems else 0)

@@ -5,17 +5,26 @@ or is held."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from rich.text import Text
 
 from hpc_mlp.errors import RunError
-from hpc_mlp.launch.status import read_status
+from hpc_mlp.files.wrong_path import want_runs
+from hpc_mlp.launch.status import read_status, require_status
 from hpc_mlp.live.rows import ACTIVE, COMPLETE, RunStatus
 from hpc_mlp.runs.folder import RESULT, RunFolder, read_run
 from hpc_mlp.runs.lease import Lease, is_held
+from hpc_mlp.terminal.shown import Showable
+from hpc_mlp.terminal.text import count
 
 Kind = Literal["checkpoint", "leftovers", "failed run", "decoded images"]
+# What is removed only on request, and the option that asks for it.
+_ASKED: dict[Kind, str] = {"failed run": "--failed", "decoded images": "--cache"}
+# Lines of single files.
+_MOST_LINES = 20
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,92 @@ class Found:
 
     waste: list[Waste]
     busy: int
+
+
+def clean(
+    runs: str | Path | Sequence[str | Path] = "runs",
+    *,
+    failed: bool = False,
+    cache: bool = False,
+    dry_run: bool = False,
+) -> Cleaned:
+    """Remove what nobody needs any more of a folder of runs, or of several, as `hpc-mlp clean`
+    does: checkpoints of complete runs, and what killed processes left. `failed`: failed runs too;
+    `cache`: decoded images beside the shards too; `dry_run`: remove nothing. UserError where there
+    are no runs."""
+    roots = [Path(path) for path in ([runs] if isinstance(runs, str | Path) else runs)]
+    for root in roots:
+        want_runs(root, "clean")
+        require_status(root)
+    asked = {"failed run": failed, "decoded images": cache}
+    found = find(roots)
+    cleaned = Cleaned(dry_run, found.busy)
+    for item in found.waste:
+        if not asked.get(item.kind, True):
+            cleaned.kept.append(item)
+            continue
+        try:
+            if not dry_run:
+                remove(item)
+            cleaned.removed.append(item)
+        except (RunError, OSError) as error:
+            cleaned.problems.append(str(error))
+    return cleaned
+
+
+@dataclass(frozen=True, repr=False)
+class Cleaned(Showable):
+    """What was removed, or with `dry_run` would be. `kept`: what an option removes; `busy`: the
+    number of runs under way; `problems`: what could not be removed, in sentences."""
+
+    dry_run: bool
+    busy: int
+    removed: list[Waste] = field(default_factory=list)
+    kept: list[Waste] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        verb = "would be removed" if self.dry_run else "removed"
+        found = [f"{', '.join(map(str, one.paths))}  {_mb(one.size)}" for one in self.removed]
+        lines = found[:_MOST_LINES]
+        if len(found) > _MOST_LINES:
+            lines.append(f"and {len(found) - _MOST_LINES:,} more")
+        lines.append(f"{verb}: {_sum(self.removed)}" if found else f"nothing {verb}")
+        for kind, option in _ASKED.items():
+            if kept := [item for item in self.kept if item.kind == kind]:
+                them = "it" if len(kept) == 1 and kind == "failed run" else "them"
+                lines.append(f"kept: {_sum(kept)} ({option} removes {them})")
+        if self.busy:
+            lines.append(f"left alone: {count(self.busy, 'run')} under way")
+        return lines
+
+    def parts(self) -> Iterable[Text]:
+        yield from map(Text, [*self.lines(), *self.problems])
+
+    def records(self) -> list[dict[str, Any]]:
+        """A file or folder each."""
+        return [
+            {"kind": item.kind, "path": str(path), "run": item.folder and item.folder.name}
+            for item in self.removed
+            for path in item.paths
+        ]
+
+
+def _sum(items: Sequence[Waste]) -> str:
+    """`2 checkpoints and 1 failed run, 120 MB`"""
+    parts = []
+    for kind in dict.fromkeys(item.kind for item in items):
+        number = sum(item.kind == kind for item in items)
+        told = {
+            "leftovers": f"leftovers in {count(number, 'run')}",
+            "decoded images": f"the decoded images of {count(number, 'dataset')}",
+        }
+        parts.append(told.get(kind, count(number, kind)))
+    return f"{' and '.join(parts)}, {_mb(sum(item.size for item in items))}"
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
 
 
 def find(roots: Sequence[Path]) -> Found:

@@ -127,7 +127,12 @@ def _urgency(line: _Line) -> int:
 def _table(lines: Sequence[_Line], width: int) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0), width=width)
     rows = [_cells(line, width) for line in lines]
-    widths = {title: _width(title, [row[title] for row in rows]) for title in rows[0]}
+    columns = {title: [row[title] for row in rows] for title in rows[0]}
+    widths = {
+        title: _width(title, cells)
+        for title, cells in columns.items()
+        if any(cells) or _under_way(lines)
+    }
     longest = max(len(line.title) for line in lines)
     for title in _BEFORE_NAMES:
         if sum(widths.values()) + longest > width:
@@ -167,6 +172,10 @@ def _cells(line: _Line, width: int) -> dict[str, RenderableType]:
         "left": duration(left) if left else "",
     }
     return {title: cell for title, cell in cells.items() if width >= _FROM_WIDTH.get(title, 0)}
+
+
+def _under_way(lines: Sequence[_Line]) -> bool:
+    return any(run.state in ACTIVE for line in lines for run in line.runs)
 
 
 def _epoch(line: _Line) -> str:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from rich.console import RenderableType
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
 
 from hpc_mlp.errors import UserError
 from hpc_mlp.reporting.columns import COLUMNS, interval_cell
-from hpc_mlp.reporting.pair import ImageDifferences, ImageVerdict, Match, Pair
+from hpc_mlp.reporting.groups import Group
+from hpc_mlp.reporting.pair import ImageDifferences, ImageVerdict, Match, Pair, read_pair
 from hpc_mlp.reporting.sentences import p_text, points
 from hpc_mlp.reporting.table import plain_table, writable
 from hpc_mlp.runs.folder import Json
 from hpc_mlp.terminal.console import Console
+from hpc_mlp.terminal.shown import Showable, text_console
 from hpc_mlp.terminal.text import count
 
 METRICS = ("seeds", "best_epoch", "val_loss", "test_accuracy", "precision", "recall", "f1")
@@ -22,40 +32,102 @@ MOST_PICTURES = 24
 _WIDE, _WIDE_ONLY = 110, ("precision", "recall")
 
 
+def compare(
+    first: str | Path,
+    second: str | Path,
+    *,
+    out: str | Path | None = None,
+    shards: str | Path | None = None,
+) -> PairResult:
+    """How two runs, or two folders of runs, differ, as `hpc-mlp compare` shows it: settings,
+    metrics, test images. `out`: also write the page with pictures; `shards`: the shards folder,
+    where it is no longer at the path that the runs name. UserError where there is no run."""
+    pair = read_pair(Path(first), Path(second))
+    if out is None:
+        return PairResult(pair)
+    page = Path(out)
+    return PairResult(pair, page, write_page(pair, page, Path(shards) if shards else None))
+
+
+@dataclass(frozen=True, repr=False)
+class PairResult(Showable):
+    """`pair` has all numbers and images; `page`: where it was written; `missing`: what it lacks."""
+
+    pair: Pair
+    page: Path | None = None
+    missing: Sequence[str] = ()
+
+    def parts(self) -> Iterator[RenderableType]:
+        yield from _parts(self.pair, str, narrow=False)
+        yield from map(Text, sentences(self.pair))
+        if self.page is not None:
+            yield Text(str(self.page), Style(link=self.page.as_posix()))
+        yield from (Text(f"missing: {line}") for line in self.missing)
+
+    def __repr__(self) -> str:
+        print_pair(self.pair, text_console(buffer := io.StringIO()))
+        return buffer.getvalue().rstrip("\n")
+
+    __str__ = __repr__
+
+    def records(self) -> list[dict[str, Any]]:
+        """A recipe and side each: means over seeds, fractions, None where there is no value."""
+        sides = [(m.name, *side) for m in self.pair.matches for side in _sides(m)]
+        metrics = list(dict.fromkeys(key for *_, group in sides for key in group.values))
+        return [
+            {"recipe": name, "side": side, "seeds": group.seeds, "n": group.n}
+            | {key: value.mean if (value := group.values.get(key)) else None for key in metrics}
+            for name, side, group in sides
+        ]
+
+
 def print_pair(pair: Pair, console: Console) -> None:
     safe = writable(console)
+    last: RenderableType = Text()
+    for part in _parts(pair, safe, narrow=console.width < _WIDE):
+        if isinstance(part, Table) or isinstance(last, Table):
+            console.print()
+        console.print(part)
+        last = part
+    console.print()
+    for line in sentences(pair):
+        console.print(safe(line), highlight=False)
 
-    def show(cells: list[list[str]], texts: int) -> None:
-        """The first columns are texts, the others numbers."""
-        table = plain_table()
-        for i, title in enumerate(cells[0]):
-            table.add_column(safe(title), overflow="fold", justify="left" if i < texts else "right")
-        for row in cells[1:]:
-            table.add_row(*map(safe, row))
-        console.print(table)
 
+def _parts(pair: Pair, safe: Callable[[str], str], *, narrow: bool) -> Iterator[RenderableType]:
+    """What stands above the sentences."""
     for side, title in zip("AB", pair.titles, strict=True):
-        console.print(safe(f"{side}  {title}"), highlight=False)
-    console.print()
+        yield Text(safe(f"{side}  {title}"))
     if pair.settings:
-        show([["differs in", "A", "B"], *map(list, pair.settings)], 3)
+        yield _table([["differs in", "A", "B"], *map(list, pair.settings)], 3, safe)
     else:
-        console.print("Configuration, data and versions are the same.")
-    console.print()
-    narrow = console.width < _WIDE
-    cells = metric_cells(pair, [name for name in METRICS if not (narrow and name in _WIDE_ONLY)])
+        yield Text("\nConfiguration, data and versions are the same.")
+    names = [name for name in METRICS if not (narrow and name in _WIDE_ONLY)]
+    cells = metric_cells(pair, names)
     if narrow:
         cells = [[cell.replace(" ± ", "\n± ") for cell in row] for row in cells]
-    show(cells, 3)
-    for i, line in enumerate(sentences(pair)):
-        console.print(*([""] if i == 0 else []), safe(line), sep="\n", highlight=False)
+    yield _table(cells, 3, safe)
+
+
+def _table(cells: Sequence[Sequence[str]], texts: int, safe: Callable[[str], str]) -> Table:
+    """Its first columns are texts, the others numbers."""
+    table = plain_table()
+    for i, title in enumerate(cells[0]):
+        table.add_column(safe(title), overflow="fold", justify="left" if i < texts else "right")
+    for row in cells[1:]:
+        table.add_row(*map(safe, row))
+    return table
+
+
+def _sides(match: Match) -> tuple[tuple[str, Group], ...]:
+    return ("A", match.first), ("B", match.second)
 
 
 def metric_cells(pair: Pair, names: Sequence[str] = METRICS) -> list[list[str]]:
     """Titles, then two lines for each recipe that both sides have."""
     rows = [["", "", *(COLUMNS[name].title for name in names)]]
     for match in pair.matches:
-        for side, group in (("A", match.first), ("B", match.second)):
+        for side, group in _sides(match):
             cells = (COLUMNS[name].cell(group) for name in names)
             rows.append([match.name if side == "A" else "", side, *cells])
     return rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from hpc_mlp.config.sections import flat
-from hpc_mlp.errors import UserError, unknown_name
+from hpc_mlp.errors import HpcMlpError, UserError, unknown_name
 from hpc_mlp.live.live_file import folder_status
 from hpc_mlp.live.rows import State
 from hpc_mlp.runs.folder import METRICS, Run, read_run
@@ -121,3 +122,19 @@ def tracked(folders: list[Path]) -> Iterator[TrackedRun]:
         status, run = folder_status(folder), read_run(folder)
         if status is not None and run is not None and run.state != "damaged":
             yield TrackedRun(run, status.state)
+
+
+def write_runs(tracker: Tracker, folders: list[Path]) -> tuple[Counter[str], list[str]]:
+    """Tell the tracker of the runs in `folders`. → how many were `Written` how; what failed, in a
+    line each."""
+    done: Counter[str] = Counter()
+    problems = []
+    for run in tracked(folders):
+        if not run.points:
+            done["without an epoch yet"] += 1
+            continue
+        try:
+            done[tracker.write(run)] += 1
+        except (HpcMlpError, OSError) as error:
+            problems.append(f"{run.run.path}: {error}")
+    return done, problems

@@ -13,6 +13,8 @@ import pytest
 from support.process import Cli, environment
 from support.runs import write_run
 
+import hpc_mlp
+
 MB = 1_000_000
 HOLDER = """
 import sys, time
@@ -67,6 +69,18 @@ def test_checkpoints_of_complete_runs_and_leftovers_go(cli: Cli, runs: Path) -> 
         assert "kept: 2 failed runs, 6." in text and "(--failed removes them)" in text
     again = cli("clean", runs)
     assert again.exit_code == 0 and "nothing removed" in again.output
+
+
+def test_the_function_says_what_the_command_does(cli: Cli, runs: Path) -> None:
+    before = files(runs)
+    shown = hpc_mlp.clean(runs, failed=True, dry_run=True)
+    assert cli("clean", runs, "--failed", "--dry-run").output == f"{shown}\n"
+    assert files(runs) == before
+    removed = hpc_mlp.clean(runs)
+    kinds = [record["kind"] for record in removed.records()]
+    assert (kinds.count("checkpoint"), kinds.count("leftovers")) == (2, 3)
+    assert "kept: 2 failed runs" in str(removed) and removed.problems == []
+    assert not any(Path(record["path"]).exists() for record in removed.records())
 
 
 def test_failed_runs_go_where_that_is_asked_for(cli: Cli, runs: Path) -> None:

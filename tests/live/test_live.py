@@ -122,6 +122,13 @@ def swept(seeds: int = 2) -> list[RunStatus]:
     ]
 
 
+def test_columns_of_what_is_under_way_go_when_all_has_ended() -> None:
+    runs = [row("dropout", seed) for seed in range(3)]
+    assert {"img/s", "left"} <= set(shown(runs, 120, 24)[1].split())
+    ended = [replace(run, state="done") for run in runs]
+    assert not {"img/s", "left"} & set(shown(ended, 120, 24)[1].split())
+
+
 def test_runs_of_a_sweep_are_called_by_what_differs() -> None:
     text = shown(swept(), 80, 60)
     names = [line[2:].partition(" ×2")[0] for line in text if line.startswith("  ")]

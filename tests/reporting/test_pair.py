@@ -13,6 +13,8 @@ from scipy.stats import binomtest
 from support.process import Cli
 from support.runs import labels, write_run
 
+import hpc_mlp
+
 TRUTH = labels(400)
 
 
@@ -95,6 +97,20 @@ def test_a_copied_run_counts_once(here: Path, cli: Cli) -> None:
     text = cli("compare", "a", "b").output
     assert "renamed is the same run as baseline-s0" in text and "these two models" in text
     assert "±" not in text and "share one seed" not in text
+
+
+def test_the_function_says_what_the_command_does(here: Path, cli: Cli) -> None:
+    for folder in ("a", "b"):
+        for seed in (0, 1):
+            write_run(here / folder, "baseline", seed, truth=TRUTH, epochs=ord(folder))
+    compared = hpc_mlp.compare("a", "b")
+    assert not Path("compare.html").exists()
+    assert cli("compare", "a", "b").output.startswith(f"{compared}\n\ncompare.html")
+    [first, second] = compared.records()
+    assert (first["recipe"], first["side"], second["side"]) == ("baseline", "A", "B")
+    assert first["n"] == 2 and 0 < first["test_accuracy"] < 1
+    html = hpc_mlp.compare("a", "b", out="page.html")._repr_html_()
+    assert "train.epochs" in html and "page.html" in html and Path("page.html").exists()
 
 
 def test_other_images_are_shown_side_by_side_only(here: Path, cli: Cli) -> None:

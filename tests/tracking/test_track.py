@@ -12,6 +12,9 @@ from support.process import Cli, metrics
 from support.runs import write_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import hpc_mlp
+from hpc_mlp.errors import RunError
+
 TRACKED = ("train_loss", "val_loss", "val_accuracy", "learning_rate", "images_per_second")
 
 
@@ -46,6 +49,15 @@ def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
 
 def expected(folder: Path, name: str) -> list[tuple[int, Any]]:
     return [(line["epoch"], pytest.approx(line[name], rel=1e-6)) for line in metrics(folder)]
+
+
+def test_the_function_tells_how_many_were_written(runs: Path) -> None:
+    assert hpc_mlp.track(runs, to="tensorboard", where="seed<2") == {"new": 2}
+    assert hpc_mlp.track(runs, to="tensorboard") == {"up to date": 2, "new": 1}
+    (runs / "dropout-s2" / "tensorboard").rename(runs / "gone")
+    (runs / "dropout-s2" / "tensorboard").write_text("no folder")
+    with pytest.raises(RunError, match="dropout-s2"):
+        hpc_mlp.track([runs], to="tensorboard")
 
 
 def test_event_files_have_each_line_once(cli: Cli, runs: Path) -> None:

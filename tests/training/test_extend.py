@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.process import Cli, result, timeless
+
+import hpc_mlp
+from hpc_mlp.errors import UserError
 
 Train = Callable[..., str]
 SETTINGS = ("--cpu", "--set", "model.hidden=[16]", "--set", "train.batch_size=256")
@@ -130,3 +134,19 @@ def test_new_runs_beside_those_that_are_extended(
     done = cli("train", digits, *words, "--set", "train.epochs=3", "--extend")
     assert done.exit_code == 0, done.output
     assert [len(timeless(tmp_path / "runs" / f"dropout-s{seed}")) for seed in range(3)] == [3, 3, 3]
+
+
+def test_jobs_extend_too(train: Train, digits: Path, tmp_path: Path) -> None:
+    train("runs", 2)
+    planned = {"model.hidden": [16], "train.batch_size": 256, "train.epochs": 3}
+    jobs: dict[str, Any] = {
+        "variants": "dropout",
+        "seeds": "0,1",
+        "settings": planned,
+        "cluster": "local",
+    }
+    runs = tmp_path / "runs"
+    sent = hpc_mlp.submit(digits, runs=runs, extend=True, dry_run=True, cpu=True, **jobs)
+    assert "2 runs to start anew" in str(sent) and len(sent.records()) == 2
+    with pytest.raises(UserError, match=r"train\.epochs: 2 → 3"):
+        hpc_mlp.submit(digits, runs=runs, dry_run=True, cpu=True, **jobs)
