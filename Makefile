@@ -12,9 +12,12 @@ demo: $(STAMP)
 test: $(STAMP)-dev
 	$(BIN)/python -m pytest -m "not slow and not slurm and not browser and not gpu"
 
-# What CI runs: also the slow tests, a real Slurm and a real browser.
+# What CI runs: also the slow tests, a real Slurm and a real browser. Two at a time, apart from those
+# that measure time, take every core, or share the machine's one cluster or browser.
+ALONE := alone or slurm or browser or gpu
 test-all: $(STAMP)-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not ($(ALONE))" --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest -m "$(ALONE)"
 
 # What is quick of `make check`: before each commit.
 precommit: $(STAMP)-dev

@@ -18,12 +18,13 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -357,7 +358,7 @@ def run_kind(material: Material, rng: random.Random, folder: Path) -> list[Reade
             "export",
             lambda: cli("export", run, "--format", "safetensors", "--out", export) + _card(folder),
         ),
-        *[Reader("report", lambda: cli("report", runs), heavy=True)] * (rng.random() < 0.02),
+        *[Reader("report", lambda: cli("report", runs), heavy=True)] * (rng.random() < 0.008),
         *[Reader("train", lambda: _train(material, runs), heavy=True)]
         * (not leased and rng.random() < 0.08),
     ]
@@ -421,15 +422,40 @@ def launch_kind(material: Material, rng: random.Random, folder: Path) -> list[Re
             "\udc80.0.json",
         )
         path.rename(path.with_name(rng.choice(names)))
+    slurm = FakeSlurm(submission.job_name)
     return [
-        Reader("status", lambda: cli("status", runs)),
-        Reader("status --format json", lambda: cli("status", runs, "--format", "json")),
-        Reader("table", lambda: cli("table", runs)),
-        Reader("cancel", lambda: _cancel(runs)),
+        Reader("status", lambda: slurm.asked("status", runs)),
+        Reader("status --format json", lambda: slurm.asked("status", runs, "--format", "json")),
+        Reader("table", lambda: slurm.asked("table", runs)),
+        Reader("cancel", lambda: _cancel(runs, slurm)),
     ]
 
 
-def _cancel(runs: Path) -> str:
+class FakeSlurm:
+    """Runs both jobs until they are cancelled. A real one would be asked four times a mutation, and
+    told to cancel jobs that are somebody's."""
+
+    def __init__(self, job_name: str) -> None:
+        self.job_name = job_name
+        self.job_ids: tuple[str, ...] = ("1_0", "1_1")
+
+    def asked(self, *arguments: object) -> str:
+        """The command's output on a login node of it."""
+        there = mock.patch("hpc_mlp.launch.slurm.is_there", lambda: True)
+        with there, mock.patch("subprocess.run", self._run), mock.patch("time.sleep"):
+            return cli(*arguments)
+
+    def _run(self, command: Sequence[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        if command[0] == "scancel":
+            self.job_ids = ()
+        known = {"%i": "", "%T": "RUNNING", "%N": "node1", "%L": "1:00", "%j": self.job_name}
+        form = command[-1].removeprefix("--format=").split("|")
+        lines = [[(known | {"%i": job_id}).get(key, "") for key in form] for job_id in self.job_ids]
+        answer = "".join("|".join(line) + "\n" for line in lines)
+        return subprocess.CompletedProcess(command, 0, answer if command[0] == "squeue" else "", "")
+
+
+def _cancel(runs: Path, slurm: FakeSlurm) -> str:
     def signalled(*arguments: Any) -> None:
         if arguments[-1] != 0:
             raise FuzzError(f"cancel signals {arguments}")
@@ -438,7 +464,7 @@ def _cancel(runs: Path) -> str:
     no_handle = mock.patch("signal.pidfd_send_signal", signalled)
     at_once = mock.patch("hpc_mlp.launch.local._GRACE_SECONDS", -10.0)
     with nobody, no_handle, at_once:
-        return cli("cancel", runs)
+        return slurm.asked("cancel", runs)
 
 
 def _copied(source: Path, target: Path) -> Path:
@@ -469,19 +495,23 @@ def fuzz(
     gc.collect()
     # What is there now need not be looked through after each reader.
     gc.freeze()
-    for number in numbers:
-        rng = random.Random(f"{kind} {seed} {number}")
-        with tempfile.TemporaryDirectory(prefix="fuzz-") as temporary:
-            folder = Path(temporary)
-            for reader in KINDS[kind](material, rng, folder):
-                try:
-                    watched(reader)
-                except FuzzError as error:
-                    kept = keep / f"{kind}-{seed}-{number}"
-                    shutil.copytree(folder, kept, symlinks=True, dirs_exist_ok=True)
-                    what, _, more = str(error).replace(temporary, "FOLDER").partition("\n")
-                    again = f"--kind {kind} --seed {seed} --only {number}, kept in {kept}: {more}"
-                    failures.setdefault(what, []).append(again)
+    # What is written here need not outlive a power cut.
+    with mock.patch("os.fsync"):
+        for number in numbers:
+            rng = random.Random(f"{kind} {seed} {number}")
+            with tempfile.TemporaryDirectory(prefix="fuzz-") as temporary:
+                folder = Path(temporary)
+                for reader in KINDS[kind](material, rng, folder):
+                    try:
+                        watched(reader)
+                    except FuzzError as error:
+                        kept = keep / f"{kind}-{seed}-{number}"
+                        shutil.copytree(folder, kept, symlinks=True, dirs_exist_ok=True)
+                        what, _, more = str(error).replace(temporary, "FOLDER").partition("\n")
+                        again = (
+                            f"--kind {kind} --seed {seed} --only {number}, kept in {kept}: {more}"
+                        )
+                        failures.setdefault(what, []).append(again)
     return failures
 
 

@@ -246,6 +246,7 @@ def test_wrong_options_are_answered_without_torch(tmp_path: Path) -> None:
         assert done.returncode == 2 and "torch" not in loaded
 
 
+@pytest.mark.alone
 def test_help_takes_at_most_0_4_seconds_of_processor_time() -> None:
     def seconds() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -161,6 +161,7 @@ def test_what_is_no_runs_folder_is_refused(cli: Cli, tmp_path: Path) -> None:
         assert refused.exit_code == 2 and "no runs" in refused.output
 
 
+@pytest.mark.alone
 def test_a_hundred_runs_take_not_long(cli: Cli, tmp_path: Path) -> None:
     for seed in range(100):
         folder = write_run(tmp_path, "baseline", seed)

@@ -96,6 +96,7 @@ def no_waiting_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "torch", raising=False)
 
 
+@pytest.mark.alone
 @pytest.mark.usefixtures("no_waiting_set")
 def test_beside_busy_processes_threads_do_not_spin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "2")

@@ -333,6 +333,7 @@ def test_launching_needs_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.alone
 def test_a_thousand_runs_are_planned_and_put_down_in_five_seconds(
     shards: Path, tmp_path: Path
 ) -> None:

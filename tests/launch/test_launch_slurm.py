@@ -146,6 +146,7 @@ def test_sending_again_sends_only_what_is_neither_done_nor_queued(
     assert len({item.id for item in list_submissions(tmp_path)}) == 2
 
 
+@pytest.mark.alone
 def test_a_thousand_runs_in_a_thousand_jobs_within_five_seconds(fake: Path, tmp_path: Path) -> None:
     begun = time.perf_counter()
     submission = send(tmp_path, seeds="0-249", per_job=1)

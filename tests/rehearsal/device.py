@@ -66,19 +66,26 @@ def build() -> Path:
             # A header that those of CUDA 13 include and the wheels do not bring.
             (Path(made) / "nv").mkdir()
             (Path(made) / "nv" / "target").touch()
+            libraries = Path(made) / "libraries"
+            libraries.mkdir(mode=0o700)
             headers = [f"-I{made}", *(f"-I{path}" for path in includes())]
             compiler = ["cc", "-O1", "-w", "-shared", "-fPIC"]
-            library = ["-o", f"{made}/libcudart-pretended.so", "-lpthread"]
+            library = ["-o", f"{libraries}/libcudart-pretended.so", "-lpthread"]
             subprocess.run([*compiler, *headers, *map(str, SOURCES), *library], check=True)
             driver = [
                 "-DDRIVER",
                 str(SOURCES[1]),
                 "-Wl,-soname,libcuda.so.1",
                 "-o",
-                f"{made}/libcuda.so.1",
+                f"{libraries}/libcuda.so.1",
             ]
             subprocess.run([*compiler, *driver], check=True)
-            shutil.copytree(made, folder, dirs_exist_ok=True)
+            # As a whole: another process may be at it.
+            try:
+                libraries.rename(folder)
+            except OSError:
+                if not folder.exists():
+                    raise
     return folder
 
 

@@ -230,6 +230,7 @@ def test_machines_get_the_comparison_too(tmp_path: Path) -> None:
     assert "| against baseline |" in markdown and "adjusted" not in markdown
 
 
+@pytest.mark.alone
 def test_twenty_runs_of_ten_thousand_images_are_quick(tmp_path: Path) -> None:
     train(
         tmp_path, dict.fromkeys(["baseline", "dropout", "batchnorm", "dropout_l2"], 0.1), 5, 10_000

@@ -444,6 +444,7 @@ def test_the_stated_power_holds(num_seeds: int, num_images: int) -> None:
     assert 75 - 3 <= found <= 85 + 3 and 75 - 3 <= own <= 85 + 3
 
 
+@pytest.mark.alone
 def test_four_variants_five_seeds_ten_thousand_images_are_quick() -> None:
     import time
 

@@ -518,6 +518,7 @@ def test_hundred_classes(tmp_path: Path) -> None:
     assert all(f">{name}<" in matrix for name in digits(100).classes)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_twenty_runs_in_ten_seconds(trained: Path, tmp_path: Path) -> None:
     for variant in RECIPES:

@@ -240,6 +240,7 @@ def test_wrong_input_is_one_message(tmp_path: Path, runs: Path) -> None:
         assert isinstance(result.exception, SystemExit)
 
 
+@pytest.mark.alone
 def test_starts_at_once_without_torch(runs: Path) -> None:
     code = "import sys; from hpc_mlp.cli import main\ntry: main()\n"
     code += "finally: assert 'torch' not in sys.modules"

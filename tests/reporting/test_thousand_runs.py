@@ -65,6 +65,7 @@ def used(*words: object, most: float) -> tuple[float, float, str]:
     return min(found)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_table(thousand: Path) -> None:
@@ -72,6 +73,7 @@ def test_table(thousand: Path) -> None:
     assert "0-249" in said and seconds <= 2 and megabytes <= 100
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_train_of_what_is_complete(thousand: Path, digits: Path) -> None:
@@ -80,6 +82,7 @@ def test_train_of_what_is_complete(thousand: Path, digits: Path) -> None:
     assert "1,000 of 1,000 runs are complete" in said and seconds <= 5
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_report(thousand: Path, tmp_path: Path) -> None:

@@ -24,6 +24,9 @@ from hpc_mlp.launch.jobs import plan_jobs
 from hpc_mlp.launch.records import new_submission
 from hpc_mlp.runs.lease import Lease
 
+# Seconds are counted.
+pytestmark = pytest.mark.alone
+
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
 
 
