@@ -58,7 +58,12 @@ def _group_lines(manifest: Manifest) -> Iterator[str]:
         where = "" if manifest.settings.get("keep_together") else " (in folds)"
         kept.append(f"{count(near, 'group')} of near copies{where}")
     if kept:
-        yield f"kept together: {' and '.join(kept)}"
+        joined = groups.largest > groups.given.get("largest", groups.largest)
+        yield f"kept together: {' and '.join(kept)}" + (
+            f"; where they share an image they are one, the largest of {groups.largest:,} images"
+            if joined
+            else ""
+        )
     if sizes := groups.left_out:
         yield (
             f"WARNING: {count(len(sizes), 'cluster')} of near copies of more than 2 % of the "
@@ -108,7 +113,7 @@ def sentences(manifest: Manifest) -> Iterator[str]:
     reach."""
     for name, split in manifest.splits.items():
         if not split.num_images:
-            yield f"WARNING: {name} has no images{_why_empty(name)}"
+            yield f"WARNING: {name} has no images{_why_empty(name, manifest)}"
     counts = {name: split.class_counts for name, split in manifest.splits.items()}
     for name, least, then in (
         ("train", MIN_TRAINING, "there is little to learn from"),
@@ -127,14 +132,15 @@ def sentences(manifest: Manifest) -> Iterator[str]:
         )
 
 
-def _why_empty(name: str) -> str:
-    if name == "val":
-        return (
-            ": no best epoch can be chosen. Give each class at least three images or a larger --val"
-        )
-    if name == "test":
-        return ": nothing can be measured. Give each class at least two images or a larger --test"
-    return ""
+def _why_empty(name: str, manifest: Manifest) -> str:
+    lost = {"val": "no best epoch can be chosen", "test": "nothing can be measured"}
+    if name not in lost:
+        return ""
+    groups = manifest.groups
+    if groups is not None and (groups.kinds.get("given") or manifest.settings.get("keep_together")):
+        return f": {lost[name]}. The groups that stay together are too few, or too large"
+    number = {"val": "three", "test": "two"}[name]
+    return f": {lost[name]}. Give each class at least {number} images or a larger --{name}"
 
 
 def _tiny(

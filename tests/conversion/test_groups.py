@@ -183,12 +183,25 @@ def test_equal_images_join_the_groups_that_hold_them(tmp_path: Path) -> None:
     out = tmp_path / "out"
     for drop in ((), ("--drop-duplicates",)):
         archive = make_zip(tmp_path / "a.zip", files)
-        converted(archive, out, "--size", 8, "--overwrite", "--group-regex", r"/(p\d+)-", *drop)
+        options = ("--overwrite", "--group-regex", r"/(p\d+)-", *drop)
+        result = convert(archive, out, "--size", 8, *options)
+        size = 9 - bool(drop)
+        said = f"where they share an image they are one, the largest of {size} images"
+        assert result.exit_code == 0 and said in result.output
         splits = splits_of_patients(out)
         # p04 and p05 share an image.
         assert splits["p04"] == splits["p05"] and len(splits["p04"]) == 1
         manifest = Manifest.load(out)
-        assert manifest.groups is not None and manifest.groups.largest == 9 - bool(drop)
+        assert manifest.groups is not None and manifest.groups.largest == size
+
+
+def test_splits_without_images_are_explained_by_the_groups(tmp_path: Path) -> None:
+    result = convert(
+        make_zip(tmp_path / "a.zip", patients()), tmp_path / "out", "--group-regex", "(p)"
+    )
+    assert "WARNING: group 'p' holds 100 % of the images" in result.output
+    said = "WARNING: test has no images: nothing can be measured. The groups that stay together"
+    assert said in result.output and "at least" not in result.output
 
 
 def test_an_image_listed_with_two_groups_is_left_out(tmp_path: Path) -> None:
