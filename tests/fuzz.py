@@ -40,6 +40,8 @@ from support.process import on_cpu
 
 import hpc_mlp
 from hpc_mlp.config.sections import DataConfig
+from hpc_mlp.data.groups import load_groups
+from hpc_mlp.data.remote import load_manifest
 from hpc_mlp.errors import HpcMlpError, printable
 from hpc_mlp.machine.liveness import this_process
 
@@ -183,7 +185,16 @@ class Material:
                 from PIL import Image
 
                 Image.frombytes("RGB", (6, 6), rng.randbytes(108)).save(path)
-        hpc_mlp.convert(folder / "images", self.shards, size=6, workers=1, val=0.25, test=0.25)
+        hpc_mlp.convert(
+            folder / "images",
+            self.shards,
+            size=6,
+            workers=1,
+            val=0.25,
+            test=0.25,
+            # Each image of its own group but two.
+            group=lambda name: name if name > "a/2" else "a",
+        )
         hpc_mlp.train(
             self.shards,
             variants="baseline",
@@ -223,10 +234,10 @@ def archive(
     ]
 
 
-def _convert(source: Path, out: Path) -> str:
+def _convert(source: Path, out: Path, *options: str) -> str:
     """What is taken is right."""
     shutil.rmtree(out, ignore_errors=True)
-    text = cli("convert", source, out, "--size", 6, "--workers", 1)
+    text = cli("convert", source, out, "--size", 6, "--workers", 1, *options)
     return text + (cli("inspect", out, "--verify", codes=(0,)) if out.exists() else "")
 
 
@@ -248,6 +259,27 @@ def tar_kind(suffix: str) -> Kind:
     return kind
 
 
+def labelled_kind(material: Material, rng: random.Random, folder: Path) -> list[Reader]:
+    """What says classes, splits and groups of images: tables, WebDatasets, .npz, .parquet."""
+    images, kind = mutations.images(rng, 6), rng.randrange(5)
+    made: tuple[str, bytes | None] = ("zip", mutations.labelled_zip(images, rng))
+    if kind == 2:
+        made = "tar", mutations.webdataset(images, rng)
+    elif kind == 3:
+        made = "npz", mutations.npz(rng)
+    elif kind == 4 and (data := mutations.parquet(images, rng)) is not None:
+        made = "parquet", data
+    path, out = folder / f"archive.{made[0]}", folder / "out"
+    path.write_bytes(made[1] or b"")
+    options = rng.choice(
+        ((), (), ("--group-regex", r"(\d)"), ("--group-column", "x"), ("--keep-together", "near"))
+    )
+    return [
+        Reader("convert --dry-run", lambda: cli("convert", path, "--dry-run", *options)),
+        Reader("convert, inspect --verify", lambda: _convert(path, out, *options)),
+    ]
+
+
 def image_kind(material: Material, rng: random.Random, folder: Path) -> list[Reader]:
     """Damaged images in a folder, where no sum keeps them from the decoders."""
     for i, (suffix, data) in enumerate(mutations.images(rng, 3)):
@@ -263,11 +295,22 @@ def image_kind(material: Material, rng: random.Random, folder: Path) -> list[Rea
 
 
 def manifest_kind(material: Material, rng: random.Random, folder: Path) -> list[Reader]:
+    """The manifest, or what it names beside the shards; of a damaged `groups.npy` it mostly has the
+    sum."""
     shards = _copied(material.shards, folder / "shards")
-    path = shards / rng.choice(("manifest.json", "manifest.json", "manifest.json", "rejects.jsonl"))
-    path.write_bytes(
-        mutations.mutated_json(path.read_bytes() or b'{"name": "x", "reason": "y"}\n', rng)
-    )
+    manifest = shards / "manifest.json"
+    path = shards / rng.choice((*["manifest.json"] * 3, "rejects.jsonl", "groups.npy"))
+    if path.suffix == ".npy":
+        data = mutations.mutated_bytes(path.read_bytes(), rng)
+        path.write_bytes(data)
+        if rng.random() < 0.8:
+            tree = json.loads(manifest.read_text())
+            tree["groups"]["sha256"] = hashlib.sha256(data).hexdigest()
+            manifest.write_text(json.dumps(tree))
+    else:
+        path.write_bytes(
+            mutations.mutated_json(path.read_bytes() or b'{"name": "x", "reason": "y"}\n', rng)
+        )
     return _shards_readers(material, shards, folder)
 
 
@@ -302,6 +345,7 @@ def _shards_readers(material: Material, shards: Path, folder: Path) -> list[Read
             "contact sheet", lambda: cli("inspect", shards, "--contact-sheet", folder / "sheet.png")
         ),
         Reader("evaluate", evaluate),
+        Reader("groups", lambda: str(load_groups(shards, load_manifest(shards)))),
         Reader("training's input, resident", lambda: _open_training(shards, "resident")),
         Reader("training's input, streaming", lambda: _open_training(shards, "streaming")),
     ]
@@ -310,7 +354,6 @@ def _shards_readers(material: Material, shards: Path, folder: Path) -> list[Read
 def _open_training(shards: Path, mode: Any) -> str:
     """What training does before its first step, and every image of every split. Labels are classes,
     and all there."""
-    from hpc_mlp.data.remote import load_manifest
     from hpc_mlp.machine.processes import Processes
     from hpc_mlp.training.batches import make_loader
 
@@ -474,6 +517,7 @@ def _copied(source: Path, target: Path) -> Path:
 KINDS: dict[str, Kind] = {
     "zip": zip_kind,
     **{suffix: tar_kind(suffix) for suffix in mutations.COMPRESSIONS},
+    "labelled": labelled_kind,
     "image": image_kind,
     "manifest": manifest_kind,
     "shard": shard_kind,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import importlib
 import io
 import itertools
 import json
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 HOSTILE_NAMES = (
@@ -245,6 +247,130 @@ def tar_fields(data: bytes, rng: random.Random) -> bytes:
         header = bytes(out[at : at + 148]) + b" " * 8 + bytes(out[at + 156 : at + 512])
         out[at + 148 : at + 156] = b"%06o\0 " % sum(header)
     return bytes(out)
+
+
+# -- labelled images
+
+
+def table(rng: random.Random, names: list[str], suffix: str) -> bytes:
+    """Classes, splits and groups of these images; in a third of the tables one cell is hostile, in
+    another third bytes are damaged."""
+    rows = [
+        [name, "ab"[i % 2], ("train", "train", "val")[i // 2 % 3], f"p{i % 3}"]
+        for i, name in enumerate(names)
+    ]
+    heads = ["file_name", "label", "split", rng.choice(("group", "patient_id", "x"))]
+    kind = rng.randrange(3)
+    if kind == 0:
+        rng.choice([heads, *rows])[rng.randrange(4)] = rng.choice(HOSTILE_NAMES)
+    if suffix == "jsonl":
+        objects = [json.dumps(dict(zip(heads, row, strict=True))) for row in rows]
+        data = ("\n".join(objects) + "\n").encode()
+        return mutated_json(data, rng) if kind == 1 else data
+    sign = rng.choice(",;\t")
+    lines = [sign.join(row) for row in ([heads, *rows] if rng.random() < 0.8 else rows)]
+    data = ("\n".join(lines) + "\n").encode(errors="surrogatepass")
+    return mutated_bytes(data, rng) if kind == 1 else data
+
+
+def labelled_zip(images: list[tuple[str, bytes]], rng: random.Random) -> bytes:
+    """Images in one folder, and a table of them."""
+    names = [f"img/{i}.{suffix}" for i, (suffix, _) in enumerate(images)]
+    name, suffix = rng.choice(
+        (
+            ("labels.csv", "csv"),
+            ("metadata.jsonl", "jsonl"),
+            ("train.csv", "csv"),
+            ("all.txt", "txt"),
+        )
+    )
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for path, (_, data) in zip(names, images, strict=True):
+            archive.writestr(path, data)
+        archive.writestr(name, table(rng, names, suffix))
+        if rng.random() < 0.2:
+            archive.writestr("classes.txt", mutated_bytes(b"0 cat\n1 dog\n", rng))
+    return file.getvalue()
+
+
+def webdataset(images: list[tuple[str, bytes]], rng: random.Random) -> bytes:
+    """A tar of images with .json or .cls beside them, some of which are damaged."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for i, (suffix, data) in enumerate(images):
+            kind = rng.choice(("json", "json", "cls"))
+            said = b"%d" % (i % 2)
+            if kind == "json":
+                said = json.dumps({"label": i % 2, "case": f"p{i}"}).encode()
+            if rng.random() < 0.3:
+                said = (mutated_json if kind == "json" else mutated_bytes)(said, rng)
+            for ending, content in ((suffix, data), (kind, said)):
+                info = tarfile.TarInfo(f"{i:04d}.{ending}")
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    return tar_fields(file.getvalue(), rng) if rng.random() < 0.3 else file.getvalue()
+
+
+def npz(rng: random.Random) -> bytes:
+    """Arrays of images and labels, one of them of another type or shape, or damaged."""
+    size = rng.choice((1, 6, 6))
+    arrays: dict[str, Any] = {}
+    for split in ("train", "test"):
+        pixels = np.frombuffer(rng.randbytes(size * 48), np.uint8)
+        arrays[f"{split}_images"] = pixels.reshape(size, 4, 4, 3)
+        arrays[f"{split}_labels"] = np.arange(size) % 2
+    changes: tuple[Callable[[Any], Any], ...] = (
+        lambda a: a[:-1],
+        lambda a: a.astype(np.float64),
+        lambda a: a[:, None],
+        lambda a: a.ravel(),
+        lambda a: np.array([{}] * len(a), object),
+        lambda a: np.asfortranarray(a),
+        lambda a: a.astype(np.int64) - 1000,
+    )
+    if rng.random() < 0.5:
+        name = rng.choice(sorted(arrays))
+        arrays[name] = rng.choice(changes)(arrays[name])
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            one = io.BytesIO()
+            np.save(one, array)
+            data = one.getvalue()
+            # A header that lies, under the right sum.
+            if rng.random() < 0.15:
+                at = data.index(b"'shape': (") + 10
+                lie = rng.choice((b"9", b"-1", b"1e9", b"((", b"999999999"))
+                data = data[:at] + lie + data[at + len(lie) :]
+            elif rng.random() < 0.15:
+                data = mutated_bytes(data, rng)
+            archive.writestr(f"{name}.npy", data)
+    return mutated_bytes(file.getvalue(), rng) if rng.random() < 0.2 else file.getvalue()
+
+
+def parquet(images: list[tuple[str, bytes]], rng: random.Random) -> bytes | None:
+    """Images as bytes with classes and groups, with a value of another type, or damaged bytes. None
+    without pyarrow."""
+    try:
+        arrow = importlib.import_module("pyarrow")
+        module = importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        return None
+    odd: list[Any] = [None, "", "a/b", *HOSTILE_NAMES[:8]]
+    labels: list[Any] = [*itertools.islice(itertools.cycle("ab"), len(images))]
+    groups: list[Any] = [rng.choice(("p", "q", None)) for _ in images]
+    rng.choice((labels, groups))[0] = rng.choice(odd)
+    table = {
+        "image": [
+            {"bytes": data, "path": f"{i}.{suffix}"} for i, (suffix, data) in enumerate(images)
+        ],
+        "label": labels if rng.random() < 0.8 else rng.choice(([b"\xff"] * 6, [1.5] * 6)),
+        rng.choice(("patient", "x\x1b[2J")): groups,
+    }
+    file = io.BytesIO()
+    module.write_table(arrow.table(table), file, row_group_size=rng.choice((1, 3)))
+    return mutated_bytes(file.getvalue(), rng) if rng.random() < 0.4 else file.getvalue()
 
 
 # -- images
