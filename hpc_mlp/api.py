@@ -142,6 +142,10 @@ def submit(
     overwrite: bool = False,
     extend: bool = False,
     dry_run: bool = False,
+    search: Mapping[str, Any] | None = None,
+    trials: int | None = None,
+    halving: int | None = None,
+    search_seeds: str | Iterable[int] | None = None,
     **sections: Mapping[str, Any],
 ) -> Submitted:
     """Train variants × seeds in jobs, as `hpc-mlp submit` does: on Slurm, or in a queue on this
@@ -149,7 +153,8 @@ def submit(
     `train`, the jobs' resources as launch={"gpus_per_job": 1}; the other arguments are the
     command's. `dry_run` sends nothing."""
     from hpc_mlp.config.plan import TrainOptions
-    from hpc_mlp.config.values import make_sets, plan_sets
+    from hpc_mlp.config.search import read_search
+    from hpc_mlp.config.values import make_sets, plan_sets, seed_words
     from hpc_mlp.data.remote import dataset_location
     from hpc_mlp.launch.cluster import choose_cluster
     from hpc_mlp.launch.jobs import parse_per_job
@@ -160,8 +165,10 @@ def submit(
     launch = load_launch(cluster_config, files, sets)
     size = parse_per_job(None if per_job is None else str(per_job))
     trained = {key: values for key, values in sets.items() if not key.startswith("launch.")}
+    words = None if search_seeds is None else seed_words(search_seeds)
+    wanted = read_search(files, search or {}, trials, halving, words)
     return send(
-        plan_sets(variants, seeds, files, trained),
+        plan_sets(variants, seeds, files, trained, wanted),
         dataset_location(shards),
         Path(runs),
         JobOptions(choose_cluster(cluster), launch, size, slots),

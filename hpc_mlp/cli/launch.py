@@ -81,6 +81,7 @@ def submit(
     \b
     hpc-mlp submit shards --seeds 0-4 --cluster slurm --cluster-config gpu
     hpc-mlp submit shards --cluster local --slots 2 --wait
+    hpc-mlp submit shards --search optim.lr=log:1e-4:1e-1 --trials 27 --halving 3
 
     --log-format is for --wait: as with `train`, and with json no table follows.
     """
@@ -102,7 +103,8 @@ def submit(
         _show_resources(wanted, runs, options.cpu, len(sent.plan.jobs))
         return
     if wait:
-        ended = watch([runs], console, log_format, {spec.name for spec in specs})
+        awaited = {spec.name for spec in specs if not spec.is_trial}
+        ended = watch([runs], console, log_format, awaited)
         finish(ended, [runs], log_format)
 
 

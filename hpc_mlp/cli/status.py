@@ -83,6 +83,8 @@ def status(
         Console().print(show.status_table(statuses))
         for line in show.status_lines(statuses):
             say(line)
+        for line in (line for root in roots for line in show.search_lines(root)):
+            say(line)
     sys.exit(_code(statuses))
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
 from hpc_mlp.config.loading import build_config
-from hpc_mlp.config.plan import RunSpec
+from hpc_mlp.config.plan import RunSpec, SearchRole
 from hpc_mlp.config.plugins import PluginRecord
+from hpc_mlp.config.search import FOLDER as TRIALS
 from hpc_mlp.errors import UserError
 from hpc_mlp.files.checked import Record
 from hpc_mlp.machine.liveness import Process
@@ -52,6 +53,16 @@ def plan_jobs(specs: Sequence[RunSpec], per_job: int | None = 0) -> list[JobPlan
     return [JobPlan(index, _name(group), tuple(group)) for index, group in enumerate(groups)]
 
 
+def with_brackets(jobs: Sequence[JobPlan], specs: Sequence[RunSpec]) -> list[JobPlan]:
+    """Jobs of winners' runs, each with all runs of its variants' searches."""
+    found = []
+    for job in jobs:
+        variants = {spec.variant for spec in job.specs}
+        own = tuple(spec for spec in specs if spec.variant in variants)
+        found.append(replace(job, specs=own))
+    return found
+
+
 def _name(specs: Sequence[RunSpec]) -> str:
     if len(specs) == 1:
         return specs[0].name
@@ -82,22 +93,35 @@ class PlannedRun(Record):
     epochs: int
 
 
-class FullRun(Record):
-    """A run as the job reads it."""
+def _run_or_trial(name: str) -> str:
+    _one_name(name.removeprefix(f"{TRIALS}/"))
+    return name
 
-    name: RunName
+
+class FullRun(Record):
+    """A run as the job reads it; of a search its trials too."""
+
+    name: Annotated[str, AfterValidator(_run_or_trial)]
     variant: str
     seed: int
     swept: dict[str, Any]
     config: dict[str, Any]
     plugins: list[PluginRecord] = Field(default_factory=list)
     pretrained_sha256: str | None = None
+    search: SearchRole | None = None
 
     def spec(self) -> RunSpec:
         """Without its plugins."""
         config = build_config(self.config)
         return RunSpec(
-            self.name, self.variant, self.seed, config, self.swept, (), self.pretrained_sha256
+            self.name,
+            self.variant,
+            self.seed,
+            config,
+            self.swept,
+            (),
+            self.pretrained_sha256,
+            search=self.search,
         )
 
 

@@ -23,7 +23,7 @@ import sys
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -227,6 +227,7 @@ def _run(spec: RunSpec) -> dict[str, Any]:
         "config": config,
         "plugins": [plugin.record() for plugin in spec.plugins],
         "pretrained_sha256": spec.pretrained_sha256,
+        **({"search": asdict(spec.search)} if spec.search else {}),
     }
 
 
@@ -236,6 +237,7 @@ def _record(job: JobPlan) -> JobRecord:
             name=spec.name, variant=spec.variant, seed=spec.seed, epochs=spec.config.train.epochs
         )
         for spec in job.specs
+        if not spec.is_trial
     ]
     return JobRecord(index=job.index, name=job.name, runs=runs)
 

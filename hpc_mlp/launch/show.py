@@ -10,12 +10,16 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from hpc_mlp.config.search import FOLDER as TRIALS
 from hpc_mlp.config.sections import LaunchConfig
+from hpc_mlp.errors import HpcMlpError
 from hpc_mlp.files.wrong_path import want_runs
 from hpc_mlp.launch.jobs import JobPlan
 from hpc_mlp.launch.status import require_status
+from hpc_mlp.live.live_file import folder_status
 from hpc_mlp.live.render import STYLES
 from hpc_mlp.live.rows import RunStatus, summary
+from hpc_mlp.runs.brackets import read_records
 from hpc_mlp.terminal.shown import Showable
 from hpc_mlp.terminal.text import count, duration, spans
 
@@ -94,6 +98,19 @@ def status_table(statuses: list[RunStatus]) -> Table:
             *(Text(row[title], style) if title == "state" else row[title] for title in titles)
         )
     return table
+
+
+def search_lines(runs: Path) -> list[str]:
+    """Where the searches below `runs` stand."""
+    found = [folder_status(path) for path in sorted((runs / TRIALS).glob("*-t*"))]
+    trials = [status for status in found if status is not None]
+    if not trials:
+        return []
+    try:
+        notes = [record.note for record in read_records(runs)]
+    except HpcMlpError as error:
+        notes = [str(error)]
+    return [f"trials: {summary(trials)} (hpc-mlp status {runs / TRIALS})", *notes]
 
 
 _ALWAYS = ("run", "state", "epoch")

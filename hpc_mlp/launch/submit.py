@@ -15,7 +15,7 @@ from hpc_mlp.config.sections import LaunchConfig
 from hpc_mlp.data.remote import DatasetLocation
 from hpc_mlp.errors import RunError, UserError, unknown_name
 from hpc_mlp.launch.cluster import SCHEDULERS
-from hpc_mlp.launch.jobs import JobPlan, plan_jobs
+from hpc_mlp.launch.jobs import JobPlan, plan_jobs, with_brackets
 from hpc_mlp.launch.records import (
     ENTRY,
     FOLDER,
@@ -29,6 +29,7 @@ from hpc_mlp.launch.records import (
 )
 from hpc_mlp.launch.status import read_status
 from hpc_mlp.live.rows import ACTIVE, COMPLETE, RunStatus
+from hpc_mlp.runs.brackets import EXTENDED_SEARCH, stand
 from hpc_mlp.runs.extend import Extension, extend, extensions
 from hpc_mlp.runs.folder import RunFolder, write_json
 from hpc_mlp.runs.identity import is_begun
@@ -85,7 +86,7 @@ def make_plan(
 ) -> Plan:
     """Which runs still have to be sent, in jobs."""
     if any(spec.search for spec in specs):
-        raise UserError("--search: not with `submit` yet; `train` searches.")
+        return _search_plan(specs, runs, digest, per_job, options)
     overwrite = options.overwrite
     extended = extensions(specs, runs, digest) if options.extend else []
     how = {one.spec.name: one.how for one in extended}
@@ -114,6 +115,37 @@ def make_plan(
     if overwrite and (busy := [status.name for status in left_out]):
         raise UserError(f"--overwrite: {', '.join(busy[:5])} still runs or waits. Cancel it first.")
     return Plan(plan_jobs(wanted, per_job), left_out, extended)
+
+
+def _search_plan(
+    specs: Sequence[RunSpec], runs: Path, digest: str, per_job: int | None, options: TrainOptions
+) -> Plan:
+    """A job for each variant's search and its winner's runs; left out where these are complete, or
+    on their way."""
+    if per_job:
+        raise UserError("--per-job: a search has a job for each variant, or one with 'all'.")
+    if options.extend:
+        raise UserError(EXTENDED_SEARCH)
+    finals, undecided = dict[str, RunSpec](), set[str]()
+    for standing in stand(specs, runs):
+        mine = [s for s in specs if s.variant == standing.record.variant and not s.is_trial]
+        undecided |= {spec.name for spec in mine if standing.finals is None}
+        finals |= {spec.name: spec for spec in standing.finals or mine}
+    known = {status.name: status for status in read_status(runs)} if runs.is_dir() else {}
+    _check_damaged(runs, {spec.name for spec in specs})
+    left_out, wanted = [], []
+    for name, spec in finals.items():
+        status = known.get(name)
+        decided = name not in undecided and not options.overwrite
+        if decided and not (status and status.state in ACTIVE):
+            is_begun(runs / name, spec, digest)
+        if status and (status.state in ACTIVE or (decided and status.state in COMPLETE)):
+            left_out.append(status)
+        else:
+            wanted.append(spec)
+    if options.overwrite and (busy := [status.name for status in left_out]):
+        raise UserError(f"--overwrite: {', '.join(busy[:5])} still runs or waits. Cancel it first.")
+    return Plan(with_brackets(plan_jobs(wanted, per_job), specs), left_out)
 
 
 def _check_damaged(runs: Path, names: set[str]) -> None:

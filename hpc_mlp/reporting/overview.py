@@ -6,6 +6,7 @@ from hpc_mlp.reporting import columns, curves
 from hpc_mlp.reporting.context import Context
 from hpc_mlp.reporting.figures import Named
 from hpc_mlp.reporting.groups import drawable
+from hpc_mlp.reporting.searches import trial_tables
 from hpc_mlp.runs.folder import Json
 
 # They have a section of their own.
@@ -40,6 +41,7 @@ def summary(context: Context) -> Json:
         "compared": compared,
         "notes": columns.legend(found, names),
         "sentences": found.sentences,
+        "searches": trial_tables([run for group in context.groups for run in group.runs]),
     }
 
 

@@ -17,6 +17,7 @@ from hpc_mlp.reporting.groups import (
     statistics,
     swept_keys,
 )
+from hpc_mlp.reporting.searches import search_notes
 from hpc_mlp.reporting.sentences import findings, recipe_notes, troubles
 from hpc_mlp.reporting.winner import with_wins
 from hpc_mlp.runs.folder import Run
@@ -77,6 +78,7 @@ def summarise(
         comparisons=compared.against,
         sentences=[
             *notes,
+            *search_notes(runs),
             *findings(rows, compared, detect),
             *compared.notes,
             *cautions(rows),

@@ -32,6 +32,7 @@ from hpc_mlp.runs.identity import is_begun
 from hpc_mlp.runs.records import Count, FreeTable
 from hpc_mlp.terminal.text import count
 
+EXTENDED_SEARCH = "--extend and --search: give the search its --set train.epochs at once."
 # The lower, the better: the monitor's value, and of equal ones the loss.
 Score = tuple[float, float]
 _WORST: Score = (math.inf, math.inf)
@@ -91,6 +92,25 @@ class BracketRecord(Record):
     trials: tuple[TrialRecord, ...]
     winner: Count | None
 
+    @property
+    def note(self) -> str:
+        """Of the rung that begins, or of the winner."""
+        if self.winner is not None:
+            won = next(one for one in self.trials if one.trial == self.winner)
+            values = ", ".join(f"{key}={value}" for key, value in won.values.items())
+            return f"search of {self.variant}: trial {won.trial} has won ({values or 'no key'})"
+        here = [one for one in self.trials if one.state == "waiting"]
+        number = max((one.rung for one in here), default=0)
+        text = f"search of {self.variant}: {count(len(here), 'trial')}"
+        if len(self.rungs) > 1:
+            text += f" up to epoch {self.rungs[number][0]} (rung {number + 1} of "
+            text += f"{len(self.rungs)})"
+        known = [one.scores[-1] for one in here if one.scores and one.scores[-1] is not None]
+        if known:
+            best = max(known) if self.higher_is_better else min(known)
+            text += f", best so far {best:.4g}"
+        return text
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -100,26 +120,6 @@ class Standing:
     record: BracketRecord
     train: list[RunSpec] = field(default_factory=list)
     finals: list[RunSpec] | None = None
-
-    @property
-    def note(self) -> str:
-        """Of the rung that begins, or of the winner."""
-        record = self.record
-        if record.winner is not None:
-            won = next(one for one in record.trials if one.trial == record.winner)
-            values = ", ".join(f"{key}={value}" for key, value in won.values.items())
-            return f"search of {record.variant}: trial {won.trial} has won ({values or 'no key'})"
-        here = [one for one in record.trials if one.state == "waiting"]
-        number = max((one.rung for one in here), default=0)
-        text = f"search of {record.variant}: {count(len(here), 'trial')}"
-        if len(record.rungs) > 1:
-            text += f" up to epoch {record.rungs[number][0]} (rung {number + 1} of "
-            text += f"{len(record.rungs)})"
-        known = [one.scores[-1] for one in here if one.scores and one.scores[-1] is not None]
-        if known:
-            best = max(known) if record.higher_is_better else min(known)
-            text += f", best so far {best:.4g}"
-        return text
 
 
 def stand(specs: Sequence[RunSpec], runs: Path) -> list[Standing]:
@@ -267,7 +267,7 @@ def next_runs(specs: Sequence[RunSpec], runs: Path, digest: str) -> tuple[list[R
                 or RunFolder(runs / spec.name).result() is None
             ]
         train += mine
-        notes += [standing.note] if mine else []
+        notes += [standing.record.note] if mine else []
     return train, "\n".join(notes)
 
 

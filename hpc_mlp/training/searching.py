@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from hpc_mlp.config.plan import RunSpec, TrainOptions
 from hpc_mlp.errors import UserError
 from hpc_mlp.machine.processes import Processes
-from hpc_mlp.runs.brackets import next_runs, reopen, stand, write_records
+from hpc_mlp.runs.brackets import EXTENDED_SEARCH, next_runs, reopen, stand, write_records
 from hpc_mlp.runs.folder import is_complete
 from hpc_mlp.runs.lease import Lease
 from hpc_mlp.terminal.console import Console
@@ -23,7 +23,7 @@ def begin_search(setup: TrainSetup, options: TrainOptions, world: Processes) -> 
     UserError where a folder holds another run."""
     trials = [spec for spec in setup.specs if spec.is_trial]
     if options.extend:
-        raise UserError("--extend and --search: give the search its --set train.epochs at once.")
+        raise UserError(EXTENDED_SEARCH)
     if not options.overwrite:
         to_train(TrainSetup(setup.shards, setup.manifest, trials, setup.runs))
         return trials

@@ -73,6 +73,13 @@ def test_what_a_search_leaves(undisturbed: Path, cli: Cli) -> None:
         ("baseline", [0], 1),
         ("dropout", [0], 1),
     ]
+    said = str(cli("table", undisturbed).stdout)
+    assert "Searched: optim.weight_decay log:1e-06:0.1, model.dropout 0:0.6; 4 trials of" in said
+    assert "each variant, seeds 1000-1001, one in 2 going on after epoch 1 and 2 of 4." in said
+    assert "baseline had fewer keys to search (not model.dropout, which make it)." in said
+    assert "Chosen by validation: baseline trial" in said
+    status = str(cli("status", undisturbed).stdout)
+    assert "trials: 12 halved, 4 done" in status
     record = json.loads((undisturbed / "search" / "dropout.json").read_text())
     config = json.loads((undisturbed / "dropout-s0" / "config.json").read_text())
     won = next(trial for trial in record["trials"] if trial["trial"] == record["winner"])
@@ -123,20 +130,43 @@ def test_halving_taken_off_later(digits: Path, undisturbed: Path, tmp_path: Path
     check_equal(tmp_path / "halved" / "search", tmp_path / "plain" / "search")
 
 
+def words(runs: Path) -> list[str]:
+    """As `specs`, for the command."""
+    found = ["--variants", "baseline,dropout", "--trials", "4", "--halving", "2"]
+    found += [word for text in SEARCH for word in ("--search", text)]
+    found += [word for text in SETTINGS for word in ("--set", text)]
+    return [*found, "--search-seeds", "1000,1001", "--runs", str(runs), "--cpu"]
+
+
+@pytest.mark.slow
+def test_a_job_for_each_variant(
+    digits: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Slots of its own.
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    runs = tmp_path / "runs"
+    send = command("submit", digits, *words(runs), "--cluster", "local", "--slots", "2")
+    planned = run_process([*send, "--dry-run"])
+    assert "18 runs in 2 jobs" in planned.stdout, planned.stderr
+    sent = run_process([*send, "--wait"])
+    assert sent.returncode == 0, sent.stdout + sent.stderr
+    check_same(runs, undisturbed)
+    assert "Nothing to submit: every run is done" in run_process(send).stdout
+    refused = run_process([*send, "--per-job", "3"])
+    assert refused.returncode == 2 and "a job for each variant" in refused.stderr
+
+
 @pytest.mark.slow
 def test_dealt_out_over_processes_by_the_command(
     digits: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    words = ["--variants", "baseline,dropout", "--trials", "4", "--halving", "2"]
-    words += [word for text in SEARCH for word in ("--search", text)]
-    words += [word for text in SETTINGS for word in ("--set", text)]
-    words += ["--search-seeds", "1000,1001", "--runs", str(tmp_path), "--cpu", "--processes", "2"]
-    done = run_process(command("train", digits, *words))
+    train_it = command("train", digits, *words(tmp_path), "--processes", "2")
+    done = run_process(train_it)
     assert done.returncode == 0, done.stderr
     check_same(tmp_path, undisturbed)
     assert "search of dropout: 2 trials up to epoch 2 (rung 2 of 3), best so far" in done.stderr
-    again = run_process(command("train", digits, *words))
+    again = run_process(train_it)
     assert "2 of 2 runs are complete" in again.stderr, again.stderr
     # Another winner would be another run in the same folder.
-    other = run_process(command("train", digits, *words, "--set", "train.ema=0.5"))
+    other = run_process([*train_it, "--set", "train.ema=0.5"])
     assert other.returncode == 2 and "holds another run" in other.stderr

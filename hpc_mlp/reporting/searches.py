@@ -1,0 +1,133 @@
+"""What is said of the searches behind the runs: how they were tuned, and with which effort."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hpc_mlp.errors import HpcMlpError
+from hpc_mlp.reporting.groups import show
+from hpc_mlp.reporting.sentences import join
+from hpc_mlp.runs.brackets import BracketRecord, TrialRecord, read_records
+from hpc_mlp.runs.folder import Run
+from hpc_mlp.terminal.text import count, spans
+
+# Trials of a table.
+_MOST_TRIALS = 20
+_MOST_WORDS = 300
+
+
+def search_notes(runs: Sequence[Run]) -> list[str]:
+    """For each folder of `runs` with a search: what was searched, with which effort, what was
+    chosen; which variants had fewer keys or trials than the others."""
+    lines = []
+    for folder in _folders(runs):
+        try:
+            records = _of(folder, runs)
+        except HpcMlpError as error:
+            lines.append(f"The search cannot be told: {error}")
+            continue
+        lines += _lines(records) if records else []
+    return lines
+
+
+def _folders(runs: Sequence[Run]) -> list[Path]:
+    """Of runs that have a trial's values."""
+    return list(dict.fromkeys(r.path.parent for r in runs if r.config.trial is not None))
+
+
+def _of(folder: Path, runs: Sequence[Run]) -> list[BracketRecord]:
+    variants = dict.fromkeys(run.variant for run in runs if run.path.parent == folder)
+    found = {record.variant: record for record in read_records(folder)}
+    return [found[name] for name in variants if name in found]
+
+
+def _lines(records: Sequence[BracketRecord]) -> list[str]:
+    first, lines = records[0], list[str]()
+    space: dict[str, str] = {}
+    for record in records:
+        space |= record.space
+    ranges = ", ".join(f"{key} {_short(text)}" for key, text in space.items())
+    seeds = f"seed{'s' if len(first.seeds) > 1 else ''} {spans(first.seeds)}"
+    text = f"Searched: {ranges}; {count(first.asked, 'trial')} of each variant, {seeds}"
+    if len(first.rungs) > 1:
+        *early, last = [epoch for epoch, _ in first.rungs]
+        text += f", one in {first.halving} going on after epoch {join(list(map(str, early)))} "
+        text += f"of {last}"
+    lines.append(text + ". The test images were not looked at for trials.")
+    effort = {(r.asked, r.halving, r.rungs[-1][0], len(r.seeds)) for r in records}
+    if len(effort) > 1:
+        lines.append(
+            "The variants were not searched with the same effort: "
+            + ", ".join(f"{r.variant} {r.asked} trials of {r.rungs[-1][0]} epochs" for r in records)
+            + "."
+        )
+    for record in records:
+        lines += _fewer(record, space)
+    won = [
+        f"{record.variant} trial {best.trial} ({_values(best)})"
+        for record in records
+        if (best := _winner(record)) is not None
+    ]
+    lines.append(f"Chosen by validation: {', '.join(won)}." if won else "No trial has won yet.")
+    return lines
+
+
+def _fewer(record: BracketRecord, space: dict[str, str]) -> list[str]:
+    missing = [key for key in space if key not in record.space]
+    if not missing:
+        return []
+    text = f"{record.variant} had fewer keys to search (not {join(missing)}, which make it)"
+    if len(record.trials) < record.asked:
+        text += f": {count(len(record.trials), 'trial')}, as others would have been the same"
+    return [text + "."]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MOST_WORDS else text[:_MOST_WORDS] + "…"
+
+
+def _winner(record: BracketRecord) -> TrialRecord | None:
+    return next((one for one in record.trials if one.trial == record.winner), None)
+
+
+def _values(trial: TrialRecord) -> str:
+    return ", ".join(f"{key}={show(value)}" for key, value in trial.values.items()) or "no key"
+
+
+def trial_tables(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Of each bracket the trials that went furthest, best first: `title`, `columns`, `rows`."""
+    tables = []
+    for folder in _folders(runs):
+        try:
+            records = _of(folder, runs)
+        # Told by `search_notes`.
+        except HpcMlpError:
+            continue
+        for record in records:
+            keys, sign = list(record.space), -1 if record.higher_is_better else 1
+
+            def order(trial: TrialRecord, sign: int = sign) -> tuple[bool, int, float]:
+                last = trial.scores[-1] if trial.scores else None
+                return last is None, -len(trial.scores), 0.0 if last is None else sign * last
+
+            scores = [f"#epoch {epoch}" for epoch, _ in record.rungs]
+            tables.append(
+                {
+                    "title": f"The search of {record.variant}: {record.monitor} by trial"
+                    + (f" (the first {_MOST_TRIALS})" * (len(record.trials) > _MOST_TRIALS)),
+                    "columns": ["#trial", *(f"#{key}" for key in keys), *scores, "state"],
+                    "rows": [
+                        [
+                            str(one.trial),
+                            *(show(one.values.get(key)) for key in keys),
+                            *("" if s is None else f"{s:.4g}" for s in one.scores),
+                            *[""] * (len(record.rungs) - len(one.scores)),
+                            "won" if one.trial == record.winner else one.state,
+                        ]
+                        for one in sorted(record.trials, key=order)[:_MOST_TRIALS]
+                    ],
+                }
+            )
+    return tables
