@@ -114,10 +114,16 @@ def evaluate(
     want_run(run, "evaluate")
     if not is_url(shards):
         want_shards(Path(shards), f"evaluate {shlex.quote(printable(run))}")
+    from hpc_mlp.config.plugins import FOLDER
     from hpc_mlp.inference.evaluate import evaluate as run_evaluate
 
     trained = _load(run, ensemble, cpu, trust_plugins)
-    metrics = run_evaluate(trained, shards, split=split)
+    metrics = run_evaluate(trained, shards, split=split, trust_plugins=trust_plugins)
+    if (own := trained.config.metrics) and "metrics" not in metrics:
+        _note(
+            f"not measured: {', '.join(own)}, whose Python file you have not trained with. A copy "
+            f"lies in {run / FOLDER}: read it, then allow it with --trust-plugins."
+        )
     if form == "json":
         about = {
             "run": trained.name,

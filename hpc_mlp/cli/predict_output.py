@@ -157,6 +157,9 @@ def print_metrics(metrics: Json, title: str) -> None:
     text = f"{title}: accuracy {accuracy:.2f} %, loss {loss:.4f}, "
     text += count(metrics["num_images"], "image")
     console.print(text, highlight=False, soft_wrap=True)
+    if own := metrics.get("metrics"):
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in own.items())
+        console.print(f"own metrics: {shown}", highlight=False, soft_wrap=True)
     table = Table("class")
     for name in ("images", "precision", "recall", "F1"):
         table.add_column(name, justify="right")

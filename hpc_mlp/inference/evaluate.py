@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from hpc_mlp.bank import evaluate as training_evaluate
 from hpc_mlp.bank.evaluate import EVAL_BATCH
+from hpc_mlp.bank.own_metrics import measure
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.remote import DatasetLocation, dataset_location, load_manifest
 from hpc_mlp.data.streaming import StreamingSplit
 from hpc_mlp.errors import UserError
-from hpc_mlp.inference.model import Classifier, TrainedRun, load_run
+from hpc_mlp.inference.model import Classifier, TrainedRun, load_own_metrics, load_run
 from hpc_mlp.machine.memory import num_cpus
 from hpc_mlp.runs.folder import Json
 from hpc_mlp.terminal.text import listed
@@ -41,7 +42,8 @@ def evaluate(
     """Metrics of `run` on a split of the shards folder (or URL) `shards`, as under "test" in
     result.json: num_images, loss (mean cross entropy), accuracy and macro precision, recall and f1
     (fractions), per_class, confusion_matrix (true row, predicted column). Classes are matched by
-    name; rows are in the run's order.
+    name; rows are in the run's order. "metrics" has the user's own metrics that the run was trained
+    with, where their Python file may be run.
 
     Pixels are normalised as in training of the run. `trust_plugins`: as of `load_run`.
     UserError where the classes or the image size differ."""
@@ -58,8 +60,12 @@ def evaluate(
         for batch in data.in_order(EVAL_BATCH):
             yield batch.images, to_ours[batch.labels]
 
-    metrics, _, _ = training_evaluate.evaluate(_Logits(run.model), batches(), run.device)
-    return metrics.as_json(run.classes)
+    metrics, *given = training_evaluate.evaluate(_Logits(run.model), batches(), run.device)
+    found = metrics.as_json(run.classes)
+    if own := load_own_metrics(run, trust_plugins=trust_plugins):
+        probabilities, labels = map(torch.from_numpy, given)
+        found["metrics"] = measure(own, probabilities, labels, run.name)
+    return found
 
 
 def _match(

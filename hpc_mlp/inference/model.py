@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 import hpc_mlp.models  # noqa: F401  # registers the built-in kinds
 from hpc_mlp.config.loading import build_config
-from hpc_mlp.config.plugins import PluginRecord, read_plugin, require_trust, stored_plugin
+from hpc_mlp.config.plugins import (
+    Plugin,
+    PluginRecord,
+    is_trusted,
+    read_plugin,
+    require_trust,
+    stored_plugin,
+)
 from hpc_mlp.config.registry import load_plugins
 from hpc_mlp.data.decode import ImageSpec
 from hpc_mlp.data.limits import MAX_PIXELS
@@ -199,12 +206,7 @@ def _stored_as(run: Run) -> tuple[str, tuple[float, ...], tuple[float, ...]]:
 def _module(run: Run, image: ImageSpec, num_classes: int, trust_plugins: bool) -> nn.Module:
     config = build_config(run.config.config, str(run.path / CONFIG)).model
     if config.kind not in BUILT_IN:
-        plugins = [
-            stored_plugin(run.path, record)
-            if isinstance(record, PluginRecord)
-            else read_plugin(Path(record))
-            for record in run.config.plugins
-        ]
+        plugins = _stored_plugins(run)
         if not trust_plugins:
             require_trust(plugins, run.path)
         load_plugins(plugins)
@@ -224,6 +226,27 @@ def _module(run: Run, image: ImageSpec, num_classes: int, trust_plugins: bool) -
     except Exception as error:
         raise RunError(f"{run.path / BEST} does not fit the model in {CONFIG}: {error}") from error
     return module
+
+
+def _stored_plugins(run: Run | TrainedRun) -> list[Plugin]:
+    return [
+        stored_plugin(run.path, record)
+        if isinstance(record, PluginRecord)
+        else read_plugin(Path(record))
+        for record in run.config.plugins
+    ]
+
+
+def load_own_metrics(run: TrainedRun, *, trust_plugins: bool) -> list[str]:
+    """The metrics that the run's own Python files have registered, ready to be measured; none
+    where it is not known whether these files may be run."""
+    if not run.config.metrics:
+        return []
+    plugins = _stored_plugins(run)
+    if not trust_plugins and not all(map(is_trusted, plugins)):
+        return []
+    load_plugins(plugins)
+    return list(run.config.metrics)
 
 
 def _fitting(module: nn.Module, weights: dict[str, Tensor]) -> None:

@@ -73,6 +73,7 @@ def text_line(run: RunStatus) -> str:
     if p.epoch:
         parts.append(f"epoch {p.epoch}/{p.epochs or '?'}")
         numbers = {name: getattr(p, name) for name in ("train_loss", "val_loss", "val_accuracy")}
+        numbers |= {f"val_{name}": value for name, value in p.metrics.items()}
         numbers["test_accuracy"] = run.test_accuracy
         parts += [f"{name} {value:.4f}" for name, value in numbers.items() if value is not None]
         if run.state == "running" and p.images_per_second:

@@ -126,7 +126,8 @@ def _urgency(line: _Line) -> int:
 
 def _table(lines: Sequence[_Line], width: int) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0), width=width)
-    rows = [_cells(line, width) for line in lines]
+    own = list(dict.fromkeys(name for line in lines for p in line.progress for name in p.metrics))
+    rows = [_cells(line, width, own) for line in lines]
     columns = {title: [row[title] for row in rows] for title in rows[0]}
     widths = {
         title: _width(title, cells)
@@ -134,7 +135,10 @@ def _table(lines: Sequence[_Line], width: int) -> Table:
         if any(cells) or _under_way(lines)
     }
     longest = max(len(line.title) for line in lines)
-    for title in _BEFORE_NAMES:
+    # The user's own metrics go after the trend, the last one first.
+    of_own = [f"val {name}" for name in reversed(own)]
+    before_names = [*_BEFORE_NAMES[:2], *of_own, *_BEFORE_NAMES[2:]]
+    for title in before_names:
         if sum(widths.values()) + longest > width:
             widths.pop(title, None)
     titles = fitted([line.title for line in lines], max(1, width - sum(widths.values())))
@@ -155,7 +159,7 @@ def _width(title: str, cells: Sequence[RenderableType]) -> int:
     return 1 + max([len(title), _LEAST.get(title, 0), *bars, *texts])
 
 
-def _cells(line: _Line, width: int) -> dict[str, RenderableType]:
+def _cells(line: _Line, width: int, own: Sequence[str]) -> dict[str, RenderableType]:
     """By column's title: those for which there is room."""
     accuracy = line.mean("val_accuracy")
     rate = mean(run.progress.images_per_second for run in line.running)
@@ -168,6 +172,7 @@ def _cells(line: _Line, width: int) -> dict[str, RenderableType]:
         "trend": _trend(line, 12 if width >= _WIDE else 6),
         "best": _best(line),
         "acc %": "–" if accuracy is None else f"{100 * accuracy:.1f}",
+        **{f"val {name}": _loss(mean(p.metrics.get(name) for p in line.progress)) for name in own},
         "img/s": "" if rate is None else f"{rate:,.0f}",
         "left": duration(left) if left else "",
     }

@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat
@@ -44,6 +44,8 @@ class RunProgress:
     best_val_loss: float | None = None
     val_losses: tuple[float | None, ...] = ()
     epoch_seconds: float | None = None
+    # The user's own, on validation; of the last whole epoch.
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def share(self) -> float:
@@ -78,6 +80,7 @@ def progress_of(
         best_val_loss=float(best["val_loss"]) if best else None,
         val_losses=losses,
         epoch_seconds=mean(recent),
+        metrics=last.get("metrics") or {},
     )
 
 
@@ -150,7 +153,7 @@ class RunStatus:
         return int(found[1]) if found else None
 
     def as_json(self) -> Json:
-        """Flat. `loss` is the training loss."""
+        """Flat. `loss` is the training loss; `val_…` are the user's own metrics too."""
         p = self.progress
         own = {key: value for key, value in vars(self).items() if key not in ("progress", "usage")}
         names = (
@@ -158,6 +161,7 @@ class RunStatus:
             "images_per_second seconds_left"
         )
         of_progress = {name: getattr(p, name) for name in names.split()}
+        of_progress |= {f"val_{name}": value for name, value in p.metrics.items()}
         return own | of_progress | {"loss": p.train_loss, "node": self.node or None}
 
 

@@ -3,6 +3,7 @@ where it fails."""
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from torch import Tensor
 import hpc_mlp
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.resident import load_resident
+from hpc_mlp.live.live_file import folder_status
+from hpc_mlp.live.render import render
+from hpc_mlp.terminal.console import Console
 from hpc_mlp.tracking.records import tracked
 from hpc_mlp.training.session import train_specs
 
@@ -73,6 +77,40 @@ def test_it_is_in_every_record_as_computed_by_hand(digits: Path, runs: Path) -> 
             line["metrics"]["brier"] for line in lines
         ]
         assert told.test and told.test.values["test_top2"] == found["test"]["metrics"]["top2"]
+
+
+def test_evaluate_measures_it_where_its_file_may_be_run(
+    digits: Path, runs: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs / "baseline-s0"
+    measured = result(run)["test"]["metrics"]
+    told = json.loads(cli("evaluate", run, digits, "--format", "json").stdout)
+    assert told["metrics"] == pytest.approx(measured, rel=1e-5)
+    assert f"own metrics: top2 {measured['top2']:.4f}" in cli("evaluate", run, digits).stdout
+    # By somebody who has not trained with the file: the rest is measured all the same.
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "another"))
+    refused = cli("evaluate", run, digits)
+    assert refused.exit_code == 0 and "own metrics" not in refused.stdout
+    assert "not measured: top2, brier" in refused.stderr and "--trust-plugins" in refused.stderr
+    assert "own metrics" in cli("evaluate", run, digits, "--trust-plugins").stdout
+
+
+def test_the_live_table_and_status_show_it(runs: Path, cli: Cli) -> None:
+    found = [status for run in sorted(runs.iterdir()) if (status := folder_status(run))]
+
+    def lines(width: int) -> list[str]:
+        console = Console(file=(file := io.StringIO()), width=width, color_system=None)
+        console.print(render(found, width, 40))
+        return file.getvalue().splitlines()
+
+    head, line = lines(120)[1:3]
+    assert "val top2" in head and "val brier" in head
+    last = [metrics(runs / f"baseline-s{seed}")[-1]["metrics"]["brier"] for seed in (0, 1)]
+    assert f"{np.mean(last):.4f}" in line
+    (first, *_) = json.loads(cli("status", runs, "--format", "json").stdout)
+    assert first["val_brier"] == last[0]
+    # Names come first.
+    assert "brier" not in lines(50)[1]
 
 
 def test_the_table_shows_it(runs: Path, cli: Cli) -> None:
