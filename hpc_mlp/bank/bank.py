@@ -1,5 +1,5 @@
-"""The bank: several runs trained together in one process. MLPs of equal widths are stacked; other
-models stand beside them and share their batches.
+"""The bank: several runs trained together in one process. MLPs of equal widths are stacked, plain
+ones and residual ones; other models stand beside them and share their batches.
 
 Legend: V members, S streams, B images of a batch, K classes."""
 
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from hpc_mlp.bank.dropout import BatchPosition, StatelessDropout, make_stateless
 from hpc_mlp.bank.norm import BankNorm, replace_norms
 from hpc_mlp.bank.parts import BatchParts, K, slices_of_equal
+from hpc_mlp.bank.residual import StackedResidualMLP
 from hpc_mlp.bank.stack import StackedMLP
 from hpc_mlp.config.plan import RunSpec
 from hpc_mlp.config.sections import AugmentConfig, OptimConfig, ScheduleConfig
@@ -22,12 +22,17 @@ from hpc_mlp.machine.device import sendable
 from hpc_mlp.machine.processes import Processes
 from hpc_mlp.models.registry import BUILT_IN, ImageShape, build_module, count_parameters
 
+STACKS = {"mlp": StackedMLP, "residual_mlp": StackedResidualMLP}
+
 
 @dataclass(frozen=True)
 class StackKey:
-    """What MLPs have in common that can be stacked."""
+    """What models have in common that can be stacked."""
 
-    hidden: tuple[int, ...]
+    # One of `STACKS`.
+    kind: str
+    # Whatever decides the shapes of the weights.
+    widths: tuple[int, ...]
     activation: str
 
 
@@ -63,7 +68,10 @@ def param_group_of(spec: RunSpec) -> ParamGroup:
 def stack_key(spec: RunSpec) -> StackKey | str:
     """Runs of equal keys are stacked; a model that is no MLP stands alone, under its run's name."""
     model = spec.config.model
-    return StackKey(model.hidden, model.activation) if model.kind == "mlp" else spec.name
+    if model.kind not in STACKS:
+        return spec.name
+    residual = (*model.hidden[:1], model.blocks, model.expansion)
+    return StackKey(model.kind, model.hidden if model.kind == "mlp" else residual, model.activation)
 
 
 def is_capturable(spec: RunSpec) -> bool:
@@ -125,8 +133,7 @@ class Bank(nn.Module):
                 modules.append(_module(specs[i], image_shape, num_classes, state))
                 self.num_parameters.append(count_parameters(modules[-1]))
             if isinstance(key, StackKey):
-                stack = [cast(nn.Sequential, module) for module in modules]
-                self.blocks.append(StackedMLP(stack, key.activation))
+                self.blocks.append(STACKS[key.kind](modules, key.activation))
             else:
                 self.dropouts += make_stateless(modules[0], specs[members.start].seed)
                 self.norms += replace_norms(modules[0])
@@ -161,7 +168,7 @@ class Bank(nn.Module):
             return cache[layer, width]
 
         return [
-            {i: draws(i, block.widths[i]) for i in block.dropout_layers}
+            {layer: draws(layer, width) for layer, width in block.widths.items()}
             if isinstance(block, StackedMLP)
             else {}
             for block in self.blocks
@@ -256,7 +263,7 @@ def _module(
     if state is None:
         return build_module(model, image_shape, num_classes, spec.seed)
     # No need to draw weights that are then replaced.
-    if model.kind == "mlp":
+    if model.kind in STACKS:
         with torch.device("meta"):
             module = build_module(model, image_shape, num_classes, spec.seed)
         module.load_state_dict(state, assign=True)

@@ -35,47 +35,68 @@ class StackedMLP(nn.Module):
 
     `modules` are plain MLPs, whose weights are stacked here; `slots` tells where each of them
     went. What they compute, in plain autograd, is `train_alone` of tests/support/banks.py, which
-    the tests hold it to."""
+    the tests hold it to.
 
-    def __init__(self, modules: Sequence[nn.Sequential], activation: str) -> None:
+    Other kinds of MLP extend it, and name their `linears`: of each layer the name in each
+    member."""
+
+    def __init__(
+        self,
+        modules: Sequence[nn.Module],
+        activation: str,
+        linears: Sequence[Sequence[str]] | None = None,
+    ) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[activation]
-        self.names = [_layer_names(module) for module in modules]
-        depth = len(self.names[0].linear) - 1
-        linears = []
-        for i in range(depth + 1):
-            layers = zip(modules, self.names, strict=True)
-            plain = [cast(nn.Linear, module[names.linear[i]]) for module, names in layers]
+        self.linears, self.norms = nn.ModuleList(), nn.ModuleList()
+        # Of each norm: the names in the members that have it.
+        self.norm_names: list[list[str]] = []
+        # Dropout layer → units; of those in which some member drops units.
+        self.widths: dict[int, int] = {}
+        # Dropout layer → member → units dropped of 65536.
+        self.dropped: dict[int, list[int]] = {}
+        found = [] if linears else [_layer_names(cast(nn.Sequential, m)) for m in modules]
+        self.linear_names = linears or list(zip(*(names.linear for names in found), strict=True))
+        for names in self.linear_names:
+            named = zip(modules, names, strict=True)
+            plain = [cast(nn.Linear, module.get_submodule(name)) for module, name in named]
             weights, biases = [p.weight.detach() for p in plain], [p.bias.detach() for p in plain]
-            linears.append(StackedLinear(weights, biases))
-        linears[0].reads_images = True
-        normed = [v for v, names in enumerate(self.names) if names.norm]
-        for linear in linears[:-1]:
+            self.linears.append(StackedLinear(weights, biases))
+        cast(StackedLinear, self.linears[0]).reads_images = True
+        if found:
+            self._add_between(cast(Sequence[nn.Sequential], modules), found)
+
+    def _add_between(self, modules: Sequence[nn.Sequential], found: Sequence[_LayerNames]) -> None:
+        """Batch normalisation and dropout, which some members have."""
+        normed = [v for v, names in enumerate(found) if names.norm]
+        for i, linear in enumerate(self.linears[:-1]):
+            assert isinstance(linear, StackedLinear)
             linear.get_buffer("bias_counts")[normed] = 0
             linear.normed = [v in normed for v in range(len(modules))]
-        self.linears = nn.ModuleList(linears)
-        self.widths = [linear.weight.shape[1] for linear in linears[:-1]]
-        self.norms = nn.ModuleList(
-            StackedBatchNorm(
-                [cast(nn.BatchNorm1d, modules[v][self.names[v].norm[i]]) for v in normed],
-                normed,
-                len(modules),
-            )
-            for i in range(depth if normed else 0)
-        )
-        # Hidden layers in which some member drops units.
-        self.dropout_layers = []
-        # Hidden layer → member → units dropped of 65536.
-        self.dropped: list[list[int]] = []
-        for i in range(depth):
-            dropped = [min(65535, round(65536 * names.rate(i))) for names in self.names]
-            threshold = torch.tensor([n - 32768 for n in dropped], dtype=torch.int16)
-            scale = torch.tensor([65536 / (65536 - n) for n in dropped])
-            self.register_buffer(f"threshold{i}", threshold.view(-1, 1, 1), persistent=False)
-            self.register_buffer(f"scale{i}", scale.view(-1, 1, 1), persistent=False)
-            self.dropped.append(dropped)
-            if any(dropped):
-                self.dropout_layers.append(i)
+            if normed:
+                names = [found[v].norm[i] for v in normed]
+                norms = [
+                    cast(nn.BatchNorm1d, modules[v].get_submodule(name))
+                    for v, name in zip(normed, names, strict=True)
+                ]
+                self.add_norm(StackedBatchNorm(norms, normed, len(modules)), names)
+            self.add_dropout(i, linear.weight.shape[1], [names.rate(i) for names in found])
+
+    def add_norm(self, norm: nn.Module, names: list[str]) -> None:
+        """`norm` has `members`."""
+        self.norms.append(norm)
+        self.norm_names.append(names)
+
+    def add_dropout(self, layer: int, width: int, rates: Sequence[float]) -> None:
+        """`layer` is that of `randomness.dropout_draws`."""
+        dropped = [min(65535, round(65536 * rate)) for rate in rates]
+        if not any(dropped):
+            return
+        threshold = torch.tensor([n - 32768 for n in dropped], dtype=torch.int16)
+        scale = torch.tensor([65536 / (65536 - n) for n in dropped])
+        self.register_buffer(f"threshold{layer}", threshold.view(-1, 1, 1), persistent=False)
+        self.register_buffer(f"scale{layer}", scale.view(-1, 1, 1), persistent=False)
+        self.widths[layer], self.dropped[layer] = width, dropped
 
     def forward(
         self,
@@ -83,18 +104,22 @@ class StackedMLP(nn.Module):
         streams: Sequence[StreamMembers],
         draws: dict[int, Tensor] | None = None,
     ) -> Tensor:
-        """images float32 [S, B, …] → logits [V, B, K]. `draws`: for every layer of `dropout_layers`
-        the `randomness.dropout_draws` of each stream, int16 [S, B, H]; None for evaluation."""
-        h = self.linears[0](images.flatten(2), streams)
-        for i in range(len(self.widths)):
+        """images float32 [S, B, …] → logits [V, B, K]. `draws`: for every layer of `widths` the
+        `randomness.dropout_draws` of each stream, int16 [S, B, H]; None for evaluation."""
+        first, *others = self.linears
+        h = first(images.flatten(2), streams)
+        for i, linear in enumerate(others):
             norm = cast(StackedBatchNorm, self.norms[i]) if self.norms else None
-            dropping = i in self.dropout_layers
-            masks = [] if draws is None or not dropping else self.masks(i, draws[i], streams)
-            h = self.linears[i + 1](hidden(h, norm, self.activation, masks))
+            h = linear(hidden(h, norm, self.activation, self.masks(i, draws, streams)))
         return cast(Tensor, h)
 
-    def masks(self, layer: int, draws: Tensor, streams: Sequence[StreamMembers]) -> list[Mask]:
-        """`draws` int16 [S, B, H] of a hidden layer → the factors of its members' outputs"""
+    def masks(
+        self, layer: int, given: dict[int, Tensor] | None, streams: Sequence[StreamMembers]
+    ) -> list[Mask]:
+        """The draws of `forward` → the factors of the outputs of its members of a dropout layer"""
+        if given is None or layer not in self.dropped:
+            return []
+        draws = given[layer]
         # Few large kernels.
         if branch(draws) == "cuda":
             if draws.shape[0] > 1:
@@ -127,42 +152,41 @@ class StackedMLP(nn.Module):
     def share_batches(self, parts: BatchParts) -> None:
         """From here on every process holds a part of each batch."""
         for module in [*self.linears, *self.norms]:
-            assert isinstance(module, StackedLinear | StackedBatchNorm)
             module.parts = parts
 
     def slots(self) -> dict[str, list[tuple[int, int, str]]]:
         """Stacked tensor's name → for every row: row, member, name in that member's state dict."""
         table: dict[str, list[tuple[int, int, str]]] = {}
-        for i in range(len(self.linears)):
+        for i, names in enumerate(self.linear_names):
             for key in ("weight", "bias"):
-                rows = [(v, v, f"{names.linear[i]}.{key}") for v, names in enumerate(self.names)]
+                rows = [(v, v, f"{name}.{key}") for v, name in enumerate(names)]
                 table[f"linears.{i}.{key}"] = rows
-        for i, norm in enumerate(self.norms):
-            for key in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
-                members = cast(StackedBatchNorm, norm).members
+        for i, (norm, names) in enumerate(zip(self.norms, self.norm_names, strict=True)):
+            named = list(zip(cast(StackedBatchNorm, norm).members, names, strict=True))
+            for key in norm.state_dict():
                 table[f"norms.{i}.{key}"] = [
-                    (r, v, f"{self.names[v].norm[i]}.{key}") for r, v in enumerate(members)
+                    (r, v, f"{name}.{key}") for r, (v, name) in enumerate(named)
                 ]
         return table
 
 
 @dataclass(frozen=True)
 class _LayerNames:
-    linear: list[int]
-    norm: list[int]
+    linear: list[str]
+    norm: list[str]
     # Position → rate.
     dropout: dict[int, float]
 
     def rate(self, i: int) -> float:
         """Of the dropout between Linear i and Linear i + 1."""
-        between = range(self.linear[i], self.linear[i + 1])
+        between = range(int(self.linear[i]), int(self.linear[i + 1]))
         return next((rate for place, rate in self.dropout.items() if place in between), 0.0)
 
 
 def _layer_names(module: nn.Sequential) -> _LayerNames:
     layers = list(enumerate(module))
     return _LayerNames(
-        [i for i, layer in layers if isinstance(layer, nn.Linear)],
-        [i for i, layer in layers if isinstance(layer, nn.BatchNorm1d)],
+        [str(i) for i, layer in layers if isinstance(layer, nn.Linear)],
+        [str(i) for i, layer in layers if isinstance(layer, nn.BatchNorm1d)],
         {i: layer.p for i, layer in layers if isinstance(layer, nn.Dropout)},
     )

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hpc_mlp.bank.bank import STACKS
 from hpc_mlp.bank.evaluate import EVAL_BATCH
 from hpc_mlp.bank.loss import registered_loss
 from hpc_mlp.config.plan import RunSpec
@@ -73,6 +74,9 @@ def member_bytes(spec: RunSpec, manifest: Manifest) -> int:
     weights = [] if module is None else [p.numel() for p in module.parameters() if p.dim() > 1]
     update = {"lion": 4 * parameters, "muon": 20 * max(weights[1:-1], default=0)}
     hidden = sum(config.model.hidden) if config.model.kind == "mlp" else 0
+    if config.model.kind == "residual_mlp":
+        # What a block adds, its norm and the wider layer within.
+        hidden = config.model.hidden[0] * (1 + config.model.blocks * (2 + config.model.expansion))
     images = max(config.train.batch_size, EVAL_BATCH * 20 // 80)
     each = 36 if config.train.ema else 28
     held = each * parameters + update.get(config.optim.name, 0)
@@ -108,7 +112,7 @@ def failure(spec: RunSpec, manifest: Manifest, device: torch.device) -> Exceptio
         _try_augmentations(spec, manifest, device)
     except OwnCodeError as error:
         return error
-    if model.kind == "mlp":
+    if model.kind in STACKS:
         return None
     mixed = torch.autocast(
         device.type, torch.bfloat16, enabled=spec.config.train.precision == "bf16"

@@ -146,7 +146,7 @@ def test_dropout_drops_at_its_rate_and_scales(rate: float) -> None:
     draws = bank.prepare(BatchPosition(2, 5, 0, 250, 250), CPU)
     (stack,) = bank.blocks
     assert isinstance(stack, StackedMLP)
-    masks = stack.masks(0, draws[0][0], [(0, slice(0, 1)), (1, slice(1, 2))])
+    masks = stack.masks(0, draws[0], [(0, slice(0, 1)), (1, slice(1, 2))])
     assert [members for members, _ in masks] == [slice(0, 1), slice(1, 2)]
     mask = torch.stack([values for _, values in masks])
     assert mask.shape == (2, 250, 400)

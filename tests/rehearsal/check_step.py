@@ -103,7 +103,7 @@ def test_a_step_is_one_graph(
 
 def test_dropout_outside_of_a_stack_is_captured() -> None:
     """The draws of every step go to the same buffer, from pinned memory."""
-    test = Rehearsed("dropout", 2, "model.kind=residual_mlp", "model.hidden=[64,64]")
+    test = Rehearsed("dropout", 2, "model.kind=cnn", "model.channels=[4,8]")
     for t in range(4):
         test.train(t)
     batch = test.batch(4)

@@ -97,8 +97,10 @@ def test_more_processes_than_runs(digits: Path, alone: Path, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_split_batches_with_everything_on(digits: Path, tmp_path: Path, cli: Cli) -> None:
-    """Clipping, smoothing, class weights, averages, a model beside the stack, and a last batch of
-    one image."""
+    """Clipping, smoothing, class weights, averages, a residual MLP, a model beside the stacks, a
+    last batch of one image."""
+    residual = tmp_path / "residual.toml"
+    residual.write_text('[model]\nkind = "residual_mlp"\nblocks = 1\n')
     settings = (
         *SMALL,
         *set_keys(
@@ -110,14 +112,14 @@ def test_split_batches_with_everything_on(digits: Path, tmp_path: Path, cli: Cli
             "model.channels=[4,8]",
         ),
         "--variants",
-        "batchnorm,dropout_l2,cnn",
+        f"batchnorm,dropout_l2,cnn,{residual}",
     )
     assert cli("train", digits, "--runs", tmp_path / "one", *settings).exit_code == 0
     done = run_process(
         command("train", digits, "--runs", tmp_path / "two", *settings, *SPLIT, "--processes", 2)
     )
     assert done.returncode == 0, done.stderr
-    check_close(tmp_path / "two", tmp_path / "one", ("batchnorm", "dropout_l2", "cnn"))
+    check_close(tmp_path / "two", tmp_path / "one", ("batchnorm", "dropout_l2", "cnn", "residual"))
 
 
 @pytest.mark.slow
