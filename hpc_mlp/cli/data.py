@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 @click.option(
     "--keep-together",
     metavar="near",
-    help="Nearly equal images stay in one split, as equal ones do.",
+    help="Nearly equal and altered images stay in one split, as equal ones do.",
 )
 @click.option("--val", default=0.1, metavar="F", help="Fraction for validation.")
 @click.option("--test", default=0.1, metavar="F", help="Fraction for the test.")

@@ -58,7 +58,9 @@ class Assembly:
         settings, group = self.settings, split.groups_of_equals(self.records["digest"])
         self.together = Together(group, self.given_groups)
         pixels = settings.height * settings.width
-        near = partial(duplicates.near_components, self.records, group, pixels)
+        find = partial(duplicates.find_altered, self.folder, self.records, group, pixels)
+        altered = in_background(find)
+        near = partial(duplicates.near_components, self.records, group, pixels, altered.result)
         self._near = in_background(near)
         keep_near = self._near.result() if settings.keep_together else None
         dropped = np.zeros(len(group), bool)
@@ -79,7 +81,8 @@ class Assembly:
             self.source.names, self.classes, self.records, self.labels, splits
         )
         parted = list(self.together.parted(splits))
-        self._report = in_background(partial(report.write, self.folder, group, pixels, parted))
+        write = partial(report.write, self.folder, group, pixels, parted, altered.result)
+        self._report = in_background(write)
         rejects.extend(report.reasons_of(np.flatnonzero(dropped), group), strict=False)
         self.splits = splits
         if not (splits == split.TRAIN).any():

@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from hpc_mlp.conversion.alterations import TONES
 from hpc_mlp.conversion.archive import Source
 from hpc_mlp.conversion.asked import Asked
 from hpc_mlp.conversion.assemble import Assembly
@@ -110,7 +111,7 @@ def _convert_source(
         in_background(_import_for_the_end)
         progress.start(layout)
         rejects.extend(layout.rejects)
-        records = _convert_all(pool, source, layout, settings, rejects, progress)
+        records = _convert_all(pool, source, layout, settings, rejects, folder, progress)
         if not len(records):
             raise no_images(source, rejects.first, rejects.count)
         progress.phase("drawing splits")
@@ -134,20 +135,24 @@ def _convert_all(
     layout: Layout,
     settings: Settings,
     rejects: RejectLog,
+    folder: Path,
     progress: Progress,
 ) -> npt.NDArray[np.void]:
-    """One record for every image taken, in the archive's order."""
+    """One record for every image taken, in the archive's order, and the tones in `folder`."""
     spec = settings.spec
     size = min(CHUNK_IMAGES, max(1, CHUNK_BYTES // (spec.height * spec.width * spec.channels)))
     entries = layout.entries
     records = np.empty(len(entries), record_type(spec.channels))
     taken = 0
     chunks = (entries[at : at + size] for at in range(0, len(entries), size))
-    for chunk in pool.map(Worker.convert, chunks):
-        records[taken : taken + len(chunk.records)] = chunk.records
-        taken += len(chunk.records)
-        rejects.extend((source.names[entry], reason) for entry, reason in chunk.rejects)
-        progress.advance(len(chunk.records) + len(chunk.rejects), chunk.num_bytes, rejects.count)
+    with (folder / TONES).open("xb") as tones:
+        for chunk in pool.map(Worker.convert, chunks):
+            records[taken : taken + len(chunk.records)] = chunk.records
+            tones.write(chunk.tones.data)
+            taken += len(chunk.records)
+            rejects.extend((source.names[entry], reason) for entry, reason in chunk.rejects)
+            done = len(chunk.records) + len(chunk.rejects)
+            progress.advance(done, chunk.num_bytes, rejects.count)
     return records[:taken]
 
 

@@ -1,16 +1,20 @@
-"""Equal and nearly equal images: which, how many, whether they leak from training into test."""
+"""Equal, nearly equal and altered images: which, how many, whether they leak into test."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from hpc_mlp.conversion.alterations import TONES, Altered, Tones, changes
+from hpc_mlp.conversion.altered_copies import altered_in_earlier_split, altered_pairs
 from hpc_mlp.conversion.archive import Names
-from hpc_mlp.conversion.near_duplicates import Components, components, nearest_in_earlier_split
+from hpc_mlp.conversion.components import Components, components
+from hpc_mlp.conversion.near_duplicates import Nearest, near_pairs, nearest_in_earlier_split
 from hpc_mlp.data.limits import SPLITS
 from hpc_mlp.terminal.text import json_text
 
@@ -32,12 +36,25 @@ def repeats(group: npt.NDArray[np.int64], given: npt.NDArray[np.int8]) -> npt.ND
     return result
 
 
+def find_altered(
+    folder: Path, records: npt.NDArray[np.void], group: npt.NDArray[np.int64], num_pixels: int
+) -> Altered:
+    """Pairs of altered copies among the first ones of each `group`, whose tones lie in `folder`."""
+    tones = Tones.mapped(folder / TONES, _channel_means(records, num_pixels))
+    return altered_pairs(tones, np.unique(group))
+
+
 def near_components(
-    records: npt.NDArray[np.void], group: npt.NDArray[np.int64], num_pixels: int
+    records: npt.NDArray[np.void],
+    group: npt.NDArray[np.int64],
+    num_pixels: int,
+    altered: Callable[[], Altered] = Altered.none,
 ) -> Components:
-    """Connected components of near copies among all images, of whatever split. `group`: as
-    `groups_of_equals` makes it."""
-    return components(records["print"], _channel_means(records, num_pixels), group)
+    """Connected components of near and altered copies among all images, of whatever split.
+    `group`: as `groups_of_equals` makes it; `altered`: what `find_altered` found."""
+    means = _channel_means(records, num_pixels)
+    found, near = altered(), near_pairs(records["print"], means, np.unique(group))
+    return components(group, itertools.chain(near, [(found.a, found.b)]))
 
 
 def _channel_means(records: npt.NDArray[np.void], num_pixels: int) -> npt.NDArray[np.int16]:
@@ -67,21 +84,31 @@ class Report:
         group: npt.NDArray[np.int64],
         num_pixels: int,
         parted: Sequence[tuple[str, npt.NDArray[np.int64]]] = (),
+        altered: Callable[[], Altered] = Altered.none,
     ) -> dict[str, int]:
         """Write `duplicates.jsonl`, and count: groups, the images in them, groups with more than
-        one class, images that an earlier split (of train, val, test) holds as well, and those that
-        nearly equal one there; and groups that the user gave and the archive's splits part, each
-        as name and places (`parted`), where there are any."""
+        one class, images that an earlier split (of train, val, test) holds as well, those that
+        nearly equal one there, and other `altered` copies of one there; and groups that the user
+        gave and the archive's splits part, each as name and places (`parted`), where there are
+        any."""
         found = {
             "groups": 0,
             "images": 0,
             "conflicting_groups": 0,
             "leaked_images": 0,
             "near_leaked_images": 0,
+            "altered_leaked_images": 0,
         }
         with (folder / NAME).open("w", encoding="utf-8") as file:
             file.writelines(self._exact(group, found))
-            file.writelines(self._near(group, num_pixels, found))
+            # First, so that the two searches take their memory one after the other.
+            leaks = altered_in_earlier_split(altered(), self.splits, group)
+            near = self._near(group, num_pixels)
+            found["near_leaked_images"] = int((near.other >= 0).sum())
+            file.writelines(self._near_lines(near))
+            lines = [*self._altered_lines(leaks, near)]
+            found["altered_leaked_images"] = len(lines)
+            file.writelines(lines)
             for name, members in parted:
                 found["leaked_groups"] = len(parted)
                 file.write(self._line("group", members, {"group": name, "leak": True}))
@@ -101,23 +128,31 @@ class Report:
                 "exact", members, {"conflicting_classes": conflict, "leak": leaked > 0}
             )
 
-    def _near(
-        self, group: npt.NDArray[np.int64], num_pixels: int, found: dict[str, int]
-    ) -> Iterator[str]:
-        """Images that nearly equal one in another split, each with the nearest such."""
+    def _near(self, group: npt.NDArray[np.int64], num_pixels: int) -> Nearest:
         keep = np.flatnonzero(self.splits >= 0)
         _, first = np.unique(group[keep] * 4 + self.splits[keep], return_index=True)
         # One of each group and split.
         chosen = np.sort(keep[first])
         means = _channel_means(self.records, num_pixels)
-        nearest = nearest_in_earlier_split(self.records["print"], means, self.splits, group, chosen)
-        places = np.flatnonzero(nearest.other >= 0)
-        found["near_leaked_images"] = len(places)
-        near_ones, distances = nearest.other[places].tolist(), nearest.distance[places].tolist()
-        for image, near, distance in zip(places.tolist(), near_ones, distances, strict=True):
-            conflict = bool(self.labels[image] != self.labels[near])
-            more = {"conflicting_classes": conflict, "distance": round(distance, 3)}
-            yield self._line("near", np.array([image, near]), more)
+        return nearest_in_earlier_split(self.records["print"], means, self.splits, group, chosen)
+
+    def _near_lines(self, near: Nearest) -> Iterator[str]:
+        """Images that nearly equal one in an earlier split, each with the nearest such."""
+        for image in np.flatnonzero(near.other >= 0).tolist():
+            yield self._pair("near", image, int(near.other[image]), float(near.distance[image]))
+
+    def _altered_lines(self, leaks: Altered, near: Nearest) -> Iterator[str]:
+        """Those that are not said to be near one."""
+        for image, other, bits, distance in leaks.rows():
+            if near.other[image] < 0:
+                yield self._pair("altered", image, other, distance, {"changes": changes(bits)})
+
+    def _pair(
+        self, kind: str, image: int, other: int, distance: float, more: dict[str, Any] | None = None
+    ) -> str:
+        conflict = bool(self.labels[image] != self.labels[other])
+        said = {"conflicting_classes": conflict, **(more or {}), "distance": round(distance, 3)}
+        return self._line(kind, np.array([image, other]), said)
 
     def _line(self, kind: str, members: npt.NDArray[np.int64], more: dict[str, Any]) -> str:
         images = [

@@ -8,23 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from hpc_mlp.conversion.buckets import Places, neighbours
+
 # Two images are nearly equal where the means of their 8 × 8 gray cells differ by at most MAX_MEAN
 # levels (of 255) on average and by MAX_CELL anywhere, and the means of each channel by MAX_CHANNEL.
 # On photographs, JPEG quality 50, half the resolution or noise of ±6 levels stay below this.
 MAX_MEAN, MAX_CELL, MAX_CHANNEL = 2.0, 8, 3
 
-# A cluster of more than this share of the images would make a split of it alone; so many images may
-# always be one.
-MAX_SHARE, ALWAYS_KEPT = 0.02, 10
-
-# Levels; width of a bucket along each of the coarse features.
-_STEP = 12
-# Shifted grids of buckets: a near pair that one grid parts lies together in another.
-_GRIDS = 6
 # Images at a time, so that memory stays flat.
 _BATCH = 50_000
-# An image is compared with so many next ones of its bucket, in order of brightness.
-_WINDOW = 24
 
 
 @dataclass(frozen=True)
@@ -58,48 +50,15 @@ def nearest_in_earlier_split(
     return Nearest(search.other, search.best % _LATER)
 
 
-@dataclass(frozen=True)
-class Components:
-    """`number`, int64 [N]: equal for images that near pairs connect, the place of the first of
-    them. `left_out`: the sizes of clusters too large to be kept together, the largest first."""
-
-    number: npt.NDArray[np.int64]
-    left_out: tuple[int, ...]
-
-
-def components(
-    prints: npt.NDArray[np.uint8], means: npt.NDArray[np.int16], group: npt.NDArray[np.int64]
-) -> Components:
-    """Connected components of near images among all N, whatever their splits, with fingerprints
-    [N, 64], channel means [N, C] and groups of equal images (the place of the first of each). A
-    cluster of more than MAX_SHARE of the images (and more than ALWAYS_KEPT) is left out: of its
-    images only equal ones stay together. Time and memory grow linearly with N."""
-    root = np.arange(len(prints))
-    for a, b in _candidates(prints, means, np.unique(group)):
+def near_pairs(
+    prints: npt.NDArray[np.uint8], means: npt.NDArray[np.int16], chosen: npt.NDArray[np.int64]
+) -> Iterator[tuple[Places, Places]]:
+    """Pairs of near images among those at the places `chosen`, some of them several times."""
+    for a, b in _candidates(prints, means, chosen):
         for start in range(0, len(a), _BATCH):
             x, y = a[start : start + _BATCH], b[start : start + _BATCH]
-            apart = root[x] != root[y]
-            x, y, _ = _near(prints, means, x[apart], y[apart])
-            join(root, x, y)
-    number = root[group]
-    sizes = np.bincount(number, minlength=len(number))
-    most = max(ALWAYS_KEPT, MAX_SHARE * len(number))
-    # Equal images alone are no cluster.
-    large = (sizes > most) & (sizes > np.bincount(group, minlength=len(number)))
-    left_out = tuple(sorted(sizes[large].tolist(), reverse=True))
-    return Components(np.where(large[number], group, number), left_out)
-
-
-def join(root: npt.NDArray[np.int64], a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> None:
-    """Let `root`, the first image of each one's component, connect every a[i] with b[i]."""
-    while len(a):
-        x, y = root[a], root[b]
-        np.minimum.at(root, np.maximum(x, y), np.minimum(x, y))
-        while not np.array_equal(upper := root[root], root):
-            root[:] = upper
-        # A root that was to be joined to several has the first of them.
-        apart = root[a] != root[b]
-        a, b = a[apart], b[apart]
+            x, y, _ = _near(prints, means, x, y)
+            yield x, y
 
 
 # Added to the distance of an image in val, so that any in train goes before.
@@ -154,17 +113,8 @@ def _candidates(
     """Pairs of images at the places `chosen` that may be near, some of them several times."""
     features = _features(prints, means, chosen)
     brightness = features[:, :4].sum(axis=1) / 4
-    for grid in range(_GRIDS):
-        keys = _keys(features, grid)
-        order = np.lexsort((brightness, keys))
-        keys, bright, order = keys[order], brightness[order], chosen[order]
-        for step in range(1, _WINDOW + 1):
-            close = np.flatnonzero(
-                (keys[step:] == keys[:-step]) & (bright[step:] - bright[:-step] <= MAX_MEAN)
-            )
-            if not len(close):
-                break
-            yield order[close], order[close + step]
+    for a, b in neighbours(features, brightness, MAX_MEAN):
+        yield chosen[a], chosen[b]
 
 
 def _features(
@@ -181,15 +131,3 @@ def _features(
             out[:, column] = cells[:, i : i + 4, j : j + 4].mean(axis=(1, 2), dtype=np.float32)
         out[:, 5:] = means[here, 1:] - means[here, :1]
     return result
-
-
-def _keys(features: npt.NDArray[np.float32], grid: int) -> npt.NDArray[np.uint64]:
-    """The bucket of each image in one of the shifted grids."""
-    keys = np.zeros(len(features), np.uint64)
-    for number, column in enumerate(features.T):
-        # Another in every dimension.
-        shift = np.float32((number * 5 + grid * _STEP / _GRIDS) % _STEP)
-        keys ^= ((column + shift) // _STEP).astype(np.int64).view(np.uint64)
-        keys *= np.uint64(0x9E3779B97F4A7C15)
-        keys ^= keys >> np.uint64(29)
-    return keys

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hpc_mlp.conversion.components import Components, join
 from hpc_mlp.conversion.given_groups import GivenGroups
-from hpc_mlp.conversion.near_duplicates import Components, join
 
 Numbers = npt.NDArray[np.int64]
 

@@ -37,9 +37,10 @@ def record_type(channels: int) -> np.dtype[np.void]:
 
 @dataclass
 class Chunk:
-    """What became of a run of entries."""
+    """What became of a run of entries. `tones`: a row of `Measures.tones` for each record."""
 
     records: npt.NDArray[np.void]
+    tones: npt.NDArray[np.uint8]
     # Entry, reason.
     rejects: list[tuple[int, str]]
     num_bytes: int
@@ -106,6 +107,7 @@ class Worker:
             self._spool_out(blob)
         self._flush()
         records = np.zeros(len(taken), record_type(spec.channels))
+        tones = np.empty((0, stats.tones_width(spec.channels)), np.uint8)
         if taken:
             images = images[: len(taken)]
             for name, column in zip(
@@ -116,9 +118,10 @@ class Worker:
             measures = stats.measure(images)
             records["sum"], records["square"] = measures.sums, measures.squares
             records["print"] = measures.prints
+            tones = measures.tones
             digests = b"".join([hashlib.sha256(image.data).digest()[:16] for image in images])
             records["digest"] = np.frombuffer(digests, np.uint64).reshape(len(taken), 2)
-        return Chunk(records, rejects, num_bytes)
+        return Chunk(records, tones, rejects, num_bytes)
 
     def _spool_out(self, blob: bytes) -> None:
         self._waiting.append(blob)

@@ -100,6 +100,9 @@ _DUPLICATES = {
     "pixel for pixel: see duplicates.jsonl, or convert with --drop-duplicates",
     "near_leaked_images": "WARNING: possible leak: {near_leaked_images} of val or test with one "
     "nearly equal in an earlier split: see duplicates.jsonl{or}",
+    "altered_leaked_images": "WARNING: possible leak: {altered_leaked_images} of val or test with "
+    "one in an earlier split of other brightness, in gray, flipped or turned: see "
+    "duplicates.jsonl{or}",
     "leaked_groups": "WARNING: leak: {leaked_groups} that the archive's own splits part: see "
     "duplicates.jsonl",
     "groups": "{images} in {groups} of equal ones, "

@@ -54,7 +54,7 @@ class Inspection(Showable):
         yield Text(f"training pixels: mean {mean}; std {std}")
         for line in (*sentences(manifest), *duplicate_lines(manifest)):
             yield Text(line, style="bold red" if line.startswith("WARN") else "")
-        leaks = ("leaked_images", "near_leaked_images", "leaked_groups")
+        leaks = ("leaked_images", "near_leaked_images", "altered_leaked_images", "leaked_groups")
         if not any(manifest.duplicates.get(name) for name in leaks):
             yield Text("no leak found between train, val and test")
         yield from _rejects(manifest, self.folder)

@@ -138,7 +138,9 @@ def _duplicate(line: Json) -> tuple[str, ...]:
     images = [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
     marks = {"leak": "leak", "conflicting_classes": "classes differ"}
     some = [f"{one.get('name')} ({one.get('class')}, {one.get('split')})" for one in images]
-    marked = ", ".join(text for key, text in marks.items() if line.get(key))
+    changes = line.get("changes")
+    said = [str(change) for change in changes] if isinstance(changes, list) else []
+    marked = ", ".join([*said, *(text for key, text in marks.items() if line.get(key))])
     return str(line.get("kind", "")), marked, str(len(images)), listed(some, 4)
 
 

@@ -60,6 +60,7 @@ def test_equal_images_stay_in_one_split(tmp_path: Path) -> None:
             "conflicting_groups": 0,
             "leaked_images": 0,
             "near_leaked_images": 0,
+            "altered_leaked_images": 0,
         }
         assert all(line["kind"] == "exact" and not line["leak"] for line in listed(out))
 

@@ -112,6 +112,7 @@ def test_equal_images_are_counted_and_named(images: list[tuple[int, int, int]]) 
         "conflicting_groups": sum(line["conflicting_classes"] for line in wanted),
         "leaked_images": leaked,
         "near_leaked_images": 0,
+        "altered_leaked_images": 0,
     }
 
 
@@ -151,6 +152,7 @@ def test_near_images_are_named_with_the_nearest_of_an_earlier_split() -> None:
         "conflicting_groups": 0,
         "leaked_images": 0,
         "near_leaked_images": 4,
+        "altered_leaked_images": 0,
     }
 
 

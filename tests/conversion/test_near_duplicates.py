@@ -9,7 +9,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from hpc_mlp.conversion import near_duplicates
-from hpc_mlp.conversion.near_duplicates import Nearest, components, nearest_in_earlier_split
+from hpc_mlp.conversion.components import components
+from hpc_mlp.conversion.near_duplicates import Nearest, near_pairs, nearest_in_earlier_split
 
 
 def search(
@@ -220,7 +221,7 @@ def test_components_are_those_of_each_with_each(
     sizes = [1, 2, 9, 3, 1, 5, 1, 1, 7, 4] * 12
     prints, means, family = families(sizes, np.random.default_rng(4))
     count = len(prints)
-    found = components(prints, means, np.arange(count))
+    found = components(np.arange(count), near_pairs(prints, means, np.arange(count)))
     apart = np.abs(prints[:, None].astype(int) - prints)
     near = (apart.mean(-1) <= 2) & (apart.max(-1) <= 8)
     number, labels = connected_components(coo_array(near))
@@ -240,7 +241,7 @@ def test_too_large_a_component_is_left_out_but_for_equal_images() -> None:
     for copies, one in ((single[:2], first), (single[2:62], single[2])):
         group[copies] = group[one] = min(*copies, one)
         prints[copies], means[copies] = prints[one], means[one]
-    found = components(prints, means, group)
+    found = components(group, near_pairs(prints, means, np.unique(group)))
     assert found.left_out == (30, 25)
     left_out = (family <= 1) | (family > 3)
     assert (found.number == group)[left_out].all()
@@ -249,6 +250,6 @@ def test_too_large_a_component_is_left_out_but_for_equal_images() -> None:
 
 def test_ten_images_may_always_be_one_component() -> None:
     prints, means, family = families([10, 11, 1], np.random.default_rng(6))
-    found = components(prints, means, np.arange(22))
+    found = components(np.arange(22), near_pairs(prints, means, np.arange(22)))
     assert found.left_out == (11,) and len(np.unique(found.number)) == 13
     assert len(np.unique(found.number[family == 0])) == 1

@@ -53,22 +53,32 @@ def cells(length: int) -> list[slice]:
     return [slice(a, max(b, a + 1)) for a, b in zip(starts, [*starts[1:], length], strict=True)]
 
 
+def cell_means(image: npt.NDArray[np.integer], weights: list[int]) -> list[int]:
+    """The weighted mean of the channels in 8 × 8 cells; cells of less than a pixel hold one. Halves
+    are rounded up."""
+    gray = (image.astype(int) * weights).sum(-1)
+    found = [gray[r, c] for r in cells(len(image)) for c in cells(image.shape[1])]
+    return [
+        (2 * int(cell.sum()) + cell.size * sum(weights)) // (2 * cell.size * sum(weights))
+        for cell in found
+    ]
+
+
 @settings(max_examples=40, deadline=None)
 @given(IMAGES)
 def test_fingerprints_are_the_rounded_means_of_8_by_8_cells(
     of: tuple[int, int, int, int, int],
 ) -> None:
-    """Cells of less than a pixel hold one. Halves are rounded up."""
     images = drawn(of)
-    prints = measure(images).prints
-    assert prints.dtype == np.uint8 and prints.shape == (len(images), 64)
-    for image, found in zip(images, prints.tolist(), strict=True):
-        wanted = []
-        for rows in cells(image.shape[0]):
-            for columns in cells(image.shape[1]):
-                cell = image[rows, columns].astype(int)
-                wanted.append((2 * int(cell.sum()) + cell.size) // (2 * cell.size))
-        assert found == wanted
+    channels, found = images.shape[-1], measure(images)
+    assert found.prints.dtype == found.tones.dtype == np.uint8
+    luma = [299, 587, 114] if channels == 3 else [1]
+    for i, image in enumerate(images):
+        assert found.prints[i].tolist() == cell_means(image, [1] * channels)
+        gains = [np.minimum(image, k * (255 - image.astype(int))) for k in (10, 5)]
+        tones = [cell_means(values, luma) for values in (image, *gains)]
+        means = [gain.mean((0, 1)).astype(int) for gain in gains]
+        assert found.tones[i].tolist() == np.concatenate([*tones, *means]).tolist()
 
 
 @pytest.mark.parametrize("height, width, channels", [(16, 16, 3), (3, 5, 1)])
