@@ -49,6 +49,19 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "shards"
 
 
+@pytest.fixture(scope="session")
+def healthy(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs of `support.own.SMALL`, which have nobody beside them that fails. Not to be written
+    to."""
+    from support.own import CPU, SMALL, specs
+
+    from hpc_mlp.training.session import train_specs
+
+    runs = tmp_path_factory.mktemp("healthy")
+    assert train_specs(digits, specs("baseline,dropout_batchnorm", [0], *SMALL), runs, CPU) == 0
+    return runs
+
+
 @pytest.fixture
 def cli() -> Cli:
     """`cli("train", …)` in this process → click's Result."""

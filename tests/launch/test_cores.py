@@ -156,7 +156,7 @@ def test_else_waiting_is_left_as_it_is(
     assert os.environ.get("GOMP_SPINCOUNT") == settings.get("GOMP_SPINCOUNT")
 
 
-@pytest.mark.parametrize("torch_first", [False, True])
+@pytest.mark.parametrize("torch_first", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_api_shares_cores_as_the_command_does(tmp_path: Path, torch_first: bool) -> None:
     """Two threads on a machine without an idle core."""
     code = f"""

@@ -67,6 +67,7 @@ def shell_job(folder: Path, number: int, script: str) -> QueuedCommand:
     return QueuedCommand(["sh", "-c", script], folder / "log")
 
 
+@pytest.mark.slow
 def test_five_hundred_jobs_on_two_slots_never_run_more_than_two_at_a_time(tmp_path: Path) -> None:
     """Every job counts, in the file system and not in the queue, who else is running; some
     crash."""
@@ -334,7 +335,7 @@ def test_a_job_of_two_processes_splits_its_batches(tmp_path: Path, digits: Path)
 
 
 def test_status_as_json_and_watch_as_lines(tmp_path: Path) -> None:
-    start(tmp_path, "baseline", "0-1", "train.epochs=2", "model.options.seconds=0.05")
+    start(tmp_path, "baseline", "0-1", "train.epochs=2", "model.options.seconds=0.02")
     watched = CliRunner().invoke(main, ["status", str(tmp_path), "--watch"])
     assert watched.exit_code == 0 and "baseline-s0: done epoch 2/2" in watched.output
     # The table, in the end.
@@ -345,6 +346,7 @@ def test_status_as_json_and_watch_as_lines(tmp_path: Path) -> None:
     assert [run["state"] for run in told] == ["done", "done"]
 
 
+@pytest.mark.slow
 def test_the_doctor_sends_a_local_job_through(tmp_path: Path) -> None:
     shown = CliRunner().invoke(
         main, ["doctor", "--runs", str(tmp_path), "--cluster", "local", "--test-job"]

@@ -21,6 +21,7 @@ from support.interrupted import Guillotine, Killed
 from support.process import result, timeless
 
 CPU = TrainOptions(cpu=True)
+SMALL = ("model.hidden=[16]", "train.epochs=3", "train.checkpoint_every=20 steps")
 
 # `{folder}` makes it another file in each test: what it has counted is of that test alone.
 LOSSES = """

@@ -10,6 +10,8 @@ import pytest
 from support.fragile import variant
 from support.process import Cli, command, on_cpu, run_process, set_keys, timeless
 
+import hpc_mlp
+
 # (phase, steps before); the digits have 45 steps an epoch.
 CASES = {
     "construction": ("construction", 0),
@@ -21,15 +23,20 @@ CASES = {
     "second evaluation": ("evaluation", 60),
     "logits of another shape": ("shape", 0),
 }
-SMALL = set_keys("train.epochs=2", "model.hidden=[16]", "train.checkpoint_every=20 steps")
+SETTINGS = ("train.epochs=2", "model.hidden=[16]", "train.checkpoint_every=20 steps")
+SMALL = set_keys(*SETTINGS)
 HEALTHY = "baseline,dropout_batchnorm"
 
 
-def same_as_alone(digits: Path, cli: Cli, folder: Path, runs: Path) -> None:
-    alone = folder / "alone"
-    assert (
-        cli("train", digits, "--runs", alone, "--variants", HEALTHY, *SMALL, "--cpu").exit_code == 0
-    )
+@pytest.fixture(scope="module")
+def alone(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The two without a third."""
+    runs = tmp_path_factory.mktemp("alone")
+    hpc_mlp.train(digits, variants=HEALTHY, runs=runs, settings=SETTINGS, cpu=True)
+    return runs
+
+
+def check_same(alone: Path, runs: Path) -> None:
     for name in ("baseline-s0", "dropout_batchnorm-s0"):
         assert not (runs / name / "failed.json").exists()
         assert (runs / name / "best.safetensors").read_bytes() == (
@@ -53,7 +60,9 @@ def failure(run: Path) -> str:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_failing_member_fails_alone(digits: Path, tmp_path: Path, cli: Cli, case: str) -> None:
+def test_a_failing_member_fails_alone(
+    digits: Path, alone: Path, tmp_path: Path, cli: Cli, case: str
+) -> None:
     where, at = CASES[case]
     bad = variant(tmp_path, where, at)
     runs = tmp_path / "runs"
@@ -61,11 +70,11 @@ def test_a_failing_member_fails_alone(digits: Path, tmp_path: Path, cli: Cli, ca
     assert done.exit_code == 1, done.output
     assert where in failure(runs / "bad-s0") or where == "shape"
     assert "bad-s0" in done.output and "failed" in done.output
-    same_as_alone(digits, cli, tmp_path, runs)
+    check_same(alone, runs)
 
 
 def test_one_that_fails_at_its_test_fails_alone(
-    digits: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+    digits: Path, alone: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from hpc_mlp.bank.evaluate import evaluate as real_evaluate
     from hpc_mlp.training import finish
@@ -80,7 +89,7 @@ def test_one_that_fails_at_its_test_fails_alone(
     runs = tmp_path / "runs"
     done = cli("train", digits, "--runs", runs, "--variants", f"{HEALTHY},{bad}", *SMALL, "--cpu")
     assert done.exit_code == 1 and "in the test" in failure(runs / "bad-s0")
-    same_as_alone(digits, cli, tmp_path, runs)
+    check_same(alone, runs)
     monkeypatch.undo()
     again = cli("train", digits, "--runs", runs, "--variants", f"{HEALTHY},{bad}", *SMALL, "--cpu")
     assert again.exit_code == 0 and not (runs / "bad-s0" / "failed.json").exists()
@@ -90,7 +99,7 @@ def test_one_that_fails_at_its_test_fails_alone(
 @pytest.mark.parametrize("parallel", ["members", "data"])
 @pytest.mark.parametrize("case", ["first step", "backward", "first evaluation"])
 def test_also_on_several_processes(
-    digits: Path, tmp_path: Path, cli: Cli, parallel: str, case: str
+    digits: Path, alone: Path, tmp_path: Path, parallel: str, case: str
 ) -> None:
     bad = variant(tmp_path, *CASES[case])
     runs = tmp_path / "runs"
@@ -101,7 +110,7 @@ def test_also_on_several_processes(
     )
     assert done.returncode == 1, done.stderr
     assert CASES[case][0] in failure(runs / "bad-s0")
-    same_as_alone(digits, cli, tmp_path, runs)
+    check_same(alone, runs)
 
 
 @pytest.mark.parametrize(

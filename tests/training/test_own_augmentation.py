@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from support.matrix import SETTINGS, worst_difference
-from support.own import AUGMENTATIONS, CPU, check_killed_and_resumed, outcome, specs, variant
+from support.own import AUGMENTATIONS, CPU, SMALL, check_killed_and_resumed, outcome, specs, variant
 from support.process import Cli, metrics
 from support.taped import gpu_branch
 from torch import Tensor
@@ -21,7 +21,7 @@ from hpc_mlp.config.sections import AugmentConfig
 from hpc_mlp.data.augment import augment
 from hpc_mlp.training.session import train_specs
 
-SMALL = ("model.hidden=[16]", "train.epochs=3", "train.checkpoint_every=20 steps")
+SLOW = pytest.mark.slow
 WORDS = tuple(word for setting in SMALL for word in ("--set", setting))
 NOISE = 'augment = { shift = 0.1, custom = ["noise", "invert"] }'
 
@@ -74,7 +74,7 @@ def test_an_image_has_its_draws_whatever_stands_beside_it(own: Path) -> None:
         assert not torch.equal(moved, whole)
 
 
-@pytest.mark.parametrize("mode", ["resident", "streaming"])
+@pytest.mark.parametrize("mode", ["resident", pytest.param("streaming", marks=SLOW)])
 def test_a_run_has_the_same_bits_alone_and_in_company(
     digits: Path, tmp_path: Path, own: Path, mode: str
 ) -> None:
@@ -91,7 +91,7 @@ def test_a_run_has_the_same_bits_alone_and_in_company(
     assert losses[0] > losses[1]
 
 
-@pytest.mark.parametrize("number", [20, 30, 37])
+@pytest.mark.parametrize("number", [30, *(pytest.param(n, marks=SLOW) for n in (20, 37))])
 def test_killed_and_resumed_it_ends_with_the_same_bits(
     digits: Path, tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
@@ -118,7 +118,9 @@ FAILING = {
 
 
 @pytest.mark.parametrize("name", FAILING)
-def test_one_that_fails_does_so_alone(digits: Path, tmp_path: Path, cli: Cli, name: str) -> None:
+def test_one_that_fails_does_so_alone(
+    digits: Path, healthy: Path, tmp_path: Path, cli: Cli, name: str
+) -> None:
     bad = variant(tmp_path, "bad", f'augment.custom = ["{name}"]', AUGMENTATIONS)
     variants = ("--variants", f"baseline,{bad},dropout_batchnorm", *WORDS, "--cpu")
     done = cli("train", digits, "--runs", tmp_path / "runs", *variants)
@@ -126,9 +128,7 @@ def test_one_that_fails_does_so_alone(digits: Path, tmp_path: Path, cli: Cli, na
     failed = json.loads((tmp_path / "runs" / "bad-s0" / "failed.json").read_text())
     assert failed["error"].startswith(FAILING[name])
     assert name != "raises" or "own.py" in failed["traceback"]
-    others = ("--variants", "baseline,dropout_batchnorm", *WORDS, "--cpu")
-    assert cli("train", digits, "--runs", tmp_path / "alone", *others).exit_code == 0
-    for run in (tmp_path / "alone").iterdir():
+    for run in healthy.iterdir():
         assert outcome(run) == outcome(tmp_path / "runs" / run.name), run.name
 
 

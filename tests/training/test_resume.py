@@ -47,6 +47,7 @@ def renames(digits: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> int:
         return counter.calls
 
 
+@pytest.mark.slow
 def test_killed_between_renames(
     digits: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,7 +27,10 @@ from hpc_mlp.runs.lease import Lease
 # Seconds are counted.
 pytestmark = pytest.mark.alone
 
-SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
+SIGNALS = [
+    signal.SIGTERM,
+    *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGUSR1)),
+]
 
 
 def obeys(process: subprocess.Popen[str], number: signal.Signals, seconds: float = 3) -> str:
@@ -172,7 +175,7 @@ def test_while_data_are_loaded_by_a_job(cold: Path, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_while_another_process_holds_the_run_folder(
     digits: Path, tmp_path: Path, processes: int
 ) -> None:
