@@ -58,6 +58,7 @@ def train(
     runs: PathLike = "runs",
     config_files: Sequence[PathLike] = (),
     settings: Settings = (),
+    folds: int | None = None,
     cpu: bool = False,
     parallel: Parallel = "auto",
     overwrite: bool = False,
@@ -77,9 +78,11 @@ def train(
     `seeds`: such as "0-4" or range(5). `settings`: words as for --set, such as
     ["train.epochs=20"], or {"train.epochs": 20}, or as keywords train={"epochs": 20}. Several
     values, `{"optim.lr": [1e-2, 1e-3]}`, make a sweep; for a key that takes a list, a list of
-    lists does. What is complete in `runs` is not trained again; what was interrupted goes on where
-    it was. `search`: key → (low, high), [choice, …] or words as for --search, with `trials`,
-    `halving` and `search_seeds` as of the command; the winners' runs are returned.
+    lists does. `folds`: cross-validation, each variant and seed so many times, each time tested on
+    another part of the images. What is complete in `runs` is not trained again; what was
+    interrupted goes on where it was. `search`: key → (low, high), [choice, …] or words as for
+    --search, with `trials`, `halving` and `search_seeds` as of the command; the winners' runs are
+    returned.
 
     Returns the runs, in order, as read back from their folders: `run.path`, `run.state`,
     `run.metrics` (epochs) and `run.test` (metrics; fractions). RunError names the runs that failed;
@@ -99,7 +102,7 @@ def train(
         warnings.filterwarnings("ignore", message="IProgress not found")
         from hpc_mlp.training.session import train_specs
 
-    sets = make_sets(settings, sections)
+    sets = make_sets(settings, sections, folds)
     files, words = _paths(config_files), None if search_seeds is None else seed_words(search_seeds)
     wanted = read_search(files, search or {}, trials, halving, words)
     specs = plan_sets(variants, seeds, files, sets, wanted)
@@ -133,6 +136,7 @@ def submit(
     runs: PathLike = "runs",
     config_files: Sequence[PathLike] = (),
     settings: Settings = (),
+    folds: int | None = None,
     cluster: str = "auto",
     cluster_config: str | None = None,
     per_job: int | Literal["all"] | None = None,
@@ -161,7 +165,7 @@ def submit(
     from hpc_mlp.launch.submit import JobOptions, load_launch
     from hpc_mlp.launch.submitted import send
 
-    files, sets = _paths(config_files), make_sets(settings, sections)
+    files, sets = _paths(config_files), make_sets(settings, sections, folds)
     launch = load_launch(cluster_config, files, sets)
     size = parse_per_job(None if per_job is None else str(per_job))
     trained = {key: values for key, values in sets.items() if not key.startswith("launch.")}

@@ -70,7 +70,8 @@ def measure(shards: Path, workers: int, repeats: int) -> dict[str, Any]:
     import torch
 
     from hpc_mlp.data.manifest import Manifest
-    from hpc_mlp.data.resident import load_resident, normaliser
+    from hpc_mlp.data.normalise import normaliser
+    from hpc_mlp.data.resident import load_resident
     from hpc_mlp.data.streaming import StreamingSplit
 
     torch.set_num_threads(1)

@@ -69,9 +69,9 @@ class Setting:
     def ours(self, specs: list[RunSpec], graph: bool = True) -> Way:
         """Our training step, as `hpc-mlp train` runs it."""
         bank = Bank(specs, self.shape, self.classes).to(self.device)
-        bank.set_reference(self.loader.reference())
+        bank.set_reference(self.loader.reference(bank.streams))
         loss = BankLoss(
-            [s.config.train for s in specs], self.manifest.split("train").class_counts, self.device
+            [s.config.train for s in specs], [self.loader.class_counts(None)], self.device
         )
         step = TrainStep(
             bank,
@@ -106,7 +106,7 @@ class Setting:
         writes."""
         model = self.module(variant)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused)
-        train, normalise = self.loader.splits["train"], self.loader.normalise
+        train, normalise = self.loader.splits["train"], self.loader.normaliser([None])
 
         def run(steps: int) -> None:
             model.train()
@@ -127,7 +127,7 @@ class Setting:
         parameters, buffers = torch.func.stack_module_state(modules)
         base = copy.deepcopy(modules[0]).to("meta")
         optimizer = torch.optim.Adam(parameters.values(), lr=1e-3, fused=True)
-        train, normalise = self.loader.splits["train"], self.loader.normalise
+        train, normalise = self.loader.splits["train"], self.loader.normaliser([None])
 
         def loss(
             own: dict[str, Tensor], state: dict[str, Tensor], images: Tensor, labels: Tensor

@@ -43,6 +43,7 @@ class BatchStream:
     seed: int
     augment: AugmentConfig
     mixup: float
+    fold: int | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class ParamGroup:
 
 
 def stream_of(spec: RunSpec) -> BatchStream:
-    return BatchStream(spec.seed, spec.config.augment, spec.config.train.mixup)
+    return BatchStream(spec.seed, spec.config.augment, spec.config.train.mixup, spec.fold)
 
 
 def param_group_of(spec: RunSpec) -> ParamGroup:
@@ -117,6 +118,9 @@ class Bank(nn.Module):
         self.specs = list(specs)
         self.streams = list(dict.fromkeys(stream_of(spec) for spec in specs))
         self.stream_index = [self.streams.index(stream_of(spec)) for spec in specs]
+        # What members are validated on.
+        self.folds = list(dict.fromkeys(spec.fold for spec in specs))
+        self.fold_index = [self.folds.index(spec.fold) for spec in specs]
         self.parts: BatchParts | None = None
         self.blocks = nn.ModuleList()
         # Of each block.
@@ -141,6 +145,7 @@ class Bank(nn.Module):
             self.members.append(members)
         # Of each block: which of its members read which stream.
         self.block_streams = [slices_of_equal(self.stream_index[block]) for block in self.members]
+        self.block_folds = [slices_of_equal(self.fold_index[block]) for block in self.members]
         # Of each tensor of the state dict.
         self.block_of = {
             f"blocks.{i}.{name}": block
@@ -162,7 +167,11 @@ class Bank(nn.Module):
 
         def draws(layer: int, width: int) -> Tensor:
             if (layer, width) not in cache:
-                rows = [position.draws(stream.seed, layer, width) for stream in self.streams]
+                of_seed = {
+                    seed: position.draws(seed, layer, width)
+                    for seed in dict.fromkeys(stream.seed for stream in self.streams)
+                }
+                rows = [of_seed[stream.seed] for stream in self.streams]
                 together = rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
                 cache[layer, width] = sendable(together, device)
             return cache[layer, width]
@@ -176,22 +185,22 @@ class Bank(nn.Module):
 
     def forward(self, images: Tensor, draws: list[dict[int, Tensor]] | None = None) -> Tensor:
         """Training: images float32 [S, B, C, H, W], one batch a stream, with `draws`. Evaluation:
-        [1, B, C, H, W] for all. → logits float32 [V, B, K]"""
+        [F, B, C, H, W], one batch for each of `folds`. → logits float32 [V, B, K]"""
         logits: list[Tensor] = []
         for i, block in enumerate(self.blocks):
-            streams = self.block_streams[i] if draws is not None else [(0, slice(None))]
+            streams = self.block_streams[i] if draws is not None else self.block_folds[i]
             if isinstance(block, StackedMLP):
                 logits.append(block(images, streams, draws[i] if draws is not None else None))
             else:
                 logits.append(block(images[streams[0][0]]).unsqueeze(0))
         return (logits[0] if len(logits) == 1 else torch.cat(logits)).float()
 
-    def set_reference(self, image: Tensor) -> None:
-        """Any normalised image float32 [C, H, W] of the dataset, the same for all processes and
-        attempts."""
+    def set_reference(self, images: Tensor) -> None:
+        """Any image of the dataset, the same for all processes and attempts, normalised as in each
+        stream: float32 [S, C, H, W]."""
         for block in self.blocks:
             if isinstance(block, StackedMLP):
-                block.set_reference(image)
+                block.set_reference(images)
 
     def share_batches(self, processes: Processes) -> None:
         """From here on every process holds a part of each batch; batch-norm statistics are those of

@@ -49,7 +49,7 @@ class StackedLinear(nn.Module):
         self.register_buffer("bias_counts", torch.ones(len(weights), 1), persistent=False)
         # The same holds for pixels that never change, which are biases too. As dy sums to zero over
         # a batch, dyᵀ x is dyᵀ (x − reference) for any image; for a pixel that never changes, that
-        # is zero to the bit. [D]
+        # is zero to the bit. Of each stream: [S, 1, D]
         self.reference: Tensor | None = None
         # Then `pending` is apart by stream and by `normed`.
         self.reads_images = False

@@ -29,14 +29,14 @@ class BankLoss:
     """Cross entropy with label smoothing and class weights, per member, as
     `torch.nn.CrossEntropyLoss` defines it; or a registered loss, class weights as there.
 
-    `class_counts`: images of each class in the training split; 'balanced' weighs class k by N / (K
-    n_k). `reduce` sums a tensor over the processes of data-parallel training, in place. `runs`: the
-    members' names."""
+    `class_counts`: training images of each class, [V][K], or [1][K] of all members; 'balanced'
+    weighs class k by N / (K n_k). `reduce` sums a tensor over the processes of data-parallel
+    training, in place. `runs`: the members' names."""
 
     def __init__(
         self,
         configs: Sequence[TrainConfig],
-        class_counts: Sequence[int],
+        class_counts: Sequence[Sequence[int]],
         device: torch.device,
         reduce: Callable[[Tensor], None] | None = None,
         runs: Sequence[str] = (),
@@ -56,12 +56,9 @@ class BankLoss:
         self.weights: Tensor | None = None
         if any(config.class_weights == "balanced" for config in configs):
             counts = torch.tensor(class_counts, dtype=torch.float64).clamp(min=1)
-            balanced = (counts.sum() / (len(counts) * counts)).float()
-            rows = [
-                balanced if c.class_weights == "balanced" else torch.ones_like(balanced)
-                for c in configs
-            ]
-            self.weights = torch.stack(rows).to(device)
+            balanced = (counts.sum(1, keepdim=True) / (counts.shape[1] * counts)).float()
+            wanted = torch.tensor([[c.class_weights == "balanced"] for c in configs])
+            self.weights = torch.where(wanted, balanced, 1.0).to(device)
 
     def __call__(self, logits: Tensor, targets: Targets, batch_size: int) -> Tensor:
         """logits float32 [V, B, K] of this process's part of a global batch of `batch_size` → [V]:

@@ -25,18 +25,23 @@ class MetricSums:
             num_members, num_classes, num_classes, dtype=torch.int64, device=device
         )
 
-    def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Count a batch: logits float32 [V, B, K], labels int64 [B]."""
+    def add(self, logits: Tensor, labels: Tensor, *, padded: bool = False) -> None:
+        """Count a batch: logits float32 [V, B, K], labels int64 [B] or [V, B]. `padded`: some
+        labels are −1, and count for nothing."""
         members, batch, classes = logits.shape
         if batch == 0:
             return
         expanded = labels.expand(members, batch)
-        loss = F.cross_entropy(logits.flatten(0, 1), expanded.reshape(-1), reduction="none")
+        loss = F.cross_entropy(
+            logits.flatten(0, 1), expanded.reshape(-1), reduction="none", ignore_index=-1
+        )
         self.loss += loss.view(members, batch).sum(1, dtype=self.loss.dtype)
-        cells = expanded * classes + logits.argmax(-1)
+        cells = expanded.clamp(min=0) * classes if padded else expanded * classes
+        cells = cells + logits.argmax(-1)
+        ones = (expanded >= 0).long() if padded else torch.ones_like(cells)
         # Not bincount: it asks the device for the largest value, and waits for all that it was
         # given before.
-        self.confusion.flatten(1).scatter_add_(1, cells, torch.ones_like(cells))
+        self.confusion.flatten(1).scatter_add_(1, cells, ones)
 
     def tensors(self) -> list[Tensor]:
         """What processes must sum before `losses` and `confusions` are read."""

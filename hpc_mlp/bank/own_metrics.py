@@ -45,15 +45,14 @@ class OwnMetrics:
         self.names = list(names)
         self.members = [i for i, own in enumerate(names) if own]
         self.probabilities: dict[int, list[Tensor]] = {i: [] for i in self.members}
-        self.labels: list[Tensor] = []
+        self.labels: dict[int, list[Tensor]] = {i: [] for i in self.members}
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
-        """logits float32 [V, B, K], labels int64 [B]"""
-        if not self.members:
-            return
-        self.labels.append(labels.cpu())
+        """logits float32 [V, B, K], labels int64 [V, B]; those of −1 are left out"""
         for i in self.members:
-            self.probabilities[i].append(logits[i].softmax(1).cpu())
+            probabilities, truth = logits[i].softmax(1).cpu(), labels[i].cpu()
+            self.probabilities[i].append(probabilities[truth >= 0])
+            self.labels[i].append(truth[truth >= 0])
 
     def values(
         self, processes: Processes, runs: Sequence[str], skip: Sequence[bool]
@@ -61,8 +60,8 @@ class OwnMetrics:
         """Of each member, the same on all processes; none of those to `skip`. OwnCodeError as of
         `measure`."""
         found: list[dict[str, float]] = [{} for _ in self.names]
-        labels = _joined(self.labels, processes) if self.members else torch.empty(0)
         for i in self.members:
+            labels = _joined(self.labels[i], processes)
             probabilities = _joined(self.probabilities[i], processes)
             if not skip[i]:
                 found[i] = measure(self.names[i], probabilities, labels, runs[i])

@@ -142,12 +142,12 @@ class StackedMLP(nn.Module):
                 masks.append((slice(v, v + 1), made[stream, dropped]))
         return masks
 
-    def set_reference(self, image: Tensor) -> None:
-        """Any normalised image [C, H, W]; the same for all processes (see
+    def set_reference(self, images: Tensor) -> None:
+        """Any image, normalised as in each stream, [S, C, H, W]; the same for all processes (see
         `StackedLinear.reference`)."""
         first = self.linears[0]
         assert isinstance(first, StackedLinear)
-        first.reference = image.flatten()
+        first.reference = images.flatten(1).unsqueeze(1)
 
     def share_batches(self, parts: BatchParts) -> None:
         """From here on every process holds a part of each batch."""

@@ -159,6 +159,8 @@ def run_options(command: F) -> F:
     def gathering(**values: Any) -> Any:
         from hpc_mlp.config.plan import TrainOptions
 
+        if (folds := values.pop("folds")) is not None:
+            values["sets"] += (f"data.folds={folds}",)
         planned, options = (
             kind(**{field.name: values.pop(field.name) for field in fields(kind)})
             for kind in (PlannedRuns, TrainOptions)
@@ -219,6 +221,13 @@ def run_options(command: F) -> F:
             help="A delta over the defaults; may be repeated.",
         ),
         runs_option,
+        click.option(
+            "--folds",
+            type=click.IntRange(2, 100),
+            metavar="K",
+            help="Cross-validation: every variant and seed K times, each time tested on another "
+            "K-th of the images (data.folds).",
+        ),
         click.option("--seeds", default="0", metavar="0-4|0,3", help="Which seeds."),
         click.option(
             "--variants",

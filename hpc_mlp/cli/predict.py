@@ -21,7 +21,7 @@ run_argument = click.argument("run", type=PATH)
 ensemble_option = click.option(
     "--ensemble",
     is_flag=True,
-    help="Average all complete runs beside RUN that differ from it by the seed alone.",
+    help="Average all complete runs beside RUN that differ from it by seed and fold alone.",
 )
 trust_option = click.option(
     "--trust-plugins",

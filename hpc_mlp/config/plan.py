@@ -83,6 +83,8 @@ class RunSpec:
     search: SearchRole | None = None
     # The epochs after which it leaves its bank for now, with a checkpoint.
     until: int | None = None
+    # Of `config.data.folds`, from 0; None without a cross-validation.
+    fold: int | None = None
 
     @property
     def is_trial(self) -> bool:
@@ -267,7 +269,8 @@ def plan_runs(
     config_files: Sequence[Path] = (),
     sets: dict[str, list[Any]] | None = None,
 ) -> list[RunSpec]:
-    """Every combination as a validated `RunSpec`, seeds innermost. Names are unique."""
+    """Every combination as a validated `RunSpec`, seeds and then folds innermost. Names are
+    unique."""
     sets = sets or {}
     common = read_layers(config_files)
     shared = [plugin for path in config_files for plugin in _plugins(read_toml(path), path)]
@@ -295,11 +298,20 @@ def plan_runs(
             here = {key: values[key] for key in swept}
             suffix = "".join(f"-{key}={_plain(value)}" for key, value in here.items())
             weights = pretrained_sha256(config)
+            folds = range(config.data.folds) if config.data.folds > 1 else [None]
             specs += [
                 RunSpec(
-                    f"{variant.name}-s{s}{suffix}", variant.name, s, config, here, plugins, weights
+                    f"{variant.name}-s{s}{suffix}" + ("" if fold is None else f"-f{fold}"),
+                    variant.name,
+                    s,
+                    config,
+                    here,
+                    plugins,
+                    weights,
+                    fold,
                 )
                 for s in seeds
+                for fold in folds
             ]
     if len({spec.name for spec in specs}) != len(specs):
         raise UserError("--set: two of the swept values are the same.")

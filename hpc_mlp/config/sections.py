@@ -43,6 +43,8 @@ class DataConfig(Section):
     memory_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     shuffle_buffer: Count = 4096
     workers: Annotated[int, Field(ge=0)] = 2
+    # Of a cross-validation; 1: the split as it was converted.
+    folds: Annotated[int, Field(ge=1, le=100)] = 1
 
 
 class ModelConfig(Section):
@@ -264,13 +266,15 @@ def run_identity(
     digest: str,
     plugins: Sequence[str] = (),
     pretrained: str | None = None,
+    fold: int | None = None,
 ) -> dict[str, Any]:
     """Everything that decides a run's result, flat: two runs of equal identity are the same run.
     `config`: JSON values as config.json has them; keys that an older version lacked have the
     defaults. `digest`: of the dataset. `plugins`, `pretrained`: sha256 of the files of code and of
-    first weights; None where that is not known."""
+    first weights; None where that is not known. `fold`: of a cross-validation."""
     files = {"plugins": list(plugins), "model.pretrained.sha256": pretrained}
-    return identity(_defaults() | flat(config)) | {"seed": seed, "dataset.digest": digest} | files
+    known = identity(_defaults() | flat(config)) | {"seed": seed, "dataset.digest": digest} | files
+    return known if fold is None else known | {"fold": fold}
 
 
 @cache

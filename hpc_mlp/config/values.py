@@ -67,7 +67,9 @@ def _with_source(spec: RunSpec) -> RunSpec:
     return replace(spec, plugins=(*spec.plugins, model_plugin(kind, found.function)))
 
 
-def make_sets(settings: Settings, sections: Mapping[str, Any]) -> dict[str, list[Any]]:
+def make_sets(
+    settings: Settings, sections: Mapping[str, Any], folds: int | None = None
+) -> dict[str, list[Any]]:
     """Key → its values, of which several make a sweep. A list is several values, but for a key that
     takes a list (`model.hidden`), where a list of lists is. `sections`: `{"train": {"epochs": 1}}`;
     they count more than `settings`."""
@@ -79,9 +81,12 @@ def make_sets(settings: Settings, sections: Mapping[str, Any]) -> dict[str, list
             )
     if isinstance(settings, str):
         settings = [settings]
-    if not isinstance(settings, Mapping):
-        return parse_set(settings) | _values(sections, "settings")
-    return _values(settings, "settings") | _values(sections, "settings")
+    if isinstance(settings, Mapping):
+        sets = _values(settings, "settings")
+    else:
+        sets = parse_set(settings)
+    sets |= _values(sections, "settings")
+    return sets if folds is None else sets | {"data.folds": [folds]}
 
 
 def make_variants(variants: Variants) -> list[Variant]:

@@ -20,11 +20,11 @@ from hpc_mlp.conversion.archive import Source, full_names
 from hpc_mlp.conversion.layout import Layout
 from hpc_mlp.conversion.pool import Pool, in_background
 from hpc_mlp.conversion.settings import Settings
-from hpc_mlp.conversion.stats import mean_and_std
 from hpc_mlp.conversion.together import Together, first_of_each
 from hpc_mlp.conversion.worker import SUFFIXES, ShardPlan, Worker
 from hpc_mlp.data.encode import tar_member_size
 from hpc_mlp.data.limits import SPLITS
+from hpc_mlp.data.moments import mean_and_std
 from hpc_mlp.data.names import write_names
 from hpc_mlp.data.rejects import RejectLog
 from hpc_mlp.errors import UserError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,7 +21,6 @@ from hpc_mlp.data.manifest import NAME, Manifest, resident_bytes
 from hpc_mlp.data.remote import DatasetLocation, is_url
 from hpc_mlp.data.shards import OpenShard, blocks, check_sizes, open_shard
 from hpc_mlp.errors import UserError, printable
-from hpc_mlp.machine.device import branch
 from hpc_mlp.machine.memory import free_machine_memory, num_cpus
 
 # Images decoded per task.
@@ -65,6 +64,13 @@ def load_resident(
     return ResidentSplit(images.to(device), labels.to(device))
 
 
+def joined(splits: Sequence[ResidentSplit]) -> ResidentSplit:
+    """One after the other, in memory of its own."""
+    return ResidentSplit(
+        torch.cat([split.images for split in splits]), torch.cat([split.labels for split in splits])
+    )
+
+
 def _decode_split(location: DatasetLocation, manifest: Manifest, split: str) -> Arrays:
     record = manifest.split(split)
     check_sizes(location, record.shards)
@@ -104,32 +110,6 @@ def _decode_all(
             task.result()
     finally:
         wait([task for task in tasks if not task.cancel()])
-
-
-def normaliser(manifest: Manifest, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """A function uint8 [..., C, H, W] → float32 (x/255 − mean)/std on `device`: one scale, one
-    offset.
-
-    A channel whose std is 0 is only centred."""
-    scale, offset = (tensor.to(device) for tensor in scale_and_offset(manifest.mean, manifest.std))
-
-    def multiply_add(images: Tensor) -> Tensor:
-        # One kernel: the cast happens inside.
-        return torch.addcmul(offset, images, scale)
-
-    def multiply_then_add(images: Tensor) -> Tensor:
-        # On a CPU three times as fast as a broadcast addcmul.
-        return images.float().mul_(scale).add_(offset)
-
-    return multiply_add if branch(device) == "cuda" else multiply_then_add
-
-
-def scale_and_offset(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """float32 [C, 1, 1] each: normalised pixels are uint8 pixels · scale + offset."""
-    deviation = torch.tensor(std, dtype=torch.float64)
-    inverse = 1.0 / torch.where(deviation > 1e-7, deviation, 1.0)
-    offset = -torch.tensor(mean, dtype=torch.float64) * inverse
-    return (inverse / 255.0).float().view(-1, 1, 1), offset.float().view(-1, 1, 1)
 
 
 def choose_mode(

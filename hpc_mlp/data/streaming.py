@@ -20,7 +20,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -77,7 +77,7 @@ def epoch_order(counts: list[int], *, seed: int, epoch: int, shuffle_buffer: int
 
 
 class StreamingSplit:
-    """A split of a shards folder or URL, as batches.
+    """A split of a shards folder or URL, or several as one, as batches.
 
     Each shard's sha256 is compared with the manifest's when it is first opened, and again where its
     file is no longer the same (a shard at a URL: whenever it is downloaded). workers: threads that
@@ -89,7 +89,7 @@ class StreamingSplit:
         self,
         location: DatasetLocation,
         manifest: Manifest,
-        split: str,
+        split: str | Sequence[str],
         *,
         workers: int = 2,
         shuffle_buffer: int = 4096,
@@ -98,7 +98,8 @@ class StreamingSplit:
     ) -> None:
         self.wait_seconds = 0.0
         self.workers, self.manifest, self.check = workers, manifest, check
-        self.shards = manifest.split(split).shards
+        names = [split] if isinstance(split, str) else split
+        self.shards = [shard for name in names for shard in manifest.split(name).shards]
         self.starts = np.concatenate(
             ([0], np.cumsum([shard.num_images for shard in self.shards], dtype=np.int64))
         )
@@ -113,19 +114,36 @@ class StreamingSplit:
         return int(self.starts[-1])
 
     def epoch(
-        self, seed: int, epoch: int, batch_size: int, start: int = 0, processes: Processes = ALONE
+        self,
+        seed: int,
+        epoch: int,
+        batch_size: int,
+        start: int = 0,
+        processes: Processes = ALONE,
+        *,
+        rows: Rows | None = None,
+        most: int | None = None,
     ) -> Generator[Batch]:
-        """The batches from step `start` on, shuffled. `batch_size` is that of all processes
-        together; their number of batches is the same, and the last one may be smaller.
+        """The batches from step `start` on, shuffled: of all images, or those of `rows`, of which
+        the epoch has `most`. `batch_size` is that of all processes together; their number of
+        batches is the same, and the last one may be smaller.
 
         UserError where a shard is missing or damaged, RunError where a URL cannot be read."""
-        counts, buffer = np.diff(self.starts).tolist(), self._shuffle_buffer
-        order = epoch_order(counts, seed=seed, epoch=epoch, shuffle_buffer=buffer)
+        counts = np.diff(self.starts)
+        if rows is not None:
+            counts = np.bincount(self.shard_of(rows), minlength=len(self.shards))
+        order = epoch_order(
+            counts.tolist(), seed=seed, epoch=epoch, shuffle_buffer=self._shuffle_buffer
+        )
+        order = (order if rows is None else rows[order])[:most]
         return self._batches(order, batch_size, start, processes)
 
-    def in_order(self, batch_size: int, processes: Processes = ALONE) -> Generator[Batch]:
-        """All batches in shard order: for validation and test."""
-        return self._batches(np.arange(len(self)), batch_size, 0, processes)
+    def in_order(
+        self, batch_size: int, processes: Processes = ALONE, rows: Rows | None = None
+    ) -> Generator[Batch]:
+        """All images, or those of `rows`, in this order: for validation and test."""
+        rows = np.arange(len(self)) if rows is None else rows
+        return self._batches(rows, batch_size, 0, processes)
 
     def shard_of(self, rows: Rows) -> Rows:
         """The shard of each row."""

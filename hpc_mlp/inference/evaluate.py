@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hpc_mlp.bank import evaluate as training_evaluate
 from hpc_mlp.bank.evaluate import EVAL_BATCH
 from hpc_mlp.bank.own_metrics import measure
+from hpc_mlp.data.folds import fold_splits
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.remote import DatasetLocation, dataset_location, load_manifest
 from hpc_mlp.data.streaming import StreamingSplit
@@ -51,6 +52,7 @@ def evaluate(
     if not isinstance(run, TrainedRun):
         run = load_run(run, ensemble=ensemble, trust_plugins=trust_plugins)
     manifest = load_manifest(location)
+    _check_unseen(run, manifest, location, split)
     to_ours = torch.from_numpy(_match(run, manifest, location)).to(run.device)
     data = StreamingSplit(location, manifest, split, workers=num_cpus(), device=run.device)
     if not len(data):
@@ -66,6 +68,22 @@ def evaluate(
         probabilities, labels = map(torch.from_numpy, given)
         found["metrics"] = measure(own, probabilities, labels, run.name)
     return found
+
+
+def _check_unseen(
+    run: TrainedRun, manifest: Manifest, location: DatasetLocation, split: str
+) -> None:
+    """UserError for a run of a fold and the dataset whose images the folds were made of."""
+    if (
+        run.fold is not None
+        and run.config.dataset.digest == manifest.digest
+        and split in fold_splits(manifest)
+    ):
+        raise UserError(
+            f"{run.name} was trained on other folds of {location}: most of its {split} images are "
+            "among them. The metrics of those that its fold holds out are in its result.json, and "
+            "of all folds together in the table."
+        )
 
 
 def _match(

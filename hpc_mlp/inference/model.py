@@ -25,7 +25,7 @@ from hpc_mlp.config.registry import load_plugins
 from hpc_mlp.data.decode import ImageSpec
 from hpc_mlp.data.limits import MAX_PIXELS
 from hpc_mlp.data.manifest import Manifest
-from hpc_mlp.data.resident import scale_and_offset
+from hpc_mlp.data.normalise import PixelMoments, scale_and_offset
 from hpc_mlp.errors import HpcMlpError, RunError, UserError, printable
 from hpc_mlp.models.registry import BUILT_IN, build_module
 from hpc_mlp.models.weights import load_weights
@@ -43,12 +43,18 @@ class Classifier(nn.Module):
     scale: Tensor
     offset: Tensor
 
-    def __init__(
-        self, modules: Sequence[nn.Module], mean: Sequence[float], std: Sequence[float]
-    ) -> None:
+    def __init__(self, modules: Sequence[nn.Module], moments: Sequence[PixelMoments]) -> None:
+        """`moments`: of each module's training pixels; those of folds differ."""
         super().__init__()
         self.members = nn.ModuleList(modules)
-        scale, offset = scale_and_offset(mean, std)
+        pairs = [scale_and_offset(*own) for own in dict.fromkeys(moments)]
+        if len(pairs) > 1:
+            pairs = [scale_and_offset(*own) for own in moments]
+        # [C, 1, 1], or one for each member: [M, 1, C, 1, 1]
+        scale, offset = (
+            parts[0] if len(parts) == 1 else torch.stack(parts).unsqueeze(1)
+            for parts in zip(*pairs, strict=True)
+        )
         self.register_buffer("scale", scale)
         self.register_buffer("offset", offset)
         self.eval()
@@ -56,7 +62,11 @@ class Classifier(nn.Module):
     def logits(self, images: Tensor) -> Tensor:
         """→ float32 [N, K], whose softmax are the probabilities."""
         normalised = images.float() * self.scale + self.offset
-        outputs: list[Tensor] = [member(normalised).float() for member in self.members]
+        apart = normalised.ndim > images.ndim
+        outputs: list[Tensor] = [
+            member(normalised[i] if apart else normalised).float()
+            for i, member in enumerate(self.members)
+        ]
         if len(outputs) == 1:
             return outputs[0]
         # The log of the summed probabilities: its softmax is their mean.
@@ -91,6 +101,11 @@ class TrainedRun:
     @property
     def name(self) -> str:
         return self.path.name
+
+    @property
+    def fold(self) -> int | None:
+        """Of a cross-validation."""
+        return self.config.fold
 
     @property
     def device(self) -> torch.device:
@@ -130,17 +145,18 @@ def load_run(
     gives float32 [N, K].
 
     `ensemble`: average the probabilities of this run and of all complete runs beside it that differ
-    from it by the seed alone. UserError where there is no such run or it has no weights yet,
+    from it by seed and fold alone. UserError where there is no such run or it has no weights yet,
     RunError where its files are damaged. Nothing in the folder is executed, unless its model comes
     from Python files of a user's own: from those with which this user has trained already, from
     others with `trust_plugins`; UserError else."""
     path = Path(path)
     run = _read(path)
-    runs = [run, *_others_by_seed(run)] if ensemble else [run]
+    runs = [run, *_others_alike(run)] if ensemble else [run]
     dataset = run.config.dataset
     height, width = dataset.image_size
     image = ImageSpec(height, width, dataset.channels, dataset.max_pixels or MAX_PIXELS)
     encoding, mean, std = _stored_as(run)
+    moments = [PixelMoments(*_stored_as(member)[1:]) for member in runs]
     modules = [_module(member, image, len(dataset.classes), trust_plugins) for member in runs]
     return TrainedRun(
         path=run.path,
@@ -149,7 +165,7 @@ def load_run(
         encoding=encoding,
         mean=mean,
         std=std,
-        model=Classifier(modules, mean, std).to(device),
+        model=Classifier(modules, moments).to(device),
         members=tuple(member.name for member in runs),
         state=run.state,
         config=run.config,
@@ -178,16 +194,16 @@ def _read(path: Path) -> Run:
     return run
 
 
-def _others_by_seed(run: Run) -> list[Run]:
+def _others_alike(run: Run) -> list[Run]:
     def recipe(of: Run) -> tuple[Any, ...]:
-        return of.variant, of.config.identity() | {"seed": None}
+        return of.variant, of.config.identity() | {"seed": None, "fold": None}
 
     beside = [
         other
         for other in list_runs(run.path.parent)
         if other.state == "done" and recipe(other) == recipe(run)
     ]
-    return [other for other in once(beside)[0] if other.seed != run.seed]
+    return [other for other in once(beside)[0] if (other.seed, other.fold) != (run.seed, run.fold)]
 
 
 def _stored_as(run: Run) -> tuple[str, tuple[float, ...], tuple[float, ...]]:

@@ -109,6 +109,7 @@ class FullRun(Record):
     plugins: list[PluginRecord] = Field(default_factory=list)
     pretrained_sha256: str | None = None
     search: SearchRole | None = None
+    fold: int | None = None
 
     def spec(self) -> RunSpec:
         """Without its plugins."""
@@ -122,6 +123,7 @@ class FullRun(Record):
             (),
             self.pretrained_sha256,
             search=self.search,
+            fold=self.fold,
         )
 
 

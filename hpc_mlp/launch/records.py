@@ -228,6 +228,7 @@ def _run(spec: RunSpec) -> dict[str, Any]:
         "plugins": [plugin.record() for plugin in spec.plugins],
         "pretrained_sha256": spec.pretrained_sha256,
         **({"search": asdict(spec.search)} if spec.search else {}),
+        "fold": spec.fold,
     }
 
 

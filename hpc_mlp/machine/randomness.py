@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # Purposes; the numbers are part of every result.
-ORDER, DROPOUT, MIXUP = 1, 2, 4
+ORDER, DROPOUT, MIXUP, PARTS = 1, 2, 4, 8
 # Sets the augmentation apart from what else is keyed by (seed, epoch).
 _AUGMENT = 0xA06
 
@@ -117,3 +117,8 @@ def mixup_shares(
         .beta(alpha, alpha, size=batch_size)
         .astype(np.float32)
     )
+
+
+def part_keys(parts: int, num_images: int) -> NDArray[np.uint64]:
+    """In whose order images are dealt out to so many parts (`data.deal`): uint64 [num_images]"""
+    return draws(PARTS, 0, (parts, 0, 0), num_images)

@@ -38,6 +38,8 @@ from hpc_mlp.terminal.text import json_text
 
 CONFIG, METRICS, RESULT, FAILED = "config.json", "metrics.jsonl", "result.json", "failed.json"
 BEST, LAST, PREDICTIONS, LIVE = "best.safetensors", "last.ckpt", "predictions.npz", "live.json"
+# Of what a fold holds out, where the archive brought a test split, of which the others are.
+HELD_OUT_PREDICTIONS = "held_out.npz"
 
 State = Literal["done", "diverged", "halved", "failed", "unfinished", "damaged"]
 Json = dict[str, Any]
@@ -87,7 +89,8 @@ class RunFolder:
 
     def leftovers(self) -> list[Path]:
         """The temporary files that a killed process left, and a living one has."""
-        ours = [f".{n}.*" for n in (CONFIG, METRICS, RESULT, FAILED, BEST, LAST, PREDICTIONS, LIVE)]
+        names = (CONFIG, METRICS, RESULT, FAILED, BEST, LAST, PREDICTIONS, LIVE)
+        ours = [f".{name}.*" for name in (*names, HELD_OUT_PREDICTIONS)]
         # Safetensors writes under such a name.
         return [path for pattern in (*ours, ".tmp??????") for path in self.path.glob(pattern)]
 
@@ -141,6 +144,18 @@ class Run(Showable):
     def test(self) -> TestMetrics | None:
         """Test metrics of a complete run (see `bank.metrics`)."""
         return self.result.test if self.result else None
+
+    @property
+    def fold(self) -> int | None:
+        """Of a cross-validation."""
+        return self.config.fold
+
+    @property
+    def held_out(self) -> TestMetrics | None:
+        """Of a complete run of a fold: metrics of the images that its fold holds out."""
+        if self.fold is None or self.result is None:
+            return None
+        return self.result.held_out or self.result.test
 
     @property
     def monitor(self) -> Monitor:
@@ -211,10 +226,11 @@ def _read_run(path: Path) -> Run | None:
     if result is not None:
         state = result.status
         classes = len(config.dataset.classes)
-        if result.test and len(result.test.confusion_matrix) != classes:
-            raise damaged(
-                path / RESULT, f"confusion_matrix is not that of {classes} classes", remedy
-            )
+        for measured in (result.test, result.held_out):
+            if measured and len(measured.confusion_matrix) != classes:
+                raise damaged(
+                    path / RESULT, f"confusion_matrix is not that of {classes} classes", remedy
+                )
     metrics = _read_metrics(path / METRICS, remedy)
     return Run(path, path.name, config.variant, config.seed, state, config, metrics, result, failed)
 
@@ -273,5 +289,10 @@ def list_runs(root: Path) -> list[Run]:
         raise UserError(f"no runs in {root}. Train first: hpc-mlp train OUT --runs {root}")
     return sorted(
         runs,
-        key=lambda run: (run.variant, repr(sorted(run.config.swept.items(), key=str)), run.seed),
+        key=lambda run: (
+            run.variant,
+            repr(sorted(run.config.swept.items(), key=str)),
+            run.seed,
+            -1 if run.fold is None else run.fold,
+        ),
     )

@@ -23,6 +23,7 @@ def identity_of(spec: RunSpec, digest: str) -> Json:
         digest,
         [plugin.sha256 for plugin in spec.plugins],
         spec.pretrained_sha256,
+        spec.fold,
     )
 
 

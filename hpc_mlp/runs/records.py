@@ -107,7 +107,10 @@ class Result(JsonRecord):
     best_val_accuracy: Share | None = None
     # Of the user's own.
     best_val_metrics: OwnMetrics = Field(default_factory=dict)
+    # Of a fold: on the archive's own test split where it brought one, else on what is held out.
     test: TestMetrics | None = None
+    # Of a fold, where `test` is of the archive's own.
+    held_out: TestMetrics | None = None
     num_parameters: Count | None = None
     seconds: Amount = None
     images_per_second: Amount = None
@@ -160,6 +163,8 @@ class RunConfig(JsonRecord):
     name: str = ""
     variant: str
     seed: Count
+    # Of `data.folds`, from 0.
+    fold: Count | None = None
     swept: FreeTable = Field(default_factory=dict)
     # Of a search: the number of the trial whose values it has.
     trial: Count | None = None
@@ -180,7 +185,7 @@ class RunConfig(JsonRecord):
         """See `run_identity`; a plugin's path stands for a sha256 that is not known."""
         plugins = [plugin if isinstance(plugin, str) else plugin.sha256 for plugin in self.plugins]
         return run_identity(
-            self.config, self.seed, self.dataset.digest, plugins, self.pretrained_sha256
+            self.config, self.seed, self.dataset.digest, plugins, self.pretrained_sha256, self.fold
         )
 
     @property

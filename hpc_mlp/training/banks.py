@@ -13,15 +13,15 @@ from hpc_mlp.data.resident import free_memory
 from hpc_mlp.machine.device import branch
 from hpc_mlp.machine.processes import Processes
 from hpc_mlp.training import trial
-from hpc_mlp.training.batches import BatchLoader
 from hpc_mlp.training.checkpoint import data_mode, resumable_together
+from hpc_mlp.training.loader import BatchLoader
 from hpc_mlp.training.setup import TrainSetup
 
 
 def runs_of_rank(specs: Sequence[RunSpec], processes: Processes) -> list[RunSpec]:
-    """This process's part of the runs, by seed: runs of one seed share their batches."""
+    """This process's part of the runs, by seed and fold: runs of equal ones share their batches."""
     first, last = processes.part(len(specs))
-    return sorted(specs, key=lambda spec: spec.seed)[first:last]
+    return sorted(specs, key=lambda spec: (spec.seed, spec.fold or 0))[first:last]
 
 
 def data_sections(setup: TrainSetup, specs: Sequence[RunSpec]) -> dict[str, DataConfig]:

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from hpc_mlp.bank.evaluate import evaluate
 from hpc_mlp.bank.own_metrics import measure
+from hpc_mlp.config.plan import RunSpec
 from hpc_mlp.files.atomic import write_bytes
+from hpc_mlp.machine.processes import ALONE
 from hpc_mlp.models.registry import build_module
-from hpc_mlp.runs.folder import PREDICTIONS
-from hpc_mlp.training.batches import BatchLoader
+from hpc_mlp.runs.folder import HELD_OUT_PREDICTIONS, PREDICTIONS, Json
 from hpc_mlp.training.best import BestWeights
 from hpc_mlp.training.checkpoint import LeaseCheck
+from hpc_mlp.training.loader import HELD_OUT, BatchLoader
 from hpc_mlp.training.members import Member
+
+Batches = Iterator[tuple[Tensor, Tensor]]
 
 
 def write_result(
     member: Member,
     loader: BatchLoader,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    watched: Callable[[Batches], Batches],
     best: BestWeights,
     check_lease: LeaseCheck,
     *,
@@ -31,28 +37,62 @@ def write_result(
     bank_size: int,
 ) -> float | None:
     """→ test accuracy; None of a search's trial, and where the run diverged before its first epoch
-    ended. `batches`: the test split's images and labels, looked at where there are weights to look
-    with. `check_lease` is asked before each file.
+    ended. `watched` goes through the images, and may raise. `check_lease` is asked before each
+    file.
 
-    best.safetensors is written right before result.json, and then the checkpoint has done its part:
-    it is removed, unless `train.keep_checkpoint`, or the member is to go on."""
-    manifest, test, spec, folder = loader.manifest, None, member.spec, member.folder
+    A run of a fold is tested on what its fold holds out; where the archive brought a test split, on
+    that, and what is held out is measured beside it. best.safetensors is written right before
+    result.json, and then the checkpoint has done its part: it is removed, unless
+    `train.keep_checkpoint`, or the member is to go on."""
+    spec, folder = member.spec, member.folder
+    measured: dict[str, Json] = {}
     if member.best_epoch and not spec.is_trial:
-        shape = (manifest.channels, *manifest.image_size)
-        module = build_module(spec.config.model, shape, len(manifest.classes), spec.seed)
-        module.load_state_dict(best.of(member))
-        metrics, probabilities, labels = evaluate(module.to(loader.device), batches, loader.device)
-        test = metrics.as_json(manifest.classes)
-        if member.metrics:
-            given = torch.from_numpy(probabilities), torch.from_numpy(labels)
-            test["metrics"] = measure(member.metrics, *given, spec.name)
-        buffer = io.BytesIO()
-        np.savez(buffer, probabilities=probabilities, labels=labels)
-        check_lease()
-        write_bytes(folder.path / PREDICTIONS, buffer.getvalue())
+        module = _best_module(member, loader, best)
+        for key, split, name in _tests(spec, loader):
+            batches = watched(loader.in_order(split, ALONE, spec.fold))
+            measured[key], arrays = _measured(member, loader, module, batches)
+            if split == HELD_OUT and loader.folds is not None and spec.fold is not None:
+                arrays["rows"] = loader.folds[spec.fold].held_out
+            check_lease()
+            write_bytes(folder.path / name, _npz(arrays))
     best.save(member)
     check_lease()
-    folder.write_result(member.result(test, num_parameters, str(loader.device), bank_size))
+    folder.write_result(member.result(measured, num_parameters, str(loader.device), bank_size))
     if not (spec.config.train.keep_checkpoint or member.paused):
         folder.drop_checkpoint()
-    return test["accuracy"] if test else None
+    return measured["test"]["accuracy"] if measured else None
+
+
+def _npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
+def _tests(spec: RunSpec, loader: BatchLoader) -> list[tuple[str, str, str]]:
+    """Key in result.json, images, file of predictions."""
+    if spec.fold is None:
+        return [("test", "test", PREDICTIONS)]
+    if "test" not in loader.given:
+        return [("test", HELD_OUT, PREDICTIONS)]
+    return [("test", "test", PREDICTIONS), (HELD_OUT, HELD_OUT, HELD_OUT_PREDICTIONS)]
+
+
+def _best_module(member: Member, loader: BatchLoader, best: BestWeights) -> nn.Module:
+    manifest, spec = loader.manifest, member.spec
+    shape = (manifest.channels, *manifest.image_size)
+    module = build_module(spec.config.model, shape, len(manifest.classes), spec.seed)
+    module.load_state_dict(best.of(member))
+    return module.to(loader.device)
+
+
+def _measured(
+    member: Member, loader: BatchLoader, module: nn.Module, batches: Batches
+) -> tuple[Json, dict[str, NDArray[Any]]]:
+    """Metrics as result.json has them, and what the file of predictions holds."""
+    metrics, probabilities, labels = evaluate(module, batches, loader.device)
+    found = metrics.as_json(loader.manifest.classes)
+    if member.metrics:
+        given = torch.from_numpy(probabilities), torch.from_numpy(labels)
+        found["metrics"] = measure(member.metrics, *given, member.spec.name)
+    return found, {"probabilities": probabilities, "labels": labels}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,8 +99,11 @@ class Member:
             return "early"
         return "max_seconds" if self.seconds_left <= 0 else None
 
-    def result(self, test: Json | None, num_parameters: int, device: str, bank_size: int) -> Json:
-        """result.json"""
+    def result(
+        self, measured: Mapping[str, Json], num_parameters: int, device: str, bank_size: int
+    ) -> Json:
+        """result.json. `measured`: "test", and of a fold maybe "held_out"; empty where there were
+        no weights to test."""
         best, status = self.best or {}, "diverged" if self.stopped == "diverged" else "done"
         return {
             "status": "halved" if self.paused else status,
@@ -109,7 +113,8 @@ class Member:
             "best_val_loss": best.get("val_loss"),
             "best_val_accuracy": best.get("val_accuracy"),
             **({"best_val_metrics": best["metrics"]} if "metrics" in best else {}),
-            "test": test,
+            "test": measured.get("test"),
+            **{key: found for key, found in measured.items() if key != "test"},
             "num_parameters": num_parameters,
             "seconds": self.seconds,
             "images_per_second": self.images / self.seconds if self.seconds else 0.0,

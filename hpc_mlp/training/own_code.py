@@ -10,7 +10,7 @@ import torch
 from hpc_mlp.data.own_augment import AugmentationError
 from hpc_mlp.errors import OwnCodeError
 from hpc_mlp.machine.processes import Processes
-from hpc_mlp.training.batches import BatchLoader
+from hpc_mlp.training.loader import BatchLoader
 from hpc_mlp.training.members import Member
 from hpc_mlp.training.state import BankState
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from accelerate.state import AcceleratorState
 from hpc_mlp.config.plan import RunSpec, TrainOptions, splits_batches
 from hpc_mlp.config.plugins import trust
 from hpc_mlp.config.registry import load_plugins
+from hpc_mlp.data.folds import make_folds
 from hpc_mlp.data.remote import DatasetLocation, load_manifest
 from hpc_mlp.errors import HpcMlpError, LeaseLostError, OwnCodeError, RunError
 from hpc_mlp.live.display import open_display
@@ -30,8 +32,9 @@ from hpc_mlp.terminal.console import Console
 from hpc_mlp.terminal.output import say
 from hpc_mlp.training import failure, trial
 from hpc_mlp.training.banks import banks, data_sections, runs_of_rank
-from hpc_mlp.training.batches import BatchLoader, make_loader
+from hpc_mlp.training.batches import make_loader
 from hpc_mlp.training.checkpoint import LeaseCheck
+from hpc_mlp.training.loader import BatchLoader
 from hpc_mlp.training.members import Member
 from hpc_mlp.training.progress import ProgressListener, watch
 from hpc_mlp.training.searching import begin_search, has_search, run_search
@@ -111,9 +114,12 @@ def _train_specs(
         data = {spec.name: spec.config.data for spec in own_runs}
         if not options.overwrite:
             data = data_sections(setup, own_runs)
-        configs = dict.fromkeys(data.values())
+        sections = dict.fromkeys(spec.config.data for spec in todo)
+        folds = {c.folds: make_folds(shards, manifest, c) for c in sections if c.folds > 1}
+        setup = replace(setup, folds=folds)
         loaders = {
-            c: make_loader(setup.shards, manifest, c, device, group, per_device) for c in configs
+            c: make_loader(shards, manifest, c, device, group, per_device, folds.get(c.folds))
+            for c in dict.fromkeys(data.values())
         }
         loader_of = {name: loaders[config] for name, config in data.items()}
         # Nobody has written anything until everybody has read everything.

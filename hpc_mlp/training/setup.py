@@ -6,7 +6,7 @@ import os
 import platform
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ import torch
 from hpc_mlp._version import __version__
 from hpc_mlp.config.plan import RunSpec, pretrained_sha256
 from hpc_mlp.config.registry import check_names, own
+from hpc_mlp.data.folds import Folds, fold_splits
 from hpc_mlp.data.limits import SPLITS
 from hpc_mlp.data.manifest import NAME, Manifest
 from hpc_mlp.data.remote import DatasetLocation, is_url
@@ -35,6 +36,8 @@ class TrainSetup:
     manifest: Manifest
     specs: list[RunSpec]
     runs: Path
+    # By `data.folds`.
+    folds: dict[int, Folds] = field(default_factory=dict)
 
     def folder(self, spec: RunSpec) -> RunFolder:
         return RunFolder(self.runs / spec.name)
@@ -42,6 +45,13 @@ class TrainSetup:
     def describe(self, spec: RunSpec, device: torch.device) -> Json:
         """config.json of a run."""
         manifest = self.manifest
+        images = {name: split.num_images for name, split in manifest.splits.items()}
+        mean, std = manifest.mean, manifest.std
+        if spec.fold is not None:
+            folds = self.folds[spec.config.data.folds]
+            mean, std = folds[spec.fold].moments
+            images = {name: n for name, n in images.items() if name not in folds.splits}
+            images |= folds[spec.fold].num_images
         module = shape_of(spec, manifest)
         metrics = {
             name: {"higher_is_better": metric.higher_is_better}
@@ -51,6 +61,7 @@ class TrainSetup:
             "name": spec.name,
             "variant": spec.variant,
             "seed": spec.seed,
+            **({} if spec.fold is None else {"fold": spec.fold}),
             "swept": spec.swept,
             **({"trial": spec.search.trial} if spec.search else {}),
             "config": spec.config.model_dump(mode="json"),
@@ -65,12 +76,12 @@ class TrainSetup:
                 "classes": list(manifest.classes),
                 "image_size": list(manifest.image_size),
                 "channels": manifest.channels,
-                "mean": list(manifest.mean),
-                "std": list(manifest.std),
+                "mean": list(mean),
+                "std": list(std),
                 "encoding": manifest.encoding,
                 "max_pixels": manifest.max_pixels,
                 "source": manifest.source.get("name"),
-                "num_images": {name: split.num_images for name, split in manifest.splits.items()},
+                "num_images": images,
             },
             "num_parameters": None if module is None else count_parameters(module),
             "versions": {
@@ -93,8 +104,10 @@ def check(setup: TrainSetup) -> None:
         raise UserError(
             f"--runs {setup.runs}: this is a shards folder; name another one for the runs."
         )
+    # What folds are made of may come from any split.
+    folded = fold_splits(manifest) if all(spec.fold is not None for spec in setup.specs) else ()
     for split in SPLITS:
-        if manifest.split(split).num_images == 0:
+        if manifest.split(split).num_images == 0 and split not in folded:
             raise UserError(
                 f"{setup.shards} has no {split} images. Convert with larger --val and --test "
                 "shares."

@@ -15,7 +15,8 @@ from hpc_mlp.bank.schedule import learning_rate
 from hpc_mlp.bank.step import TrainStep
 from hpc_mlp.config.plan import RunSpec
 from hpc_mlp.machine.processes import Processes
-from hpc_mlp.training.batches import BatchLoader, num_steps
+from hpc_mlp.training.batches import num_steps
+from hpc_mlp.training.loader import BatchLoader
 
 
 class BankState:
@@ -29,7 +30,6 @@ class BankState:
         specs: Sequence[RunSpec],
         loader: BatchLoader,
         processes: Processes,
-        reference: Tensor,
         *,
         count: int = 0,
         tensors: Sequence[dict[str, Tensor]] | None = None,
@@ -39,14 +39,14 @@ class BankState:
         shape = (manifest.channels, *manifest.image_size)
         weights = None if tensors is None else [part(held, "model/") for held in tensors]
         self.bank = Bank(specs, shape, len(manifest.classes), weights).to(device)
-        self.bank.set_reference(reference)
+        self.bank.set_reference(loader.reference(self.bank.streams))
         if not processes.alone:
             self.bank.share_batches(processes)
         reduce = None if processes.alone else processes.sum
         self.optimizer = BankOptimizer(self.bank, count=count, states=tensors, reduce=reduce)
         self.average = WeightAverage(self.bank, tensors)
         configs = [spec.config.train for spec in specs]
-        counts = manifest.split("train").class_counts
+        counts = [loader.class_counts(spec.fold) for spec in specs]
         summed = None if reduce is None else lambda t: reduce([t])
         loss = BankLoss(configs, counts, device, summed, [spec.name for spec in specs])
         graph = processes.alone and all(is_capturable(spec) for spec in specs)

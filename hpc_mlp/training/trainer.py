@@ -16,10 +16,10 @@ from hpc_mlp.bank.step import StepBatch, set_precision
 from hpc_mlp.data.own_augment import AugmentationError
 from hpc_mlp.errors import HpcMlpError, OwnCodeError
 from hpc_mlp.machine import stop
-from hpc_mlp.machine.processes import ALONE, Processes
+from hpc_mlp.machine.processes import Processes
 from hpc_mlp.runs.folder import Json, is_complete
 from hpc_mlp.training import failure
-from hpc_mlp.training.batches import BatchLoader, num_steps
+from hpc_mlp.training.batches import num_steps
 from hpc_mlp.training.best import BestWeights
 from hpc_mlp.training.checkpoint import (
     Checkpoint,
@@ -29,6 +29,7 @@ from hpc_mlp.training.checkpoint import (
     save_checkpoints,
 )
 from hpc_mlp.training.finish import write_result
+from hpc_mlp.training.loader import BatchLoader
 from hpc_mlp.training.members import Member
 from hpc_mlp.training.own_code import check_finite, with_runs
 from hpc_mlp.training.progress import ProgressListener
@@ -54,7 +55,6 @@ class BankTrainer:
         self.check_lease = check_lease
         for member in self.members:
             member.data_mode = loader.mode
-        self.reference = loader.reference()
         # Batch size, precision and when to save are the same for all.
         train = members[0].spec.config.train
         set_precision(train.precision)
@@ -125,7 +125,7 @@ class BankTrainer:
     def _build(self, tensors: Sequence[dict[str, Tensor]] | None) -> None:
         specs = [member.spec for member in self.members]
         self.state = BankState(
-            specs, self.loader, self.processes, self.reference, count=self._count, tensors=tensors
+            specs, self.loader, self.processes, count=self._count, tensors=tensors
         )
 
     @property
@@ -200,22 +200,26 @@ class BankTrainer:
         """→ what was counted, and each member's metrics of the user's own"""
         sums = MetricSums(len(self.members), len(self.loader.manifest.classes), self.loader.device)
         own = OwnMetrics([member.metrics for member in self.members])
-        self.state.bank.eval()
+        bank = self.state.bank.eval()
+        batches = self.loader.validation(bank.folds, self.processes)
         with self.state.average.applied():
-            for images, labels in self._batches("val", self.processes):
-                logits = self.state.bank(images.unsqueeze(0))
-                sums.add(logits, labels)
-                own.add(logits, labels)
+            for images, labels in self._heeding(batches, self.processes):
+                logits = bank(images)
+                one = len(labels) == 1
+                truth = labels.expand(len(bank), -1) if one else labels[bank.fold_index]
+                sums.add(logits, truth, padded=self.loader.folds is not None)
+                own.add(logits, truth)
         self.processes.sum(sums.tensors())
         diverged = [not math.isfinite(loss) for loss in sums.losses()]
         names = [member.spec.name for member in self.members]
         return sums, own.values(self.processes, names, skip=diverged)
 
-    def _batches(self, split: str, processes: Processes) -> Iterator[tuple[Tensor, Tensor]]:
-        """All images of a split once. Raises Stopped when asked to stop: of several processes,
-        which would have to agree on the batch, each goes on to the end."""
-        batches = self.loader.in_order(split, processes)
-        return stop.unless_stopped(batches) if self.processes.alone else batches
+    def _heeding(
+        self, batches: Iterator[tuple[Tensor, Tensor]], processes: Processes
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Raises Stopped when asked to stop: of several processes, which would have to agree on the
+        batch, each goes on to the end."""
+        return stop.unless_stopped(batches) if processes.alone else batches
 
     def _record(self, sums: MetricSums, own: Sequence[dict[str, float]]) -> None:
         """The epoch's line of metrics, and whether a member goes on. After the last step this is
@@ -295,12 +299,11 @@ class BankTrainer:
         """By the lead. What a model raises on the test images is that member's failure alone."""
         accuracy = None
         if self.processes.lead:
-            batches = self._batches("test", ALONE)
             try:
                 accuracy = write_result(
                     member,
                     self.loader,
-                    batches,
+                    lambda batches: self._heeding(batches, self.processes),
                     self.best,
                     self.check_lease,
                     num_parameters=parameters,

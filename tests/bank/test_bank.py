@@ -217,7 +217,8 @@ def test_best_weights_load_into_a_plain_sequential(
     from safetensors.torch import load_file
 
     from hpc_mlp.data.manifest import Manifest
-    from hpc_mlp.data.resident import load_resident, normaliser
+    from hpc_mlp.data.normalise import normaliser
+    from hpc_mlp.data.resident import load_resident
 
     norm, drop = "batchnorm" in variant, "dropout" in variant
     layers: list[nn.Module] = []
@@ -285,7 +286,7 @@ def trained_bits(
     torch.set_num_threads(threads)
     specs = specs_of(variants, seeds, f"model.hidden=[{hidden}]", *sets)
     bank = BankUnderTest(specs, batch, shape, classes)
-    bank.bank.set_reference(torch.full(shape, 0.5))
+    bank.bank.set_reference(torch.full((1, *shape), 0.5))
     bank.train(steps=3, sizes={2: max(1, batch // 3)})
     images = torch.randn(1, 70, *shape, generator=torch.Generator().manual_seed(5))
     logits = bank.bank.eval()(images).detach()

@@ -43,7 +43,7 @@ def test_each_member_has_torchs_loss_and_gradient(
     torch.manual_seed(seed)
     logits = torch.randn(len(configs), batch, len(counts), requires_grad=True)
     labels = torch.randint(0, len(counts), (len(configs), batch))
-    losses = BankLoss(configs, counts, CPU)(logits, Targets(labels), batch)
+    losses = BankLoss(configs, [counts], CPU)(logits, Targets(labels), batch)
     (gradient,) = torch.autograd.grad(losses.sum(), logits)
     for v, config in enumerate(configs):
         weight = balanced(counts) if config.class_weights == "balanced" else None
@@ -61,14 +61,14 @@ def test_parts_of_a_batch_add_up_to_its_loss(weights: Literal["none", "balanced"
     config = TrainConfig(class_weights=weights, label_smoothing=0.1)
     counts = [3, 10, 40]
     logits, labels = torch.randn(1, 9, 3), torch.randint(0, 3, (1, 9))
-    whole = BankLoss([config], counts, CPU)(logits, Targets(labels), 9)
+    whole = BankLoss([config], [counts], CPU)(logits, Targets(labels), 9)
     total = balanced(counts)[labels].sum(1) if weights == "balanced" else torch.tensor([9.0])
 
     def share(part: slice) -> torch.Tensor:
         def reduce(tensor: torch.Tensor) -> None:
             tensor.copy_(total)
 
-        loss = BankLoss([config], counts, CPU, reduce)
+        loss = BankLoss([config], [counts], CPU, reduce)
         return loss(logits[:, part], Targets(labels[:, part]), 9)
 
     assert torch.allclose(share(slice(0, 5)) + share(slice(5, 9)), whole, rtol=1e-5)
@@ -80,7 +80,7 @@ def test_mixup_is_the_mixture_of_two_losses(smoothing: float) -> None:
     logits = torch.randn(2, 6, 4)
     first, second = torch.randint(0, 4, (2, 2, 6))
     share = torch.rand(2, 6)
-    mixed = BankLoss([config] * 2, [1] * 4, CPU)(logits, Targets(first, second, share), 6)
+    mixed = BankLoss([config] * 2, [[1] * 4], CPU)(logits, Targets(first, second, share), 6)
     for v in range(2):
         one, other = (
             nn.functional.cross_entropy(
@@ -97,7 +97,7 @@ def test_mixup_with_class_weights_is_one_with_every_label_as_an_image_of_its_own
     counts = [3, 10, 40, 0]
     logits, share = torch.randn(1, 6, 4), torch.rand(1, 6)
     first, second = torch.randint(0, 4, (2, 1, 6))
-    loss = BankLoss([TrainConfig(class_weights="balanced")], counts, CPU)(
+    loss = BankLoss([TrainConfig(class_weights="balanced")], [counts], CPU)(
         logits, Targets(first, second, share), 6
     )
     losses, weights = [], []
@@ -111,7 +111,7 @@ def test_mixup_with_class_weights_is_one_with_every_label_as_an_image_of_its_own
 @settings(max_examples=50, deadline=None)
 @given(counts=st.lists(st.integers(1, 10**8), min_size=2, max_size=9))
 def test_balanced_weights_are_n_over_k_n_k_rounded_once(counts: list[int]) -> None:
-    weights = BankLoss([TrainConfig(class_weights="balanced")], counts, CPU).weights
+    weights = BankLoss([TrainConfig(class_weights="balanced")], [counts], CPU).weights
     assert weights is not None
     exact = [sum(counts) / (len(counts) * count) for count in counts]
     assert weights.tolist() == [torch.tensor(exact, dtype=torch.float64).float().tolist()]
@@ -119,7 +119,7 @@ def test_balanced_weights_are_n_over_k_n_k_rounded_once(counts: list[int]) -> No
 
 def test_what_the_loss_needs_lies_on_the_device() -> None:
     loss = BankLoss(
-        [TrainConfig(class_weights="balanced", label_smoothing=0.1)], [1, 2], torch.device("meta")
+        [TrainConfig(class_weights="balanced", label_smoothing=0.1)], [[1, 2]], torch.device("meta")
     )
     assert loss.weights is not None and loss.weights.device.type == "meta"
     assert loss.smoothing is not None and loss.smoothing.device.type == "meta"
@@ -128,7 +128,7 @@ def test_what_the_loss_needs_lies_on_the_device() -> None:
 def test_a_members_infinite_loss_stays_its_own() -> None:
     logits = torch.randn(2, 3, 4)
     logits[0, 1] = float("nan")
-    losses = BankLoss([TrainConfig()] * 2, [1] * 4, CPU)(
+    losses = BankLoss([TrainConfig()] * 2, [[1] * 4], CPU)(
         logits, Targets(torch.zeros(2, 3, dtype=torch.int64)), 3
     )
     assert torch.isnan(losses[0]) and torch.isfinite(losses[1])

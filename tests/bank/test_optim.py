@@ -311,7 +311,7 @@ def test_state_moves_to_another_bank() -> None:
     rest = BankUnderTest(specs[1:3], 16)
     rest.bank = Bank(specs[1:3], SHAPE, 5, weights[1:3])
     rest.optimizer = BankOptimizer(rest.bank, count=3, states=moments[1:3])
-    loss = BankLoss([spec.config.train for spec in specs[1:3]], [1] * 5, CPU)
+    loss = BankLoss([spec.config.train for spec in specs[1:3]], [[1] * 5], CPU)
     step = TrainStep(rest.bank, rest.optimizer, loss, "fp32", graph=False)
     for t in range(3, 6):
         images, labels = rest.data(t)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpc_mlp.conversion.stats import mean_and_std, measure
+from hpc_mlp.conversion.stats import measure
+from hpc_mlp.data.moments import mean_and_std
 
 SIZES = st.one_of(st.integers(1, 9), st.integers(1, 300))
 IMAGES = st.tuples(st.integers(1, 3), SIZES, SIZES, st.sampled_from([1, 3]), st.integers(0, 2**31))

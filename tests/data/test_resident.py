@@ -20,8 +20,9 @@ from support.shards import random_arrays, write_shards
 
 from hpc_mlp.cli.data import convert
 from hpc_mlp.data.manifest import Manifest, Split, resident_bytes
+from hpc_mlp.data.normalise import normaliser
 from hpc_mlp.data.png import decode_plain
-from hpc_mlp.data.resident import load_resident, normaliser
+from hpc_mlp.data.resident import load_resident
 from hpc_mlp.data.shards import decode, index_shard, open_shard
 from hpc_mlp.errors import UserError
 

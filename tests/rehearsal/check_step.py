@@ -40,10 +40,10 @@ class Rehearsed:
         specs = specs_of(variants, list(range(seeds)), *sets)
         self.shape = shape
         self.bank = Bank(specs, shape, 10).to(CUDA)
-        self.bank.set_reference(torch.zeros(shape, device=CUDA))
+        self.bank.set_reference(torch.zeros(1, *shape, device=CUDA))
         optimizer = BankOptimizer(self.bank)
         self.rates = [param_group.optim.lr for param_group in optimizer.param_groups]
-        loss = BankLoss([spec.config.train for spec in specs], [1] * 10, CUDA)
+        loss = BankLoss([spec.config.train for spec in specs], [[1] * 10], CUDA)
         self.step = TrainStep(
             self.bank, optimizer, loss, specs[0].config.train.precision, graph=True
         )
@@ -124,7 +124,7 @@ def test_the_launches_of_a_batch(
     lie ready."""
     loader = ResidentBatchLoader(digits, load_manifest(digits), CUDA)
     specs = specs_of("all", list(range(seeds)), "model.hidden=[8]", *sets)
-    channels, height, width = loader.reference().shape
+    channels, height, width = loader.splits["train"].images.shape[1:]
     streams = Bank(specs, (channels, height, width), 10).streams
     batches = loader.epoch(streams, 0, 0, 32, Processes())
     # By then all pinned memory is there.

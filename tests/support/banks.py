@@ -44,7 +44,7 @@ class BankUnderTest:
         self.specs, self.batch, self.shape, self.classes = specs, batch, shape, classes
         self.bank = Bank(specs, shape, classes)
         self.optimizer = BankOptimizer(self.bank)
-        loss = BankLoss([spec.config.train for spec in specs], [1] * classes, CPU)
+        loss = BankLoss([spec.config.train for spec in specs], [[1] * classes], CPU)
         self.step = TrainStep(self.bank, self.optimizer, loss, "fp32", graph=graph)
 
     def data(self, t: int, size: int | None = None) -> tuple[Tensor, Tensor]:

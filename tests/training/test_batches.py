@@ -21,7 +21,8 @@ from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.errors import UserError
 from hpc_mlp.machine.processes import Processes
 from hpc_mlp.machine.randomness import epoch_order, mixup_shares
-from hpc_mlp.training.batches import BatchLoader, make_loader
+from hpc_mlp.training.batches import make_loader
+from hpc_mlp.training.loader import BatchLoader
 
 CPU = torch.device("cpu")
 NUM_IMAGES = 37

@@ -36,7 +36,7 @@ def cuda_bank(variants: str, *sets: str, graph: bool) -> BankUnderTest:
     device = torch.device("cuda")
     test.bank = Bank(test.specs, (1, 4, 4), 5).to(device)
     test.optimizer = BankOptimizer(test.bank)
-    loss = BankLoss([spec.config.train for spec in test.specs], [1] * 5, device)
+    loss = BankLoss([spec.config.train for spec in test.specs], [[1] * 5], device)
     test.step = TrainStep(test.bank, test.optimizer, loss, "fp32", graph=graph)
     return test
 

@@ -84,7 +84,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(val_loss: float, train_loss: flo
     assert run.finish_epoch(line(1, 0.5), 10)
     assert not run.finish_epoch(line(2, val_loss, train_loss), 10)
     assert run.stopped == "diverged" and run.best_epoch == 1
-    result = run.result(None, 5, "cpu", 1)
+    result = run.result({}, 5, "cpu", 1)
     assert (result["status"], result["stopped"], result["best_val_loss"]) == (
         "diverged",
         "diverged",
@@ -95,7 +95,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(val_loss: float, train_loss: flo
 def test_a_run_that_diverges_at_once_has_no_best_epoch() -> None:
     run = member()
     run.finish_epoch(line(1, math.nan), 10)
-    result = run.result(None, 5, "cpu", 1)
+    result = run.result({}, 5, "cpu", 1)
     assert run.best is None and (
         result["best_epoch"],
         result["best_val_loss"],
@@ -146,7 +146,7 @@ def test_the_result_says_what_happened() -> None:
     run = member("train.epochs=3")
     run.seconds = 8.0
     train(run, [0.5, 0.3, 0.4], accuracy=0.75)
-    assert run.result({"accuracy": 0.9}, 123, "cpu", 4) == {
+    assert run.result({"test": {"accuracy": 0.9}}, 123, "cpu", 4) == {
         "status": "done",
         "stopped": "epochs",
         "epochs_run": 3,
@@ -174,7 +174,7 @@ def test_a_run_goes_on_from_its_state_as_if_nothing_had_happened() -> None:
         run.finish_epoch(line(4, 0.6), 10)
     assert rest.stopped == whole.stopped == "early"
     assert rest.state() == whole.state()
-    assert rest.result(None, 1, "cpu", 1) == whole.result(None, 1, "cpu", 1)
+    assert rest.result({}, 1, "cpu", 1) == whole.result({}, 1, "cpu", 1)
     again = member()
     again.restore(whole.state())
     assert again.stopped == "early"

@@ -62,7 +62,7 @@ def test_class_weights_and_mixup_are_those_of_the_cross_entropy(
                 )
                 for name, s in settings
             ],
-            [3, 10, 40],
+            [[3, 10, 40]],
             torch.device("cpu"),
         )
         for ours in (True, False)

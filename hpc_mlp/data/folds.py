@@ -1,0 +1,180 @@
+"""Cross-validation: which images each fold trains on, validates on and holds out.
+
+Folds are rows of the dataset, so nothing is converted again. A row is an image's place in the
+splits train, val and test, one after the other, each in shard order. Where the archive brought a
+test split, that stays apart, and folds are made of the other two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hpc_mlp.config.sections import DataConfig
+from hpc_mlp.data.deal import Rows, deal
+from hpc_mlp.data.groups import load_groups
+from hpc_mlp.data.limits import SPLITS
+from hpc_mlp.data.manifest import Manifest
+from hpc_mlp.data.moments import mean_and_std
+from hpc_mlp.data.normalise import PixelMoments
+from hpc_mlp.data.remote import DatasetLocation
+from hpc_mlp.data.resident import choose_mode, load_resident
+from hpc_mlp.data.streaming import StreamingSplit
+from hpc_mlp.errors import UserError
+from hpc_mlp.terminal.text import count
+
+CPU = torch.device("cpu")
+# The share of all images that a fold validates on, where parts of folds can make it up.
+_VAL_SHARE = 0.1
+_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Rows, in order: of training, of validation (for early stopping), and those held out, on which
+    the fold is tested. `moments`: of its training pixels. `class_counts`: of training images."""
+
+    train: Rows
+    val: Rows
+    held_out: Rows
+    moments: PixelMoments
+    class_counts: tuple[int, ...]
+
+    @property
+    def num_images(self) -> dict[str, int]:
+        return {"train": len(self.train), "val": len(self.val), "held_out": len(self.held_out)}
+
+
+@dataclass(frozen=True)
+class Folds:
+    """`splits`: what the folds are made of. `epoch_images`: of the smallest training part. Every
+    fold's epoch has so many, so that all take the same steps: of a larger one each epoch leaves out
+    others."""
+
+    splits: tuple[str, ...]
+    folds: tuple[Fold, ...]
+
+    def __getitem__(self, number: int) -> Fold:
+        return self.folds[number]
+
+    def __len__(self) -> int:
+        return len(self.folds)
+
+    @property
+    def epoch_images(self) -> int:
+        return min(len(fold.train) for fold in self.folds)
+
+
+def fold_splits(manifest: Manifest) -> tuple[str, ...]:
+    """What folds are made of."""
+    given = manifest.given_splits
+    # Of before 0.2: the layout says whether there were some.
+    has_test = "split" in manifest.layout if given is None else "test" in given
+    return SPLITS[:2] if has_test else SPLITS
+
+
+def make_folds(location: DatasetLocation, manifest: Manifest, config: DataConfig) -> Folds:
+    """`config.folds` folds, a function of the dataset and their number alone.
+
+    Every image is held out in one fold. Images of equal pixels, near copies and groups lie in one
+    fold; classes are spread evenly. A fold validates on about a tenth of all images, which are of
+    the next fold. One pass over the images. UserError where there are too few."""
+    splits, number = fold_splits(manifest), config.folds
+    images = _measure(_images(location, manifest, splits, config))
+    groups = load_groups(location, manifest)
+    if len(np.unique(images.equal)) < number:
+        raise UserError(
+            f"data.folds={number}: {location} has only {count(len(images.equal), 'image')} to make "
+            f"folds of ({', '.join(splits)})."
+        )
+    # A fold's parts: its first one is what the fold before it validates on.
+    each = max(1, round(_VAL_SHARE**-1 / number))
+    together = images.equal if groups is None else groups[: len(images.labels)]
+    part = deal(images.labels, together, number * each)
+    folds = []
+    for k in range(number):
+        held_out = part // each == k
+        val = part == (k + 1) % number * each
+        train = ~(held_out | val)
+        if not (held_out.any() and val.any() and train.any()):
+            raise UserError(
+                f"data.folds={number}: fold {k} of {location} would have no images to "
+                f"{'test' if not held_out.any() else 'validate' if not val.any() else 'train'} "
+                "on: there are too few images, or too few groups. Take fewer folds."
+            )
+        folds.append(_fold(images, train, val, held_out, manifest))
+    return Folds(splits, tuple(folds))
+
+
+@dataclass(frozen=True)
+class _ImageSums:
+    """Of every image: its class, the sums of its values and of their squares by channel, and the
+    number of the first image of equal pixels."""
+
+    labels: Rows
+    sums: NDArray[np.int64]
+    squares: NDArray[np.int64]
+    equal: Rows
+
+
+def _fold(
+    images: _ImageSums,
+    train: NDArray[np.bool_],
+    val: NDArray[np.bool_],
+    held_out: NDArray[np.bool_],
+    manifest: Manifest,
+) -> Fold:
+    values = int(train.sum()) * manifest.num_features // manifest.channels
+    sums, squares = (table[train].sum(0).tolist() for table in (images.sums, images.squares))
+    counts = np.bincount(images.labels[train], minlength=len(manifest.classes))
+    return Fold(
+        np.flatnonzero(train),
+        np.flatnonzero(val),
+        np.flatnonzero(held_out),
+        PixelMoments(*mean_and_std(sums, squares, values)),
+        tuple(counts.tolist()),
+    )
+
+
+def _images(
+    location: DatasetLocation, manifest: Manifest, splits: Sequence[str], config: DataConfig
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """All of these splits once: uint8 [b, C, H, W] and int64 [b] in the host's memory."""
+    if choose_mode(manifest, config.model_copy(update={"mode": "auto"}), CPU) == "streaming":
+        config = config.model_copy(update={"mode": "streaming"})
+    for name in splits:
+        if config.mode == "streaming":
+            split = StreamingSplit(location, manifest, [name], workers=config.workers, device=CPU)
+            with closing(split.in_order(_AT_ONCE)) as batches:
+                for batch in batches:
+                    yield batch.images, batch.labels
+        else:
+            data = load_resident(location, manifest, name, CPU)
+            yield from zip(data.images.split(_AT_ONCE), data.labels.split(_AT_ONCE), strict=True)
+
+
+def _measure(batches: Iterable[tuple[Tensor, Tensor]]) -> _ImageSums:
+    labels, sums, squares, first = [], [], [], list[int]()
+    seen: dict[bytes, int] = {}
+    for images, classes in batches:
+        # Exact: no sum of squares of an image's channel reaches 2^53.
+        values = images.flatten(2).numpy().astype(np.float64)
+        labels.append(classes.numpy())
+        sums.append(values.sum(2).astype(np.int64))
+        squares.append(np.einsum("bcx,bcx->bc", values, values).astype(np.int64))
+        for image in images.flatten(1).numpy():
+            digest = blake2b(image.tobytes(), digest_size=16).digest()
+            first.append(seen.setdefault(digest, len(first)))
+    nothing = np.empty(0, np.int64)
+    return _ImageSums(
+        np.concatenate([nothing, *labels]),
+        np.concatenate(sums) if sums else nothing,
+        np.concatenate(squares) if squares else nothing,
+        np.array(first, np.int64),
+    )
