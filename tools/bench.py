@@ -7,6 +7,8 @@
         ZIP → table: the notebook's way against ours, all epochs (no early stopping) in both
     python tools/bench.py convert photos.zip …
         conversion (bench_convert.py)
+    python tools/bench.py folds SHARDS …
+        cross-validation (bench_folds.py)
     python tools/bench.py input SHARDS …
         reading shards (bench_input.py)
 
@@ -131,7 +133,7 @@ def machine() -> str:
 
 
 def main() -> None:
-    if len(sys.argv) > 1 and sys.argv[1] in ("convert", "input"):
+    if len(sys.argv) > 1 and sys.argv[1] in ("convert", "folds", "input"):
         module = importlib.import_module(f"bench_{sys.argv[1]}")
         sys.argv.pop(1)
         module.main()
