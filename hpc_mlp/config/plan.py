@@ -308,7 +308,7 @@ def plan_runs(
                     here,
                     plugins,
                     weights,
-                    fold,
+                    fold=fold,
                 )
                 for s in seeds
                 for fold in folds
