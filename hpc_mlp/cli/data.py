@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 @click.option(
     "--labels",
     type=PATH,
+    multiple=True,
     metavar="FILE",
-    help="The table of classes, in the ZIP or outside: .csv, .tsv, .jsonl, or lines in a .txt.",
+    help="The table of classes, in the ZIP or outside: .csv, .tsv, .jsonl, or lines in a .txt. "
+    "Several, each with --labels, are read together.",
 )
 @click.option("--file-column", metavar="NAME", help="Its column of file names.")
 @click.option("--label-column", metavar="NAME", help="Its column of classes.")

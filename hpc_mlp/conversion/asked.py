@@ -32,11 +32,11 @@ GroupOf = Callable[[str], str | None]
 
 @dataclass(frozen=True)
 class Asked:
-    """`labels`: the table that counts, in the archive or outside. `class_from_name`,
+    """`labels`: the tables that count, in the archive or outside. `class_from_name`,
     `group_regex`: a regular expression whose first group, or the one called `class` or `group`, is
     the class, or the group."""
 
-    labels: Path | None = None
+    labels: tuple[Path, ...] = ()
     columns: ColumnNames = ColumnNames()
     class_from_name: str | None = None
     group_regex: str | None = None
@@ -46,8 +46,8 @@ class Asked:
         """Of `class_from_name`. UserError where the options make no sense."""
         if self.class_from_name is None:
             return None
-        if self.labels is not None or self.columns.options():
-            other = "--labels" if self.labels is not None else self.columns.options()[0]
+        if self.labels or self.columns.options():
+            other = "--labels" if self.labels else self.columns.options()[0]
             raise UserError(
                 f"--class-from-name takes classes from the names of images, {other} from a table: "
                 "give one of them."

@@ -35,14 +35,13 @@ class Choice:
             for index in piece.tables
         ]
 
-    def leave_labels_files(self, readings: Sequence[Reading], table: int | None = None) -> None:
-        """`table`: the only one that was read."""
-        left = [index for index in self.found.label_files if index != table]
-        self.unread = [index for index in sorted([*left, *self.unread]) if index != table]
-        # That one has been counted as ignored, unlike labels files.
-        readings[0].num_ignored = len(left) - (
-            table is not None and table not in self.found.label_files
-        )
+    def leave_labels_files(self, readings: Sequence[Reading], tables: Sequence[int] = ()) -> None:
+        """`tables`: the only ones that were read."""
+        left = [index for index in self.found.label_files if index not in tables]
+        self.unread = [index for index in sorted([*left, *self.unread]) if index not in tables]
+        # Those have been counted as ignored, unlike labels files.
+        others = sum(index not in self.found.label_files for index in tables)
+        readings[0].num_ignored = len(left) - others
 
     def apart(self) -> list[Reading]:
         """Of a table that came without images, about those of the others; else nothing."""

@@ -55,13 +55,20 @@ def read_labels_files(
     return readings
 
 
-def read_one(source: Source, images: Images, index: int, names: ColumnNames) -> list[Reading]:
-    """The table that the user names. UserError where it cannot be understood."""
-    table = _Scopes(source, images).table(index, names, -1)
-    reading = table.reading()
-    reading.rejects += table.not_listed()
-    _take_splits_of_folders(source, [reading])
-    return [reading]
+def read_named(
+    source: Source, images: Images, tables: Sequence[int], names: ColumnNames
+) -> list[Reading]:
+    """The tables that the user names; of several, each that is called like a split is that split.
+    UserError where one cannot be understood."""
+    scopes, read = _Scopes(source, images), []
+    for index in dict.fromkeys(tables):
+        split = loose_split(_stem(source.names[index])) if len(tables) > 1 else None
+        read.append(scopes.table(index, names, -1 if split is None else split))
+    _want_training(read)
+    readings = _read_together(source, images, read)
+    for reading in readings:
+        reading.num_ignored = 0
+    return readings
 
 
 def read_any(
@@ -105,24 +112,25 @@ def read_any(
             if table not in named
         ]
         usable = named
-    if not any(table.split == 0 for table in usable):
-        # val.csv alone is no split: there is nothing to train on.
-        for table in usable:
-            table.split = -1
-    return _read_together(source, images, usable, splits), reasons
-
-
-def _read_together(
-    source: Source, images: Images, usable: Sequence[Table], splits: dict[int, int | None]
-) -> list[Reading]:
+    _want_training(usable)
     folders = {PurePosixPath(table.where).parent for table in usable}
-    named = all(splits[table.index] is not None for table in usable)
-    if len(usable) > 1 and not named and len(folders) < len(usable):
-        names = [printable(table.where) for table in usable]
+    if len(usable) > 1 and len(named) < len(usable) and len(folders) < len(usable):
+        shown = [printable(table.where) for table in usable]
         raise UserError(
-            f"{printable(source.label)} holds several tables of classes: {', '.join(names)}. Say "
-            f"which one counts: --labels {names[0]}"
+            f"{printable(source.label)} holds several tables of classes: {', '.join(shown)}. Say "
+            f"which one counts: --labels {shown[0]} (or several, each with --labels)"
         )
+    return _read_together(source, images, usable), reasons
+
+
+def _want_training(tables: Sequence[Table]) -> None:
+    """val.csv alone is no split: there is nothing to train on."""
+    if not any(table.split == 0 for table in tables):
+        for table in tables:
+            table.split = -1
+
+
+def _read_together(source: Source, images: Images, usable: Sequence[Table]) -> list[Reading]:
     readings = [table.reading() for table in usable]
     _drop_contradictions(source, usable, readings)
     listed = set().union(*(table.listed for table in usable))

@@ -90,11 +90,12 @@ def read_layout(
 ) -> Iterator[tuple[Source, Layout]]:
     """The archive at `paths`, open, and what is in it. `scratch`: a folder that may hold temporary
     files. UserError as `open_source` and `find_layout`."""
-    source, table = open_source(paths, scratch), None
+    source, tables = open_source(paths, scratch), list[int]()
     with closing(source):
-        if asked.labels is not None:
-            source, table = with_labels(source, asked.labels)
-        yield source, find_layout(source, asked, table)
+        for labels in asked.labels:
+            source, table = with_labels(source, labels)
+            tables.append(table)
+        yield source, find_layout(source, asked, tables)
 
 
 def _convert_source(

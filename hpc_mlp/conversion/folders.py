@@ -92,7 +92,8 @@ class Tree:
         labels, splits = table[self.places, 0], table[self.places, 1].astype(np.int8)
         keep = labels >= 0
         lost = [(self.names[int(i)], reason) for i in self.images[~keep].tolist()]
-        return Reading(kind, classes, self.images[keep], labels[keep], splits[keep], lost, notes)
+        images, labels, splits = self.images[keep], labels[keep], splits[keep]
+        return Reading(kind, classes, images, labels, splits, lost, notes, coded=True)
 
 
 def split_of_folders(names: Names, images: npt.NDArray[np.int64]) -> npt.NDArray[np.int8] | None:

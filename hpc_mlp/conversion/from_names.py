@@ -45,7 +45,8 @@ def read(source: Source, images: npt.NDArray[np.int64], pattern: re.Pattern[str]
         known &= splits >= 0
     named = f"the group {group!r}" if isinstance(group, str) else "the first group"
     notes = [f"took {named} of --class-from-name {printable(pattern.pattern)} as class"]
-    return Reading(KIND, list(numbers), images[known], labels[known], splits[known], rejects, notes)
+    images, labels, splits = images[known], labels[known], splits[known]
+    return Reading(KIND, list(numbers), images, labels, splits, rejects, notes, coded=True)
 
 
 def _searched(name: str, pattern: re.Pattern[str]) -> str:

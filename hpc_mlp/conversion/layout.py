@@ -55,9 +55,9 @@ class Layout:
     notes: list[str] = field(default_factory=list)
 
 
-def find_layout(source: Source, asked: Asked = _NOTHING, table: int | None = None) -> Layout:
-    """`table`: the entry that --labels names. UserError where there are no images, fewer than two
-    classes, names that lead outside, or not what is `asked` for."""
+def find_layout(source: Source, asked: Asked = _NOTHING, tables: Sequence[int] = ()) -> Layout:
+    """`tables`: the entries that --labels names. UserError where there are no images, fewer than
+    two classes, names that lead outside, or not what is `asked` for."""
     pattern = asked.pattern()
     found = sort_out(source)
     parts = source.parts() if isinstance(source, SeveralSources) else [range(len(source.names))]
@@ -67,9 +67,9 @@ def find_layout(source: Source, asked: Asked = _NOTHING, table: int | None = Non
     if pattern is not None:
         readings = [from_names.read(source, found.images, pattern)]
         chosen.leave_labels_files(readings)
-    elif table is not None:
-        readings = chosen_tables.read_one(source, found.images, table, asked.columns)
-        chosen.leave_labels_files(readings, table)
+    elif tables:
+        readings = chosen_tables.read_named(source, found.images, tables, asked.columns)
+        chosen.leave_labels_files(readings, tables)
     elif apart := chosen.apart():
         readings = apart
     else:

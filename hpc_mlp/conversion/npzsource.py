@@ -32,8 +32,9 @@ class NpzSource(FileWithEntries):
     """Images as PNGs called `train/000000.png`, in the order of the arrays, which are unpacked once
     to a file in `scratch`."""
 
-    def __init__(self, path: Path, scratch: Path) -> None:
+    def __init__(self, path: Path, scratch: Path, shown: str | None = None) -> None:
         super().__init__(path)
+        self.shown = shown or str(path)
         # [H, W, channels] of the images in each array; of each entry its array, class and split.
         self._shapes: list[tuple[int, int, int]] = []
         self._array, self._class, self._split = array("b"), array("q"), array("b")
@@ -49,7 +50,8 @@ class NpzSource(FileWithEntries):
             if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
                 raise
             raise UserError(
-                f"{printable(path)} cannot be read as an .npz ({printable(error)}). Is it complete?"
+                f"{printable(self.shown)} cannot be read as an .npz ({printable(error)}). Is it "
+                "complete?"
             ) from None
         self._hold(plain)
         # The open file lives on, the name need not.
@@ -66,7 +68,7 @@ class NpzSource(FileWithEntries):
     def reading(self, start: int, names: ColumnNames) -> Reading:
         """Of entries that are counted from `start`. UserError for `names`: it has no columns."""
         if options := names.options():
-            raise UserError(f"{options[0]} is for a table: {printable(self.path)} is none.")
+            raise UserError(f"{options[0]} is for a table: {printable(self.shown)} is none.")
         labels = np.array(self._class, np.int64)
         numbers, places = np.unique(labels, return_inverse=True)
         return Reading(
@@ -92,7 +94,7 @@ class NpzSource(FileWithEntries):
             wanted = [row for row in wanted if row[0] >= 0]
         if not wanted:
             raise UserError(
-                f"{printable(self.path)} holds the arrays {printable(', '.join(held))}, of which "
+                f"{printable(self.shown)} holds the arrays {printable(', '.join(held))}, of which "
                 "none are images and labels: they are looked for as train_images and train_labels, "
                 "or x_train and y_train, or images and labels."
             )
@@ -130,7 +132,7 @@ class NpzSource(FileWithEntries):
             labels = labels[:, 0]
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
             raise UserError(
-                f"{printable(name)} in {printable(self.path)} is {labels.dtype} of shape "
+                f"{printable(name)} in {printable(self.shown)} is {labels.dtype} of shape "
                 f"{labels.shape}. One class for each image is read: whole numbers [N] or [N, 1]."
             )
         return labels
@@ -156,7 +158,7 @@ class NpzSource(FileWithEntries):
             shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
         if dtype != np.uint8 or fortran or not (len(shape) == 3 or shape[3:] in ((1,), (3,))):
             raise UserError(
-                f"{printable(name)} in {printable(self.path)} is {dtype} of shape {shape}. Images "
+                f"{printable(name)} in {printable(self.shown)} is {dtype} of shape {shape}. Images "
                 "are read as uint8 [N, H, W] or [N, H, W, 3]."
             )
         return tuple(shape)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
 from hpc_mlp.conversion.archive import FileSource, FolderSource, Names, SeveralSources, Source
-from hpc_mlp.conversion.entries import IMAGE_SUFFIXES, is_hidden, suffix_of
+from hpc_mlp.conversion.entries import IMAGE_SUFFIXES, check_safe, is_hidden, suffix_of
 from hpc_mlp.conversion.npzsource import NpzSource
 from hpc_mlp.conversion.parquetsource import ParquetSource
 from hpc_mlp.conversion.tarsource import TarSource
 from hpc_mlp.conversion.zipsource import ZipSource
-from hpc_mlp.errors import UserError, printable
+from hpc_mlp.errors import RejectError, UserError, printable
 
 # What people give for an archive, and what to do about it.
 _OTHERS = {
@@ -22,6 +23,8 @@ _OTHERS = {
     "h5": "Write its images to one folder for each class",
     "hdf5": "Write its images to one folder for each class",
 }
+# What is read inside a ZIP without images.
+_INSIDE: dict[str, type[NpzSource | ParquetSource]] = {"npz": NpzSource, "parquet": ParquetSource}
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
@@ -40,7 +43,11 @@ def open_source(paths: Sequence[Path], scratch: Path) -> Source:
                     "of images."
                 )
             else:
-                label, here = path.name, [opened.enter_context(closing(_file(path, scratch)))]
+                source = opened.enter_context(closing(_file(path, scratch)))
+                label = path.name
+                here = [source]
+                if isinstance(source, ZipSource):
+                    here = _with_files_inside(source, scratch, opened)
             labels.append(label)
             sources += here
         # None is refused: they stay open.
@@ -89,6 +96,37 @@ def _folder(path: Path, scratch: Path, opened: ExitStack) -> tuple[str, list[Sou
         source.label = name
         sources.append(source)
     return folder.label, sources
+
+
+def _with_files_inside(archive: ZipSource, scratch: Path, opened: ExitStack) -> list[Source]:
+    """The ZIP; or, where it holds no images but .npz or .parquet, what else is there, and each of
+    them, unpacked to a file in `scratch`."""
+    if any(suffix_of(name) in IMAGE_SUFFIXES for name in archive.names):
+        return [archive]
+    readers: dict[int, type[NpzSource | ParquetSource]] = {}
+    for index, name in enumerate(archive.names):
+        if (kind := _INSIDE.get(suffix_of(name))) and not is_hidden(name):
+            check_safe(name, archive)
+            readers[index] = kind
+    if not readers:
+        return [archive]
+    names = list(archive.names)
+    # Under their names they would be tables that are not read.
+    archive.names = Names("" if index in readers else name for index, name in enumerate(names))
+    sources: list[Source] = [archive]
+    for index, reader in readers.items():
+        shown = f"{names[index]} in {archive.label}"
+        # A conversion removes what is called so.
+        number, file = tempfile.mkstemp(f".{suffix_of(names[index])}", "spool-inside-", scratch)
+        try:
+            with open(number, "wb") as unpacked:
+                unpacked.write(archive.read(index))
+        except RejectError as error:
+            raise UserError(f"{printable(shown)} cannot be read: {error}.") from None
+        source = opened.enter_context(closing(reader(Path(file), scratch, shown)))
+        source.label = names[index]
+        sources.append(source)
+    return sources
 
 
 def with_labels(source: Source, labels: Path) -> tuple[Source, int]:

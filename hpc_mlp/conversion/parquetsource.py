@@ -28,16 +28,16 @@ class ParquetSource:
     """Its rows are the entries, called by their number and, where the file says one, their name.
     UserError where it has no column of images, or pyarrow is missing."""
 
-    def __init__(self, path: Path, scratch: Path) -> None:
+    def __init__(self, path: Path, scratch: Path, shown: str | None = None) -> None:
         try:
             import pyarrow.parquet
         except ImportError:
             raise UserError(
-                f"{printable(path)}: to read .parquet, pyarrow is needed: pip install "
+                f"{printable(shown or path)}: to read .parquet, pyarrow is needed: pip install "
                 "'hpc-mlp[parquet]'"
             ) from None
         self._arrow: Any = pyarrow
-        self.path, self.label = path, path.name
+        self.path, self.label, self.shown = path, path.name, shown or str(path)
         self.problems: dict[int, str] = {}
         # A process opens its own, and keeps one group of rows.
         self._opened_by, self._file = -1, None
@@ -64,7 +64,7 @@ class ParquetSource:
         except (self._arrow.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
             why = str(error).partition("\n")[0]
             raise UserError(
-                f"{printable(self.path)} cannot be read as a parquet file ({printable(why)}). Is "
+                f"{printable(self.shown)} cannot be read as a parquet file ({printable(why)}). Is "
                 "it complete?"
             ) from None
 
@@ -80,7 +80,7 @@ class ParquetSource:
         known = [field.name for field in self._schema if self._holds_bytes(field.type)]
         if self.column not in known:
             raise UserError(
-                f"{printable(self.path)} should have one column of images as bytes. Its columns "
+                f"{printable(self.shown)} should have one column of images as bytes. Its columns "
                 f"are {printable(', '.join(self._schema.names))}; of bytes are "
                 f"{printable(', '.join(known)) or 'none'}. Choose with --file-column."
             )
@@ -133,7 +133,7 @@ class ParquetSource:
         label = self._column(names.label, "label", CLASS_COLUMNS)
         if label is None:
             raise UserError(
-                f"{printable(self.path)}: which of its columns is the class: "
+                f"{printable(self.shown)}: which of its columns is the class: "
                 f"{printable(', '.join(self._others()))}? Say it with --label-column."
             )
         split = self._column(names.split, "split", ())
@@ -184,7 +184,7 @@ class ParquetSource:
         near = nearest(name, known)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise UserError(
-            f"--{what}-column {name!r}: {printable(self.path)} has no such column.{hint} It has "
+            f"--{what}-column {name!r}: {printable(self.shown)} has no such column.{hint} It has "
             f"{printable(', '.join(known))}."
         )
 
@@ -211,8 +211,8 @@ class ParquetSource:
         values = [plain_text(value).lower() for value in self._values(column)]
         if wrong := [value for value in values if value not in SPLIT_NAMES]:
             raise UserError(
-                f"{printable(self.path)}: {printable(wrong[0])!r} in its column {column!r} is none "
-                "of train, val, test."
+                f"{printable(self.shown)}: {printable(wrong[0])!r} in its column {column!r} is "
+                "none of train, val, test."
             )
         return np.array([SPLIT_NAMES[value] for value in values], np.int8)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -13,6 +14,7 @@ from hpc_mlp.data.limits import MAX_PIXELS, MAX_SIDE
 from hpc_mlp.errors import UserError, unknown_name
 from hpc_mlp.machine.memory import num_cpus
 
+PathLike = str | Path
 # The only copies beside equal ones that --keep-together knows.
 NEAR = "near"
 # Settings that are recorded where they are given.
@@ -38,7 +40,7 @@ class Settings:
     drop_duplicates: bool = False
     max_pixels: int = MAX_PIXELS
     # Where classes and splits stand, if not where they are looked for.
-    labels: str | Path | None = None
+    labels: PathLike | Sequence[PathLike] | None = None
     file_column: str | None = None
     label_column: str | None = None
     split_column: str | None = None
@@ -83,8 +85,13 @@ class Settings:
         if group is None and (self.group_regex is not None or self.group is not None):
             group = ""
         columns = ColumnNames(self.file_column, self.label_column, self.split_column, group)
-        labels = None if self.labels is None else Path(self.labels)
-        return Asked(labels, columns, self.class_from_name, self.group_regex, self.group)
+        return Asked(self._tables, columns, self.class_from_name, self.group_regex, self.group)
+
+    @property
+    def _tables(self) -> tuple[Path, ...]:
+        if isinstance(self.labels, str | Path):
+            return (Path(self.labels),)
+        return tuple(map(Path, self.labels or ()))
 
     @property
     def spec(self) -> ImageSpec:
@@ -97,7 +104,8 @@ class Settings:
         names = ("val", "test", "seed", "compress", "shard_mb", "drop_duplicates", "max_pixels")
         given = {name: getattr(self, name) for name in _READING}
         # Of a path the name, which is the same on every machine.
-        given["labels"] = None if self.labels is None else Path(self.labels).name
+        tables = [path.name for path in self._tables]
+        given["labels"] = None if not tables else tables[0] if len(tables) == 1 else tables
         if self.group is not None:
             given["group"] = getattr(self.group, "__qualname__", type(self.group).__name__)
         return (
@@ -119,7 +127,7 @@ class ConvertOptions(TypedDict, total=False):
     shard_mb: float
     drop_duplicates: bool
     max_pixels: int
-    labels: str | Path | None
+    labels: PathLike | Sequence[PathLike] | None
     file_column: str | None
     label_column: str | None
     split_column: str | None

@@ -138,6 +138,11 @@ def parquet(folder: Path, names: bool = True, **columns: Sequence[object]) -> Pa
     return root.parent
 
 
+def zipped(root: Path) -> Path:
+    files = {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*.parquet")}
+    return make_zip(root / "a.zip", files)
+
+
 CASES = {
     "class folders": Case(shaped("{c}/{n}"), said=("class folders: 12 images of 2 classes\n",)),
     "class folders in folders": Case(shaped("my data/v2/{c}/{n}")),
@@ -332,6 +337,50 @@ CASES = {
         {"0": 6, "1": 6},
         options=("--labels", "notes.csv"),
         said=("a/notes.csv: took column 1 'filename' as file", "not used: labels.csv"),
+    ),
+    "several tables by --labels": Case(
+        FLAT | {"a.csv": lines(NAMES[:7], CLASSES[:7]), "b.csv": lines(NAMES[6:], CLASSES[6:])},
+        options=("--labels", "a.csv", "--labels", "b.csv"),
+        said=("a.csv: took column 1 as file", "b.csv: took column 1 as file"),
+    ),
+    "tables of splits by --labels, in folders of classes": Case(
+        shaped("{c}/{n}") | {
+            "my_train.csv": of_split("train", NAMES, CLASSES, head="file,label"),
+            "my_test.csv": of_split("test", NAMES, CLASSES, head="file,label"),
+        },
+        {"cat": 5, "dog": 5},
+        options=("--labels", "my_train.csv", "--labels", "my_test.csv"),
+        said=("splits as the archive says: train 8, test 2; val drawn from train",),
+        lost=2,
+    ),
+    "folders that are numbers, and classes.txt": Case(
+        images(*(f"{n}/{name}" for n, name in zip(NUMBERS, NAMES, strict=True))) | {
+            "classes.txt": b"cat\ndog\n"
+        },
+        said=("class folders", "classes.txt: took names for numbers, 0 is 'cat'"),
+    ),
+    "an .npz in a ZIP": Case(
+        lambda folder: make_zip(folder / "a.zip", {
+            "set/data.npz": arrays(
+                folder,
+                train_images=random(8, 4, 4),
+                train_labels=np.arange(8) % 2,
+                test_images=random(4, 4, 4)[::-1],
+                test_labels=np.arange(4) % 2,
+            ).read_bytes(),
+            "set/classes.txt": b"cat\ndog\n",
+        }),
+        splits={"train": 6, "val": 2, "test": 4},
+        said=("set/data.npz: arrays, 12 images", "0 is 'cat'"),
+    ),
+    "a folder of .parquet in a ZIP": Case(
+        lambda folder: zipped(parquet(
+            folder,
+            image=[{"bytes": data, "path": None} for data in PICTURES[:12]],
+            label=[int(n) for n in NUMBERS],
+        )),
+        splits=GIVEN,
+        said=("(3 files): parquet, 12 images", "with the names in the file"),
     ),
     "--label-column of class folders with one table": Case(
         shaped("{c}/{n}") | {"notes.csv": lines(NAMES, NUMBERS, CLASSES, head="filename,age,b")},
