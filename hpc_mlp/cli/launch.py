@@ -48,12 +48,14 @@ from hpc_mlp.terminal.text import count
 @click.option(
     "--gpus-per-job",
     type=click.IntRange(0),
+    metavar="N",
     help="GPUs a job gets on each node, one task for each.",
 )
-@click.option("--nodes", type=click.IntRange(1), help="Nodes a job gets.")
+@click.option("--nodes", type=click.IntRange(1), metavar="N", help="Nodes a job gets.")
 @click.option(
     "--slots",
     type=click.IntRange(1),
+    metavar="N",
     help="--cluster local: how many jobs at once, at most one per GPU (or group).",
 )
 @click.option(

@@ -83,7 +83,7 @@ where_option = click.option(
     "--where",
     metavar="CONDITION",
     help="Only runs such as 'optim.lr<1e-2 and variant!=dropout': fields of --format json and "
-    "configuration keys, with < <= == != in and or not ( ).",
+    "configuration keys, with < <= == != in, and, or, not and parentheses.",
 )
 top_option = click.option(
     "--top",

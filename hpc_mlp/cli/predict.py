@@ -48,7 +48,9 @@ cpu_option = click.option("--cpu", is_flag=True, help="Do not use a GPU.")
     metavar="K",
     help="The K most probable classes. [default: 3 in a table, all in json and csv]",
 )
-@click.option("--batch-size", type=click.IntRange(min=1), default=256, help="Images at once.")
+@click.option(
+    "--batch-size", metavar="N", type=click.IntRange(1), default=256, help="Images at once."
+)
 @ensemble_option
 @trust_option
 @cpu_option

@@ -59,9 +59,9 @@ def table(
     detect: float,
     columns: str | None,
 ) -> None:
-    """Show the runs of a folder, or of several, as one table: mean ± sd over seeds, failed and
-    unfinished runs too. It fits the terminal; in a pipe or a file it is as wide as COLUMNS says, or
-    80.
+    """Show the runs of a folder (default: runs), or of several, as one table: mean ± sd over
+    seeds, failed and unfinished runs too. It fits the terminal; in a pipe or a file it is as wide
+    as COLUMNS says, or 80.
 
     \b
     hpc-mlp table runs

@@ -50,7 +50,8 @@ def status(
     by: str | None,
     log_format: LogFormat,
 ) -> None:
-    """Show every run's state: queued, running, done, failed, lost. Exit code 1 when any run failed.
+    """Show the state of every run in a folder (default: runs): queued, running, done, failed, lost.
+    Exit code 1 when any run failed.
 
     \b
     hpc-mlp status runs

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 @click.option(
     "--processes",
     type=click.IntRange(min=1),
+    metavar="N",
     help="Processes to start here. [default: one per GPU; on CPUs as many as the runs can use, see "
-    "below]",
+    "above]",
 )
 def train(out: str, planned: PlannedRuns, options: TrainOptions, processes: int | None) -> None:
     """Train variants × seeds on the shards folder OUT, all at once, and show the table.

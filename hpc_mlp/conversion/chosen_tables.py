@@ -42,7 +42,9 @@ def read_labels_files(
     for index in sorted(used):
         own = _below(source, rest, folders[index]) if len(used) > 1 else np.ones(len(rest), bool)
         lookup = Lookup(source.names, rest[own], folders[index])
-        table = Table(source, rest[own], lookup, index, names, "labels.csv")
+        table = Table(
+            source, rest[own], lookup, index, names, source.names[index].rpartition("/")[2].lower()
+        )
         reading = table.reading()
         reading.rejects += table.not_listed()
         readings.append(reading)

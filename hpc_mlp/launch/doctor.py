@@ -50,11 +50,12 @@ def examine(runs: Path, cluster: Cluster, launch: LaunchConfig | None = None) ->
 def table(findings: list[Finding]) -> Table:
     styles = {"ok": "green", "warning": "yellow", "error": "bold red"}
     shown = Table()
-    for name in ("check", "", "found", "what to do"):
+    for name in ("check", "", "found, and what to do"):
         shown.add_column(name, overflow="fold")
     for finding in findings:
         style = styles[finding.level]
-        shown.add_row(finding.name, Text(finding.level, style), finding.found, finding.advice)
+        lines = "\n".join(filter(None, (finding.found, finding.advice)))
+        shown.add_row(finding.name, Text(finding.level, style), Text(lines))
     return shown
 
 

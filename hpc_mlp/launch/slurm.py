@@ -174,8 +174,9 @@ def withdraw(submission: Submission) -> None:
 def _refused(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines()]
     told = [line for line in lines if line.startswith("sbatch:") or "error:" in line]
+    said = "\n  ".join(dict.fromkeys(told)) or lines[0]
     return (
-        f"Slurm did not take the jobs: {' '.join(dict.fromkeys(told)) or lines[0]} "
+        f"Slurm did not take the jobs:\n  {said}\n"
         "Look at partition, account, qos and limits (sinfo, sacctmgr show assoc); change them with "
         "--cluster-config or --set launch.partition=…; hpc-mlp submit --dry-run shows the script."
     )

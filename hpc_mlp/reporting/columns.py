@@ -185,7 +185,7 @@ COMPARED: dict[str, tuple[str, Callable[[Comparison], str]]] = {
     "difference_high": ("95 % to", lambda c: points(c.high, c, sign=True)),
     "p": ("p", lambda c: p_text(c.p)),
     "p_adjusted": ("p (adjusted)", lambda c: p_text(c.p_adjusted)),
-    "detectable": ("found from", lambda c: "" if c.detectable is None else points(c.detectable, c)),
+    "detectable": ("found from", lambda c: _found_from(c)),
     "seeds_needed": (
         "seeds needed",
         lambda c: "" if c.seeds_needed is None else str(c.seeds_needed),
@@ -208,6 +208,13 @@ def column_of(name: str, summary: Summary) -> Column:
         return cell(found) if found else ""
 
     return Column(title, compared, left=name == "compared_with")
+
+
+def _found_from(c: Comparison) -> str:
+    """No difference is larger than 100 points."""
+    if c.detectable is None:
+        return ""
+    return points(c.detectable, c) if c.detectable <= 1 else "> 100"
 
 
 def interval_cell(c: Comparison) -> str:

@@ -120,10 +120,11 @@ def _detectable(comparisons: Sequence[Comparison], detect: float) -> list[str]:
             then = f"for {named} these seeds do"
         else:
             then = f"for {named} train {most} seeds (--seeds 0-{most - 1})"
-        lines.append(
-            f"With {count(len(seeds), 'seed')} a difference of {points(size, same[0])} points "
-            f"would have been found (80 % power); {then}."
-        )
+        least = f"a difference of {points(size, same[0])} points"
+        if size > 1:
+            least = "no difference, however large,"
+        found = f"With {count(len(seeds), 'seed')} {least} would have been found (80 % power)"
+        lines.append(f"{found}; {then}.")
     return lines
 
 

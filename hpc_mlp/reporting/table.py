@@ -4,6 +4,7 @@ is cut off."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -84,7 +85,8 @@ def fit(
 
 
 def _title(column: Column, shape: Shape) -> str:
-    return column.title if shape == "wide" else column.title.replace(" ", "\n")
+    """A configuration key is broken after its dots."""
+    return column.title if shape == "wide" else re.sub(r" |(?<=\.)(?=\w)", "\n", column.title)
 
 
 def _laid_out(name: str, cell: str, shape: Shape) -> str:

@@ -168,7 +168,8 @@ CASES = {
     ),
     "labels.tsv with a byte order mark": Case(
         FLAT
-        | {"labels.tsv": b"\xef\xbb\xbf" + lines(NAMES, CLASSES, head="path\tcategory", sign="\t")}
+        | {"labels.tsv": b"\xef\xbb\xbf" + lines(NAMES, CLASSES, head="path\tcategory", sign="\t")},
+        said=("labels.tsv: 12 images of 2 classes",),
     ),
     "labels.csv without suffixes": Case(
         FLAT | {"labels.csv": lines(STEMS, CLASSES, head="id,target")}

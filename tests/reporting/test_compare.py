@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from support.runs import labels, predict, write_run
 
 from hpc_mlp.cli import main
+from hpc_mlp.reporting.columns import comparison_cells
 from hpc_mlp.reporting.summary import Summary, summarise
 from hpc_mlp.runs.folder import list_runs
 
@@ -70,6 +71,21 @@ def test_sentences_say_what_is_shown_and_what_is_not(tmp_path: Path) -> None:
         f"With 3 seeds a difference of {100 * size:.2f} points would have been found (80 % power); "
         "for 1 point " in text
     )
+
+
+def test_no_difference_is_larger_than_all_images(tmp_path: Path) -> None:
+    """Two seeds that disagree on 24 images, in which nothing could be found."""
+    truth = labels(24)
+    for variant in ("baseline", "dropout"):
+        for seed in (0, 1):
+            correct = np.arange(24) < (20 if (seed == 0) == (variant == "baseline") else 4)
+            write_run(tmp_path, variant, seed, truth=truth, correct=correct)
+    found = summarise(list_runs(tmp_path))
+    [c] = found.comparisons
+    assert c.detectable is not None and c.detectable > 1
+    said = "With 2 seeds no difference, however large, would have been found"
+    assert said in "\n".join(found.sentences)
+    assert comparison_cells(found)[1][4] == "> 100"
 
 
 def test_the_winner_is_chosen_on_validation_even_where_the_test_disagrees(tmp_path: Path) -> None:

@@ -220,6 +220,10 @@ def test_sweeps_group_by_what_varies(tmp_path: Path) -> None:
     assert len(rows(tmp_path, "--by", "seed")) == 4
     assert [row["n"] for row in rows(tmp_path, "--by", "variant")] == [8]
     assert "optim.lr" in table(tmp_path).output.splitlines()[0]
+    # Where room lacks, a key stands on two lines, and no word is cut.
+    print_table(tmp_path, Console(width=60, color_system=None, file=(file := io.StringIO())))
+    above, below = file.getvalue().splitlines()[:2]
+    assert above.split()[:2] == ["optim.", "model."] and {"lr", "dropout"} <= {*below.split()}
 
 
 def test_wrong_input_is_one_message(tmp_path: Path, runs: Path) -> None:
