@@ -99,7 +99,7 @@ class SettingsSearch:
 
 def _check_searched(key: str, where: str) -> None:
     check_key(key, where)
-    if key.startswith("launch.") or key in ("train.epochs", "train.monitor"):
+    if key.startswith("launch.") or key in ("train.epochs", "train.monitor", "data.folds"):
         raise UserError(f"{where}: {key} is the same for all trials: use --set.")
 
 
@@ -256,6 +256,11 @@ def plan_search(
                 for spec in plan_runs([variant], search.seeds, config_files, given)
             ]
         finals = plan_runs([variant], seeds, config_files, sets)
+        if any(spec.fold is not None for spec in finals):
+            raise UserError(
+                "--search and --folds: images that one fold holds out would help to choose in the "
+                "others. Search first, then give the winner's values to --set with --folds."
+            )
         specs += [replace(spec, search=replace(role, final=True)) for spec in finals]
     return specs
 

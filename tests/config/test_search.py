@@ -119,5 +119,7 @@ def test_what_does_not_go_together() -> None:
     for setting in ("optim.lr=1e-2", "train.patience=1,2"):
         with pytest.raises(UserError, match="search it with choice"):
             plan_search(found, plain, [0], (), parse_set([setting]))
+    with pytest.raises(UserError, match="holds out"):
+        plan_search(found, parse_variants("dropout"), [0], (), {"data.folds": [3]})
     with pytest.raises(UserError, match=r"model\.dropout = 1\."):
         plan_search(search("model.dropout=1:2"), parse_variants("dropout"), [0])
