@@ -75,9 +75,10 @@ def make_sets(
     they count more than `settings`."""
     for name in sections:
         if name not in Config.model_fields:
+            keys = [key for key in _defaults() if key.rpartition(".")[2] == name]
             raise UserError(
-                f"{unknown_name('argument', name, Config.model_fields)} Settings are written "
-                "settings={'train.epochs': 20} or train={'epochs': 20}."
+                f"{unknown_name('argument', name, keys or Config.model_fields)} Settings are "
+                "written settings={'train.epochs': 20} or train={'epochs': 20}."
             )
     if isinstance(settings, str):
         settings = [settings]

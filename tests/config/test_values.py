@@ -42,7 +42,7 @@ def test_sections_are_settings_and_count_more() -> None:
 def test_wrong_settings_are_answered_with_the_right_ones() -> None:
     with pytest.raises(UserError, match=r"settings: unknown configuration key 'optim\.rate'"):
         make_sets({"optim.rate": 1}, {})
-    with pytest.raises(UserError, match=r"unknown argument 'epochs'.*settings=\{'train.epochs'"):
+    with pytest.raises(UserError, match=r"Did you mean 'train.epochs'.*settings=\{'train.epochs'"):
         make_sets((), {"epochs": 3})
     with pytest.raises(UserError, match=r"optim\.lr has no value"):
         make_sets({"optim.lr": []}, {})
