@@ -74,9 +74,6 @@ ACTIVATIONS = {
     ),
 }
 
-# Dropout alone.
-IDENTITY = Activation(lambda x, out: out.copy_(x), lambda dy, x, out: out.copy_(dy))
-
 
 # Dropout of neighbouring members: they are multiplied with values [B, H] or [v, B, H], each of them
 # 0 or 1 / (1 − p).

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from hpc_mlp.bank.fused_hidden import IDENTITY, hidden
+from hpc_mlp.bank.fused_hidden import hidden
 from hpc_mlp.bank.linear import StackedLinear, StreamMembers
 from hpc_mlp.bank.matmul import column_sums
 from hpc_mlp.bank.parts import BatchParts
@@ -109,6 +109,10 @@ class StackedResidualMLP(StackedMLP):
         for i, norm in enumerate(norms):
             up, down = inner[2 * i : 2 * i + 2]
             y = down(hidden(up(norm(x)), None, self.activation))
-            masks = self.masks(FIRST_DRAWS + i, draws, streams)
-            x = x + (hidden(y, None, IDENTITY, masks) if masks else y)
+            if masks := self.masks(FIRST_DRAWS + i, draws, streams):
+                factors = torch.ones_like(y)
+                for members, values in masks:
+                    factors[members] = values
+                y = y * factors
+            x = x + y
         return cast(Tensor, head(last(x)))

@@ -109,19 +109,21 @@ def test_killed_between_steps(
         check_equal(tmp_path / f"{turn}", undisturbed)
 
 
-def test_lion_and_muon_learn_and_go_on_in_any_company(
+def test_lion_muon_and_residual_mlps_learn_and_go_on_in_any_company(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "residual.toml").write_text('[model]\nkind = "residual_mlp"\nblocks = 1\n')
     more = ("optim.lr=0.01", "optim.weight_decay=0.01", "optim.name=lion,muon")
-    for spec in specs(*more):
+    variants = f"baseline,{tmp_path / 'residual.toml'}"
+    for spec in specs(*more, variants=variants):
         assert train_specs(digits, [spec], tmp_path / "whole", TrainOptions(cpu=True)) == 0
     for step in (30, 20):
         with monkeypatch.context() as patch:
             compute = Guillotine(TrainStep.compute, step, after=False)
             patch.setattr(TrainStep, "compute", lambda *a, compute=compute: compute(*a))
             with pytest.raises(Killed):
-                train(digits, tmp_path / "runs", *more)
-    assert train(digits, tmp_path / "runs", *more) == 0
+                train(digits, tmp_path / "runs", *more, variants=variants)
+    assert train(digits, tmp_path / "runs", *more, variants=variants) == 0
     check_equal(tmp_path / "runs", tmp_path / "whole")
     for run in (tmp_path / "runs").iterdir():
         assert result(run)["test"]["accuracy"] > 0.9, run

@@ -325,6 +325,7 @@ def test_the_last_batch_may_be_one_image(digits: Path, tmp_path: Path, cli: Cli)
         (("--set", "model.batchnorm=true", "--variants", "baseline"), "model.batchnorm"),
         (("--set", "model.kind=mpl"), "'mlp'"),
         (("--set", "model.kind=residual_mlp", "--set", "model.hidden=[]"), "model.hidden"),
+        (("--set", "optim.name=muon", "--set", "model.hidden=[64]"), "two hidden layers"),
         (("--variants", "nosuch"), "dropout_batchnorm"),
         (("--variants", "nosuch.toml"), "nosuch.toml"),
         (("--seeds", "x"), "0-4"),
