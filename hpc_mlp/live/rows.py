@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat
 
+from hpc_mlp.config.search import FOLDER as TRIALS
 from hpc_mlp.runs.folder import BY_LOSS, Json, Monitor, best_line
 
 _Ended = Literal["done", "diverged", "failed", "lost", "cancelled", "stopped", "damaged"]
@@ -142,8 +143,11 @@ class RunStatus:
 
     @property
     def group(self) -> str:
-        """What its name says beside seed and fold: `dropout`, `dropout-model.dropout=0.2`."""
+        """What its name says beside seed and fold: `dropout`, `dropout-model.dropout=0.2`, of a
+        search `dropout-search.trial=7`."""
         name = self.name if self.fold is None else self.name.removesuffix(f"-f{self.fold}")
+        if trial := re.fullmatch(rf"{TRIALS}/(.*)-t0*(\d+)", name):
+            name = f"{trial[1]}-search.trial={trial[2]}"
         return name.replace(f"{self.variant}-s{self.seed}", self.variant, 1)
 
     @property

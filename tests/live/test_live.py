@@ -163,6 +163,13 @@ def test_folds_are_told_apart_as_seeds_are() -> None:
     assert any(line.startswith("dropout ×5 ") for line in text)
 
 
+def test_trials_of_a_search_are_lines_below_their_variant() -> None:
+    runs = [replace(row("dropout", 7), name=f"search/dropout-s7-t{i:03d}") for i in (4, 12)]
+    text = shown(runs, 80, 24)
+    assert [line[2:11].strip() for line in text if line.startswith("  ")] == ["trial=4", "trial=12"]
+    assert any(line.startswith("dropout ×2 ") for line in text)
+
+
 def test_runs_of_one_process_count_its_device_once() -> None:
     bank = Usage("CPU", 500_000_000, None, 150.0, 0.25)
     rows = [
