@@ -38,19 +38,28 @@ def test_importing_the_package_imports_no_heavy_library() -> None:
     assert result.stdout.strip() == "[]", result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_name_is_the_function_whatever_was_imported_before(name: str) -> None:
+IMPORTS = """
+import importlib, sys, types
+import hpc_mlp
+for module in sys.argv[1:]:
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError:
+        pass
+    for name in hpc_mlp.__all__:
+        function = getattr(hpc_mlp, name)
+        assert isinstance(function, types.FunctionType) and function.__name__ == name, (module, name)
+        exec(f"from hpc_mlp import {name}")
+        assert globals()[name] is function
+    assert set(dir(hpc_mlp)) >= set(hpc_mlp.__all__)
+"""
+
+
+@pytest.mark.parametrize("submodules_first", [False, True])
+def test_a_name_is_the_function_whatever_was_imported_before(submodules_first: bool) -> None:
     """The import of a submodule replaces the package's attribute of its name."""
-    lines = ["import hpc_mlp, types"]
-    for module in (f"hpc_mlp.{name}", *SUBMODULES):
-        lines += [f"try: import {module}", "except ModuleNotFoundError: pass"]
-        lines += [f"assert isinstance(hpc_mlp.{name}, types.FunctionType), {module!r}"]
-    lines += [f"from hpc_mlp import {name}", f"assert {name} is hpc_mlp.{name}"]
-    lines += [
-        f"assert {name}.__name__ == {name!r}",
-        "assert set(dir(hpc_mlp)) >= set(hpc_mlp.__all__)",
-    ]
-    result = python("\n".join(lines))
+    modules = [*(f"hpc_mlp.{name}" for name in NAMES), *SUBMODULES]
+    result = python(IMPORTS, *(modules[::-1] if submodules_first else modules))
     assert result.returncode == 0, result.stderr
 
 
