@@ -281,6 +281,12 @@ def test_a_class_name_exists_once() -> None:
     assert {name for name in names if names.count(name) > 1} == set()
 
 
+def test_a_test_file_has_a_name_of_its_own() -> None:
+    """pytest imports them by it: with two of a name nothing is collected."""
+    names = [path.name for path in (REPOSITORY / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_a_test_file_imports_no_other() -> None:
     """What tests share is in tests/support."""
     for path in (REPOSITORY / "tests").rglob("*.py"):
