@@ -48,7 +48,8 @@ for module in sys.argv[1:]:
         pass
     for name in hpc_mlp.__all__:
         function = getattr(hpc_mlp, name)
-        assert isinstance(function, types.FunctionType) and function.__name__ == name, (module, name)
+        assert isinstance(function, types.FunctionType), (module, name)
+        assert function.__name__ == name
         exec(f"from hpc_mlp import {name}")
         assert globals()[name] is function
     assert set(dir(hpc_mlp)) >= set(hpc_mlp.__all__)
