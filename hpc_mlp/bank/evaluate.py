@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hpc_mlp.bank.metrics import Metrics, MetricSums
+from hpc_mlp.bank.metrics import MetricSums
+from hpc_mlp.runs.metrics import Metrics
 
 # Images of a batch where nothing is trained.
 EVAL_BATCH = 512

@@ -9,7 +9,7 @@ from hpc_mlp.errors import printable
 from hpc_mlp.reporting.groups import Group
 from hpc_mlp.reporting.sentences import join
 from hpc_mlp.runs.folder import Run
-from hpc_mlp.terminal.text import one_of
+from hpc_mlp.terminal.text import count, one_of
 
 # Below it a class moves the mean over classes by much with one image.
 FEW_IMAGES = 5
@@ -22,7 +22,28 @@ def cautions(rows: Sequence[Group]) -> list[str]:
     notes: list[str] = []
     for name in dict.fromkeys(row.dataset for row in rows):
         own = [row for row in rows if row.dataset == name and row.n]
-        notes += [*_early(own), *_other_f1(own), *_few_images(own)]
+        notes += [*_lacking(own), *_early(own), *_few_images(own)]
+        for folds in dict.fromkeys(row.folds for row in own):
+            notes += _other_f1([row for row in own if row.folds == folds])
+    return notes
+
+
+def _lacking(rows: Sequence[Group]) -> list[str]:
+    """Folds that are not there: a mean over the others is not one of all images."""
+    notes = []
+    for row in (row for row in rows if row.folds > 1):
+        counted = {id(run) for run in row.models}
+        if not row.complete:
+            notes.append(
+                f"{row.name} has results of {row.folds_done} of {row.folds} folds: its numbers "
+                "are of the images that these held out."
+            )
+        elif left_out := sum(bool(run.test) and id(run) not in counted for run in row.runs):
+            are = one_of(left_out, "is", "are")
+            notes.append(
+                f"{count(left_out, 'run')} of {row.name} {are} left out: not all folds of the "
+                "seed have results."
+            )
     return notes
 
 
@@ -37,7 +58,7 @@ def majority(row: Group) -> tuple[str, float] | None:
 
 def _supports(row: Group) -> dict[str, int]:
     """Test images of each class."""
-    for run in row.runs:
+    for run in row.tested:
         if run.test:
             classes, matrix = run.config.dataset.classes, run.test.confusion_matrix
             return {name: sum(counts) for name, counts in zip(classes, matrix, strict=True)}
@@ -53,11 +74,11 @@ def _early(rows: Sequence[Group]) -> list[str]:
     for row in rows:
         hit = [run for run in row.runs if _stopped(run) and _still_falls(run)]
         if hit:
-            count = f"{len(hit)} of {len(row.runs)} runs" if len(row.runs) > 1 else "its run"
+            some = f"{len(hit)} of {len(row.runs)} runs" if len(row.runs) > 1 else "its run"
             epochs = [len(run.metrics) for run in hit]
             first, last = min(epochs), max(epochs)
             when = f"epoch {first}" if first == last else f"epochs {first} to {last}"
-            ended.append(f"{row.name} ({count}, after {when})")
+            ended.append(f"{row.name} ({some}, after {when})")
     if not ended:
         return []
     others = join(untouched[:3]) + (" and others" if len(untouched) > 3 else "")
@@ -94,10 +115,10 @@ def _other_f1(rows: Sequence[Group]) -> list[str]:
 
 def _few_images(rows: Sequence[Group]) -> list[str]:
     found = _supports(rows[0]) if rows else {}
-    few = sorted((count, name) for name, count in found.items() if count < FEW_IMAGES)
+    few = sorted((images, name) for name, images in found.items() if images < FEW_IMAGES)
     if not few:
         return []
-    named = ", ".join(f"{printable(name)} {count}" for count, name in few[:6])
+    named = ", ".join(f"{printable(name)} {images}" for images, name in few[:6])
     more = f", {len(few) - 6} more" if len(few) > 6 else ""
     has = one_of(len(few), "has", "have")
     return [

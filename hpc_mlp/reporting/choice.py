@@ -10,15 +10,16 @@ from typing import Any
 from hpc_mlp.config.sections import flat, known_keys
 from hpc_mlp.errors import UserError
 from hpc_mlp.files.wrong_path import want_runs
-from hpc_mlp.reporting.groups import lookup, show, statistic, statistics, val_loss_order
+from hpc_mlp.reporting.groups import lookup, show, val_loss_order
 from hpc_mlp.reporting.records import sort_rows
 from hpc_mlp.reporting.summary import Summary
+from hpc_mlp.reporting.values import statistic, statistics
 from hpc_mlp.runs.condition import Condition, parse_condition
 from hpc_mlp.runs.folder import Run, list_runs
 from hpc_mlp.terminal.text import count
 
 # Of a run, beside its configuration keys; the names are those of `table --format json`.
-FIELDS = ("name", "variant", "seed", "status", "dataset", "folder", "parameters")
+FIELDS = ("name", "variant", "seed", "fold", "status", "dataset", "folder", "parameters")
 # Values of a field that a message names.
 _MOST_VALUES = 8
 
@@ -48,7 +49,7 @@ def choose_runs(roots: Sequence[Path], where: str | None, command: str) -> Chose
     if not found:
         raise UserError(nothing_found(condition, runs))
     notes = [f"--where {where}: {len(found):,} of {count(len(runs), 'run')}."]
-    on_test = [key for key, path in statistics(runs).items() if path[0] == "test"]
+    on_test = [key for key, path in statistics(runs).items() if path[0] in ("test", "held_out")]
     if tested := [key for key in condition.fields if key in on_test]:
         notes.append(
             f"Chosen by {' and '.join(tested)}, on the test images: what is compared below is no "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from hpc_mlp.errors import printable
@@ -11,13 +11,21 @@ from hpc_mlp.reporting.compare import Comparison
 from hpc_mlp.reporting.groups import Group, show
 from hpc_mlp.reporting.sentences import join, method, p_text, points
 from hpc_mlp.reporting.summary import Summary
+from hpc_mlp.reporting.values import HELD_OUT
 from hpc_mlp.terminal.text import spans
 
 # Shown where they are asked for.
-ON_DEMAND = ("val_accuracy", "test_images", "dataset", "wins", "best")
+ON_DEMAND = {"val_accuracy", "test_images", "dataset", "wins", "best"}
+ON_DEMAND |= {"held_out_precision", "held_out_recall"}
+# Shown where a row has them.
+OF_FOLDS = ("folds", "held_out_accuracy", "held_out_f1")
 DRAWN = (
     "How often ★ wins: 10,000 draws of the seeds, with replacement, and of validation images, "
     "whose losses are taken to vary as those of the test images do."
+)
+FOLDS_DRAWN = (
+    "How often ★ wins: 10,000 draws of the folds, with replacement, spread for the overlap of "
+    "their training sets."
 )
 
 
@@ -35,11 +43,23 @@ def default_columns(summary: Summary) -> list[str]:
     first, *rest = (name for name in COLUMNS if name not in ON_DEMAND)
     own, after = [f"test_{name}" for name in summary.own_metrics], rest.index("f1") + 1
     rest[after:after] = own
-    return [first, *summary.by, *(name for name in rest if several or name != "n")]
+    known = [
+        *(["n"] if several else []),
+        *(["folds"] if any(row.folds > 1 for row in summary.rows) else []),
+        *(row_values(summary) & {*OF_FOLDS}),
+    ]
+    some = ("n", *OF_FOLDS)
+    return [first, *summary.by, *(name for name in rest if name not in some or name in known)]
+
+
+def row_values(summary: Summary) -> set[str]:
+    """Statistics that the rows have."""
+    return {name for row in summary.rows for name in row.values}
 
 
 def known_columns(summary: Summary) -> list[str]:
-    return [*summary.by, *COLUMNS, *_own(summary), *COMPARED]
+    absent = HELD_OUT.keys() - row_values(summary)
+    return [*summary.by, *(c for c in COLUMNS if c not in absent), *_own(summary), *COMPARED]
 
 
 def _own(summary: Summary) -> list[str]:
@@ -57,35 +77,33 @@ def comparison_cells(summary: Summary) -> list[list[str]]:
     if not references:
         return []
     one = len(references) == 1
+    folds = [c.folds is not None for c in summary.comparisons]
     titles = {
-        "difference": "test acc.",
+        "difference": "held-out acc." if all(folds) else "accuracy" if any(folds) else "test acc.",
         "interval": "95 % interval",
         "p_adjusted": "p (adjusted)" if any(c.family > 1 for c in summary.comparisons) else "p",
     }
     if any(c.detectable is not None for c in summary.comparisons):
         titles["detectable"] = "found from"
-    lines = [
-        [f"against {next(iter(references))}" if one else "comparison", *titles.values(), "seeds"]
-    ]
+    rests_on = ["folds", "seeds"] if any(folds) else ["seeds"]
+    first = f"against {next(iter(references))}" if one else "comparison"
+    lines = [[first, *titles.values(), *rests_on]]
     for c in summary.comparisons:
         name = c.name if one else f"{c.name} against {c.against}"
-        lines.append([name, *(COMPARED[key][1](c) for key in titles), spans(c.seeds)])
+        rests_on = [str(c.folds or "–"), spans(c.seeds)] if any(folds) else [spans(c.seeds)]
+        lines.append([name, *(COMPARED[key][1](c) for key in titles), *rests_on])
     return lines
 
 
 def legend(summary: Summary, names: Sequence[str]) -> list[str]:
     """What the numbers are, for those shown."""
-    shown = {"test_accuracy", "precision", "recall", "f1"} & set(names)
-    sizes = sorted({row.test_images for row in summary.rows if row.test_images})
-    parts = []
-    if shown and sizes:
-        macro = " (precision, recall and F1: mean over the classes)" if len(shown) > 1 else ""
-        images = " or ".join(f"{size:,}" for size in sizes)
-        parts.append(f"Test metrics in % of {images} test images{macro}.")
+    parts = _sizes(summary, {"test_accuracy", "precision", "recall", "f1"} & set(names))
     if own := [name.partition("_")[2] for name in names if name in _own(summary)]:
         parts.append(f"As their functions give them: {join(list(dict.fromkeys(own)))}.")
-    if any(row.n > 1 for row in summary.rows):
+    if any(row.n > 1 and row.folds == 1 for row in summary.rows):
         parts.append("± is the standard deviation over n finished runs.")
+    if any(row.n > 1 and row.folds > 1 for row in summary.rows):
+        parts.append("Of folds, ± is the standard deviation over them, the seeds of each averaged.")
     if any(row.best for row in summary.rows):
         parts.append("★ best by validation loss.")
     parts += _references(summary)
@@ -94,9 +112,29 @@ def legend(summary: Summary, names: Sequence[str]) -> list[str]:
         lines.append(method(summary.comparisons))
     if any(c.detectable is not None for c in summary.comparisons):
         lines[-1] += " Found from: the smallest true difference that is found with 80 % power."
-    if any(row.best and row.wins is not None for row in summary.rows):
-        lines.append(DRAWN)
+    won = [row for row in summary.rows if row.best and row.wins is not None]
+    lines += [DRAWN] if any(row.folds == 1 for row in won) else []
+    lines += [FOLDS_DRAWN] if any(row.folds > 1 for row in won) else []
     return lines
+
+
+def _sizes(summary: Summary, shown: set[str]) -> list[str]:
+    """What the metrics `shown` are shares of."""
+    macro = " (precision, recall and F1: mean over the classes)" if len(shown) > 1 else ""
+    fold = ", each tested by the fold that held it out"
+
+    def images(sizes: Iterable[int | None]) -> str:
+        return " or ".join(f"{size:,}" for size in sorted({size for size in sizes if size}))
+
+    rows = summary.rows
+    test = images(row.test_images for row in rows if row.folds == 1 or row.held_out)
+    whole = images(row.test_images for row in rows if row.folds > 1 and not row.held_out)
+    held_out = images(row.held_out for row in rows)
+    return [
+        *([f"Test metrics in % of {test} test images{macro}."] if shown and test else []),
+        *([f"Test metrics in % of {whole} images{fold}{macro}."] if shown and whole else []),
+        *([f"Held-out metrics in % of {held_out} images{fold}."] if held_out else []),
+    ]
 
 
 def _references(summary: Summary) -> list[str]:
@@ -120,7 +158,7 @@ def _statistic(
     name: str, form: Callable[[float, Group], str], with_sd: bool = True
 ) -> Callable[[Group], str]:
     def cell(row: Group) -> str:
-        value = row.values[name]
+        value = row.values.get(name)
         if value is None:
             return "–"
         sd = f" ± {form(value.sd, row)}" if with_sd and value.sd is not None else ""
@@ -131,6 +169,16 @@ def _statistic(
 
 def _percent(x: float, row: Group) -> str:
     return f"{100 * x:.{2 if (row.test_images or 0) >= 2000 else 1}f}"
+
+
+def _held_out(x: float, row: Group) -> str:
+    return f"{100 * x:.{2 if (row.held_out or 0) >= 2000 else 1}f}"
+
+
+def _folds(row: Group) -> str:
+    if row.folds == 1:
+        return "–"
+    return str(row.folds) if row.complete else f"{row.folds_done} of {row.folds}"
 
 
 def _count(x: float, row: Group) -> str:
@@ -152,6 +200,7 @@ def _seconds(x: float, row: Group) -> str:
 COLUMNS = {
     "variant": Column("variant", _variant, left=True),
     "seeds": Column("seeds", lambda row: spans(row.seeds), left=True),
+    "folds": Column("folds", _folds),
     "n": Column("n", lambda row: str(row.n)),
     "parameters": Column(
         "parameters", lambda row: "–" if row.parameters is None else f"{row.parameters:,}"
@@ -163,6 +212,15 @@ COLUMNS = {
     "precision": Column("precision", _statistic("precision", _percent)),
     "recall": Column("recall", _statistic("recall", _percent)),
     "f1": Column("F1", _statistic("f1", _percent)),
+    **{
+        f"held_out_{name}": Column(f"held-out {title}", _statistic(f"held_out_{name}", _held_out))
+        for name, title in (
+            ("accuracy", "acc."),
+            ("precision", "precision"),
+            ("recall", "recall"),
+            ("f1", "F1"),
+        )
+    },
     "images_per_second": Column("images/s", _statistic("images_per_second", _count, with_sd=False)),
     "seconds": Column("seconds", _statistic("seconds", _seconds, with_sd=False)),
     "test_images": Column(

@@ -1,4 +1,4 @@
-"""Every variant against the baseline: same seeds, same test images, else a reason why not."""
+"""Every variant against the baseline: same seeds, same images and folds, else a reason why not."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ from itertools import combinations
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hpc_mlp.errors import RunError
 from hpc_mlp.reporting import pooled
+from hpc_mlp.reporting.answers import BySeed, by_fold, by_seed, overlap, train_images
 from hpc_mlp.reporting.groups import Group, val_loss_order
-from hpc_mlp.reporting.pooled import ALPHA
-from hpc_mlp.reporting.predictions import read_predictions
+from hpc_mlp.reporting.pooled import ALPHA, Indices
+from hpc_mlp.reporting.predictions import RunPredictions
 from hpc_mlp.reporting.single import holm, mcnemar, paired_interval
-from hpc_mlp.runs.folder import PREDICTIONS, Run
 
 # Of a sweep's settings with nothing else beside them, those that are compared on the test images.
 MOST_SETTINGS = 12
@@ -26,6 +24,7 @@ MOST_SETTINGS = 12
 @dataclass(frozen=True)
 class Comparison:
     """Test accuracy of row `name` minus that of row `against`, as fractions (0.01 is one point).
+    Of folds: of all images, each held out by one of `folds`, whose runs trained on `train_images`.
     `family`: the number of comparisons for which `p_adjusted`, `low` and `high` (95 %) hold
     together; all pairs, where the reference was itself chosen on the runs (`all_pairs`)."""
 
@@ -39,13 +38,16 @@ class Comparison:
     high: float
     p: float
     p_adjusted: float
-    test: Literal["pooled", "mcnemar"]
+    test: Literal["pooled", "folds", "mcnemar"]
     family: int = 1
     all_pairs: bool = False
     # The true difference that would have been found with 80 % power, and the seeds that would find
-    # the one asked for (None: 100 do not); both None for single runs, which say nothing of seeds.
+    # the one asked for (None: 100 do not, or of folds, which other seeds do not replace); both None
+    # for single runs, which say nothing of seeds.
     detectable: float | None = None
     seeds_needed: int | None = None
+    folds: int | None = None
+    train_images: int | None = None
 
     @property
     def differs(self) -> bool:
@@ -54,14 +56,8 @@ class Comparison:
 
     @property
     def shown(self) -> bool:
-        """The recipes differ, at 5 % family-wise: one seed never shows that."""
-        return self.differs and self.test == "pooled"
-
-
-Labels = NDArray[np.int64]
-# Whether each test image was predicted right [N], by seed; several runs of a seed only where `--by`
-# put recipes together.
-BySeed = dict[int, list[NDArray[np.bool_]]]
+        """The recipes differ, at 5 % family-wise: one seed on one split never shows that."""
+        return self.differs and self.test != "mcnemar"
 
 
 @dataclass(frozen=True)
@@ -74,14 +70,18 @@ class Compared:
 
 
 def compare(rows: Sequence[Group], detect: float = 0.01) -> Compared:
-    """All comparisons on each dataset; rows of different datasets are never compared. `detect`: the
-    difference for which `seeds_needed` is told."""
-    names = list(dict.fromkeys(row.dataset for row in rows if row.n))
-    parts = [
-        _compare_dataset([row for row in rows if row.dataset == name and row.n], detect)
-        for name in names
-    ]
+    """All comparisons of peers: rows of different datasets or numbers of folds are never compared.
+    `detect`: the difference for which `seeds_needed` is told."""
+    rows = [row for row in rows if row.n]
+    peers = list(dict.fromkeys(row.peers for row in rows))
+    parts = [_compare_peers([row for row in rows if row.peers == one], detect) for one in peers]
     notes = [note for part in parts for note in part.notes]
+    if len({folds for _, folds in peers}) > 1:
+        notes.append(
+            "Some runs are of folds, others of none or of other numbers of folds: rows are "
+            "compared, and the best marked, within each kind alone."
+        )
+    names = list(dict.fromkeys(name for name, _ in peers))
     if len(names) > 1:
         digests = ", ".join(name[:12] or "unknown" for name in names)
         notes.append(
@@ -107,9 +107,10 @@ def tuned(rows: Sequence[Group]) -> list[Group]:
     return [row for row in rows if id(row) in chosen]
 
 
-def _compare_dataset(rows: Sequence[Group], detect: float) -> Compared:
-    if len(rows) > 1 and any("seed" in row.by for row in rows):
-        return Compared(notes=["Grouped by seed: nothing is compared."])
+def _compare_peers(rows: Sequence[Group], detect: float) -> Compared:
+    for key in ("seed", "fold"):
+        if len(rows) > 1 and any(key in row.by for row in rows):
+            return Compared(notes=[f"Grouped by {key}: nothing is compared."])
     candidates = tuned(rows)
     if len(candidates) < 2:
         return Compared()
@@ -121,15 +122,16 @@ def _compare_dataset(rows: Sequence[Group], detect: float) -> Compared:
     rows = candidates
     reference = reference_of(rows)
     all_pairs = sum(row.variant == "baseline" for row in rows) != 1
-    base, labels = _by_seed(reference, None, notes)
+    base, images = by_seed(reference, None, notes)
     if not base:
         notes.append(f"{reference.name} has no usable predictions: nothing is compared with it.")
         return Compared(notes=notes)
     answers = {reference.name: base}
     for row in rows:
         if row is not reference:
-            answers[row.name], _ = _by_seed(row, labels, notes)
-    found = _Rows(answers, reference.name, all_pairs, detect, notes).compare()
+            answers[row.name], _ = by_seed(row, images, notes)
+    of_folds = _folds(reference, images)
+    found = _Rows(answers, reference.name, all_pairs, detect, notes, *of_folds).compare()
     if all_pairs and found:
         count = max(c.family for c in found)
         pairs = f": p and intervals are corrected for all {count} pairs" if count > 1 else ""
@@ -146,16 +148,27 @@ def _compare_dataset(rows: Sequence[Group], detect: float) -> Compared:
     return Compared(found, list(dict.fromkeys(notes)))
 
 
+def _folds(row: Group, images: RunPredictions | None) -> tuple[Indices | None, int | None, float]:
+    """Of `_Rows`."""
+    if images is None or row.folds == 1:
+        return None, None, 1.0
+    return images.folds, round(train_images(row)), overlap(row)
+
+
 @dataclass(frozen=True)
 class _Rows:
-    """What the rows of one dataset got right, by name. The others are held against `reference`;
-    `all_pairs`: it was itself chosen on the runs. `notes` grows."""
+    """What rows that are peers got right, by name. The others are held against `reference`;
+    `all_pairs`: it was itself chosen on the runs. `notes` grows. `folds` [N]: that held each image
+    out; their runs trained on `train_images` each, which `overlap`."""
 
     answers: dict[str, BySeed]
     reference: str
     all_pairs: bool
     detect: float
     notes: list[str]
+    folds: Indices | None = None
+    train_images: int | None = None
+    overlap: float = 1.0
 
     def compare(self) -> list[Comparison]:
         """Each row against the reference; those of the same shared seeds are tested together."""
@@ -163,13 +176,17 @@ class _Rows:
         for name in self.answers:
             if name != self.reference and (seeds := self._shared(name)):
                 by_seeds.setdefault(seeds, []).append(name)
-        families = sum(len(seeds) > 1 for seeds in by_seeds)
+        families = sum(self._several(seeds) for seeds in by_seeds)
         found: dict[str, Comparison] = {}
         for seeds, names in by_seeds.items():
-            several = len(seeds) > 1
+            several = self._several(seeds)
             tested = self._pooled(names, seeds, families) if several else self._single(names, seeds)
             found |= {c.name: c for c in tested}
         return [found[name] for name in self.answers if name in found]
+
+    def _several(self, seeds: Sequence[int]) -> bool:
+        """Whether they say something of the recipes."""
+        return len(seeds) > 1 or self.folds is not None
 
     def _shared(self, name: str) -> tuple[int, ...]:
         """Seeds on which a row can be compared; none, and a note why, where there are none."""
@@ -178,7 +195,7 @@ class _Rows:
         if not seeds:
             why = " have no seed in common:" if own and base else " are"
             self.notes.append(f"{' and '.join(both)}{why} not compared.")
-        elif len(seeds) == 1 and len(own[seeds[0]]) + len(base[seeds[0]]) > 2:
+        elif not self._several(seeds) and len(own[seeds[0]]) + len(base[seeds[0]]) > 2:
             why = "share one seed, with several runs: not compared."
             self.notes.append(f"{' and '.join(both)} {why}")
             return ()
@@ -187,22 +204,21 @@ class _Rows:
     def _pooled(
         self, names: Sequence[str], seeds: tuple[int, ...], families: int
     ) -> list[Comparison]:
-        """The seeds' variance is pooled over every row that has these seeds."""
+        """The variance over the seeds, or over the folds, is pooled over every row that has these
+        seeds."""
         rows = [self.reference, *names]
         rows += [
             name for name, own in self.answers.items() if name not in rows and {*seeds} <= {*own}
         ]
-        correct = np.stack(
-            [[np.mean(self.answers[name][seed], 0, np.float64) for seed in seeds] for name in rows]
-        )
-        found = pooled.moments(correct)
+        found = self._moments(rows, seeds)
         pairs = [(v, 0) for v in range(1, len(names) + 1)]
         if self.all_pairs:
             every = combinations(range(len(rows)), 2)
             pairs += [pair for pair in every if pair[::-1] not in pairs]
         tested = pooled.differences(found, pairs, families)
-        size = pooled.detectable(found, pairs, len(seeds), families)
-        needed = pooled.seeds_needed(found, pairs, range(len(names)), self.detect, families)
+        size = pooled.detectable(found, pairs, found.accuracy.shape[1], families)
+        which = [] if self.folds is not None else range(len(names))
+        needed = pooled.seeds_needed(found, pairs, which, self.detect, families)
         return [
             Comparison(
                 name=name,
@@ -214,14 +230,26 @@ class _Rows:
                 high=float(tested.high[c]),
                 p=float(tested.p[c]),
                 p_adjusted=float(tested.p_adjusted[c]),
-                test="pooled",
+                test="pooled" if self.folds is None else "folds",
                 family=len(pairs) * families,
                 all_pairs=self.all_pairs,
                 detectable=float(size[c]),
-                seeds_needed=needed[c],
+                seeds_needed=needed[c] if needed else None,
+                folds=None if self.folds is None else found.accuracy.shape[1],
+                train_images=self.train_images,
             )
             for c, name in enumerate(names)
         ]
+
+    def _moments(self, rows: Sequence[str], seeds: Sequence[int]) -> pooled.Moments:
+        """The seeds of a fold share its images and its training set: they are averaged first."""
+        of = self.answers
+        each = [[np.mean(of[name][seed], 0, np.float64) for seed in seeds] for name in rows]
+        if self.folds is None:
+            return pooled.moments(np.stack(each))
+        accuracy = by_fold([np.mean(found, 0) for found in each], self.folds)
+        images = np.zeros((len(rows),) * 2)
+        return pooled.Moments(accuracy, images, self.folds.size, self.overlap)
 
     def _single(self, names: Sequence[str], seeds: tuple[int, ...]) -> list[Comparison]:
         """One run each: about these trained models alone."""
@@ -259,52 +287,15 @@ def compare_two(first: Group, second: Group) -> Compared:
     are, about these trained models alone. Nothing where their test images are not the same."""
     notes: list[str] = []
     names = (f"{first.name} (A)", f"{second.name} (B)")
-    base, labels = _by_seed(first, None, notes)
-    own, _ = _by_seed(second, labels, notes)
+    if first.folds != second.folds:
+        notes.append(f"{' and '.join(names)} are not of as many folds: not compared.")
+        return Compared(notes=notes)
+    base, images = by_seed(first, None, notes)
+    own, _ = by_seed(second, images, notes)
     if not (base and own):
         return Compared(notes=notes)
     if first.n == second.n == 1:
         [base], [own] = ([{0: found} for found in part.values()] for part in (base, own))
-    found = _Rows(dict(zip(names, (base, own), strict=True)), names[0], False, 0.01, notes)
+    answers = {names[0]: base, names[1]: own}
+    found = _Rows(answers, names[0], False, 0.01, notes, *_folds(first, images))
     return Compared(found.compare(), notes)
-
-
-def _by_seed(row: Group, labels: Labels | None, notes: list[str]) -> tuple[BySeed, Labels | None]:
-    """What the row's runs got right of the images with `labels` (by default, those of its first
-    run), and the labels. What cannot be used is left out and named in `notes`."""
-    found: BySeed = {}
-    for run in row.tested:
-        try:
-            own, correct = read_correct(run)
-        except RunError as error:
-            notes.append(f"{run.name}: {error}: not compared.")
-            continue
-        labels = own if labels is None else labels
-        if np.array_equal(own, labels):
-            found.setdefault(run.seed, []).append(correct)
-        else:
-            notes.append(
-                f"{run.name} was tested on other labels, though its dataset has the same digest: "
-                "not compared."
-            )
-    return found, labels
-
-
-def read_correct(run: Run) -> tuple[Labels, NDArray[np.bool_]]:
-    """Labels of the test images, and whether each was predicted right. RunError, without a full
-    stop, where predictions.npz cannot be compared."""
-    try:
-        predictions = read_predictions(run)
-    except RunError:
-        raise RunError(f"{PREDICTIONS} is damaged") from None
-    if predictions is None:
-        raise RunError(f"no {PREDICTIONS}")
-    labels = predictions.labels
-    if labels.size < 2:
-        raise RunError(f"{PREDICTIONS} has one image")
-    correct = predictions.predicted == labels
-    accuracy = run.test.accuracy if run.test else 0.0
-    # Ties may fall either way.
-    if abs(float(correct.mean()) - accuracy) > 0.002 + 2 / labels.size:
-        raise RunError(f"{PREDICTIONS} does not belong to its result.json")
-    return labels, correct

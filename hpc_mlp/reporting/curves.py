@@ -11,8 +11,9 @@ from matplotlib.ticker import MaxNLocator
 
 from hpc_mlp.reporting import figures
 from hpc_mlp.reporting.figures import Drawn, Look
-from hpc_mlp.reporting.groups import Group, curve, own_metrics
+from hpc_mlp.reporting.groups import Group, curve
 from hpc_mlp.reporting.predictions import Array
+from hpc_mlp.reporting.values import own_metrics
 from hpc_mlp.runs.folder import Run
 from hpc_mlp.terminal.text import count
 
@@ -23,10 +24,10 @@ STOP: Look = {"color": figures.INK, "markersize": 9, "markeredgewidth": 1.2}
 
 
 def seed_band(group: Group, key: str) -> tuple[Array, Array, Array]:
-    """Mean and population standard deviation over seeds, float64 [epochs], and the epochs, for
-    those epochs that all of them reached (a mean over survivors would jump where a seed stops).
-    Unfinished and failed runs count only where there is no other."""
-    lines = [values for run in group.tested or group.runs if len(values := curve(run, key))]
+    """Mean and population standard deviation over seeds (and folds), float64 [epochs], and the
+    epochs, for those epochs that all of them reached (a mean over survivors would jump where a seed
+    stops). Unfinished and failed runs count only where there is no other."""
+    lines = [values for run in group.models or group.runs if len(values := curve(run, key))]
     length = min(map(len, lines), default=0)
     values = np.stack([line[:length] for line in lines or [np.zeros(0)]])
     return values.mean(axis=0), values.std(axis=0), np.arange(1, length + 1)
@@ -85,8 +86,10 @@ def loss_panels(groups: Sequence[Group], folder: Path) -> list[Drawn]:
     limits = _limits(groups, ("train_loss", "val_loss"))
     drawn = []
     for group in groups:
-        seeds = sum(bool(run.metrics) for run in group.runs)
-        title = f"{figures.short(group.name, 40)}, {count(seeds, 'seed')}"
+        runs = count(
+            sum(bool(run.metrics) for run in group.runs), "run" if group.folds > 1 else "seed"
+        )
+        title = f"{figures.short(group.name, 40)}, {runs}"
         axes = figures.new_axes(title, "epoch", LOSS)
         _draw(axes, group, "train_loss", figures.MUTED, (0, (4, 2)), "training")
         _draw(axes, group, "val_loss", figures.color(group), "-", "validation")

@@ -8,8 +8,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hpc_mlp.conversion import duplicates
 from hpc_mlp.data import rejects
 from hpc_mlp.data.balance import duplicate_lines
@@ -40,11 +38,7 @@ def mistakes(context: Context) -> Json:
     if shards is None:
         why = "The images cannot be shown: the shards that the runs were trained on are gone."
         return {"found": None, "why": why}
-    others = [
-        other
-        for other in context.predictions.values()
-        if np.array_equal(other.labels, chosen.labels)
-    ]
+    others = [other for other in context.predictions.values() if other.same_images(chosen)]
     try:
         found = gallery.confident_mistakes(*shards, chosen, others, MOST_MISTAKES)
     except HpcMlpError as error:

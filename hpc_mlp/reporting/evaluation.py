@@ -116,7 +116,7 @@ def first_layers(context: Context) -> Json:
     """First-layer weights of the chosen run of a few groups, the best first."""
     drawn, missing, without, channels = [], [], [], 1
     for group in sorted(drawable(context.groups, MOST_WEIGHTS), key=lambda group: not group.best):
-        run = group.chosen
+        run = group.best_model
         if run is None:
             continue
         try:

@@ -51,12 +51,13 @@ class Sample:
 
 
 def read_samples(
-    folder: Path, manifest: Manifest, split: str, wanted: Iterable[int]
+    folder: Path, manifest: Manifest, splits: Sequence[str], wanted: Iterable[int]
 ) -> dict[int, Sample]:
-    """The samples of a split with these indices; shards without any of them are not opened.
-    UserError where a shard is gone or not as the manifest says, or an image cannot be decoded."""
+    """The samples with these places in the sequence of all images of the splits; shards without any
+    of them are not opened. UserError where a shard is gone or not as the manifest says, or an image
+    cannot be decoded."""
     indices, found, start = sorted(wanted), dict[int, Sample](), 0
-    for shard in manifest.split(split).shards:
+    for shard in (shard for split in splits for shard in manifest.split(split).shards):
         here = [index for index in indices if start <= index < start + shard.num_images]
         if here:
             with closing(open_shard(folder, shard, len(manifest.classes), verify=False)) as opened:
@@ -83,7 +84,7 @@ def _sample(shard: OpenShard, manifest: Manifest, row: int) -> Sample:
 @dataclass(frozen=True)
 class Mistake:
     """A test image taken for another class with this probability, and how many of the runs erred on
-    it. `index` counts the test images in shard order."""
+    it. `index`: its place in the sequence of images that the predictions are of."""
 
     index: int
     sample: Sample
@@ -103,23 +104,25 @@ def confident_mistakes(
     """The wrong predictions of `chosen` with the highest probability. UserError where the shards
     are not those that the predictions were made on. `others`: all runs on these test images,
     `chosen` among them."""
-    split = manifest.split("test")
-    if split.num_images != len(chosen.labels):
-        own, predicted = f"{split.num_images:,}", f"{len(chosen.labels):,}"
+    size = sum(manifest.split(split).num_images for split in chosen.splits)
+    places = chosen.places
+    if (chosen.rows is None and size != len(places)) or places.max(initial=0) >= size:
+        own, predicted = f"{size:,}", f"{len(places):,}"
         raise UserError(f"{folder} has {own} test images, the predictions {predicted}.")
     labels, confidence = chosen.predicted, chosen.confidence
     each_wrong = [run.predicted != run.labels for run in others]
     wrong = np.flatnonzero(labels != chosen.labels)
     order = wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
-    samples = read_samples(folder, manifest, "test", order.tolist())
+    samples = read_samples(folder, manifest, chosen.splits, places[order].tolist())
     mistakes = []
     for index in order.tolist():
-        sample = samples.get(index)
+        place = int(places[index])
+        sample = samples.get(place)
         if sample is None or sample.label != chosen.labels[index]:
             raise UserError(f"the test images in {folder} are not in the order of the predictions.")
         erring = sum(bool(wrong[index]) for wrong in each_wrong)
         label, probability = int(labels[index]), float(confidence[index])
-        mistakes.append(Mistake(index, sample, label, probability, erring, len(others)))
+        mistakes.append(Mistake(place, sample, label, probability, erring, len(others)))
     return mistakes
 
 

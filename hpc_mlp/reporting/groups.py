@@ -1,8 +1,8 @@
 """Runs by groups: one row of the table each, with the mean and standard deviation over its runs.
 
 A group is a variant, and within it one value of every key in `by` (by default the keys that a sweep
-varied). Its runs differ in the seed. Numbers of a group rest on the runs that have test metrics: a
-diverged run counts with its best epoch before that."""
+varied). Its runs differ in the seed, and in the fold (see `folds`). Numbers of a group rest on the
+runs that have test metrics: a diverged run counts with its best epoch before that."""
 
 from __future__ import annotations
 
@@ -10,52 +10,37 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from hpc_mlp.config.sections import flat
 from hpc_mlp.errors import unknown_name
+from hpc_mlp.reporting.folds import FoldedRun, folded, has_test_split, num_folds
+from hpc_mlp.reporting.folds import values as of_folds
 from hpc_mlp.reporting.predictions import Array
-from hpc_mlp.runs.folder import Json, Run, State, best_line
+from hpc_mlp.reporting.values import Value, at, mean_sd, progress, statistics
+from hpc_mlp.runs.folder import Run, State
 from hpc_mlp.terminal.text import last_parts
 
 # The order in which a person expects the variants; others follow by name.
 ORDER = ("baseline", "dropout", "batchnorm", "dropout_batchnorm", "dropout_l2")
 
-# Statistic of a group: where it stands in result.json. See `statistics` for metrics of one's own.
-STATISTICS: dict[str, tuple[str, ...]] = {
-    "best_epoch": ("best_epoch",),
-    "val_loss": ("best_val_loss",),
-    "val_accuracy": ("best_val_accuracy",),
-    "test_accuracy": ("test", "accuracy"),
-    "precision": ("test", "precision"),
-    "recall": ("test", "recall"),
-    "f1": ("test", "f1"),
-    "images_per_second": ("images_per_second",),
-    "seconds": ("seconds",),
-}
 # More would make names of rows that nobody reads.
 _MOST_APART = 3
 # What groups can be made by beside configuration keys.
-SPECIAL = ("seed", "dataset", "folder")
-
-
-@dataclass(frozen=True)
-class Value:
-    """Mean and standard deviation (n - 1) over the runs of a group; no `sd` for a single run."""
-
-    mean: float
-    sd: float | None = None
+SPECIAL = ("seed", "fold", "dataset", "folder")
+FOLDS = "data.folds"
 
 
 @dataclass(frozen=True)
 class Group:
     """`by`: the values of dotted keys that, beside the variant, name the group. `seeds`: of every
-    run, finished or not. `n`: runs with test metrics, on which `values` (see `statistics`) rest.
-    `dataset`: its digest. `status`: "done", "failed", "2 done, 1 failed". `index` decides its
-    colour and line style in all figures."""
+    run, finished or not. `tested`: runs with test metrics, on which `values` (see `statistics`)
+    rest, of folds one for each seed; `n`: their number, each fold counted. `folds`: as planned, 1
+    without, or where each fold is a group of its own. `dataset`: its digest. `status`: "done",
+    "failed", "2 done, 1 failed". `index` decides its colour and line style in all figures."""
 
     variant: str
     by: dict[str, Any]
@@ -68,6 +53,8 @@ class Group:
     dataset: str
     status: str
     index: int = 0
+    tested: list[Run] = field(default_factory=list)
+    folds: int = 1
     # First of its dataset in `val_loss_order`.
     best: bool = False
     # The share of draws in which it is the best, and what was drawn: see `winner`.
@@ -86,20 +73,47 @@ class Group:
         return re.sub(r"[^A-Za-z0-9_.-]+", "_", self.name)
 
     @property
-    def tested(self) -> list[Run]:
-        """Runs with test metrics."""
-        return [run for run in self.runs if run.test]
+    def peers(self) -> tuple[str, int]:
+        """What makes rows comparable: their dataset, and into how many folds it was dealt."""
+        return self.dataset, self.folds
+
+    @property
+    def folds_done(self) -> int:
+        """Those with results, of the seed that has most."""
+        return max((len(parts_of(run)) for run in self.tested), default=0)
+
+    @property
+    def complete(self) -> bool:
+        """Whether each image was held out, by every seed that counts: always so without folds."""
+        return self.folds == 1 or self.folds_done == self.folds
+
+    @property
+    def held_out(self) -> int | None:
+        """Images that the folds held out, where the archive brought a test split of its own."""
+        first = next(iter(self.tested), None)
+        test = first.result.held_out if first and first.result else None
+        return test.num_images if test and self.folds > 1 else None
 
     @property
     def chosen(self) -> Run | None:
         """The seed with the lowest validation loss; the test images had no say."""
         return min(self.tested, key=best_loss, default=None)
 
+    @property
+    def models(self) -> list[Run]:
+        """Those of `tested`, each fold by itself."""
+        return [part for run in self.tested for part in parts_of(run)]
+
+    @property
+    def best_model(self) -> Run | None:
+        """Of `chosen`, the fold with the lowest validation loss."""
+        return min(parts_of(self.chosen), key=best_loss) if self.chosen else None
+
 
 def group_runs(runs: Iterable[Run], by: Sequence[str]) -> list[Group]:
     """In the customary order, `best` marked."""
     found: dict[str, list[Run]] = {}
-    for run in sorted(runs, key=lambda run: run.seed):
+    for run in sorted(runs, key=lambda run: (run.seed, run.fold or 0)):
         key = repr([run.variant, *(lookup(run, key) for key in by)])
         found.setdefault(key, []).append(run)
 
@@ -113,25 +127,6 @@ def group_runs(runs: Iterable[Run], by: Sequence[str]) -> list[Group]:
     return mark_best([make_group(by, part, known, index) for index, part in enumerate(parts)])
 
 
-def statistics(runs: Iterable[Run]) -> dict[str, tuple[str, ...]]:
-    """STATISTICS, and the runs' own metrics."""
-    names = own_metrics(runs)
-    return (
-        STATISTICS
-        | {f"val_{name}": ("best_val_metrics", name) for name in names}
-        | {f"test_{name}": ("test", "metrics", name) for name in names}
-    )
-
-
-def own_metrics(runs: Iterable[Run]) -> dict[str, bool]:
-    """Metrics that users have registered: whether more of it is better, as the first run has it."""
-    found: dict[str, bool] = {}
-    for run in runs:
-        for name, metric in run.config.metrics.items():
-            found.setdefault(name, metric.higher_is_better)
-    return found
-
-
 def _natural(value: Any) -> tuple[int, float, str]:
     number = isinstance(value, int | float)
     return (0, float(value), "") if number else (1, 0.0, show(value))
@@ -140,23 +135,31 @@ def _natural(value: Any) -> tuple[int, float, str]:
 def make_group(
     by: Sequence[str], runs: list[Run], known: Mapping[str, tuple[str, ...]], index: int = 0
 ) -> Group:
-    tested = [run for run in runs if run.test]
-    shown = tested or runs
-    results = [run.result or progress(run) for run in shown]
+    number = 1 if "fold" in by else max(map(num_folds, runs))
+    seeds = folded(runs) if number > 1 else []
+    tested = [part for run in seeds for part in run.members] or [run for run in runs if run.test]
+    results = [run.result or progress(run) for run in tested or runs]
+    sizes = (run.test.num_images for run in tested if run.test)
+    if seeds and not has_test_split(seeds[0]):
+        sizes = (run.test.num_images for run in seeds if run.test)
     return Group(
         variant=runs[0].variant,
         by={key: lookup(runs[0], key) for key in by},
         runs=runs,
         seeds=sorted({run.seed for run in runs}),
         n=len(tested),
-        parameters=_common((run.result or run.config).num_parameters for run in shown),
-        values={
-            name: mean_sd([_at(result, path) for result in results]) for name, path in known.items()
+        parameters=_common((run.result or run.config).num_parameters for run in tested or runs),
+        values=of_folds(seeds, known)
+        if seeds
+        else {
+            name: mean_sd([at(result, path) for result in results]) for name, path in known.items()
         },
-        test_images=_common(run.test.num_images for run in tested if run.test),
+        test_images=_common(sizes),
         dataset=runs[0].config.dataset.digest,
         status=status(runs),
         index=index,
+        tested=[*seeds] or tested,
+        folds=number,
     )
 
 
@@ -172,51 +175,20 @@ def _common(values: Iterable[int | None]) -> int | None:
     return found.pop() if len(found) == 1 else None
 
 
-def progress(run: Run) -> Json:
-    """What an unfinished or failed run has reached, as a result without test metrics."""
-    best, lines = best_line(run.metrics, run.monitor), run.metrics
-    if best is None:
-        return {}
-    return {
-        "best_epoch": best.epoch,
-        "best_val_loss": best.val_loss,
-        "best_val_accuracy": best.val_accuracy,
-        "best_val_metrics": best.metrics,
-        "images_per_second": lines[-1].images_per_second,
-        "seconds": sum(line.seconds or 0.0 for line in lines),
-    }
-
-
-def statistic(run: Run, name: str) -> Any:
-    """One of `statistics`: of an unfinished run what it has reached."""
-    return _at(run.result or progress(run), statistics([run])[name])
-
-
-def mean_sd(numbers: Sequence[float | None]) -> Value | None:
-    """None unless every run has the number: a mean over some of them would mislead."""
-    known = [number for number in numbers if number is not None and math.isfinite(number)]
-    if not known or len(known) < len(numbers):
-        return None
-    mean = math.fsum(known) / len(known)
-    if len(known) == 1:
-        return Value(mean)
-    return Value(mean, math.sqrt(math.fsum((x - mean) ** 2 for x in known) / (len(known) - 1)))
-
-
 def mark_best(groups: list[Group]) -> list[Group]:
-    """`best` on the first by validation loss on each dataset, among those with test metrics."""
-    best: dict[str, Group] = {}
+    """`best` on the first by validation loss of its peers, among those with test metrics."""
+    best: dict[tuple[str, int], Group] = {}
     for group in sorted(groups, key=val_loss_order):
         if group.n and group.values["val_loss"]:
-            best.setdefault(group.dataset, group)
-    return [replace(group, best=best.get(group.dataset) is group) for group in groups]
+            best.setdefault(group.peers, group)
+    return [replace(group, best=best.get(group.peers) is group) for group in groups]
 
 
 def val_loss_order(group: Group) -> tuple[bool, float]:
-    """Lowest mean validation loss first; groups in which a run diverged stand back, as their mean
-    covers the lucky ones only."""
+    """Lowest mean validation loss first; groups in which a run diverged, or that lack a fold, stand
+    back, as their mean covers the lucky ones only."""
     loss = group.values["val_loss"]
-    return diverged(group), loss.mean if loss else math.inf
+    return diverged(group) or not group.complete, loss.mean if loss else math.inf
 
 
 def diverged(group: Group) -> bool:
@@ -246,6 +218,11 @@ def drawable(groups: Sequence[Group], most: int) -> list[Group]:
 # What is known of single runs
 
 
+def parts_of(run: Run) -> Sequence[Run]:
+    """The folds' runs; of a run without folds, itself."""
+    return run.members if isinstance(run, FoldedRun) else [run]
+
+
 def best_loss(run: Run) -> float:
     loss = run.result.best_val_loss if run.result else None
     return math.inf if loss is None else loss
@@ -260,17 +237,14 @@ def curve(run: Run, key: str) -> Array:
 
 def lookup(run: Run, key: str) -> Any:
     """The run's value of a dotted configuration key or of one of `SPECIAL`; None without."""
-    if key == "seed":
-        return run.seed
+    if key in ("seed", "fold"):
+        return run.seed if key == "seed" else run.fold
+    # Older runs do not have it.
+    if key == FOLDS:
+        return run.config.value(key) or 1
     if key == "folder":
         return str(run.path.parent)
     return run.config.dataset.digest[:12] if key == "dataset" else run.config.value(key)
-
-
-def _at(tree: Any, path: Iterable[str]) -> Any:
-    for part in path:
-        tree = tree.get(part) if isinstance(tree, Mapping) else None
-    return tree
 
 
 def swept_keys(runs: Iterable[Run]) -> list[str]:
@@ -287,7 +261,7 @@ def keys_apart(runs: Sequence[Run]) -> list[str]:
         for key, value in run.config.identity().items():
             values.setdefault((run.variant, key), set()).add(repr(value))
     keys = list(dict.fromkeys(key for (_, key), found in values.items() if len(found) > 1))
-    keys = [key for key in keys if key not in ("seed", "dataset.digest", *swept_keys(runs))]
+    keys = [key for key in keys if key not in ("seed", "fold", "dataset.digest", *swept_keys(runs))]
     known = {key for run in runs for key in flat(run.config.config)}
     return keys if len(keys) <= _MOST_APART and known.issuperset(keys) else ["folder"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hpc_mlp.reporting import columns, curves
+from hpc_mlp.reporting import by_fold, columns, curves
 from hpc_mlp.reporting.context import Context
 from hpc_mlp.reporting.figures import Named
 from hpc_mlp.reporting.groups import drawable
@@ -37,6 +37,7 @@ def summary(context: Context) -> Json:
             [Named(group, first), *rest]
             for group, (first, *rest) in zip(context.groups, cells, strict=True)
         ],
+        "folds": by_fold.fold_panels(context.groups, context.folder),
         "best": [i for i, group in enumerate(context.groups) if group.best],
         "compared": compared,
         "notes": columns.legend(found, names),

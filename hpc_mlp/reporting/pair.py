@@ -14,7 +14,7 @@ from hpc_mlp.config.sections import flat
 from hpc_mlp.errors import HpcMlpError, RunError
 from hpc_mlp.files.wrong_path import kind_of, want_runs
 from hpc_mlp.reporting.compare import Comparison, compare_two
-from hpc_mlp.reporting.groups import Group, group_runs, show, swept_keys
+from hpc_mlp.reporting.groups import FOLDS, Group, group_runs, lookup, show, swept_keys
 from hpc_mlp.reporting.predictions import Array, RunPredictions, read_predictions
 from hpc_mlp.reporting.reproduce import unique
 from hpc_mlp.reporting.single import holm
@@ -50,11 +50,13 @@ class ImageVerdict:
 @dataclass(frozen=True)
 class ImageDifferences:
     """`better`: images that A's, B's runs get right more often, those of the largest difference
-    first; `otherwise`: as often, but taken for another class. `alike`: the number of the rest."""
+    first; `otherwise`: as often, but taken for another class. `alike`: the number of the rest.
+    `splits`: in whose sequence of images an `index` counts."""
 
     better: tuple[list[ImageVerdict], list[ImageVerdict]]
     otherwise: list[ImageVerdict]
     alike: int
+    splits: tuple[str, ...] = ("test",)
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,8 @@ def read_pair(first: Path, second: Path) -> Pair:
             for match in compared
         ],
         images=_images(
-            [run for match in matches for run in match.first.runs],
-            [run for match in matches for run in match.second.runs],
+            [run for match in matches for run in match.first.tested],
+            [run for match in matches for run in match.second.tested],
             notes,
         ),
     )
@@ -145,8 +147,13 @@ def _values(values: Sequence[str]) -> str:
 
 
 def _matches(first: list[Run], second: list[Run], notes: list[str]) -> list[Match]:
-    """Groups of the same variant and swept values; where each side has one group, these."""
+    """Groups of the same variant and swept values; where each side has one group, these. Single
+    runs are compared as such, also those of one fold."""
     keys = swept_keys([*first, *second])
+    if len({lookup(run, FOLDS) for run in [*first, *second]}) > 1:
+        keys.append(FOLDS)
+    if len(first) == len(second) == 1:
+        keys.append("fold")
     groups = [group_runs(runs, keys) for runs in (first, second)]
     if all(len(found) == 1 for found in groups):
         [[one], [two]] = groups
@@ -191,13 +198,13 @@ class _Votes:
 def _images(
     first: Sequence[Run], second: Sequence[Run], notes: list[str]
 ) -> ImageDifferences | None:
-    labels: Array | None = None
+    images: RunPredictions | None = None
     votes: list[_Votes | None] = []
     for runs in (first, second):
         side: _Votes | None = None
         for found in _predictions(runs, notes):
-            labels = found.labels if labels is None else labels
-            if not np.array_equal(labels, found.labels):
+            images = images or found
+            if not images.same_images(found):
                 notes.append("Test images are in another order, or others: not looked at.")
                 return None
             said = np.eye(found.probabilities.shape[1], dtype=np.float64)[found.predicted]
@@ -207,7 +214,7 @@ def _images(
             side.probability += found.probabilities
         votes.append(side)
     one, two = votes
-    return None if one is None or two is None or labels is None else _differences(labels, one, two)
+    return None if one is None or two is None or images is None else _differences(images, one, two)
 
 
 def _predictions(runs: Iterable[Run], notes: list[str]) -> Iterator[RunPredictions]:
@@ -225,7 +232,8 @@ def _predictions(runs: Iterable[Run], notes: list[str]) -> Iterator[RunPredictio
             yield found
 
 
-def _differences(labels: Array, one: _Votes, two: _Votes) -> ImageDifferences:
+def _differences(images: RunPredictions, one: _Votes, two: _Votes) -> ImageDifferences:
+    labels = images.labels
     rows = np.arange(len(labels))
     right = [side.said[rows, labels] / side.runs for side in (one, two)]
     verdicts = [side.verdict() for side in (one, two)]
@@ -234,7 +242,11 @@ def _differences(labels: Array, one: _Votes, two: _Votes) -> ImageDifferences:
         said = int(verdicts[0][0][i]), int(verdicts[1][0][i])
         probability = float(verdicts[0][1][i]), float(verdicts[1][1][i])
         return ImageVerdict(
-            i, int(labels[i]), said, probability, (float(right[0][i]), float(right[1][i]))
+            int(images.places[i]),
+            int(labels[i]),
+            said,
+            probability,
+            (float(right[0][i]), float(right[1][i])),
         )
 
     ahead = right[1] - right[0]
@@ -249,4 +261,5 @@ def _differences(labels: Array, one: _Votes, two: _Votes) -> ImageDifferences:
         ),
         otherwise=[verdict(i) for i in order.tolist() if other[i]],
         alike=int(((ahead == 0) & ~other).sum()),
+        splits=images.splits,
     )

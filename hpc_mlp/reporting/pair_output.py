@@ -146,10 +146,12 @@ def _comparison(match: Match) -> str:
     if c is None:
         return ""
     kind = "these two models" if c.test == "mcnemar" else count(len(c.seeds), "shared seed")
+    images = "test images" if not c.folds else "held-out images"
+    kind = f"{c.folds} folds, {kind}" if c.folds else kind
     told = "" if c.differs else "; they cannot be told apart"
     return (
         f"{match.name}: B is right on {points(c.difference, c, sign=True)} points of "
-        f"{c.num_images:,} test images (95 % {interval_cell(c)}, p {p_text(c.p_adjusted)}; "
+        f"{c.num_images:,} {images} (95 % {interval_cell(c)}, p {p_text(c.p_adjusted)}; "
         f"{kind}){told}."
     )
 
@@ -204,7 +206,7 @@ def _galleries(pair: Pair, shards: Path | None) -> tuple[list[Json], list[str]]:
     wanted = {one.index: one for _, images in kinds for one in images}
     try:
         found = read_shards(shards, pair.sides[0][0].config.dataset, "compare --data")
-        samples = read_samples(found.folder, found.manifest, "test", wanted)
+        samples = read_samples(found.folder, found.manifest, pair.images.splits, wanted)
     except UserError as error:
         return [], [f"No pictures: {error}"]
     if any(samples[i].label != one.label for i, one in wanted.items() if i in samples):

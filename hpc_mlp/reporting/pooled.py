@@ -11,6 +11,12 @@ itself shows:
     seeds = max(2 MS, variance over seeds of the difference) / S
     SE^2  = seeds + images
 
+Folds of a cross-validation take the seeds' place (their mean over the seeds of each), and there is
+no part of the images by itself, as every fold has others. Their training sets overlap, so their
+mean varies more than that of independent ones: by Nadeau & Bengio (2003), (1 / K + n_test /
+n_train) in place of 1 / K, which is `overlap` = 1 + N / n_train times as much for N images in K
+folds. With two variants that is their corrected t-test with K - 1 degrees of freedom.
+
 The largest |t| of all differences is held against draws of the same statistic (max-|t|: Dunnett
 1955, Hothorn, Bretz & Westfall 2008), in which every variant has seeds' variances as estimated
 (Grubbs 1948, shrunk to their mean with the weight of one seed, or the noisiest variant would go
@@ -53,11 +59,13 @@ TINY = 1e-15
 @dataclass(frozen=True)
 class Moments:
     """What the test needs of correctness [V, S, N]: `accuracy` [V, S], and `images` [V, V], the
-    covariance of the variants' mean accuracies over test images as they could have been drawn."""
+    covariance of the variants' mean accuracies over test images as they could have been drawn.
+    `overlap`: how many times as much the mean over the S varies as one of S independent ones."""
 
     accuracy: Floats
     images: Floats
     num_images: int
+    overlap: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,7 @@ def differences(found: Moments, pairs: Pairs, families: int = 1, draws: int = DR
     first, second = np.array(pairs).T
     num_seeds = found.accuracy.shape[1]
     drawn = _draw(found, first, second, num_seeds, draws)
-    seeds = _seed_variance(found.accuracy, first, second, _trust(num_seeds))
+    seeds = found.overlap * _seed_variance(found.accuracy, first, second, _trust(num_seeds))
     images = _floor(drawn.image_variance, seeds, found.num_images)
     error = np.sqrt(seeds + images)
     apart = found.accuracy[first].mean(1) - found.accuracy[second].mean(1)
@@ -121,15 +129,16 @@ def detectable(found: Moments, pairs: Pairs, num_seeds: int, families: int = 1) 
     first, second = np.array(pairs).T
     draws = min(FEWER_DRAWS, max(MOST_EFFECTS // (len(found.accuracy) * num_seeds), 999))
     drawn = _draw(found, first, second, num_seeds, draws)
+    pooled = found.overlap * drawn.pooled
     seeds, images = (
-        drawn.pooled * drawn.variance,
-        _floor(drawn.image_variance, drawn.pooled, found.num_images),
+        pooled * drawn.variance,
+        _floor(drawn.image_variance, pooled, found.num_images),
     )
     typical = seeds.mean(0)
     noise = np.abs(drawn.seeds * np.sqrt(typical) + drawn.images * np.sqrt(images)) / np.sqrt(
         typical + images
     )
-    moved = drawn.effects * math.sqrt(drawn.pooled) + drawn.images * np.sqrt(images)
+    moved = drawn.effects * math.sqrt(pooled) + drawn.images * np.sqrt(images)
     width = _quantile(noise.max(1), families)
     # Found where moved + difference > width * SE: the other side hardly ever counts.
     return np.asarray(np.quantile(width * np.sqrt(seeds + images) - moved, POWER, axis=0))

@@ -9,8 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from hpc_mlp.reporting.groups import Value, mean_sd
 from hpc_mlp.reporting.predictions import Array, RunPredictions
+from hpc_mlp.reporting.values import Value, mean_sd
 
 NUM_BINS = 15
 # Draws of all labels: the mean is then known to 1 % of itself or so.

@@ -12,11 +12,12 @@ from hpc_mlp.errors import UserError, unknown_name
 from hpc_mlp.reporting.cautions import majority
 from hpc_mlp.reporting.groups import Group
 from hpc_mlp.reporting.summary import Summary
+from hpc_mlp.reporting.values import HELD_OUT
 from hpc_mlp.runs.folder import Json
 from hpc_mlp.terminal.text import csv_cell, json_text
 
 HIGHER_IS_BETTER = {"val_accuracy", "test_accuracy", "precision", "recall", "f1"}
-HIGHER_IS_BETTER |= {"images_per_second", "difference", "wins"}
+HIGHER_IS_BETTER |= {"images_per_second", "difference", "wins", *HELD_OUT}
 
 # Keys of a row's comparison with its reference: as in `Comparison`.
 COMPARED = {
@@ -26,6 +27,7 @@ COMPARED = {
     "difference_high": "high",
     **{name: name for name in ("p", "p_adjusted", "test", "shown", "detectable")},
 }
+_NO_FOLDS: Json = {"folds": None, "folds_done": None}
 # One column for people, two for machines.
 SHORT = {"interval": ["difference_low", "difference_high"]}
 
@@ -69,11 +71,13 @@ def records(summary: Summary) -> list[Json]:
 def _record(row: Group, summary: Summary) -> Json:
     record: Json = {"variant": row.variant, **{key: row.by[key] for key in summary.by}}
     record |= {"seeds": row.seeds, "n": row.n, "parameters": row.parameters}
+    record |= {"folds": row.folds, "folds_done": row.folds_done} if row.folds > 1 else _NO_FOLDS
     for name, value in row.values.items():
         record |= {name: value and value.mean, f"{name}_sd": value and value.sd}
     if record["best_epoch"] is not None and record["best_epoch"] == int(record["best_epoch"]):
         record["best_epoch"] = int(record["best_epoch"])
-    record |= {"test_images": row.test_images, "dataset": row.dataset}
+    record |= {"test_images": row.test_images, "held_out_images": row.held_out}
+    record |= {"dataset": row.dataset}
     known = majority(row)
     record |= {"majority_share": known[1] if known else None}
     record |= {"status": row.status, "best": row.best, "wins": row.wins}

@@ -20,7 +20,7 @@ def findings(rows: Sequence[Group], compared: Compared, detect: float = 0.01) ->
     cannot be told; what could have been seen; the seeds that a difference of `detect` takes."""
     lines = []
     for row in rows:
-        rivals = [other for other in rows if other.dataset == row.dataset]
+        rivals = [other for other in rows if other.peers == row.peers]
         if row.best and len(rivals) > 1:
             lines.append(_best(row, rivals))
     for against in dict.fromkeys(c.against for c in compared.against):
@@ -52,10 +52,9 @@ def _best(row: Group, rivals: Sequence[Group]) -> str:
         then = f" (then {second.name}, {_share(second.wins)})"
     text += f" It wins in {_share(row.wins)} of draws of other {row.drawn}{then}."
     if row.wins < SURE:
-        text += (
-            " Its test score is a winner's: the same seeds chose it, which flatters the recipe a"
-        )
-        text += " little."
+        same = "folds" if row.folds > 1 else "seeds"
+        text += f" Its test score is a winner's: the same {same} chose it, which flatters the "
+        text += "recipe a little."
     return text
 
 
@@ -64,21 +63,36 @@ def _share(x: float) -> str:
 
 
 def _against(against: str, comparisons: Sequence[Comparison]) -> list[str]:
-    comparisons = [c for c in comparisons if c.test == "pooled"]
+    comparisons = [c for c in comparisons if c.test != "mcnemar"]
     parts: list[str] = []
     for verb, sign in (("beats", 1), ("falls behind", -1)):
         shown = [c for c in comparisons if c.shown and c.difference * sign > 0]
         for i, c in enumerate(sorted(shown, key=lambda c: -sign * c.difference)):
-            unit = " points of test accuracy" if not parts else " points"
+            kind = "held-out" if c.folds else "test"
+            unit = f" points of {kind} accuracy" if not parts else " points"
             object_ = f" {against}" if i == 0 else " it"
             size = points(abs(c.difference), c)
             parts.append(f"{c.name} {verb}{object_} by {size}{unit} ({interval(c)})")
     for seeds in sorted({tuple(c.seeds) for c in comparisons}, key=len, reverse=True):
-        unclear = [c.name for c in comparisons if not c.shown and tuple(c.seeds) == seeds]
+        unclear = [c for c in comparisons if not c.shown and tuple(c.seeds) == seeds]
         if unclear:
-            number = count(len(seeds), "seed")
-            parts.append(f"{join(unclear)} cannot be told apart from {against} with {number}")
-    return ["; ".join(parts) + "."] if parts else []
+            names = join([c.name for c in unclear])
+            parts.append(f"{names} cannot be told apart from {against} {_with(unclear[0])}")
+    lines = ["; ".join(parts) + "."] if parts else []
+    if comparisons and comparisons[0].folds:
+        lines.append(
+            f"Over folds this speaks of training sets of about {comparisons[0].train_images:,} "
+            "images, drawn as these are, and not of one split."
+        )
+    return lines
+
+
+def _with(c: Comparison) -> str:
+    """How much it rests on."""
+    seeds = count(len(c.seeds), "seed")
+    if not c.folds:
+        return f"with {seeds}"
+    return f"over {c.folds} folds" + (f" of {seeds}" if len(c.seeds) > 1 else "")
 
 
 def _single_runs(against: str, comparisons: Sequence[Comparison]) -> list[str]:
@@ -113,6 +127,13 @@ def _detectable(comparisons: Sequence[Comparison], detect: float) -> list[str]:
         needs = [c.seeds_needed for c in same]
         most = max(needed or 0 for needed in needs)
         named = f"{100 * detect:g} point{'s' * (detect != 0.01)}"
+        least = f"a difference of {points(size, same[0])} points"
+        if size > 1:
+            least = "no difference, however large,"
+        found = f"{_capital(_with(same[0]))} {least} would have been found (80 % power)"
+        if same[0].folds:
+            lines.append(f"{found}.")
+            continue
         if None in needs:
             images = f"{same[0].num_images:,} test images"
             then = f"for {named} not even {MOST_SEEDS} seeds would do on {images}"
@@ -120,12 +141,12 @@ def _detectable(comparisons: Sequence[Comparison], detect: float) -> list[str]:
             then = f"for {named} these seeds do"
         else:
             then = f"for {named} train {most} seeds (--seeds 0-{most - 1})"
-        least = f"a difference of {points(size, same[0])} points"
-        if size > 1:
-            least = "no difference, however large,"
-        found = f"With {count(len(seeds), 'seed')} {least} would have been found (80 % power)"
         lines.append(f"{found}; {then}.")
     return lines
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def points(x: float, c: Comparison, sign: bool = False) -> str:
@@ -153,19 +174,31 @@ def join(names: Sequence[str], at_most: int = 6) -> str:
 
 def method(comparisons: Sequence[Comparison]) -> str:
     """One line on how the comparisons were made."""
-    how = []
+    how, lines = [], []
     pooled = [c for c in comparisons if c.test == "pooled"]
     if pooled:
-        family, held = max(c.family for c in pooled), "of two variants, Student's t"
-        if family > 1:
-            what = "pairs" if pooled[0].all_pairs else "comparisons"
-            held = f"p and 95 % intervals hold for all {family} {what} together"
-        how.append(f"seeds' variance pooled over the variants (step-down max-|t|; {held})")
+        how.append(f"seeds' variance pooled over the variants (step-down max-|t|; {_held(pooled)})")
     single = [c for c in comparisons if c.test == "mcnemar"]
     if single:
         holm = " (Holm)" if single[0].family > 1 else ""
         how.append(f"McNemar's exact test for single runs{holm}")
-    return f"Same seeds, same test images: {' and '.join(how)}."
+    if how:
+        lines.append(f"Same seeds, same test images: {' and '.join(how)}.")
+    if folds := [c for c in comparisons if c.test == "folds"]:
+        lines.append(
+            "Same folds, same seeds: accuracy by fold, its variance corrected for the overlap of "
+            "the training sets (Nadeau & Bengio 2003) and pooled over the variants (step-down "
+            f"max-|t|; {_held(folds)})."
+        )
+    return " ".join(lines)
+
+
+def _held(comparisons: Sequence[Comparison]) -> str:
+    family = max(c.family for c in comparisons)
+    if family == 1:
+        return "of two variants, Student's t"
+    what = "pairs" if comparisons[0].all_pairs else "comparisons"
+    return f"p and 95 % intervals hold for all {family} {what} together"
 
 
 # What else differs

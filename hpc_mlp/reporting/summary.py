@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from hpc_mlp.reporting.cautions import cautions
 from hpc_mlp.reporting.compare import Comparison, compare
 from hpc_mlp.reporting.groups import (
+    FOLDS,
     Group,
     check_by,
     damaged_group,
     group_runs,
     keys_apart,
-    own_metrics,
-    statistics,
+    lookup,
     swept_keys,
 )
 from hpc_mlp.reporting.searches import search_notes
 from hpc_mlp.reporting.sentences import findings, recipe_notes, troubles
+from hpc_mlp.reporting.values import own_metrics, statistics
 from hpc_mlp.reporting.winner import with_wins
 from hpc_mlp.runs.folder import Run
 from hpc_mlp.runs.identity import once
@@ -70,6 +71,8 @@ def summarise(
     check_by(runs, keys)
     if len({run.config.dataset.digest for run in runs}) > 1 and "dataset" not in keys:
         keys.append("dataset")
+    if len({lookup(run, FOLDS) for run in runs}) > 1 and FOLDS not in keys:
+        keys.append(FOLDS)
     runs, copies = once(runs, keys)
     rows = with_wins(group_runs(runs, keys))
     compared, known = compare(rows, detect), statistics(runs)

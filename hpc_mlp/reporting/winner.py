@@ -6,7 +6,11 @@ and spread by sqrt(S / (S - 1)), as resampling S of S seeds varies too little. T
 images' part of the mean losses is drawn from a normal distribution, with the covariance that the
 rows' losses have over the test images, for as many validation images as there are: losses of single
 validation images are not kept, and both splits are drawn from the same images. The test images say
-here how much losses vary, never which row is better."""
+here how much losses vary, never which row is better.
+
+Of cross-validated rows the folds are drawn so, each with the mean over its seeds; they hold the
+validation images, which are others in each. As their training sets overlap, the draws are spread by
+the factor with which `pooled` corrects the variance of a difference (Nadeau & Bengio 2003)."""
 
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_mlp.errors import RunError
+from hpc_mlp.reporting.answers import overlap
 from hpc_mlp.reporting.groups import Group, best_loss, diverged, val_loss_order
 from hpc_mlp.reporting.pooled import moments
 from hpc_mlp.reporting.predictions import read_predictions
@@ -35,11 +40,11 @@ MOST_RIVALS = 12
 def with_wins(rows: Sequence[Group]) -> list[Group]:
     """`rows` with `wins` and `drawn` where there is something to draw."""
     found: dict[int, Group] = {}
-    for name in {row.dataset for row in rows if row.best}:
-        rivals = [row for row in rows if row.dataset == name and row.n and row.values["val_loss"]]
+    for peers in {row.peers for row in rows if row.best}:
+        rivals = [row for row in rows if row.peers == peers and row.n and row.values["val_loss"]]
         rivals = sorted(rivals, key=val_loss_order)[:MOST_RIVALS]
-        rivals = [row for row in rivals if diverged(row) == diverged(rivals[0])]
-        if len(rivals) > 1 and not any("seed" in row.by for row in rivals):
+        rivals = [row for row in rivals if diverged(row) == diverged(rivals[0]) and row.complete]
+        if len(rivals) > 1 and not any({"seed", "fold"} & row.by.keys() for row in rivals):
             shares, drawn = _wins(rivals)
             for row, share in zip(rivals, shares, strict=True):
                 found[id(row)] = replace(row, wins=share if drawn else None, drawn=drawn)
@@ -48,13 +53,14 @@ def with_wins(rows: Sequence[Group]) -> list[Group]:
 
 def _wins(rows: Sequence[Group]) -> tuple[list[float], str]:
     rng = np.random.default_rng(0)
-    by_seed = [_by_seed(row) for row in rows]
+    of_folds = rows[0].folds > 1
+    by_seed = [_by_fold(row) if of_folds else _by_seed(row) for row in rows]
     losses = [
         np.array([np.mean([best_loss(run) for run in runs]) for runs in seeds.values()])
         for seeds in by_seed
     ]
     common = all(seeds.keys() == by_seed[0].keys() for seeds in by_seed)
-    images = _image_covariance(by_seed, common)
+    images = None if of_folds else _image_covariance(by_seed, common)
     drawn = np.repeat([[loss.mean()] for loss in losses], DRAWS, axis=1)
     picks = _picks(rng, losses[0].size)
     for v, loss in enumerate(losses):
@@ -62,13 +68,16 @@ def _wins(rows: Sequence[Group]) -> tuple[list[float], str]:
             picks = _picks(rng, loss.size)
         if loss.size > 1:
             means = np.concatenate([loss[some].mean(1) for some in np.split(picks, _PARTS)])
-            drawn[v] += (means - loss.mean()) * math.sqrt(loss.size / (loss.size - 1))
+            spread = loss.size / (loss.size - 1) * (overlap(rows[v]) if of_folds else 1.0)
+            drawn[v] += (means - loss.mean()) * math.sqrt(spread)
     if images is not None:
         values, vectors = np.linalg.eigh(images)
         plain = rng.standard_normal((len(rows), DRAWS))
         drawn += (vectors * np.sqrt(np.maximum(values, 0.0))) @ plain
     # Of equal ones the first, as in the table.
     counts = np.bincount(drawn.argmin(0), minlength=len(rows))
+    if of_folds:
+        return [float(count) / DRAWS for count in counts], "folds"
     what = ["seeds"] if any(loss.size > 1 for loss in losses) else []
     what += ["validation images"] if images is not None else []
     return [float(count) / DRAWS for count in counts], " and ".join(what)
@@ -86,6 +95,13 @@ def _by_seed(row: Group) -> dict[int, list[Run]]:
     found: dict[int, list[Run]] = {}
     for run in row.tested:
         found.setdefault(run.seed, []).append(run)
+    return found
+
+
+def _by_fold(row: Group) -> dict[int, list[Run]]:
+    found: dict[int, list[Run]] = {}
+    for run in row.models:
+        found.setdefault(run.fold or 0, []).append(run)
     return found
 
 

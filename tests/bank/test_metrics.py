@@ -16,8 +16,9 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
 )
 
-from hpc_mlp.bank.metrics import Metrics, MetricSums
+from hpc_mlp.bank.metrics import MetricSums
 from hpc_mlp.machine.processes import Processes
+from hpc_mlp.runs.metrics import Metrics
 
 CPU = torch.device("cpu")
 

@@ -162,7 +162,7 @@ def test_pictures_are_those_of_the_test_images(here: Path, digits: Path, cli: Cl
     )
     assert len(shown) >= 5
     manifest = Manifest.load(digits)
-    samples = read_samples(digits, manifest, "test", [int(index) for _, index, *_ in shown])
+    samples = read_samples(digits, manifest, ("test",), [int(index) for _, index, *_ in shown])
     predicted = [
         np.load(Path("runs") / name / "predictions.npz")["probabilities"].argmax(1)
         for name in ("baseline-s0", "batchnorm-s0")

@@ -53,7 +53,7 @@ def test_an_image_that_is_none_is_an_error(
     with pytest.raises(UserError, match="cannot be decoded"):
         class_samples(tmp_path / "shards", manifest, each=2, most=20)
     with pytest.raises(UserError, match="cannot be decoded"):
-        read_samples(tmp_path / "shards", manifest, "test", [0])
+        read_samples(tmp_path / "shards", manifest, ("test",), [0])
     assert not started.exists()
 
 
