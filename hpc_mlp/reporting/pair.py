@@ -132,6 +132,7 @@ def _table(run: Run) -> dict[str, Any]:
     return {
         "variant": run.variant,
         "seed": run.seed,
+        "fold": run.fold,
         "dataset": config.dataset.digest[:12],
         **{key: show(value) for key, value in flat(config.config).items()},
         **{f"plugin {plugin.name}": plugin.sha256[:12] for plugin in config.plugin_records},

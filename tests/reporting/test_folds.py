@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_fscore_support
 from support.folds import write_folds
+from support.process import Cli
 from support.runs import labels, write_run
 
 from hpc_mlp.cli import main
@@ -266,6 +267,25 @@ def test_two_folders_of_folds_are_compared(tmp_path: Path) -> None:
     said = compare("a/baseline-s0-f2", "b/baseline-s0-f2")
     assert f"+{gain:.1f} points of 201 test images" in said and "these two models" in said
     assert "not compared" in compare("a/baseline-s0-f2", "b/baseline-s0-f1")
+
+
+@pytest.mark.slow
+def test_the_page_shows_all_images_of_a_seed(digits: Path, tmp_path: Path, cli: Cli) -> None:
+    """Trained: the gallery refuses pictures whose labels are not those of the predictions."""
+    words = ("train", digits, "--runs", tmp_path, "--variants", "baseline,dropout", "--folds", 3)
+    done = cli(*words, "--cpu", "--set", "model.hidden=[8]", "--set", "train.epochs=2")
+    assert done.exit_code == 0, done.output
+    done = cli("report", tmp_path)
+    assert done.exit_code == 0 and "missing:" not in done.output, done.output
+    page = (tmp_path / "report.html").read_text()
+    for text in ("Fold by fold", "(3 folds): images", "wrong in", "each tested by the fold"):
+        assert text in page, text
+    assert {"folds_3.svg", "mistakes.png"} <= {path.name for path in tmp_path.glob("figures/*")}
+    found = summary(tmp_path)
+    total = sum(found.rows[0].runs[0].config.dataset.num_images.values())
+    assert [row.test_images for row in found.rows] == [total, total]
+    [c] = found.comparisons
+    assert c.test == "folds" and c.folds == 3 and c.num_images == total
 
 
 # By simulation
