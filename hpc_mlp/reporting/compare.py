@@ -78,8 +78,7 @@ def compare(rows: Sequence[Group], detect: float = 0.01) -> Compared:
     notes = [note for part in parts for note in part.notes]
     if len({folds for _, folds in peers}) > 1:
         notes.append(
-            "Some runs are of folds, others of none or of other numbers of folds: rows are "
-            "compared, and the best marked, within each kind alone."
+            "Folds differ in number: rows are compared, the best marked, within each kind alone."
         )
     names = list(dict.fromkeys(name for name, _ in peers))
     if len(names) > 1:
