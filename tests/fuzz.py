@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gc
 import hashlib
+import io
 import json
 import os
 import random
@@ -24,6 +25,7 @@ import tempfile
 import time
 import traceback
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -269,6 +271,11 @@ def labelled_kind(material: Material, rng: random.Random, folder: Path) -> list[
         made = "npz", mutations.npz(rng)
     elif kind == 4 and (data := mutations.parquet(images, rng)) is not None:
         made = "parquet", data
+    if kind > 2 and rng.random() < 0.3:
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr(f"{rng.choice(mutations.HOSTILE_NAMES[:8])}.{made[0]}", made[1] or b"")
+        made = "zip", file.getvalue()
     path, out = folder / f"archive.{made[0]}", folder / "out"
     path.write_bytes(made[1] or b"")
     options = rng.choice(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from hpc_mlp.conversion.archive import Source
 from hpc_mlp.conversion.entries import suffix_of
 from hpc_mlp.conversion.reading import Reading
+from hpc_mlp.conversion.rows import plain_text
 from hpc_mlp.errors import RejectError, printable
 
 _NUMBER = re.compile(r"(\d+)(?:\.0+)?")
@@ -67,10 +68,10 @@ def _of_json(found: object) -> tuple[dict[int, str], bool]:
     if isinstance(found, dict) and isinstance(found.get("classes"), list):
         found = found["classes"]
     if isinstance(found, list) and all(isinstance(name, str) for name in found):
-        return dict(enumerate(found)), False
+        return dict(enumerate(map(plain_text, found))), False
     if not isinstance(found, dict):
         raise ValueError("it is no list of names, and no object of numbers and names")
-    pairs = [(str(key), str(value)) for key, value in found.items()]
+    pairs = [(plain_text(key), plain_text(value)) for key, value in found.items()]
     return _of_pairs(pairs), True
 
 

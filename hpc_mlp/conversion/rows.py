@@ -82,12 +82,15 @@ def _object(line: int, text: str) -> dict[str, str]:
 
 
 def plain_text(value: object) -> str:
-    """A value of JSON as a cell of a table: 3 and 3.0 are the same class."""
+    """A value of JSON as a cell of a table: 3 and 3.0 are the same class. Half a character, which
+    JSON may hold and no file, is shown as one that cannot be read."""
     if value is None:
         return ""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return value.strip() if isinstance(value, str) else json.dumps(value, default=str)
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogatepass").decode("utf-8", "replace").strip()
+    return json.dumps(value, default=str)
 
 
 class Lookup:

@@ -339,6 +339,12 @@ CASES = {
         options=("--labels", "notes.csv"),
         said=("a/notes.csv: took column 1 'filename' as file", "not used: labels.csv"),
     ),
+    "half a character in a .jsonl": Case(
+        FLAT | {"metadata.jsonl": objects(
+            NAMES, [c.replace("og", "\ud800") for c in CLASSES], keys="file_name label"
+        )},
+        {"cat": 6, "d\ufffd\ufffd\ufffd": 6},
+    ),
     "several tables by --labels": Case(
         FLAT | {"a.csv": lines(NAMES[:7], CLASSES[:7]), "b.csv": lines(NAMES[6:], CLASSES[6:])},
         options=("--labels", "a.csv", "--labels", "b.csv"),
