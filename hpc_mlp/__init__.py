@@ -36,12 +36,13 @@ if TYPE_CHECKING:
     from hpc_mlp.launch.clean import clean
     from hpc_mlp.launch.show import status
     from hpc_mlp.reporting.pair_output import compare
-    from hpc_mlp.reporting.shown import report, summary, table
+    from hpc_mlp.reporting.shown import doubtful, report, summary, table
 
 __all__ = [
     "clean",
     "compare",
     "convert",
+    "doubtful",
     "evaluate",
     "export",
     "inspect",
@@ -72,6 +73,7 @@ _HOMES = {
     "table": "hpc_mlp.reporting.shown",
     "summary": "hpc_mlp.reporting.shown",
     "report": "hpc_mlp.reporting.shown",
+    "doubtful": "hpc_mlp.reporting.shown",
     "load_run": "hpc_mlp.inference.model",
     "predict": "hpc_mlp.inference.predict",
     "evaluate": "hpc_mlp.inference.evaluate",

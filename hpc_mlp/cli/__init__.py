@@ -27,6 +27,7 @@ COMMANDS = {
     "cancel": ("hpc_mlp.cli.launch", "End the jobs of a runs folder."),
     "table": ("hpc_mlp.cli.report", "Show the runs of a folder as one table."),
     "report": ("hpc_mlp.cli.report", "Write one HTML page with plots of all runs."),
+    "doubtful": ("hpc_mlp.cli.doubtful", "Name the images whose label is most doubtful."),
     "compare": ("hpc_mlp.cli.compare", "Show how two runs, or two folders of runs, differ."),
     "track": ("hpc_mlp.cli.track", "Write runs to TensorBoard or MLflow, after the fact."),
     "clean": ("hpc_mlp.cli.clean", "Remove checkpoints of complete runs, failed runs, caches."),

@@ -1,5 +1,5 @@
-"""The page's sections that show images: the most confident mistakes, and the dataset. Plain data
-for `page.html.j2`."""
+"""The page's sections that show images: the most confident mistakes, doubtful labels, and the
+dataset. Plain data for `page.html.j2`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from typing import Any
 from hpc_mlp.conversion import duplicates
 from hpc_mlp.data import rejects
 from hpc_mlp.data.balance import duplicate_lines
+from hpc_mlp.data.limits import SPLITS
 from hpc_mlp.data.manifest import Manifest
-from hpc_mlp.errors import HpcMlpError
+from hpc_mlp.errors import HpcMlpError, RunError, UserError
 from hpc_mlp.files import checked
 from hpc_mlp.reporting import confusion, gallery
 from hpc_mlp.reporting.context import Context
+from hpc_mlp.reporting.doubtful import MOST, doubtful_labels
 from hpc_mlp.reporting.figures import short
 from hpc_mlp.runs.folder import Json
 from hpc_mlp.terminal.text import listed
@@ -24,7 +26,7 @@ MOST_MISTAKES, MOST_SAMPLES, EACH, MOST_LINES = 32, 60, 4, 20
 
 
 def sections(context: Context) -> dict[str, Json]:
-    return {"mistakes": mistakes(context), "dataset": dataset(context)}
+    return {"mistakes": mistakes(context), "labels": labels(context), "dataset": dataset(context)}
 
 
 def mistakes(context: Context) -> Json:
@@ -53,6 +55,39 @@ def mistakes(context: Context) -> Json:
     samples, title = [one.sample for one in found], f"Most confident mistakes: {run.name}"
     gallery.image_grid(samples, captions, context.folder, "mistakes", title)
     return {"found": found}
+
+
+def labels(context: Context) -> Json:
+    """`doubtful` is None where `why` says why none are known; `samples`: the first ones' images, by
+    row."""
+    rows = [group for group in context.groups if group.dataset == context.dataset.digest]
+    folder = context.shards.folder if context.shards else None
+    try:
+        doubtful = doubtful_labels(rows, folder, "report --data")
+    except UserError as error:
+        return {"doubtful": None, "why": str(error)}
+    except RunError as error:
+        return {"doubtful": None, "why": str(error), "missing": [str(error)]}
+    shown, names, missing = doubtful.found[:MOST], context.dataset.classes, [*doubtful.notes]
+    samples: dict[int, gallery.Sample] = {}
+    if context.shards and shown:
+        try:
+            samples = gallery.read_samples(*context.shards, SPLITS, [one.row for one in shown])
+            if any(names[samples[one.row].label] != one.label for one in shown):
+                raise UserError(f"the images in {folder} are not in the order of the predictions.")
+        except HpcMlpError as error:
+            samples = {}
+            missing.append(f"No pictures of doubtful labels: {error}")
+    if samples:
+        captions = [
+            f"{short(one.suggested, 16)} {100 * one.suggested_probability:.0f} %\n"
+            f"labelled {short(one.label, 16)}"
+            for one in shown
+        ]
+        images = [samples[one.row] for one in shown]
+        title = f"Most doubtful labels: {doubtful.group}"
+        gallery.image_grid(images, captions, context.folder, "doubtful", title)
+    return {"doubtful": doubtful, "shown": shown, "samples": samples, "missing": missing}
 
 
 def dataset(context: Context) -> Json:

@@ -14,6 +14,7 @@ from hpc_mlp.errors import RunError, UserError, printable
 from hpc_mlp.files.atomic import write_bytes
 from hpc_mlp.reporting import dataset, evaluation, figures, overview, reproduce
 from hpc_mlp.reporting.context import Context, read_context
+from hpc_mlp.reporting.doubtful import DoubtfulLabels
 from hpc_mlp.reporting.shown import WrittenReport
 from hpc_mlp.reporting.summary import Summary
 from hpc_mlp.terminal import templates
@@ -24,9 +25,10 @@ def write_report(
     summary: Summary, runs: Path | None, out: Path, shards: Path | None = None
 ) -> WrittenReport:
     """Write the page to `out` and its figures to `runs/figures` (replaced as a whole), or beside
-    the page where the runs are of several folders, or nothing can be written in theirs. `shards`
-    overrides the shards folder that the runs name. The same runs give the same bytes. UserError
-    where nothing can be written there."""
+    the page where the runs are of several folders, or nothing can be written in theirs; of folds,
+    the list of doubtful labels beside the page. `shards` overrides the shards folder that the runs
+    name. The same runs give the same bytes. UserError where nothing can be written there."""
+    labels = out.with_name(f"{out.stem}-doubtful.csv")
     kept = out.with_name(f"{out.stem}-figures")
     if runs is not None and os.access(runs, os.W_OK):
         kept = runs / "figures"
@@ -38,21 +40,23 @@ def write_report(
                 why = " ".join(summary.sentences)
                 raise RunError(f"there is nothing to show of {runs or 'the runs'}: {why}")
             with figures.style():
-                text, missing = render(context)
+                text, missing, doubtful = render(context, labels.name)
             shutil.rmtree(kept, ignore_errors=True)
             if folder.is_dir():
                 folder.replace(kept)
+        if doubtful is not None:
+            write_bytes(labels, f"{doubtful.as_csv()}\n".encode())
         write_bytes(out, text.encode())
     except OSError as error:
         raise UserError(
             f"the report cannot be written ({error}). Choose a file elsewhere with --out FILE."
         ) from None
-    return WrittenReport(out, kept, missing)
+    return WrittenReport(out, kept, missing, None if doubtful is None else labels)
 
 
-def render(context: Context) -> tuple[str, list[str]]:
-    """The page, and what is missing from it. Each section is worked out into plain data first, and
-    `page.html.j2` lays them out."""
+def render(context: Context, labels_file: str) -> tuple[str, list[str], DoubtfulLabels | None]:
+    """The page, what is missing from it, and the doubtful labels, which `labels_file` lists. Each
+    section is worked out into plain data first, and `page.html.j2` lays them out."""
     sections = {
         **overview.sections(context),
         **evaluation.sections(context),
@@ -69,7 +73,9 @@ def render(context: Context) -> tuple[str, list[str]]:
         *([count(images, "image")] if images else []),
     ]
     shown = {"subtitle": subtitle, "missing": missing, "version": __version__, "context": context}
-    return environment().get_template("page.html.j2").render(sections | shown), missing
+    shown |= {"labels_file": labels_file}
+    text = environment().get_template("page.html.j2").render(sections | shown)
+    return text, missing, sections["labels"]["doubtful"]
 
 
 def environment() -> Environment:

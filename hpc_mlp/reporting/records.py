@@ -101,8 +101,13 @@ def as_json(summary: Summary, columns: Sequence[str] | None = None) -> str:
 
 def as_csv(summary: Summary, columns: Sequence[str] | None = None) -> str:
     table = chosen(summary, columns)
+    return csv_text(table, list(table[0]))
+
+
+def csv_text(table: Sequence[Json], names: Sequence[str]) -> str:
+    """`names`: the keys of every record, in order."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, list(table[0]), lineterminator="\n")
+    writer = csv.DictWriter(out, names, lineterminator="\n")
     writer.writeheader()
     for record in table:
         writer.writerow({key: _csv(value) for key, value in record.items()})

@@ -1,5 +1,5 @@
-"""The functions `hpc_mlp.table`, `hpc_mlp.summary` and `hpc_mlp.report`: what the commands `table`
-and `report` show, as objects. No torch."""
+"""The functions `hpc_mlp.table`, `hpc_mlp.summary`, `hpc_mlp.report` and `hpc_mlp.doubtful`: what
+the commands `table`, `report` and `doubtful` show, as objects. No torch."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ from hpc_mlp.terminal.text import count
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from hpc_mlp.reporting.doubtful import DoubtfulLabels
 
 # A folder of runs, or several, or runs as `hpc_mlp.train` returns them.
 RunsLike = str | Path | Sequence[str | Path] | Sequence[Run]
@@ -81,6 +83,18 @@ def report(
     home = homes.pop() if len(homes) == 1 else None
     page = Path(out) if out else (home or Path()) / "report.html"
     return write_report(found, home, page, Path(shards) if shards else None)
+
+
+def doubtful(
+    runs: RunsLike = "runs", *, shards: str | Path | None = None, where: str | None = None
+) -> DoubtfulLabels:
+    """The images whose label is most doubtful, as `hpc-mlp doubtful` lists them, of runs of folds
+    (`train(folds=5)`): `.found` has them all. `shards`: the shards folder, where it is no longer at
+    the path that the runs name. UserError where no variant has all its folds."""
+    from hpc_mlp.reporting.doubtful import doubtful_labels
+
+    rows = _summarise(runs, where, "doubtful", None, 0.01).rows
+    return doubtful_labels(rows, Path(shards) if shards else None)
 
 
 def _summarise(
@@ -167,11 +181,13 @@ def _comparisons(summary: Summary) -> Iterator[Table]:
 @dataclass(frozen=True, repr=False)
 class WrittenReport(Showable):
     """`path`: the page; `folder`: of its figures; `missing`: what could not be shown, in
-    sentences. `report[name]` is a figure as an image, which a notebook shows."""
+    sentences; `doubtful`: of folds, the list of doubtful labels. `report[name]` is a figure as an
+    image, which a notebook shows."""
 
     path: Path
     folder: Path
     missing: Sequence[str]
+    doubtful: Path | None = None
 
     @property
     def figures(self) -> list[str]:
@@ -190,6 +206,7 @@ class WrittenReport(Showable):
     def lines(self) -> list[str]:
         number = count(len(self.figures), "figure")
         lines = [f"{self.folder}: {number}, each as PNG and SVG"]
+        lines += [f"{self.doubtful}: images whose label is doubtful"] if self.doubtful else []
         return [*lines, *(f"missing: {line}" for line in self.missing)]
 
     def parts(self) -> Iterable[RenderableType]:

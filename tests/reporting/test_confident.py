@@ -7,12 +7,14 @@ import pytest
 from cleanlab.filter import find_label_issues
 from cleanlab.rank import get_label_quality_scores
 from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
-from sklearn.neighbors import KNeighborsClassifier
 
 from hpc_mlp.reporting.confident import find_doubtful
 
 
+# Thirty steps do.
+@pytest.mark.filterwarnings("ignore:lbfgs failed to converge")
 @pytest.mark.parametrize(("seed", "share"), [(1, 0.05), (2, 0.2)])
 def test_digits_with_wrong_labels_as_cleanlab_finds_them(seed: int, share: float) -> None:
     pixels, truth = load_digits(return_X_y=True)
@@ -20,18 +22,16 @@ def test_digits_with_wrong_labels_as_cleanlab_finds_them(seed: int, share: float
     wrong = rng.permutation(truth.size)[: round(share * truth.size)]
     labels = truth.copy()
     labels[wrong] = (truth[wrong] + rng.integers(1, 10, wrong.size)) % 10
-    model = KNeighborsClassifier(15)
-    probabilities = cross_val_predict(model, pixels, labels, cv=5, method="predict_proba")
+    model = LogisticRegression(max_iter=30)
+    probabilities = cross_val_predict(model, pixels / 16, labels, cv=5, method="predict_proba")
     found = find_doubtful(probabilities, labels)
-    theirs = find_label_issues(labels, probabilities, filter_by="confident_learning", n_jobs=1)
-    assert {*found.places.tolist()} == {*np.flatnonzero(theirs).tolist()}
-    scores = get_label_quality_scores(labels, probabilities, method="normalized_margin")
-    assert np.allclose(scores[found.places], (found.margins + 1) / 2) and (found.margins < 0).all()
-    assert (np.diff(found.margins) >= 0).all()
-    planted = np.isin(found.places, wrong)
+    theirs = find_label_issues(labels, probabilities, filter_by="low_self_confidence", n_jobs=1)
+    assert {*found.tolist()} == {*np.flatnonzero(theirs).tolist()}
+    scores = get_label_quality_scores(labels, probabilities, method="self_confidence")
+    assert (np.diff(scores[found]) >= 0).all()
+    planted = np.isin(found, wrong)
     # Recall and precision.
-    assert planted.sum() / wrong.size > 0.8 and planted.mean() > 0.85
-    assert (found.suggested[planted] == truth[found.places[planted]]).mean() > 0.95
+    assert planted.sum() / wrong.size > 0.75 and planted.mean() > 0.9
 
 
 def test_the_threshold_is_that_of_each_class() -> None:
@@ -48,12 +48,14 @@ def test_the_threshold_is_that_of_each_class() -> None:
             [0.0, 0.6, 0.4],
         ]
     )
-    found = find_doubtful(probabilities, np.array([0, 0, 1, 2, 1, 2]))
-    assert found.places.tolist() == [4, 5] and found.suggested.tolist() == [2, 1]
-    assert np.allclose(found.margins, [-0.4, -0.2])
+    labels = np.array([0, 0, 1, 2, 1, 2])
+    assert find_doubtful(probabilities, labels).tolist() == [4, 5]
+    # Not likely of another class by any measure: one label fewer is doubtful, the less probable.
+    probabilities[5] = [0.34, 0.34, 0.32]
+    assert find_doubtful(probabilities, labels).tolist() == [4]
 
 
 def test_no_label_is_doubtful_where_the_model_agrees_or_knows_nothing() -> None:
     labels = np.array([0, 1, 1, 0])
-    assert find_doubtful(np.eye(3)[labels], labels).places.size == 0
-    assert find_doubtful(np.full((4, 3), 1 / 3), labels).places.size == 0
+    assert find_doubtful(np.eye(3)[labels], labels).size == 0
+    assert find_doubtful(np.full((4, 3), 1 / 3), labels).size == 0

@@ -45,6 +45,7 @@ SECTIONS = [
     "classes",
     "probabilities",
     "mistakes",
+    "labels",
     "weights",
     "dataset",
     "throughput",
@@ -322,7 +323,7 @@ def test_the_run_that_is_shown_may_lack_predictions(one: Path) -> None:
     """It has test results; that no run has any would be wrong."""
     (one / "baseline-s0" / "predictions.npz").write_bytes(b"PK\x03\x04 not really")
     page = page_of(one)
-    mistakes = page.text.partition(" Mistakes ")[2].partition(" Weights ")[0]
+    mistakes = page.text.partition(" Mistakes ")[2].partition(" Labels ")[0]
     assert mistakes.endswith(
         "The predictions of baseline-s0, which this page shows, are gone or cannot be read."
     )
