@@ -9,14 +9,19 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	$(BIN)/hpc-mlp demo
 
-test: $(STAMP)-dev
-	$(BIN)/python -m pytest -m "not slow and not slurm and not browser and not gpu"
-
-# What CI runs: also the slow tests, a real Slurm and a real browser. Two at a time, apart from those
-# that measure time, take every core, or share the machine's one cluster or browser.
+# Two tests at a time, apart from those that measure time, take every core, or share the machine's
+# one cluster or browser.
 ALONE := alone or slurm or browser or gpu
+QUICK := not slow and not slurm and not browser and not gpu
+PAIRS := --numprocesses 2 --dist worksteal
+
+test: $(STAMP)-dev
+	$(BIN)/python -m pytest -m "$(QUICK) and not alone" $(PAIRS)
+	$(BIN)/python -m pytest -m "$(QUICK) and alone"
+
+# What CI runs: also the slow tests, a real Slurm and a real browser.
 test-all: $(STAMP)-dev
-	$(BIN)/python -m pytest -m "not ($(ALONE))" --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest -m "not ($(ALONE))" $(PAIRS)
 	$(BIN)/python -m pytest -m "$(ALONE)"
 
 # What is quick of `make check`: before each commit.

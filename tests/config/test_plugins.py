@@ -175,6 +175,7 @@ def test_a_received_runs_code_runs_only_where_it_is_trusted(
     assert hpc_mlp.evaluate(received, digits, trust_plugins=True)["num_images"] > 0
 
 
+@pytest.mark.slow
 def test_who_has_trained_with_the_same_file_is_not_asked(
     digits: Path, received: Path, mine: Path, cli: Cli
 ) -> None:
@@ -190,6 +191,7 @@ def test_who_has_trained_with_the_same_file_is_not_asked(
     assert changed.exit_code == 1 and f"{copy} is damaged (sha256 " in changed.stderr
 
 
+@pytest.mark.slow
 def test_a_run_of_before_the_copies_names_its_file(
     digits: Path, received: Path, mine: Path, cli: Cli
 ) -> None:

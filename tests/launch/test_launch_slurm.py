@@ -287,6 +287,7 @@ def doctor(tmp_path: Path, *arguments: str) -> Result:
     )
 
 
+@pytest.mark.slow
 def test_the_doctor_finds_what_would_lose_work(fake: Path, tmp_path: Path) -> None:
     (fake / "config").write_text(
         "ClusterName = fake\nPreemptType = preempt/partition_prio\nSlurmctldParameters = (null)\n"

@@ -282,6 +282,7 @@ def test_damaged_shards_are_no_traceback(trained: Path, one: Path, tmp_path: Pat
     assert "No gallery of mistakes" in page.text and "No sample images" in page.text
 
 
+@pytest.mark.slow
 def test_runs_in_every_state(trained: Path, runs: Path) -> None:
     write_unfinished(runs, trained / "shards", "dropout", 7)
     write_failed(runs, trained / "shards", "batchnorm", 7)

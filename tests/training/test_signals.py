@@ -151,6 +151,7 @@ def test_while_data_are_loaded(cold: Path, tmp_path: Path, number: signal.Signal
     assert train(cold, tmp_path / "runs") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks into /proc")
 def test_while_data_are_loaded_by_a_job(cold: Path, tmp_path: Path) -> None:
     """What Slurm sends before the time limit, to what it starts: the code with which a job hands
