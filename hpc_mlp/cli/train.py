@@ -95,7 +95,10 @@ class TrainPlan:
         from hpc_mlp.terminal.console import Console
 
         code = 0 if self._is_done(Console(stderr=True)) else self._train()
-        if not ranks.rank() and code in (0, 1) and self.options.log_format != "json":
+        # A search that failed has none yet.
+        trained = any((self.runs / spec.name).exists() for spec in self.specs if not spec.is_trial)
+        shown = trained and code in (0, 1) and self.options.log_format != "json"
+        if shown and not ranks.rank():
             from hpc_mlp.reporting.table import print_table
 
             print_table(self.runs, Console())

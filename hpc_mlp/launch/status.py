@@ -13,7 +13,7 @@ from hpc_mlp.launch.records import FOLDER, PLAN, Submission, read_submissions
 from hpc_mlp.live.live_file import folder_status
 from hpc_mlp.live.rows import COMPLETE, RunStatus
 from hpc_mlp.machine.liveness import age
-from hpc_mlp.runs.folder import FAILED
+from hpc_mlp.runs.folder import FAILED, none_yet
 from hpc_mlp.runs.lease import is_held, read_owner
 
 
@@ -52,7 +52,8 @@ def read_status(runs: Path) -> list[RunStatus]:
 def require_status(runs: Path) -> list[RunStatus]:
     statuses = read_status(runs)
     if not statuses:
-        raise UserError(f"no runs in {runs}. Submit some first: hpc-mlp submit OUT --runs {runs}")
+        remedy = f"Submit some first: hpc-mlp submit OUT --runs {runs}"
+        raise UserError(none_yet(runs, remedy))
     return statuses
 
 

@@ -28,6 +28,7 @@ from rich.text import Text
 
 from hpc_mlp.config.plugins import FOLDER as PLUGINS
 from hpc_mlp.config.plugins import Plugin
+from hpc_mlp.config.search import FOLDER as TRIALS
 from hpc_mlp.errors import DamagedError, RunError, UserError, printable
 from hpc_mlp.files.atomic import write_bytes
 from hpc_mlp.files.checked import damaged, parse, read, read_bytes
@@ -280,13 +281,20 @@ def _read_metrics(path: Path, remedy: str) -> list[EpochLine]:
     return metrics
 
 
+def none_yet(root: Path, remedy: str) -> str:
+    """Why there are no runs below `root`."""
+    if (root / TRIALS).is_dir():
+        return f"{root} has only trials of a search so far: hpc-mlp status {root / TRIALS}"
+    return f"no runs in {root}. {remedy}"
+
+
 def list_runs(root: Path) -> list[Run]:
     """Every run below `root`, by variant, then seed, damaged ones too. UserError if none."""
     if not root.is_dir():
         raise UserError(f"no runs folder at {root}. Train first: hpc-mlp train OUT --runs {root}")
     runs = [run for path in sorted(root.iterdir()) if path.is_dir() and (run := read_run(path))]
     if not runs:
-        raise UserError(f"no runs in {root}. Train first: hpc-mlp train OUT --runs {root}")
+        raise UserError(none_yet(root, f"Train first: hpc-mlp train OUT --runs {root}"))
     return sorted(
         runs,
         key=lambda run: (

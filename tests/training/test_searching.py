@@ -94,6 +94,16 @@ def test_what_a_search_leaves(undisturbed: Path, cli: Cli) -> None:
     assert won["scores"][-1] == pytest.approx(means[0])
 
 
+def test_a_search_that_finds_nothing_says_so(digits: Path, tmp_path: Path, cli: Cli) -> None:
+    search = ("--search", "optim.lr=log:1e30:1e36", "--trials", "2", "--set", "optim.name=sgd")
+    small = ("--set", "model.hidden=[8]", "--set", "train.epochs=1", "--cpu", "--runs", tmp_path)
+    done = cli("train", digits, "--variants", "baseline", *search, *small)
+    assert done.exit_code == 1 and "every trial diverged" in done.output, done.output
+    for command_ in ("table", "status"):
+        told = cli(command_, tmp_path)
+        assert told.exit_code == 2 and "has only trials of a search so far" in told.output
+
+
 @pytest.mark.slow
 def test_killed_and_continued(
     digits: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
