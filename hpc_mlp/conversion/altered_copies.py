@@ -11,7 +11,7 @@ from hpc_mlp.conversion.alterations import Altered, Tones, alterations
 from hpc_mlp.conversion.buckets import Places, neighbours
 
 # Pairs at a time, so that memory stays flat.
-_BATCH = 50_000
+_BATCH = 10_000
 # By how many hundredths features of altered copies differ at most (on photographs and drawings 95 %
 # stay below 2), and how many of them make the buckets.
 _CLOSE, _KEYED = 4, 8

@@ -16,6 +16,8 @@ _STEP = 12
 _GRIDS = 6
 # A vector is compared with so many next ones of its bucket, in order of rank.
 _WINDOW = 24
+# Pairs at a time, so that memory stays flat.
+_BATCH = 50_000
 
 
 def neighbours(
@@ -33,7 +35,9 @@ def neighbours(
             )
             if not len(close):
                 break
-            yield order[close], order[close + step]
+            for start in range(0, len(close), _BATCH):
+                part = close[start : start + _BATCH]
+                yield order[part], order[part + step]
 
 
 def _keys(features: npt.NDArray[Any], grid: int) -> npt.NDArray[np.uint64]:

@@ -46,6 +46,8 @@ def measure(images: npt.NDArray[np.uint8]) -> Measures:
     # 256 · 255² < 2^24. einsum squares and adds in one go: a third of the time.
     blocks = [values[:, start : start + 256] for start in range(0, height, 256)]
     squares = np.stack([np.einsum("nhx,nhx->nx", block, block) for block in blocks], axis=1)
+    # Memory for the gains, which the system would have to hand out anew.
+    del values, blocks
     prints = _fingerprints(bands, height, (1,) * channels)
     luma = LUMA if channels == 3 else (1,)
     lumas = _fingerprints(bands, height, luma) if channels == 3 else prints
