@@ -347,6 +347,8 @@ with LiveTable(Console(), lambda: runs):
 """
 
 
+@pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.skipif(
     shutil.which("tmux") is None, reason="tmux, which wraps lines anew, is not here"
 )

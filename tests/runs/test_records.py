@@ -227,6 +227,7 @@ def test_a_folder_of_damaged_runs_alone_has_a_table(good: Path, tmp_path: Path) 
     assert result.exit_code == 1 and "damaged" in result.output
 
 
+@pytest.mark.slow
 def test_the_report_says_what_is_damaged(good: Path, tmp_path: Path) -> None:
     shutil.copytree(good, tmp_path, dirs_exist_ok=True)
     (tmp_path / "dropout-s0-optim.lr=0.01" / "result.json").write_text("{}")
