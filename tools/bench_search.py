@@ -199,7 +199,8 @@ def ours(shards: Path, folder: Path, trials: int, epochs: int) -> list[Line]:
     words += ["--set", f"train.epochs={epochs}", "--set", "train.early_stopping=false"]
     began, lines = time.time(), list[Line]()
     command = [sys.executable, "-m", "hpc_mlp", *words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=HERE.parent) as process:
+    pipe, none = subprocess.PIPE, subprocess.DEVNULL
+    with subprocess.Popen(command, stdout=pipe, stderr=none, text=True, cwd=HERE.parent) as process:
         assert process.stdout
         for text in process.stdout:
             event = json.loads(text)
