@@ -248,6 +248,15 @@ def test_where_only_images_matter_it_is_the_largest_of_correlated_normals() -> N
         assert tested.p[c] == pytest.approx(2 * scipy.stats.norm.sf(t), abs=0.002)
 
 
+def test_two_seeds_that_are_each_better_by_another_image_show_nothing() -> None:
+    correct = np.ones((2, 2, 24))
+    correct[:, :, :4] = 0
+    correct[0, 0, 4] = correct[0, 1, 5] = 0
+    tested = differences(moments(correct), [(1, 0)])
+    assert tested.difference[0] == pytest.approx(1 / 24)
+    assert tested.p[0] > 0.2 and tested.low[0] < 0 < tested.high[0]
+
+
 # Interval, p and what follows
 
 
