@@ -19,6 +19,8 @@ Floats = npt.NDArray[np.float32]
 # the other by at most MAX_MEAN levels (of 255) in its 8 × 8 cells on average and by MAX_CELL
 # anywhere, and, but for gray, by MAX_CHANNEL in the mean of each channel.
 MAX_MEAN, MAX_CELL, MAX_CHANNEL = 2.0, 8, 2
+# On average, where it was flipped or turned: no planted copy passed 1.1.
+_MAX_TURNED = 1.5
 # The difference may be this share of the standard deviation of the cells: what is nearly of one
 # tone resembles much.
 _MAX_SHARE = 0.1
@@ -162,12 +164,14 @@ def _symmetric(tones: Tones, a: Places, b: Places) -> Iterator[Altered]:
     x, y = tones.luma(a), tones.luma(b)
     for order, bits in _SYMMETRIES:
         difference = np.abs(x[:, order] - y)
-        yield _close(a, b, difference, y, bits)
+        yield _close(a, b, difference, y, bits, _MAX_TURNED)
 
 
-def _close(a: Places, b: Places, difference: Floats, cells: Floats, bits: int) -> Altered:
+def _close(
+    a: Places, b: Places, difference: Floats, cells: Floats, bits: int, most: float = MAX_MEAN
+) -> Altered:
     distance = difference.mean(axis=1)
-    near = (distance <= MAX_MEAN) & (difference.max(axis=1, initial=0) <= MAX_CELL)
+    near = (distance <= most) & (difference.max(axis=1, initial=0) <= MAX_CELL)
     near &= distance <= _MAX_SHARE * cells.std(axis=1)
     every = np.full(int(near.sum()), bits, np.int8)
     return Altered(a[near], b[near], every, distance[near])
