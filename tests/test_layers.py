@@ -9,6 +9,7 @@ import os
 import resource
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,7 @@ TORCH_FREE = (
 TORCH_FREE_MODULES = ("hpc_mlp.data.manifest", "hpc_mlp.machine.stop", "hpc_mlp.machine.liveness")
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Dotted name → file, of the whole package."""
     found = {}

@@ -112,7 +112,10 @@ _BEST = np.argsort(np.r_[np.arange(len(_TERMS)), np.flatnonzero(_TWO)], kind="st
 def _items(tones: Tones, chosen: Places) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int8]]:
     """Images to look up and their features: as they are, and as they are when brightened by 10 and
     by 20 %, where that moves a feature."""
-    places, features = [], []
+    # Room that is not used takes no memory.
+    places = np.empty(3 * len(chosen), np.int32)
+    features = np.empty((len(places), len(_BEST)), np.int8)
+    filled = 0
     for start in range(0, len(chosen), _BATCH):
         here = chosen[start : start + _BATCH]
         # In whole numbers, exact in float32.
@@ -124,10 +127,10 @@ def _items(tones: Tones, chosen: Places) -> tuple[npt.NDArray[np.int32], npt.NDA
             moved = np.ones(len(here), bool)
             if before is not None:
                 moved = np.abs(found - before).max(axis=1) > _CLOSE // 2
-            places.append(here[moved].astype(np.int32))
-            features.append(found[moved])
-            before = found
-    return np.concatenate(places), np.concatenate(features)
+            rows = slice(filled, filled + int(moved.sum()))
+            places[rows], features[rows] = here[moved], found[moved]
+            filled, before = rows.stop, found
+    return places[:filled], features[:filled]
 
 
 def _features(cells: npt.NDArray[np.float32]) -> npt.NDArray[np.int8]:

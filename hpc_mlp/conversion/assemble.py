@@ -16,6 +16,7 @@ import simplejpeg
 
 from hpc_mlp._version import __version__
 from hpc_mlp.conversion import croissant, data_card, duplicates, group_split, split
+from hpc_mlp.conversion.alterations import Altered
 from hpc_mlp.conversion.archive import Source, full_names
 from hpc_mlp.conversion.layout import Layout
 from hpc_mlp.conversion.pool import Pool, in_background
@@ -81,7 +82,13 @@ class Assembly:
             self.source.names, self.classes, self.records, self.labels, splits
         )
         parted = list(self.together.parted(splits))
-        write = partial(report.write, self.folder, group, pixels, parted, altered.result)
+
+        def altered_last() -> Altered:
+            # Two searches beside each other would take twice the memory.
+            self._near.result()
+            return altered.result()
+
+        write = partial(report.write, self.folder, group, pixels, parted, altered_last)
         self._report = in_background(write)
         rejects.extend(report.reasons_of(np.flatnonzero(dropped), group), strict=False)
         self.splits = splits

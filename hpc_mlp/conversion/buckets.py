@@ -27,7 +27,8 @@ def neighbours(
     `reach`; some come several times. Time and memory grow linearly with N."""
     for grid in range(_GRIDS):
         keys = _keys(features, grid)
-        order = np.lexsort((rank, keys))
+        # int32: half the memory of what else there is.
+        order = np.lexsort((rank, keys)).astype(np.int32)
         keys, ranked = keys[order], rank[order]
         for step in range(1, _WINDOW + 1):
             close = np.flatnonzero(
@@ -37,7 +38,9 @@ def neighbours(
                 break
             for start in range(0, len(close), _BATCH):
                 part = close[start : start + _BATCH]
-                yield order[part], order[part + step]
+                yield order[part].astype(np.int64), order[part + step].astype(np.int64)
+        # Not beside those of the next grid.
+        del keys, ranked, order
 
 
 def _keys(features: npt.NDArray[Any], grid: int) -> npt.NDArray[np.uint64]:

@@ -404,6 +404,6 @@ def test_progress_in_a_log_is_a_line_now_and_then(
     archive = make_zip(tmp_path / "a.zip", two_classes(40))
     # Less than half a minute.
     assert not convert(archive, tmp_path / "soon").stderr
-    monkeypatch.setattr("hpc_mlp.cli.data._LINE_SECONDS", 0.0)
+    monkeypatch.setattr("hpc_mlp.cli.converting._LINE_SECONDS", 0.0)
     lines = convert(archive, tmp_path / "long").stderr.splitlines()
     assert len(lines) == 2 and re.fullmatch(r"80 images: [\d,]+ img/s, [\d.,]+ MB/s", lines[-1])
