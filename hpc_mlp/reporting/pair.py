@@ -151,7 +151,7 @@ def _matches(first: list[Run], second: list[Run], notes: list[str]) -> list[Matc
     """Groups of the same variant and swept values; where each side has one group, these. Single
     runs are compared as such, also those of one fold."""
     keys = swept_keys([*first, *second])
-    if len({lookup(run, FOLDS) for run in [*first, *second]}) > 1:
+    if len({repr(lookup(run, FOLDS)) for run in [*first, *second]}) > 1:
         keys.append(FOLDS)
     if len(first) == len(second) == 1:
         keys.append("fold")

@@ -71,7 +71,8 @@ def summarise(
     check_by(runs, keys)
     if len({run.config.dataset.digest for run in runs}) > 1 and "dataset" not in keys:
         keys.append("dataset")
-    if len({lookup(run, FOLDS) for run in runs}) > 1 and FOLDS not in keys:
+    # Of files that anybody may have written: a list, too.
+    if len({repr(lookup(run, FOLDS)) for run in runs}) > 1 and FOLDS not in keys:
         keys.append(FOLDS)
     runs, copies = once(runs, keys)
     rows = with_wins(group_runs(runs, keys))

@@ -14,6 +14,7 @@ import pytest
 import torch
 from device import count, noted
 from support.banks import specs_of
+from torch import nn
 
 from hpc_mlp.bank.bank import Bank
 from hpc_mlp.bank.dropout import BatchPosition
@@ -21,8 +22,11 @@ from hpc_mlp.bank.loss import BankLoss
 from hpc_mlp.bank.metrics import MetricSums
 from hpc_mlp.bank.optim import BankOptimizer
 from hpc_mlp.bank.step import StepBatch, TrainStep
+from hpc_mlp.config.registry import register_model
+from hpc_mlp.config.sections import ModelConfig
 from hpc_mlp.data.remote import load_manifest
 from hpc_mlp.machine.processes import Processes
+from hpc_mlp.models.registry import ImageShape
 from hpc_mlp.training.batches import ResidentBatchLoader
 from hpc_mlp.training.trial import member_bytes
 
@@ -102,8 +106,15 @@ def test_a_step_is_one_graph(
 
 
 def test_dropout_outside_of_a_stack_is_captured() -> None:
-    """The draws of every step go to the same buffer, from pinned memory."""
-    test = Rehearsed("dropout", 2, "model.kind=cnn", "model.channels=[4,8]")
+    """The draws of every step go to the same buffer, from pinned memory. The device has no
+    convolutions, so that it is no CNN."""
+
+    @register_model("unstacked")
+    def build(config: ModelConfig, image_shape: ImageShape, num_classes: int) -> nn.Module:
+        layers = [nn.Linear(784, 64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, num_classes)]
+        return nn.Sequential(nn.Flatten(), *layers)
+
+    test = Rehearsed("dropout", 2, "model.kind=unstacked")
     for t in range(4):
         test.train(t)
     batch = test.batch(4)
