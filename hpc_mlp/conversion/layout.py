@@ -27,10 +27,10 @@ from hpc_mlp.conversion.asked import Asked
 from hpc_mlp.conversion.choice import Choice, listed
 from hpc_mlp.conversion.entries import some_names, sort_out, suffix_of
 from hpc_mlp.conversion.given_groups import GivenGroups
-from hpc_mlp.conversion.reading import Reading, loose_split, natural_key
+from hpc_mlp.conversion.reading import Reading, loose_split
 from hpc_mlp.data.limits import SPLITS
 from hpc_mlp.errors import UserError, printable
-from hpc_mlp.terminal.text import count
+from hpc_mlp.terminal.text import count, natural_key
 
 Array = TypeVar("Array", bound="npt.NDArray[Any]")
 _NOTHING = Asked()

@@ -67,12 +67,6 @@ class LabelledSource(Protocol):
         """Of its entries, counted from `start`. UserError where `names` are not in it."""
 
 
-def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
-    """Sorts `2` before `10`."""
-    parts = re.findall(r"[0-9]+|[^0-9]+", text)
-    return (*((0, int(p), "") if p[0] in "0123456789" else (1, 0, p) for p in parts), (2, 0, text))
-
-
 def loose_split(name: str, alone: bool = False) -> int | None:
     """`train_images`, `trainLabels`, `Training-Set` → 0; where not `alone`, `mnist_train` too. None
     where no split is named, or more than one."""

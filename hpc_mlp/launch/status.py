@@ -15,6 +15,7 @@ from hpc_mlp.live.rows import COMPLETE, RunStatus
 from hpc_mlp.machine.liveness import age
 from hpc_mlp.runs.folder import FAILED, none_yet
 from hpc_mlp.runs.lease import is_held, read_owner
+from hpc_mlp.terminal.text import natural_key
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ def read_status(runs: Path) -> list[RunStatus]:
         for job in submission:
             for planned in job.record.runs:
                 statuses[planned.name] = _submitted(runs / planned.name, planned, job)
-    folders = sorted(path for path in runs.glob("*") if path.is_dir() and path.name not in statuses)
-    for path in folders:
+    folders = [path for path in runs.glob("*") if path.is_dir() and path.name not in statuses]
+    for path in sorted(folders, key=lambda path: natural_key(path.name)):
         if not path.name.startswith(".") and (status := folder_status(path)) is not None:
             statuses[path.name] = status
     for folder, problem in problems.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from hpc_mlp.terminal.text import last_parts
+from hpc_mlp.terminal.text import last_parts, without_middle
 
 # Before each key of `dropout-optim.lr=0.1-model.dropout=0.2`, as `config.plan` writes it.
 _SETTING = re.compile(r"-(?=\w+(?:\.\w+)+=)")
@@ -38,17 +38,10 @@ def fitted(titles: Sequence[str], width: int) -> list[str]:
         keys = {key for title in titles for key in re.findall(r"(\S+)=", title)}
         short = {key: _prefix(key, keys) for key in keys}
         titles = [re.sub(r"(\S+)=", lambda m: f"{short[m[1]]}=", title) for title in titles]
-    return [_without_middle(title, width) for title in titles]
+    return [without_middle(title, width) for title in titles]
 
 
 def _prefix(key: str, keys: Iterable[str]) -> str:
     others = [other for other in keys if other != key]
     starts = (key[:n] for n in range(_LETTERS, len(key)))
     return next((s for s in starts if not any(o.startswith(s) for o in others)), key)
-
-
-def _without_middle(text: str, width: int) -> str:
-    if len(text) <= width or width < 3:
-        return text
-    tail = (width - 1) // 2
-    return f"{text[: width - 1 - tail]}…{text[-tail:]}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rich.console import Group, RenderableType
@@ -34,6 +34,9 @@ _BARS = "▁▂▃▄▅▆▇█"
 # Widths of the terminal from which on there is room for a longer bar, and for a column.
 _WIDE = 100
 _FROM_WIDTH = {"best": 50, "train": 60, "acc %": 70, "trend": 78, "img/s": _WIDE}
+# Of the variants that are under way, and of the others: 3 shows their runs, 2 their settings, 1 a
+# line each. Those that fit first; the others fold before what is watched.
+_DEPTHS = ((3, 3), (3, 2), (3, 1), (2, 2), (2, 1), (1, 1))
 # Columns of at least so many characters, so that none comes and goes with a digit; and those that
 # long names of runs push aside, one after another.
 _LEAST = {"epoch": 5, "train": 6, "val": 6, "best": 9, "acc %": 5, "img/s": 6, "left": 5}
@@ -48,6 +51,10 @@ class _Line:
 
     title: str
     runs: Sequence[RunStatus]
+    # With several settings: the best of them is told, not their mean.
+    settings: int = 1
+    # Where there is room.
+    long_title: str = ""
 
     @property
     def progress(self) -> list[RunProgress]:
@@ -87,8 +94,11 @@ def _lines(all_runs: Sequence[RunStatus], room: int) -> list[_Line]:
     for run in all_runs:
         variant, setting = names[run.group]
         tree.setdefault(variant, {}).setdefault(setting, []).append(run)
-    for depth in (3, 2, 1):
-        lines = [line for name, part in tree.items() for line in _branch(name, part, depth)]
+    running = {run.variant for run in all_runs if run.state == "running"}
+    for of_running, of_others in _DEPTHS:
+        lines: list[_Line] = []
+        for name, part in tree.items():
+            lines += _branch(name, part, of_running if name in running else of_others)
         if len(lines) <= room:
             return lines
     return sorted(lines, key=_urgency)
@@ -96,8 +106,12 @@ def _lines(all_runs: Sequence[RunStatus], room: int) -> list[_Line]:
 
 def _branch(variant: str, settings: dict[str, list[RunStatus]], depth: int) -> list[_Line]:
     """A variant's line; from `depth` 2 on its several settings' too, at 3 its runs'."""
-    lines = [_line(variant, [run for runs in settings.values() for run in runs])]
+    all_runs = [run for runs in settings.values() for run in runs]
     several = len(settings) > 1
+    head = _line(variant, all_runs)
+    if several and depth == 1 and head.running:
+        head = replace(head, long_title=f"{head.title}, {len(head.running)} running")
+    lines = [replace(head, settings=len(settings))]
     for name, runs in settings.items():
         if several and depth > 1:
             lines.append(_line(f"  {name}", runs))
@@ -134,14 +148,19 @@ def _table(lines: Sequence[_Line], width: int) -> Table:
         for title, cells in columns.items()
         if any(cells) or _under_way(lines)
     }
-    longest = max(len(line.title) for line in lines)
+    named = [line.long_title or line.title for line in lines]
+    # Only the trend and what is worth less gives way to long titles.
+    kept = sum(taken for title, taken in widths.items() if title not in _BEFORE_NAMES[:-1])
+    if max(map(len, named)) > width - kept:
+        named = [line.title for line in lines]
+    longest = max(map(len, named))
     # The user's own metrics go after the trend, the last one first.
     of_own = [f"val {name}" for name in reversed(own)]
     before_names = [*_BEFORE_NAMES[:2], *of_own, *_BEFORE_NAMES[2:]]
     for title in before_names:
         if sum(widths.values()) + longest > width:
             widths.pop(title, None)
-    titles = fitted([line.title for line in lines], max(1, width - sum(widths.values())))
+    titles = fitted(named, max(1, width - sum(widths.values())))
     table.add_column("run", no_wrap=True, overflow="ellipsis", ratio=1)
     for title in widths:
         justify: Literal["left", "right"] = "left" if title in ("", "trend") else "right"
@@ -193,7 +212,8 @@ def _epoch(line: _Line) -> str:
 
 
 def _best(line: _Line) -> str:
-    best = line.mean("best_val_loss")
+    known = [p.best_val_loss for p in line.progress if p.best_val_loss is not None]
+    best = min(known, default=None) if line.settings > 1 else mean(known)
     at = f" @{line.progress[0].best_epoch}" if len(line.runs) == 1 and best is not None else ""
     return _loss(best) + at
 

@@ -22,7 +22,7 @@ from hpc_mlp.reporting.folds import values as of_folds
 from hpc_mlp.reporting.predictions import Array
 from hpc_mlp.reporting.values import Value, at, mean_sd, progress, statistics
 from hpc_mlp.runs.folder import Run, State
-from hpc_mlp.terminal.text import last_parts
+from hpc_mlp.terminal.text import last_parts, natural_key
 
 # The order in which a person expects the variants; others follow by name.
 ORDER = ("baseline", "dropout", "batchnorm", "dropout_batchnorm", "dropout_l2")
@@ -120,16 +120,16 @@ def group_runs(runs: Iterable[Run], by: Sequence[str]) -> list[Group]:
     def order(runs: list[Run]) -> Any:
         variant = runs[0].variant
         rank = ORDER.index(variant) if variant in ORDER else len(ORDER)
-        return rank, variant, [_natural(lookup(runs[0], key)) for key in by]
+        return rank, natural_key(variant), [_natural(lookup(runs[0], key)) for key in by]
 
     parts = sorted(found.values(), key=order)
     known = statistics(run for part in parts for run in part)
     return mark_best([make_group(by, part, known, index) for index, part in enumerate(parts)])
 
 
-def _natural(value: Any) -> tuple[int, float, str]:
+def _natural(value: Any) -> tuple[int, float, Any]:
     number = isinstance(value, int | float)
-    return (0, float(value), "") if number else (1, 0.0, show(value))
+    return (0, float(value), ()) if number else (1, 0.0, natural_key(show(value)))
 
 
 def make_group(

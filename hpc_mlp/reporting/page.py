@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -26,8 +27,9 @@ def write_report(
 ) -> WrittenReport:
     """Write the page to `out` and its figures to `runs/figures` (replaced as a whole), or beside
     the page where the runs are of several folders, or nothing can be written in theirs; of folds,
-    the list of doubtful labels beside the page. `shards` overrides the shards folder that the runs
-    name. The same runs give the same bytes. UserError where nothing can be written there."""
+    the list of doubtful labels beside the page, where it removes one of its own otherwise. `shards`
+    overrides the shards folder that the runs name. The same runs give the same bytes. UserError
+    where nothing can be written there."""
     labels = out.with_name(f"{out.stem}-doubtful.csv")
     kept = out.with_name(f"{out.stem}-figures")
     if runs is not None and os.access(runs, os.W_OK):
@@ -45,13 +47,28 @@ def write_report(
             if folder.is_dir():
                 folder.replace(kept)
         if doubtful is not None:
-            write_bytes(labels, f"{doubtful.as_csv()}\n".encode())
+            write_bytes(labels, _listed(doubtful))
+        elif _written_with(out, labels):
+            labels.unlink()
         write_bytes(out, text.encode())
     except OSError as error:
         raise UserError(
             f"the report cannot be written ({error}). Choose a file elsewhere with --out FILE."
         ) from None
     return WrittenReport(out, kept, missing, None if doubtful is None else labels)
+
+
+def _listed(doubtful: DoubtfulLabels) -> bytes:
+    return f"{doubtful.as_csv()}\n".encode()
+
+
+def _written_with(page: Path, labels: Path) -> bool:
+    """Whether the page that is there tells that this command wrote `labels` beside it, as it is."""
+    try:
+        digest = hashlib.sha256(labels.read_bytes()).hexdigest()
+        return f'data-labels="{digest}"'.encode() in page.read_bytes()
+    except (FileNotFoundError, IsADirectoryError):
+        return False
 
 
 def render(context: Context, labels_file: str) -> tuple[str, list[str], DoubtfulLabels | None]:
@@ -73,9 +90,11 @@ def render(context: Context, labels_file: str) -> tuple[str, list[str], Doubtful
         *([count(images, "image")] if images else []),
     ]
     shown = {"subtitle": subtitle, "missing": missing, "version": __version__, "context": context}
-    shown |= {"labels_file": labels_file}
+    doubtful = sections["labels"]["doubtful"]
+    digest = hashlib.sha256(_listed(doubtful)).hexdigest() if doubtful else ""
+    shown |= {"labels_file": labels_file, "labels_digest": digest}
     text = environment().get_template("page.html.j2").render(sections | shown)
-    return text, missing, sections["labels"]["doubtful"]
+    return text, missing, doubtful
 
 
 def environment() -> Environment:

@@ -35,7 +35,7 @@ from hpc_mlp.files.checked import damaged, parse, read, read_bytes
 from hpc_mlp.runs import shown
 from hpc_mlp.runs.records import UNKNOWN, EpochLine, Failed, Result, RunConfig, TestMetrics
 from hpc_mlp.terminal.shown import Showable
-from hpc_mlp.terminal.text import json_text
+from hpc_mlp.terminal.text import json_text, natural_key
 
 CONFIG, METRICS, RESULT, FAILED = "config.json", "metrics.jsonl", "result.json", "failed.json"
 BEST, LAST, PREDICTIONS, LIVE = "best.safetensors", "last.ckpt", "predictions.npz", "live.json"
@@ -298,7 +298,7 @@ def list_runs(root: Path) -> list[Run]:
     return sorted(
         runs,
         key=lambda run: (
-            run.variant,
+            natural_key(run.variant),
             repr(sorted(run.config.swept.items(), key=str)),
             run.seed,
             -1 if run.fold is None else run.fold,

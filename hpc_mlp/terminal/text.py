@@ -81,6 +81,21 @@ def last_parts(keys: Sequence[str]) -> list[str]:
     return last if len(set(last)) == len(last) else list(keys)
 
 
+def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
+    """Sorts `2` before `10`."""
+    # Python makes no number of more than 4,300 digits.
+    parts = re.findall(r"[0-9]{1,999}|[^0-9]+", text)
+    return (*((0, int(p), "") if p[0] in "0123456789" else (1, 0, p) for p in parts), (2, 0, text))
+
+
+def without_middle(text: str, most: int) -> str:
+    """At most `most` characters: names differ at their ends."""
+    if len(text) <= most or most < 3:
+        return text
+    tail = (most - 1) // 2
+    return f"{text[: most - 1 - tail]}…{text[-tail:]}"
+
+
 def spans(numbers: Iterable[int]) -> str:
     """`[0, 1, 2, 5]` → `"0-2,5"`; the other way round: `config.plan.parse_seeds`."""
     found: list[list[int]] = []

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from hpc_mlp.conversion.archive import MAX_ENTRY_BYTES, Names, SeveralSources
 from hpc_mlp.conversion.layout import Layout, find_layout
-from hpc_mlp.conversion.reading import natural_key
 from hpc_mlp.errors import RejectError, UserError
+from hpc_mlp.terminal.text import natural_key
 
 SPLITS = {-1: "", 0: "train", 1: "val", 2: "test"}
 

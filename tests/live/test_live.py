@@ -145,6 +145,27 @@ def test_runs_of_a_sweep_are_called_by_what_differs() -> None:
     assert not any("rate" in line or "lr=0" in line for line in shown(swept()[:2], 80, 60))
 
 
+def test_variants_that_do_not_train_fold_before_those_that_do() -> None:
+    def search(variant: str, state: State) -> list[RunStatus]:
+        runs = [replace(row(variant, 7), name=f"search/{variant}-s7-t{i:03d}") for i in range(9)]
+        return [replace(run, state=state) for run in runs]
+
+    text = shown([*search("dropout", "done"), *search("mixup", "running")], 79, 18)
+    titles = [line.split("  ")[0] for line in text[2:-1] if not line.startswith(" ")]
+    assert titles == ["dropout ×9", "mixup ×9"]
+    assert sum("trial=" in line for line in text) == 9
+    # A folded line tells how many are running, and the best of its settings.
+    runs = [run for name in ("dropout", "mixup") for run in search(name, "running")]
+    runs[3] = replace(runs[3], state="done", progress=progress_of(lines(4, 0.1), 10))
+    text = shown(runs, 79, 10)
+    assert [line.split("  ")[0] for line in text[2:-1]] == [
+        "dropout ×9, 8 running",
+        "mixup ×9, 9 running",
+    ]
+    assert "0.0275" in text[2]
+    assert [line.split("  ")[0] for line in shown(runs, 50, 10)[2:-1]] == ["dropout ×9", "mixup ×9"]
+
+
 def test_names_that_do_not_fit_lose_their_keys_ends_and_then_their_middle() -> None:
     names = ["  lr=0.001 dropout=0.2 ×2", "  lr=0.001 dropout=0.5 ×2"]
     assert fitted(names, 30) == names

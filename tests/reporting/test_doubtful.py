@@ -18,6 +18,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from support.archives import encoded, make_zip
 from support.folds import write_folds
 from support.process import Cli
+from support.runs import write_run
 
 import hpc_mlp
 from hpc_mlp.errors import UserError
@@ -180,8 +181,6 @@ def test_without_names_or_shards_the_place_is_told(
 
 
 def test_without_folds_it_says_what_would_do(tmp_path: Path, cli: Cli) -> None:
-    from support.runs import write_run
-
     write_run(tmp_path / "runs", "baseline")
     with pytest.raises(UserError, match="train OUT --folds 5"):
         hpc_mlp.doubtful(tmp_path / "runs")
@@ -202,3 +201,13 @@ def test_the_report_shows_them_and_writes_the_file(folder: Folder, runs: Path, c
     assert f"report-doubtful.csv has all {len(found)}" in " ".join(section.split())
     assert "&lt;b&gt;" in section and '<b>"' not in section and "\u202e" not in page
     assert (runs / "figures" / "doubtful.png").is_file()
+    # Runs without folds have no such list: the page's own goes, one that was changed since stays.
+    for path in runs.glob("*-s*-f*"):
+        shutil.rmtree(path)
+    write_run(runs, "baseline")
+    shutil.copytree(runs, changed := runs.with_name("changed"))
+    (changed / "report-doubtful.csv").write_text("mine\n")
+    for root in (runs, changed):
+        assert cli("report", root).exit_code == 0
+    assert not (runs / "report-doubtful.csv").exists()
+    assert (changed / "report-doubtful.csv").read_text() == "mine\n"
