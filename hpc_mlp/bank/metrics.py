@@ -52,6 +52,14 @@ class MetricSums:
         correct = self.confusion.diagonal(dim1=1, dim2=2).sum(1)
         return [float(x) for x in (correct / self.confusion.sum((1, 2)).clamp(min=1)).tolist()]
 
+    def macro_f1s(self) -> list[float]:
+        """Mean F1 over all classes, with 0 for one that neither occurs nor is predicted."""
+        hits = self.confusion.diagonal(dim1=1, dim2=2)
+        both = self.confusion.sum(1) + self.confusion.sum(2)
+        # On the host, row by row: its bits depend on no other member.
+        hits, both = torch.stack([hits, both]).cpu().numpy()
+        return [float(np.mean(row)) for row in 2 * hits / np.maximum(both, 1)]
+
     def confusions(self) -> NDArray[np.int64]:
         """Counts int64 [V, K, K] on the host."""
         counts: NDArray[np.int64] = self.confusion.cpu().numpy()

@@ -19,7 +19,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 Kind = Literal["model", "loss", "metric", "augmentation"]
 
 CROSS_ENTROPY = "cross_entropy"
-MONITORS = ("loss", "accuracy", "last")
+MONITORS = ("loss", "accuracy", "f1", "last")
 # Names that are taken.
 BUILT_IN: dict[Kind, tuple[str, ...]] = {
     "model": ("mlp", "residual_mlp", "cnn", "resnet18"),

@@ -45,7 +45,7 @@ class RunProgress:
     best_val_loss: float | None = None
     val_losses: tuple[float | None, ...] = ()
     epoch_seconds: float | None = None
-    # The user's own, on validation; of the last whole epoch.
+    # The user's own, on validation, and F1 where it decides; of the last whole epoch.
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -81,8 +81,14 @@ def progress_of(
         best_val_loss=float(best["val_loss"]) if best else None,
         val_losses=losses,
         epoch_seconds=mean(recent),
-        metrics=last.get("metrics") or {},
+        metrics=_shown(last, monitor),
     )
+
+
+def _shown(line: Mapping[str, Any], monitor: Monitor) -> dict[str, float]:
+    """The user's own metrics, and F1 where it decides."""
+    f1 = _number(line.get("val_f1")) if monitor.name == "f1" else None
+    return {**({} if f1 is None else {"f1": f1}), **(line.get("metrics") or {})}
 
 
 def _number(value: Any) -> float | None:

@@ -15,7 +15,7 @@ from hpc_mlp.reporting.values import HELD_OUT
 from hpc_mlp.terminal.text import spans
 
 # Shown where they are asked for.
-ON_DEMAND = {"val_accuracy", "test_images", "dataset", "wins", "best"}
+ON_DEMAND = {"val_accuracy", "val_f1", "test_images", "dataset", "wins", "best"}
 ON_DEMAND |= {"held_out_precision", "held_out_recall"}
 # Shown where a row has them.
 OF_FOLDS = ("folds", "held_out_accuracy", "held_out_f1")
@@ -208,6 +208,7 @@ COLUMNS = {
     "best_epoch": Column("epoch", _statistic("best_epoch", _epoch, with_sd=False)),
     "val_loss": Column("val. loss", _statistic("val_loss", _loss)),
     "val_accuracy": Column("val. acc.", _statistic("val_accuracy", _percent)),
+    "val_f1": Column("val. F1", _statistic("val_f1", _percent)),
     "test_accuracy": Column("test acc.", _statistic("test_accuracy", _percent)),
     "precision": Column("precision", _statistic("precision", _percent)),
     "recall": Column("recall", _statistic("recall", _percent)),

@@ -34,13 +34,14 @@ class Summary:
     variant with its reference (the baseline), in the order of `rows`. `sentences`: what is shown
     and what is not, then what could not be compared, what failed. `by`: configuration keys that,
     beside the variant, make the groups. `detect`: the difference for which `seeds_needed` is told,
-    a fraction."""
+    a fraction. `metric`: in which rows are compared."""
 
     rows: list[Group]
     comparisons: list[Comparison]
     sentences: list[str]
     by: list[str]
     detect: float = 0.01
+    metric: str = "accuracy"
 
     @property
     def own_metrics(self) -> dict[str, bool]:

@@ -247,9 +247,9 @@ def _remedy(path: Path) -> str:
 
 def best_line(lines: Sequence[L], monitor: Monitor = BY_LOSS) -> L | None:
     """The line of metrics.jsonl of the best epoch, whose weights are kept: that of the lowest
-    validation loss; by "accuracy" that of the highest accuracy, and of those the lowest loss; so by
-    a metric of the user's own; by "last" the last. Of equal ones the first, and none whose loss is
-    not finite."""
+    validation loss; by "accuracy" or "f1" that of the highest, and of those the lowest loss; so
+    by a metric of the user's own; by "last" the last. Of equal ones the first, and none whose loss
+    is not finite."""
 
     def order(line: L) -> tuple[float, float]:
         return rank(line, monitor), line["val_loss"]
@@ -267,7 +267,9 @@ def rank(line: Mapping[str, Any], monitor: Monitor) -> float:
         return 0.0
     if key := {"accuracy": "val_accuracy", "last": "epoch"}.get(monitor.name):
         return -(line.get(key) or 0.0)
-    value = line.get("metrics", {}).get(monitor.name)
+    value = line.get("val_f1") if monitor.name == "f1" else None
+    if value is None:
+        value = line.get("metrics", {}).get(monitor.name)
     return math.inf if value is None else -value if monitor.higher_is_better else value
 
 

@@ -53,6 +53,8 @@ class EpochLine(JsonRecord):
     train_loss: float | None = None
     val_loss: float | None = None
     val_accuracy: Share | None = None
+    # Macro F1 over all classes of the dataset.
+    val_f1: Share | None = None
     learning_rate: float | None = None
     images_per_second: Amount = None
     seconds: Amount = None
@@ -105,6 +107,7 @@ class Result(JsonRecord):
     best_epoch: Count | None = None
     best_val_loss: float | None = None
     best_val_accuracy: Share | None = None
+    best_val_f1: Share | None = None
     # Of the user's own.
     best_val_metrics: OwnMetrics = Field(default_factory=dict)
     # Of a fold: on the archive's own test split where it brought one, else on what is held out.

@@ -112,6 +112,7 @@ class Member:
             "best_epoch": self.best_epoch,
             "best_val_loss": best.get("val_loss"),
             "best_val_accuracy": best.get("val_accuracy"),
+            "best_val_f1": best.get("val_f1"),
             **({"best_val_metrics": best["metrics"]} if "metrics" in best else {}),
             "test": measured.get("test"),
             **{key: found for key, found in measured.items() if key != "test"},

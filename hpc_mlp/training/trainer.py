@@ -231,7 +231,8 @@ class BankTrainer:
         rates = dict(
             zip(self.state.optimizer.param_groups, self.state.rates(self._count - 1), strict=True)
         )
-        losses, val_losses, accuracies = self.state.losses(), sums.losses(), sums.accuracies()
+        losses, val_losses = self.state.losses(), sums.losses()
+        accuracies, f1s = sums.accuracies(), sums.macro_f1s()
         improved = {}
         for i, member in enumerate(self.members):
             if not whole and member.seconds_left > 0:
@@ -243,6 +244,7 @@ class BankTrainer:
                 "train_loss": losses[i] / images,
                 "val_loss": val_losses[i],
                 "val_accuracy": accuracies[i],
+                "val_f1": f1s[i],
                 "learning_rate": rates[param_group_of(member.spec)],
                 "images_per_second": images / max(trained, 1e-9),
                 "seconds": member.epoch_seconds,

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import (
     accuracy_score,
     confusion_matrix,
+    f1_score,
     log_loss,
     precision_recall_fscore_support,
 )
@@ -73,6 +74,14 @@ def test_metrics_are_those_of_scikit_learn(
             macro = precision_recall_fscore_support(
                 truth, predicted, average="macro", zero_division=0
             )
+            over_all = f1_score(
+                truth, predicted, labels=range(classes), average="macro", zero_division=0
+            )
+        assert sums.macro_f1s()[v] == pytest.approx(over_all, rel=1e-14)
+        # Alone it has the same bits.
+        assert tally_in_batches(logits[v : v + 1], labels, sizes).macro_f1s() == [
+            sums.macro_f1s()[v]
+        ]
         for name, mean, values in zip(
             ("precision", "recall", "f1"), macro[:3], per_class[:3], strict=True
         ):

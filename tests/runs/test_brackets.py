@@ -116,6 +116,21 @@ def test_without_halving_all_compete(tmp_path: Path) -> None:
     assert stand(specs(halving=None), tmp_path)[0].record.winner == 0
 
 
+def test_f1_chooses_where_it_is_the_monitor(tmp_path: Path) -> None:
+    write_all(tmp_path, dict.fromkeys(range(4), 4), LOSSES)
+    for folder in (spec.name for spec in specs() if spec.is_trial):
+        config = json.loads((tmp_path / folder / "config.json").read_text())
+        config["config"]["train"]["monitor"] = "f1"
+        (tmp_path / folder / "config.json").write_text(json.dumps(config))
+        lines = (tmp_path / folder / "metrics.jsonl").read_text().splitlines()
+        f1 = 0.9 if folder.endswith("t003") else 0.8
+        lines = [json.dumps(json.loads(line) | {"val_f1": f1}) + "\n" for line in lines]
+        (tmp_path / folder / "metrics.jsonl").write_text("".join(lines))
+    [found] = stand(specs(halving=None), tmp_path)
+    assert found.record.winner == 3 and found.record.higher_is_better
+    assert found.record.trials[3].scores == pytest.approx((0.9,))
+
+
 def test_a_trial_that_diverged_is_never_promoted(tmp_path: Path) -> None:
     write_all(tmp_path, dict.fromkeys(range(4), 1), LOSSES)
     for trial, spec in ((int(spec.name[-3:]), spec) for spec in specs() if spec.is_trial):

@@ -153,6 +153,7 @@ def test_the_result_says_what_happened() -> None:
         "best_epoch": 2,
         "best_val_loss": 0.3,
         "best_val_accuracy": 0.75,
+        "best_val_f1": None,
         "test": {"accuracy": 0.9},
         "num_parameters": 123,
         "seconds": 8.0,

@@ -63,6 +63,7 @@ def test_run_folders_hold_what_the_contract_says(bank: Path) -> None:
             "train_loss",
             "val_loss",
             "val_accuracy",
+            "val_f1",
             "learning_rate",
             "images_per_second",
             "seconds",
@@ -221,13 +222,13 @@ def test_the_best_epoch_is_the_one_that_the_monitor_names(
 ) -> None:
     """A rate far too large, at which losses and accuracies jump about, each in its own way."""
     rate = ("optim.lr=0.1", "model.hidden=[64]", "train.epochs=12", "train.early_stopping=false")
-    words = on_cpu("baseline", *rate, "train.monitor=loss,accuracy")
+    words = on_cpu("baseline", *rate, "train.monitor=loss,accuracy,f1")
     ran = cli("train", digits, "--runs", tmp_path, *words, "--seeds", "0-3")
     assert ran.exit_code == 0, ran.output
     differ = []
     for seed in range(4):
-        by_loss, by_accuracy = (
-            tmp_path / f"baseline-s{seed}-train.monitor={m}" for m in ("loss", "accuracy")
+        by_loss, by_accuracy, by_f1 = (
+            tmp_path / f"baseline-s{seed}-train.monitor={m}" for m in ("loss", "accuracy", "f1")
         )
         lines = metrics(by_loss)
         assert [line["val_loss"] for line in lines] == [
@@ -235,9 +236,10 @@ def test_the_best_epoch_is_the_one_that_the_monitor_names(
         ]
         lowest = min(lines, key=lambda line: line["val_loss"])
         highest = min(lines, key=lambda line: (-line["val_accuracy"], line["val_loss"]))
-        for folder, line in ((by_loss, lowest), (by_accuracy, highest)):
-            kept = [result(folder)[f"best_{key}"] for key in ("epoch", "val_loss", "val_accuracy")]
-            assert kept == [line["epoch"], line["val_loss"], line["val_accuracy"]]
+        highest_f1 = min(lines, key=lambda line: (-line["val_f1"], line["val_loss"]))
+        keys = ("epoch", "val_loss", "val_accuracy", "val_f1")
+        for folder, line in ((by_loss, lowest), (by_accuracy, highest), (by_f1, highest_f1)):
+            assert [result(folder)[f"best_{key}"] for key in keys] == [line[key] for key in keys]
         same_weights = result(by_loss)["test"]["loss"] == result(by_accuracy)["test"]["loss"]
         assert same_weights == (lowest == highest)
         differ.append(not same_weights)
@@ -247,11 +249,12 @@ def test_the_best_epoch_is_the_one_that_the_monitor_names(
 def test_an_unfinished_run_shows_the_best_epoch_of_its_monitor(
     digits: Path, tmp_path: Path, cli: Cli
 ) -> None:
-    keys = ("epoch", "val_loss", "val_accuracy", "train_loss", "seconds")
-    points = [(1, 0.4, 0.7), (2, 0.3, 0.8), (3, 0.5, 0.9), (4, 0.45, 0.9), (5, 0.6, 0.6)]
+    keys = ("epoch", "val_loss", "val_accuracy", "val_f1", "train_loss", "seconds")
+    points = [(1, 0.4, 0.7, 0.9), (2, 0.3, 0.8, 0.5), (3, 0.5, 0.9, 0.6), (4, 0.45, 0.9, 0.6)]
+    points += [(5, 0.6, 0.6, 0.6)]
     lines = [dict(zip(keys, (*point, 0.5, 1.0), strict=True)) for point in points]
     # Of equal accuracies the lower loss.
-    for monitor, best in (("loss", 2), ("accuracy", 4), ("last", 5)):
+    for monitor, best in (("loss", 2), ("accuracy", 4), ("f1", 1), ("last", 5)):
         runs = tmp_path / monitor
         named = ("--variants", "baseline", "--set", f"train.monitor={monitor}")
         assert cli("train", digits, "--runs", runs, *SMALL, *named).exit_code == 0
@@ -261,6 +264,7 @@ def test_an_unfinished_run_shows_the_best_epoch_of_its_monitor(
         for verb in ("table", "status"):
             (row,) = json.loads(cli(verb, runs, "--format", "json").stdout)
             assert row["best_epoch"] == best, verb
+        assert row.get("val_f1") == (0.6 if monitor == "f1" else None)
 
 
 def test_a_diverging_member_stops_and_not_its_bank(digits: Path, tmp_path: Path, cli: Cli) -> None:
