@@ -1,12 +1,13 @@
-"""The page's sections on all runs: summary, training, throughput. Plain data for its template."""
+"""The page's sections on all runs: summary, searches and sweeps, training, throughput. Plain
+data for their template."""
 
 from __future__ import annotations
 
-from hpc_mlp.reporting import by_fold, columns, curves
+from hpc_mlp.reporting import by_fold, columns, curves, figures, search_figures, sweep_figures
 from hpc_mlp.reporting.context import Context
 from hpc_mlp.reporting.figures import Named
 from hpc_mlp.reporting.groups import drawable
-from hpc_mlp.reporting.searches import trial_tables
+from hpc_mlp.reporting.searches import searches, trial_tables
 from hpc_mlp.runs.folder import Json
 
 # They have a section of their own.
@@ -16,6 +17,7 @@ ELSEWHERE = ("images_per_second", "seconds")
 def sections(context: Context) -> dict[str, Json]:
     return {
         "summary": summary(context),
+        "searched": searched(context),
         "training": training(context),
         "throughput": throughput(context),
     }
@@ -42,7 +44,6 @@ def summary(context: Context) -> Json:
         "compared": compared,
         "notes": columns.legend(found, names),
         "sentences": found.sentences,
-        "searches": trial_tables([run for group in context.groups for run in group.runs]),
     }
 
 
@@ -79,3 +80,25 @@ def throughput(context: Context) -> Json:
                 )
             )
     return {"drawn": curves.throughput_panels(context.groups, context.folder), "rows": rows}
+
+
+def searched(context: Context) -> Json:
+    """Of searches and sweeps: `title` of the section, empty without."""
+    runs = [run for group in context.groups for run in group.runs]
+    best, trials, notes = list[figures.Drawn](), list[figures.Drawn](), list[str]()
+    for number, records in enumerate(searches(runs), 1):
+        suffix = f"_{number}" if number > 1 else ""
+        of_all, of_each = search_figures.search_panels(records, context.folder, suffix)
+        best, trials = best + of_all, trials + of_each
+        notes += [line for line in search_figures.captions(records) if line not in notes]
+    first = context.group or context.groups[0]
+    peers = [group for group in context.groups if group.peers == first.peers]
+    swept = sweep_figures.sweep_panels(peers, context.folder)
+    return {
+        "title": "Search" if notes else "Sweep" if swept else "",
+        "notes": notes,
+        "best": best,
+        "trials": trials,
+        "sweep": swept,
+        "tables": trial_tables(runs),
+    }

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from glob import escape
 from pathlib import Path
 from typing import Any
 
+from hpc_mlp.config.search import FOLDER
 from hpc_mlp.errors import HpcMlpError
+from hpc_mlp.reporting.budget import budget_notes
 from hpc_mlp.reporting.groups import show
 from hpc_mlp.reporting.sentences import join
-from hpc_mlp.runs.brackets import BracketRecord, TrialRecord, read_records
+from hpc_mlp.runs.brackets import BracketRecord, TrialRecord, read_record, record_paths
 from hpc_mlp.runs.folder import Run
 from hpc_mlp.terminal.text import count, spans
 
@@ -20,27 +23,48 @@ _MOST_WORDS = 300
 
 def search_notes(runs: Sequence[Run]) -> list[str]:
     """For each folder of `runs` with a search: what was searched, with which effort, what was
-    chosen; which variants had fewer keys or trials than the others."""
+    chosen; which variants had fewer keys or trials than the others; which is best at which number
+    of trials."""
     lines = []
     for folder in _folders(runs):
-        try:
-            records = _of(folder, runs)
-        except HpcMlpError as error:
-            lines.append(f"The search cannot be told: {error}")
-            continue
+        records, problems = _of(folder, runs)
+        lines += [f"A search cannot be told: {problem}" for problem in problems]
         lines += _lines(records) if records else []
     return lines
 
 
+def searches(runs: Sequence[Run]) -> list[list[BracketRecord]]:
+    """Of each folder of `runs` the searches that can be read; of variants without runs too, which
+    are still searched. Damaged ones are told by `search_notes`."""
+    found = [_of(folder, runs)[0] for folder in _folders(runs)]
+    return [records for records in found if records]
+
+
 def _folders(runs: Sequence[Run]) -> list[Path]:
-    """Of runs that have a trial's values."""
-    return list(dict.fromkeys(r.path.parent for r in runs if r.config.trial is not None))
+    """Of runs that have a trial's values; of trials that of their search."""
+    parents = dict.fromkeys(r.path.parent for r in runs if r.config.trial is not None)
+    trials = [path for path in parents if path.name == FOLDER and not (path / FOLDER).is_dir()]
+    return list(dict.fromkeys(path.parent if path in trials else path for path in parents))
 
 
-def _of(folder: Path, runs: Sequence[Run]) -> list[BracketRecord]:
-    variants = dict.fromkeys(run.variant for run in runs if run.path.parent == folder)
-    found = {record.variant: record for record in read_records(folder)}
-    return [found[name] for name in variants if name in found]
+def _of(folder: Path, runs: Sequence[Run]) -> tuple[list[BracketRecord], list[str]]:
+    """In the order of the variants, and what is wrong with others. Not of variants whose runs were
+    left out."""
+    known = [run.variant for run in runs if folder in (run.path.parent, run.path.parent.parent)]
+    found, problems = dict[str, BracketRecord](), list[str]()
+    for path in record_paths(folder):
+        try:
+            if (record := read_record(path)) is not None:
+                found[record.variant] = record
+        except HpcMlpError as error:
+            problems.append(str(error))
+    begun = [name for name in found if name not in known and _has_runs(folder, name)]
+    names = [*dict.fromkeys(known), *(name for name in found if name not in known)]
+    return [found[name] for name in names if name in found and name not in begun], problems
+
+
+def _has_runs(folder: Path, variant: str) -> bool:
+    return any(folder.glob(f"{escape(variant)}-s*"))
 
 
 def _lines(records: Sequence[BracketRecord]) -> list[str]:
@@ -71,7 +95,7 @@ def _lines(records: Sequence[BracketRecord]) -> list[str]:
         if (best := _winner(record)) is not None
     ]
     lines.append(f"Chosen by validation: {', '.join(won)}." if won else "No trial has won yet.")
-    return lines
+    return [*lines, *budget_notes(records)]
 
 
 def _fewer(record: BracketRecord, space: dict[str, str]) -> list[str]:
@@ -99,12 +123,7 @@ def _values(trial: TrialRecord) -> str:
 def trial_tables(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Of each bracket the trials that went furthest, best first: `title`, `columns`, `rows`."""
     tables = []
-    for folder in _folders(runs):
-        try:
-            records = _of(folder, runs)
-        # Told by `search_notes`.
-        except HpcMlpError:
-            continue
+    for records in searches(runs):
         for record in records:
             keys, sign = list(record.space), -1 if record.higher_is_better else 1
 

@@ -11,7 +11,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, FiniteFloat, model_validator
 
 from hpc_mlp.config.plan import RunSpec
 from hpc_mlp.config.search import FOLDER, resolved
@@ -72,7 +74,7 @@ class TrialRecord(Record):
     state: Literal["waiting", "halved", "done", "diverged"]
     rung: Count
     epochs: Count
-    scores: tuple[float | None, ...]
+    scores: tuple[FiniteFloat | None, ...]
 
 
 class BracketRecord(Record):
@@ -88,9 +90,18 @@ class BracketRecord(Record):
     seeds: tuple[Count, ...]
     monitor: str
     higher_is_better: bool
-    rungs: tuple[tuple[Count, Count], ...]
+    rungs: Annotated[tuple[tuple[Count, Count], ...], Field(min_length=1)]
     trials: tuple[TrialRecord, ...]
     winner: Count | None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for one in self.trials:
+            if not len(one.scores) <= len(self.rungs) > one.rung or {*one.values} != {*self.space}:
+                raise ValueError(f"trial {one.trial} is not one of this search")
+        if self.winner is not None and self.winner not in [one.trial for one in self.trials]:
+            raise ValueError(f"trial {self.winner} has won, and is none")
+        return self
 
     @property
     def note(self) -> str:
@@ -287,10 +298,17 @@ def write_records(standings: Iterable[Standing], runs: Path) -> None:
 
 def read_records(runs: Path) -> list[BracketRecord]:
     """Of the searches below `runs`, by variant. DamagedError as of `checked.read`."""
-    paths = sorted((runs / FOLDER).glob("*.json"))
-    remedy = "The same `train` command writes it anew."
-    found = [read(path, BracketRecord, remedy) for path in paths]
+    found = [read_record(path) for path in record_paths(runs)]
     return [record for record in found if record is not None]
+
+
+def record_paths(runs: Path) -> list[Path]:
+    return sorted((runs / FOLDER).glob("*.json"))
+
+
+def read_record(path: Path) -> BracketRecord | None:
+    """DamagedError as of `checked.read`."""
+    return read(path, BracketRecord, "The same `train` command writes it anew.")
 
 
 def reopen(spec: RunSpec, runs: Path) -> None:

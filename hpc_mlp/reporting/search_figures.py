@@ -1,0 +1,287 @@
+"""What a search found: each trial over its values, and the best of so many trials."""
+
+from __future__ import annotations
+
+import math
+import re
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from hpc_mlp.errors import printable
+from hpc_mlp.files.atomic import write_bytes
+from hpc_mlp.reporting import figures
+from hpc_mlp.reporting.budget import budget_curves, last_score, score_name, score_text, score_unit
+from hpc_mlp.reporting.figures import Drawn, Look
+from hpc_mlp.reporting.fonts import Canvas
+from hpc_mlp.reporting.predictions import Array
+from hpc_mlp.reporting.records import csv_text
+from hpc_mlp.reporting.setting_axis import SettingAxis, searched_axis
+from hpc_mlp.runs.brackets import BracketRecord, TrialRecord
+from hpc_mlp.terminal.text import count, one_of
+
+MOST_VARIANTS, MOST_LINES = 6, 12
+# Scores that lie further from the best than so many times the median are shown at the edge.
+_REACH = 3
+# Characters of a bold title in an inch.
+_PER_INCH = 10.5
+# Columns of panels, and the figure's width in inches, by the number of keys.
+_COLUMNS = {1: 1, 2: 2, 3: 3, 5: 3, 6: 3}
+_WIDTHS = {1: figures.WIDTH, 2: 7.6, 3: 10.0}
+
+
+def panel_grid(number: int, title: str) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels with a common y axis, and a title that wraps."""
+    columns = _COLUMNS.get(number, 4)
+    width, rows = _WIDTHS.get(columns, 11.0), math.ceil(number / columns)
+    figure = Figure(figsize=(width, 0.4 + 2.7 * rows), layout="constrained")
+    Canvas(figure)
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    for axes in grid.flat[number:]:
+        axes.remove()
+    text = textwrap.fill(printable(title), int(width * _PER_INCH))
+    figure.suptitle(text, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    return figure, list(grid.flat[:number])
+
+
+def first_column(panels: Sequence[Axes]) -> list[Axes]:
+    """They have the y axis' label."""
+    return list(panels[:: _COLUMNS.get(len(panels), 4)])
+
+
+def common_legend(figure: Figure, panels: Iterable[Axes]) -> None:
+    """Below the panels, each label once; the figure grows by it."""
+    found: dict[str, Any] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    # Inches of a label: marker, gaps, characters.
+    each = 0.5 + 0.062 * max(map(len, found))
+    columns = max(1, min(len(found), int(figure.get_figwidth() / each)))
+    figure.set_figheight(figure.get_figheight() + 0.1 + 0.21 * math.ceil(len(found) / columns))
+    figure.legend(
+        found.values(), found, loc="outside lower center", ncols=columns, columnspacing=1.2
+    )
+
+
+def score_label(record: BracketRecord) -> str:
+    """On two lines where one would be longer than a panel is high."""
+    unit, name = score_unit(record), score_name(record)
+    return f"{name}{' ' if len(unit) < 3 else chr(10)}({unit})" if unit else name
+
+
+def _factor(record: BracketRecord) -> float:
+    return 100.0 if score_unit(record) == "%" else 1.0
+
+
+def score_limits(scores: Sequence[float], higher_is_better: bool) -> tuple[float, float]:
+    """(lowest, highest) value shown: far worse ones do not flatten the others."""
+    best, worst = (max, min) if higher_is_better else (min, max)
+    middle, far = float(np.median(scores)), worst(scores)
+    edge = best(scores) + _REACH * (middle - best(scores))
+    # Towards the better of the two.
+    edge = far if middle == best(scores) else best(edge, far)
+    low, high = sorted((best(scores), edge))
+    return low, high if high > low else low + (abs(low) * 0.05 or 1.0)
+
+
+def trial_figure(
+    record: BracketRecord,
+    axes_of: dict[str, SettingAxis],
+    limits: tuple[float, float],
+    folder: Path,
+    name: str,
+) -> Drawn:
+    """One panel a key of the variant's search; `limits` of the scores: of all variants."""
+    keys, label = list(record.space), score_label(record)
+    won = next((one for one in record.trials if one.trial == record.winner), None)
+    title = f"{record.variant}: {score_name(record)} of {count(len(record.trials), 'trial')}"
+    figure, panels = panel_grid(len(keys), title)
+    left = first_column(panels)
+    for key, axes in zip(keys, panels, strict=True):
+        axis = axes_of[key]
+        x = dict(
+            zip(
+                (one.trial for one in record.trials),
+                axis.places([one.values.get(key) for one in record.trials], spread=True),
+                strict=True,
+            )
+        )
+        _draw_trials(axes, record, x, limits)
+        axis.set_up(axes)
+        if axes in left:
+            axes.set_ylabel(label)
+    common_legend(figure, panels)
+    alt = f"{title}, over {', '.join(keys)}"
+    if won is not None and (score := last_score(won)) is not None:
+        alt += f"; trial {won.trial} has won with {score_text(record, score)}"
+    return figures.save(panels[0], folder, name, alt, wide=len(keys) > 1)
+
+
+def _draw_trials(
+    axes: Axes, record: BracketRecord, x: dict[int, float], limits: tuple[float, float]
+) -> None:
+    """`x`: by trial."""
+    low, high = limits
+    factor, rising = _factor(record), record.higher_is_better
+    best, edge = (high, low) if rising else limits
+    # From the best to the worst.
+    outward = edge - best
+    size = 6.0 if len(record.trials) <= 60 else 4.0
+    scores = {one.trial: last_score(one) for one in record.trials}
+    inside = {n: s for n, s in scores.items() if s is not None and low <= s <= high}
+    for rung, (epoch, _) in enumerate(record.rungs):
+        here = [n.trial for n in record.trials if len(n.scores) == rung + 1 and n.trial in inside]
+        if not here:
+            continue
+        share = (rung + 1) / len(record.rungs)
+        look: Look = {"color": figures.BLUE, "alpha": 0.3 + 0.6 * share, "markeredgewidth": 0}
+        label = f"at epoch {epoch}: {count(len(here), 'trial')}"
+        mark = figures.MARKERS[rung % len(figures.MARKERS)]
+        y = [factor * inside[trial] for trial in here]
+        axes.plot([x[n] for n in here], y, mark, markersize=size, label=label, zorder=3, **look)
+    far = [n for n, s in scores.items() if s is not None and n not in inside]
+    gone = [one.trial for one in record.trials if one.state == "diverged"]
+    for trials, beyond, mark, word in (
+        (far, 0.05, "v" if rising else "^", "worse than the axis"),
+        (gone, 0.11, "x", "diverged"),
+    ):
+        if trials:
+            y = [factor * (edge + beyond * outward)] * len(trials)
+            look = {"markerfacecolor": "none", "markeredgecolor": figures.VERMILLION}
+            label = f"{word}: {count(len(trials), 'trial')}"
+            axes.plot([x[n] for n in trials], y, mark, markersize=size, label=label, **look)
+    if record.winner in inside:
+        ring: Look = {"markersize": 13, "markerfacecolor": "none", "markeredgewidth": 1.4}
+        ring |= {"markeredgecolor": figures.INK, "linestyle": "none", "zorder": 4}
+        y = [factor * inside[record.winner]]
+        axes.plot([x[record.winner]], y, "o", label=f"winner, trial {record.winner}", **ring)
+    axes.set_ylim(*sorted((factor * (best - 0.07 * outward), factor * (edge + 0.16 * outward))))
+
+
+def budget_figure(records: Sequence[BracketRecord], folder: Path, name: str) -> list[Drawn]:
+    """The best of so many trials, a line a variant; its numbers as `name.csv` too."""
+    curves = budget_curves(records)
+    if not curves or max(map(len, curves.values())) < 2:
+        return []
+    first, factor = records[0], _factor(records[0])
+    rows = [
+        {"variant": variant, "trials": i, "expected": mean, "better": better, "worse": worse}
+        for variant, curve in curves.items()
+        for i, (mean, better, worse) in enumerate(curve.tolist(), 1)
+    ]
+    write_bytes(folder / f"{name}.csv", f"{csv_text(rows, list(rows[0]))}\n".encode())
+    title = f"Best {score_name(first)} by number of trials"
+    axes = figures.new_axes(title, "trials of a variant", f"best {score_label(first)}", height=3.6)
+    shown = _best_first(records, curves)[:MOST_LINES]
+    for index, variant in enumerate(curves):
+        if variant in shown:
+            look = {**variant_look(index), "label": figures.short(variant, 40)}
+            _draw_curve(axes, curves[variant] * factor, look, max(0.04, 0.24 / len(shown)))
+    longest = max(len(curves[variant]) for variant in shown)
+    if longest >= 10:
+        axes.set_xscale("log")
+        ticks = [m * 10**e for e in range(5) for m in (1, 2, 5) if m * 10**e <= longest]
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        ticks = list(range(1, longest + 1))
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_major_formatter("{x:g}")
+    scores = [s for r in records for one in r.trials if (s := last_score(one)) is not None]
+    limits = score_limits(scores, first.higher_is_better)
+    seen = np.clip(np.concatenate([curves[variant] for variant in shown]), *limits)
+    pad = 0.05 * float(np.ptp(seen)) or 0.01
+    axes.set_ylim(factor * (float(seen.min()) - pad), factor * (float(seen.max()) + pad))
+    figures.legend_below(axes)
+    ends = [
+        f"{variant} {score_text(first, float(curves[variant][-1, 0]))} with {len(curves[variant])}"
+        for variant in shown
+    ]
+    return [figures.save(axes, folder, name, f"{title}: {', '.join(ends)}")]
+
+
+def variant_look(index: int) -> Look:
+    """Colour, dashes and marker of a variant."""
+    dashes = figures.STYLES[index // len(figures.PALETTE) % len(figures.STYLES)]
+    color, marker = (kind[index % len(kind)] for kind in (figures.PALETTE, figures.MARKERS))
+    return {"color": color, "linestyle": dashes, "marker": marker}
+
+
+def _draw_curve(axes: Axes, curve: Array, look: Look, alpha: float) -> None:
+    """`curve`: as of `expected_best`; `alpha`: of its band."""
+    trials, number = np.arange(1, len(curve) + 1), len(curve)
+    axes.fill_between(trials, curve[:, 1], curve[:, 2], color=look["color"], alpha=alpha, lw=0)
+    # About six, evenly spread on a logarithmic axis.
+    marked = np.unique(np.geomspace(1, number, min(6, number)).round().astype(int) - 1)
+    axes.plot(trials, curve[:, 0], markevery=marked.tolist(), markersize=4.5, **look)
+
+
+def _best_first(records: Sequence[BracketRecord], curves: dict[str, Array]) -> list[str]:
+    sign = -1 if records[0].higher_is_better else 1
+    return sorted(curves, key=lambda name: sign * float(curves[name][-1, 0]))
+
+
+def search_panels(
+    records: Sequence[BracketRecord], folder: Path, suffix: str = ""
+) -> tuple[list[Drawn], list[Drawn]]:
+    """→ the best by number of trials; the trials of each variant (of the best `MOST_VARIANTS`)."""
+    known = [r for r in records if r.space and any(last_score(t) is not None for t in r.trials)]
+    best, drawn = budget_figure(records, folder, f"search_best{suffix}"), list[Drawn]()
+    for metric in dict.fromkeys(record.monitor for record in known):
+        same = [record for record in known if record.monitor == metric]
+        trials = [trial for record in same for trial in record.trials]
+        scores = [score for trial in trials if (score := last_score(trial)) is not None]
+        limits = score_limits(scores, same[0].higher_is_better)
+        axes_of = {key: _axis(key, same, trials) for record in same for key in record.space}
+        curves = budget_curves(same)
+        chosen = _best_first(same, curves)[:MOST_VARIANTS]
+        for number, record in enumerate(same):
+            if record.variant in chosen:
+                slug = re.sub(r"[^A-Za-z0-9_.-]+", "_", record.variant)
+                # Two names may have one slug.
+                taken = any(one.name == f"search_{slug}{suffix}" for one in drawn)
+                name = f"search_{slug}{suffix}" + (f"_{number}" if taken else "")
+                drawn.append(trial_figure(record, axes_of, limits, folder, name))
+    return best, drawn
+
+
+def _axis(key: str, records: Sequence[BracketRecord], trials: Sequence[TrialRecord]) -> SettingAxis:
+    ranges = [record.space[key] for record in records if key in record.space]
+    return searched_axis(key, ranges, [one.values[key] for one in trials if key in one.values])
+
+
+def captions(records: Sequence[BracketRecord]) -> list[str]:
+    """How the figures are to be read."""
+    first = records[0]
+    trials = [trial for record in records for trial in record.trials]
+    seeds = f", the mean over {len(first.seeds)} seeds" if len(first.seeds) > 1 else ""
+    kind, last = score_name(first), first.monitor == "last"
+    by = "last epoch" if last else "best epoch so far"
+    lines = [
+        f"Lines: the best {kind} among so many of a variant's trials, in the mean over all orders "
+        "in which they may come; exact, for draws without replacement (Tang et al. 2020, after "
+        "Show Your Work, Dodge et al. 2019). Bands hold the middle 80 % of the orders; other "
+        "trials and other seeds are not in them.",
+        f"Points: a trial's {kind} at its {by}{seeds}. A key has one scale in all variants.",
+    ]
+    if any(trial.state == "halved" for trial in trials):
+        mean = sum(trial.epochs for trial in trials) / len(trials)
+        text = "A halved trial counts with its value at the epoch that it reached"
+        if not last:
+            text += ", which more epochs could only have improved: as many trials of full length "
+            text += "would reach as much or more"
+        end = first.rungs[-1][0]
+        lines.append(f"{text}. On average a trial trained {mean:.1f} of {end} epochs.")
+    if any(trial.state == "diverged" for trial in trials):
+        lines.append("A trial that diverged counts as the worst of all.")
+    if waiting := sum(trial.state == "waiting" for trial in trials):
+        reached = one_of(waiting, "counts with what it has", "count with what they have")
+        trials_left = count(waiting, "trial")
+        lines.append(f"The search is under way: {trials_left} may go on and {reached} reached.")
+    return lines
