@@ -22,8 +22,8 @@ def expected_best(scores: Sequence[float], higher_is_better: bool = False) -> Ar
     mean, and the bounds of the middle 80 % of the draws, the better one first.
 
     Exact, and for independent trials an unbiased estimate of what others would reach (Tang et al.
-    2020), which the form with replacement of "Show Your Work" (Dodge et al. 2019) is not: with v₁ ≤ … ≤ vₙ,
-    P(the lowest of k > vᵢ) = C(n − i, k) / C(n, k)."""
+    2020), which the form with replacement of "Show Your Work" (Dodge et al. 2019) is not: with
+    v₁ ≤ … ≤ vₙ, P(the lowest of k > vᵢ) = C(n − i, k) / C(n, k)."""
     sign = -1.0 if higher_is_better else 1.0
     values = np.sort(sign * np.asarray(scores, np.float64))
     number = len(values)
