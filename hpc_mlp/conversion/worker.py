@@ -18,6 +18,7 @@ from hpc_mlp.conversion import stats
 from hpc_mlp.conversion.archive import Source, read_at
 from hpc_mlp.data import encode
 from hpc_mlp.data.decode import ImageSpec, Pixels, decode_image, image_suffix
+from hpc_mlp.data.npy import encode_npy
 from hpc_mlp.errors import RejectError
 
 SUFFIXES = ("png", "jpg", "npy", "gif", "webp", "bmp", "tiff", "ppm", "jp2", "avif")
@@ -140,7 +141,7 @@ class Worker:
         if self.encoding == "png":
             return encode.encode_png(out, self.compress), "png"
         if self.encoding == "npy":
-            return encode.encode_npy(out), "npy"
+            return encode_npy(out), "npy"
         if self.encoding == "original":
             return data, image_suffix(data)
         blob = encode.encode_jpeg(out)

@@ -67,12 +67,6 @@ def encode_jpeg(pixels: npt.NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def encode_npy(pixels: npt.NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, pixels, allow_pickle=False)
-    return buffer.getvalue()
-
-
 def tar_member(name: str, data: bytes) -> bytes:
     """A whole tar member, header to padding. Everything but name and size is fixed, so that equal
     input makes equal bytes; the time is the epoch."""

@@ -6,7 +6,6 @@ once; after that any sample is read by its offset, and one that is not wanted ne
 from __future__ import annotations
 
 import hashlib
-import io
 import mmap
 import os
 import threading
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from hpc_mlp.data.decode import ImageSpec, Pixels, decode_image
 from hpc_mlp.data.encode import ENCODINGS
 from hpc_mlp.data.manifest import NAME, Manifest, Shard
+from hpc_mlp.data.npy import decode_npy
 from hpc_mlp.data.png import decode_plain
 from hpc_mlp.data.remote import DatasetLocation, download, file_url, is_url
 from hpc_mlp.errors import RunError, UserError, printable, unknown_name
@@ -278,7 +278,7 @@ def decode(encoded: bytes, manifest: Manifest, where: str) -> Pixels:
             case "png" | "jpeg" | "original":
                 image = decode_image(encoded, ImageSpec(*shape, max_pixels=manifest.max_pixels))
             case "npy":
-                image = np.lib.format.read_array(io.BytesIO(encoded), allow_pickle=False)
+                image = decode_npy(encoded, shape)
             case other:
                 raise unknown_name("encoding of the shards", other, ENCODINGS)
     except UserError:
