@@ -208,8 +208,12 @@ class RunMonitor(ProgressListener):
     def _other(self, before: RunStatus) -> RunStatus:
         folder = self.runs / before.name
         found = folder_status(folder)
-        if found is None or found.state == "running":
-            return found or before
+        if found is None:
+            return before
+        # A trial's name begins with the folder of trials, which its own folder does not know.
+        found = replace(found, name=before.name)
+        if found.state == "running":
+            return found
         found = replace(found, node=before.node)
         is_new_failure = _version(folder / FAILED) != self.old_failures[before.name]
         if found.state in COMPLETE or (found.state == "failed" and is_new_failure):

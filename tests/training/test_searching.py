@@ -171,9 +171,14 @@ def test_dealt_out_over_processes_by_the_command(
     digits: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     train_it = command("train", digits, *words(tmp_path), "--processes", "2")
-    done = run_process(train_it)
+    done = run_process([*train_it, "--log-format", "json"])
     assert done.returncode == 0, done.stderr
     check_same(tmp_path, undisturbed)
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    # Trials of both processes are told from the winners' runs.
+    names = {event["name"] for event in events if event["event"] == "run"}
+    trials = {f"search/{path.name}" for path in (tmp_path / "search").glob("*-t*")}
+    assert names == trials | {"baseline-s0", "dropout-s0"}
     assert "search of dropout: 2 trials up to epoch 2 (rung 2 of 3), best so far" in done.stderr
     again = run_process(train_it)
     assert "2 of 2 runs are complete" in again.stderr, again.stderr
