@@ -21,7 +21,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -255,12 +255,12 @@ def print_detect(repetitions: int, seed: int) -> None:
             )
 
 
-def main() -> None:
+def print_parts(description: str | None, parts: dict[str, Callable[[int, int], None]]) -> None:
+    """The command line of a simulation: its tables, each printed from repetitions and seed."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parts = {"level": print_level, "power": print_power, "detect": print_detect}
-    parser.add_argument("parts", nargs="*", help="level, power, detect [default: all]")
+    parser.add_argument("parts", nargs="*", help=f"{', '.join(parts)} [default: all]")
     parser.add_argument("--repetitions", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -269,4 +269,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    print_parts(__doc__, {"level": print_level, "power": print_power, "detect": print_detect})

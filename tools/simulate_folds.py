@@ -22,7 +22,6 @@ a function of --seed; a rate of 5 % over 1,000 repetitions is uncertain by +- 1.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -30,7 +29,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
-from simulate_comparison import ACCURACY, SD_IMAGE, SD_OWN
+from simulate_comparison import ACCURACY, SD_IMAGE, SD_OWN, print_parts
 
 from hpc_mlp.reporting import pooled
 from hpc_mlp.reporting.pooled import Moments
@@ -235,18 +234,5 @@ def print_detect(repetitions: int, seed: int) -> None:
         print(f"| {named(world)} | {said:.2f} | {found:.0f} |", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parts = {"level": print_level, "power": print_power, "detect": print_detect}
-    parser.add_argument("parts", nargs="*", help="level, power, detect [default: all]")
-    parser.add_argument("--repetitions", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    for part in arguments.parts or parts:
-        parts[part](arguments.repetitions, arguments.seed)
-
-
 if __name__ == "__main__":
-    main()
+    print_parts(__doc__, {"level": print_level, "power": print_power, "detect": print_detect})
