@@ -15,14 +15,19 @@ from hpc_mlp.terminal.output import say
 @runs_argument
 @click.option("--failed", is_flag=True, help="Failed runs too, as a whole.")
 @click.option(
+    "--halved",
+    is_flag=True,
+    help="Checkpoints of a search's halved trials too; continued later, these begin anew.",
+)
+@click.option(
     "--cache",
     is_flag=True,
     help="Decoded images beside the shards too; the next training decodes them anew.",
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be removed; remove nothing.")
-def clean(runs: tuple[Path, ...], failed: bool, cache: bool, dry_run: bool) -> None:
+def clean(runs: tuple[Path, ...], failed: bool, halved: bool, cache: bool, dry_run: bool) -> None:
     """Remove what nobody needs any more: checkpoints of complete runs, and what killed processes
-    left behind. It asks nothing and says what it has removed.
+    left behind, of trials of a search too. It asks nothing and says what it has removed.
 
     Nothing is touched of runs that train or wait in a queue. Without its checkpoint a complete run
     keeps its weights, metrics and predictions, but --extend trains it anew.
@@ -33,7 +38,7 @@ def clean(runs: tuple[Path, ...], failed: bool, cache: bool, dry_run: bool) -> N
     """
     from hpc_mlp.launch.clean import clean as remove
 
-    cleaned = remove(folders(runs), failed=failed, cache=cache, dry_run=dry_run)
+    cleaned = remove(folders(runs), failed=failed, halved=halved, cache=cache, dry_run=dry_run)
     for line in cleaned.lines():
         say(line)
     for problem in cleaned.problems:

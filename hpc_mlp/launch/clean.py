@@ -1,16 +1,17 @@
 """What of a runs folder nobody needs any more, and its removal: checkpoints of complete runs, what
-killed processes left, failed runs, decoded images. Nothing of a run that trains, waits in a queue
-or is held."""
+killed processes left, failed runs, checkpoints of halved trials, decoded images. Nothing of a run
+that trains, waits in a queue or is held."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.text import Text
 
+from hpc_mlp.config.search import FOLDER as TRIALS
 from hpc_mlp.errors import RunError
 from hpc_mlp.files.wrong_path import want_runs
 from hpc_mlp.launch.status import read_status, require_status
@@ -20,16 +21,21 @@ from hpc_mlp.runs.lease import Lease, is_held
 from hpc_mlp.terminal.shown import Showable
 from hpc_mlp.terminal.text import count
 
-Kind = Literal["checkpoint", "leftovers", "failed run", "decoded images"]
+Kind = Literal["checkpoint", "halved trial", "leftovers", "failed run", "decoded images"]
 # What is removed only on request, and the option that asks for it.
-_ASKED: dict[Kind, str] = {"failed run": "--failed", "decoded images": "--cache"}
+_ASKED: dict[Kind, str] = {
+    "failed run": "--failed",
+    "halved trial": "--halved",
+    "decoded images": "--cache",
+}
 # Lines of single files.
 _MOST_LINES = 20
 
 
 @dataclass(frozen=True)
 class Waste:
-    """`folder`: of the run whose lease is to be held; `paths`: files, or that folder itself."""
+    """`folder`: of the run whose lease is to be held; `paths`: files, of a "halved trial" those of
+    its checkpoint, or that folder itself."""
 
     kind: Kind
     paths: tuple[Path, ...]
@@ -49,18 +55,20 @@ def clean(
     runs: str | Path | Sequence[str | Path] = "runs",
     *,
     failed: bool = False,
+    halved: bool = False,
     cache: bool = False,
     dry_run: bool = False,
 ) -> Cleaned:
-    """Remove what nobody needs any more of a folder of runs, or of several, as `hpc-mlp clean`
-    does: checkpoints of complete runs, and what killed processes left. `failed`: failed runs too;
-    `cache`: decoded images beside the shards too; `dry_run`: remove nothing. UserError where there
-    are no runs."""
+    """Remove what nobody needs any more of a folder of runs, or of several, and of their searches,
+    as `hpc-mlp clean` does: checkpoints of complete runs, and what killed processes left. `failed`:
+    failed runs too; `halved`: checkpoints of halved trials too; `cache`: decoded images beside the
+    shards too; `dry_run`: remove nothing. UserError where there are no runs."""
     roots = [Path(path) for path in ([runs] if isinstance(runs, str | Path) else runs)]
     for root in roots:
         want_runs(root, "clean")
-        require_status(root)
-    asked = {"failed run": failed, "decoded images": cache}
+        if not read_status(root / TRIALS):
+            require_status(root)
+    asked = {"failed run": failed, "halved trial": halved, "decoded images": cache}
     found = find(roots)
     cleaned = Cleaned(dry_run, found.busy)
     for item in found.waste:
@@ -121,6 +129,7 @@ def _sum(items: Sequence[Waste]) -> str:
         number = sum(item.kind == kind for item in items)
         told = {
             "leftovers": f"leftovers in {count(number, 'run')}",
+            "halved trial": f"checkpoints of {count(number, 'halved trial')}",
             "decoded images": f"the decoded images of {count(number, 'dataset')}",
         }
         parts.append(told.get(kind, count(number, kind)))
@@ -136,18 +145,30 @@ def find(roots: Sequence[Path]) -> Found:
     waste: list[Waste] = []
     resting: dict[Path, bool] = {}
     busy = 0
-    for root in roots:
-        for status in read_status(root):
-            folder = root / status.name
-            if folder.is_symlink() or (run := read_run(folder)) is None:
-                continue
-            rests = status.state not in ACTIVE and not is_held(folder)
-            shards = Path(run.config.dataset.path or folder)
-            resting[shards] = resting.get(shards, True) and rests
-            busy += not rests
-            waste += _of_run(status, folder) if rests else []
+    for root, status, waits in _statuses(roots):
+        folder = root / status.name
+        if folder.is_symlink() or (run := read_run(folder)) is None:
+            continue
+        rests = not waits and not is_held(folder)
+        shards = Path(run.config.dataset.path or folder)
+        resting[shards] = resting.get(shards, True) and rests
+        busy += not rests
+        waste += _of_run(status, folder) if rests else []
     caches = [_waste("decoded images", _cache_files(path)) for path, r in resting.items() if r]
     return Found([item for item in [*waste, *caches] if item.paths], busy)
+
+
+def _statuses(roots: Sequence[Path]) -> Iterator[tuple[Path, RunStatus, bool]]:
+    """Of each run and trial: its folder's parent, its status, and whether it trains or waits, which
+    a trial does as long as a run of its variant does."""
+    for root in roots:
+        statuses = read_status(root)
+        active = {status.variant for status in statuses if status.state in ACTIVE}
+        for status in statuses:
+            yield root, status, status.state in ACTIVE
+        if root / TRIALS not in roots:
+            for status in read_status(root / TRIALS):
+                yield root / TRIALS, status, status.state in ACTIVE or status.variant in active
 
 
 def _of_run(status: RunStatus, folder: Path) -> list[Waste]:
@@ -156,10 +177,9 @@ def _of_run(status: RunStatus, folder: Path) -> list[Waste]:
         inside = [path for path in folder.rglob("*") if path.is_file()]
         return [Waste("failed run", (folder,), _size(inside), folder)]
     checkpoints = files.checkpoints() if status.state in COMPLETE else []
-    return [
-        _waste("checkpoint", checkpoints, folder),
-        _waste("leftovers", files.leftovers(), folder),
-    ]
+    # It goes on from there, should the search be continued without halving.
+    kind: Kind = "halved trial" if status.state == "halved" else "checkpoint"
+    return [_waste(kind, checkpoints, folder), _waste("leftovers", files.leftovers(), folder)]
 
 
 def _waste(kind: Kind, paths: Iterable[Path], folder: Path | None = None) -> Waste:
@@ -193,7 +213,8 @@ def remove(waste: Waste) -> None:
     with Lease(folder, wait=0, claim=""):
         # What was found a moment ago may be another run's by now.
         complete = (folder / RESULT).exists()
-        if complete != (waste.kind == "checkpoint") and waste.kind != "leftovers":
+        wanted = waste.kind in ("checkpoint", "halved trial")
+        if complete != wanted and waste.kind != "leftovers":
             raise RunError(f"{folder} has changed meanwhile: left alone.")
         if waste.kind == "failed run":
             RunFolder(folder).clear()

@@ -286,7 +286,11 @@ def _read_metrics(path: Path, remedy: str) -> list[EpochLine]:
 def none_yet(root: Path, remedy: str) -> str:
     """Why there are no runs below `root`."""
     if (root / TRIALS).is_dir():
-        return f"{root} has only trials of a search so far: hpc-mlp status {root / TRIALS}"
+        trials = root / TRIALS
+        return (
+            f"{root} has only trials of a search so far: hpc-mlp status {trials}; "
+            f"hpc-mlp report {trials}"
+        )
     return f"no runs in {root}. {remedy}"
 
 

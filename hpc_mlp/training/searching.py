@@ -11,6 +11,7 @@ from hpc_mlp.runs.brackets import EXTENDED_SEARCH, next_runs, reopen, stand, wri
 from hpc_mlp.runs.folder import is_complete
 from hpc_mlp.runs.lease import Lease
 from hpc_mlp.terminal.console import Console
+from hpc_mlp.terminal.text import count, one_of
 from hpc_mlp.training.setup import TrainSetup, to_train
 
 
@@ -47,15 +48,32 @@ def run_search(
         todo, note = next_runs(setup.specs, setup.runs, setup.manifest.digest)
         # Nobody writes before everybody has read.
         world.wait()
+        anew = _anew_note(setup, todo) if world.lead else ""
         if world.lead:
             _settle(setup, todo)
             if console is not None and note:
                 console.print(note, style="dim")
+            if console is not None and anew:
+                console.print(anew, style="dim")
         world.wait()
         if not todo:
             return 0
         if code := train(todo):
             return code
+
+
+def _anew_note(setup: TrainSetup, todo: Sequence[RunSpec]) -> str:
+    """What a trial costs that was halved and has lost its checkpoint."""
+    folders = [setup.folder(spec) for spec in todo if spec.is_trial]
+    halved = [one for one in folders if (result := one.result()) and result.status == "halved"]
+    lost = [one for one in halved if not any(path.exists() for path in one.checkpoints())]
+    if not lost:
+        return ""
+    return (
+        f"{len(lost)} of {count(len(halved), 'halved trial')} "
+        f"{one_of(len(lost), 'has', 'have')} no checkpoint any more (hpc-mlp clean --halved?) and "
+        f"{one_of(len(lost), 'begins', 'begin')} anew, with the same result."
+    )
 
 
 def _settle(setup: TrainSetup, todo: Sequence[RunSpec]) -> None:

@@ -83,6 +83,22 @@ def test_the_function_says_what_the_command_does(cli: Cli, runs: Path) -> None:
     assert not any(Path(record["path"]).exists() for record in removed.records())
 
 
+def test_halved_trials_keep_their_checkpoint_unless_asked(cli: Cli, runs: Path) -> None:
+    for seed, state in ((1000, "halved"), (1001, "done"), (1002, "failed")):
+        folder = write_run(runs / "search", "dropout", seed, state=state)
+        if state == "halved":
+            (folder / "result.json").write_text('{"status": "halved"}')
+        (folder / "last.ckpt").write_bytes(bytes(2 * MB))
+    halved = runs / "search" / "dropout-s1000" / "last.ckpt"
+    kept = "kept: checkpoints of 1 halved trial, 2.0 MB (--halved removes them)"
+    assert kept in cli("clean", runs / "search", "--dry-run").output
+    said = cli("clean", runs, "--failed").output
+    assert kept in said and "removed: 3 checkpoints" in said and "3 failed runs" in said
+    assert halved.exists() and not (runs / "search" / "dropout-s1001" / "last.ckpt").exists()
+    assert "removed: checkpoints of 1 halved trial, 2.0 MB" in cli("clean", runs, "--halved").output
+    assert not halved.exists()
+
+
 def test_failed_runs_go_where_that_is_asked_for(cli: Cli, runs: Path) -> None:
     done = cli("clean", runs, "--failed")
     assert done.exit_code == 0, done.output

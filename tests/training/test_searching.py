@@ -6,12 +6,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 from support.interrupted import Guillotine, Killed, check_equal, tensors
 from support.process import Cli, command, result, run_process, timeless
 
+import hpc_mlp
 from hpc_mlp.config.plan import RunSpec, TrainOptions, parse_set, parse_variants
 from hpc_mlp.config.search import plan_search, read_search
 
@@ -126,18 +128,27 @@ def test_killed_and_continued(
 
 
 @pytest.mark.slow
-def test_halving_taken_off_later(digits: Path, undisturbed: Path, tmp_path: Path) -> None:
-    """The trials that were halved end as if there had been no halving, and more trials come."""
+def test_halving_taken_off_later(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The trials that were halved end as if there had been no halving, and more trials come; those
+    that have lost their checkpoint begin anew, which is said."""
     trials = [spec for spec in specs(halving=0, trials=5) if spec.is_trial]
     assert train(digits, tmp_path / "halved", [s for s in specs() if s.is_trial]) == 0
     check_halved = [result(path)["status"] for path in (tmp_path / "halved/search").glob("*-t*")]
     assert check_halved.count("halved") == 12
+    shutil.copytree(tmp_path / "halved", tmp_path / "cleaned")
+    hpc_mlp.clean(tmp_path / "cleaned", halved=True)
     assert train(digits, tmp_path / "halved", trials) == 0
+    assert "begin anew" not in capsys.readouterr().err
+    assert train(digits, tmp_path / "cleaned", trials) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "12 of 12 halved trials have no checkpoint any more" in said
     assert train(digits, tmp_path / "plain", trials) == 0
-    for folder in (tmp_path / "plain" / "search").glob("*.json"):
-        folder.unlink()
-        (tmp_path / "halved" / "search" / folder.name).unlink()
-    check_equal(tmp_path / "halved" / "search", tmp_path / "plain" / "search")
+    for path in tmp_path.glob("*/search/*.json"):
+        path.unlink()
+    for name in ("halved", "cleaned"):
+        check_equal(tmp_path / name / "search", tmp_path / "plain" / "search")
 
 
 def words(runs: Path) -> list[str]:
