@@ -1,8 +1,9 @@
-"""The final word on a run: its best weights, in the plain module, on the test split."""
+"""The final word on a run: its best weights, in the plain module, on a split."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,21 +17,32 @@ from hpc_mlp.runs.metrics import Metrics
 EVAL_BATCH = 512
 
 
+class Evaluation(NamedTuple):
+    """`logits` and `probabilities` [N, K] and `labels` [N], in the order of the images."""
+
+    metrics: Metrics
+    logits: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+
 @torch.no_grad()
 def evaluate(
     module: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
-) -> tuple[Metrics, NDArray[np.float32], NDArray[np.int64]]:
-    """→ metrics, probabilities [N, K] and labels [N], in the order of `batches` (normalised images,
-    labels)."""
+) -> Evaluation:
+    """`batches`: normalised images, labels."""
     module.eval()
     sums: MetricSums | None = None
-    probabilities, labels = [], []
+    logits, probabilities, labels = [], [], []
     for images, truth in batches:
-        logits = module(images).float()
-        sums = sums or MetricSums(1, logits.shape[1], device)
-        sums.add(logits.unsqueeze(0), truth)
-        probabilities.append(logits.softmax(1).cpu())
+        scores = module(images).float()
+        sums = sums or MetricSums(1, scores.shape[1], device)
+        sums.add(scores.unsqueeze(0), truth)
+        logits.append(scores.cpu())
+        probabilities.append(scores.softmax(1).cpu())
         labels.append(truth.cpu())
     assert sums is not None, "an empty split"
     metrics = Metrics(sums.losses()[0], sums.confusions()[0])
-    return metrics, torch.cat(probabilities).numpy(), torch.cat(labels).numpy()
+    return Evaluation(
+        metrics, *(torch.cat(parts).numpy() for parts in (logits, probabilities, labels))
+    )

@@ -23,6 +23,11 @@ ensemble_option = click.option(
     is_flag=True,
     help="Average all complete runs beside RUN that differ from it by seed and fold alone.",
 )
+calibrated_option = click.option(
+    "--calibrated",
+    is_flag=True,
+    help="Divide the logits by the run's temperature, fitted on its validation images.",
+)
 trust_option = click.option(
     "--trust-plugins",
     is_flag=True,
@@ -52,6 +57,7 @@ cpu_option = click.option("--cpu", is_flag=True, help="Do not use a GPU.")
     "--batch-size", metavar="N", type=click.IntRange(1), default=256, help="Images at once."
 )
 @ensemble_option
+@calibrated_option
 @trust_option
 @cpu_option
 def predict(
@@ -61,6 +67,7 @@ def predict(
     top_k: int | None,
     batch_size: int,
     ensemble: bool,
+    calibrated: bool,
     trust_plugins: bool,
     cpu: bool,
 ) -> None:
@@ -79,7 +86,7 @@ def predict(
     want_run(run, "predict")
     from hpc_mlp.inference.predict import predict as run_predict
 
-    trained = _load(run, ensemble, cpu, trust_plugins)
+    trained = _load(run, ensemble, cpu, trust_plugins, calibrated)
     predictions = Counted(run_predict(trained, images, batch_size=batch_size), form)
     try:
         failed = WRITERS[form](trained.classes, predictions, top_k)
@@ -156,17 +163,25 @@ def evaluate(
     default="uint8",
     help="Type of the input tensor, with values in 0..255 either way.",
 )
+@calibrated_option
 @click.option("--overwrite", is_flag=True, help="Replace FILE.")
 @trust_option
 def export(
-    run: Path, form: str, out: Path | None, dtype: str, overwrite: bool, trust_plugins: bool
+    run: Path,
+    form: str,
+    out: Path | None,
+    dtype: str,
+    calibrated: bool,
+    overwrite: bool,
+    trust_plugins: bool,
 ) -> None:
     """Write the model of the run in the folder RUN as one file, and a model card (Markdown) beside
     it.
 
     onnx and pt2 take images [N, C, H, W] of the run's size, with values in 0..255, and give class
     probabilities [N, K]: the normalisation is inside, resizing is not. safetensors holds the
-    weights alone. The class names are in the file's metadata.
+    weights alone, and the temperature of --calibrated in its metadata. The class names are in the
+    file's metadata.
 
     \b
     hpc-mlp export runs/batchnorm-s0
@@ -177,24 +192,32 @@ def export(
     want_run(run, "export")
     from hpc_mlp.inference.export import export as run_export
 
-    trained = _load(run, ensemble=False, cpu=True, trust_plugins=trust_plugins)
+    trained = _load(run, False, True, trust_plugins, calibrated)
     file, card = run_export(trained, form, out, dtype=dtype, overwrite=overwrite)  # type: ignore[arg-type]
     say(f"{file}  {file.stat().st_size / 1e6:,.1f} MB")
     say(f"{card}  model card")
 
 
-def _load(run: Path, ensemble: bool, cpu: bool, trust_plugins: bool) -> TrainedRun:
+def _load(
+    run: Path, ensemble: bool, cpu: bool, trust_plugins: bool, calibrated: bool = False
+) -> TrainedRun:
     """Load the run, and say on stderr what one should know of it."""
     from hpc_mlp.inference.model import load_run
     from hpc_mlp.machine.command_line import importing
+    from hpc_mlp.runs.calibration import at_bound
 
     with importing():
         import torch
 
     device = "cuda" if torch.cuda.is_available() and not cpu else "cpu"
-    trained = load_run(run, ensemble=ensemble, device=device, trust_plugins=trust_plugins)
+    trained = load_run(
+        run, ensemble=ensemble, calibrated=calibrated, device=device, trust_plugins=trust_plugins
+    )
     if trained.state != "done":
         _note(f"{trained.name} is {trained.state}: these are the best weights so far.")
+    for name, value in zip(trained.members, trained.temperatures or (), strict=False):
+        if at_bound(value):
+            _note(f"the temperature of {name} is {value}, the limit of the fit: no value is best.")
     if ensemble:
         if len(trained.members) == 1:
             _note("no other complete run differs by the seed alone: one run, no ensemble.")

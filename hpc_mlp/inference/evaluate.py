@@ -62,10 +62,10 @@ def evaluate(
         for batch in data.in_order(EVAL_BATCH):
             yield batch.images, to_ours[batch.labels]
 
-    metrics, *given = training_evaluate.evaluate(_Logits(run.model), batches(), run.device)
-    found = metrics.as_json(run.classes)
+    measured = training_evaluate.evaluate(_Logits(run.model), batches(), run.device)
+    found = measured.metrics.as_json(run.classes)
     if own := load_own_metrics(run, trust_plugins=trust_plugins):
-        probabilities, labels = map(torch.from_numpy, given)
+        probabilities, labels = map(torch.from_numpy, (measured.probabilities, measured.labels))
         found["metrics"] = measure(own, probabilities, labels, run.name)
     return found
 

@@ -37,6 +37,7 @@ def export(
     out: str | Path | None = None,
     *,
     dtype: InputType = "uint8",
+    calibrated: bool = False,
     overwrite: bool = False,
     trust_plugins: bool = False,
 ) -> tuple[Path, Path]:
@@ -50,6 +51,8 @@ def export(
     in ONNX and safetensors under the metadata key "hpc_mlp", in pt2 as the extra file
     "hpc_mlp.json".
 
+    `calibrated`: the probabilities are those of the logits divided by the run's temperature; of
+    safetensors, which leaves the softmax to its reader, the temperature is in the metadata.
     `trust_plugins`: as of `load_run`. UserError where a file exists or the packages for ONNX are
     missing, RunError where the export fails."""
     if format not in _FORMATS:
@@ -57,7 +60,11 @@ def export(
     if dtype not in ("uint8", "float32"):
         raise unknown_name("input type", dtype, ("uint8", "float32"))
     if not isinstance(run, TrainedRun):
-        run = load_run(run, trust_plugins=trust_plugins)
+        run = load_run(run, calibrated=calibrated, trust_plugins=trust_plugins)
+    elif calibrated and run.temperatures is None:
+        raise UserError(
+            "calibrated is chosen when the run is loaded: load_run(path, calibrated=True)."
+        )
     file = Path(out) if out is not None else Path(f"{run.name}.{format}")
     card = file.with_suffix(".md")
     if file == card:
@@ -96,6 +103,8 @@ def metadata(run: TrainedRun) -> Json:
         "std": list(run.std),
         "model": run.config.value("model"),
         "runs": list(run.members),
+        # Of these runs, where the probabilities are those of logits / temperature; else null.
+        "temperatures": run.temperatures and list(run.temperatures),
         "variant": run.config.variant,
         "dataset_digest": run.config.dataset.digest,
         "hpc_mlp": __version__,

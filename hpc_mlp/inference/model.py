@@ -43,10 +43,17 @@ class Classifier(nn.Module):
     scale: Tensor
     offset: Tensor
 
-    def __init__(self, modules: Sequence[nn.Module], moments: Sequence[PixelMoments]) -> None:
-        """`moments`: of each module's training pixels; those of folds differ."""
+    def __init__(
+        self,
+        modules: Sequence[nn.Module],
+        moments: Sequence[PixelMoments],
+        temperatures: Sequence[float] | None = None,
+    ) -> None:
+        """`moments`: of each module's training pixels; those of folds differ. `temperatures`: each
+        module's logits are divided by its own."""
         super().__init__()
         self.members = nn.ModuleList(modules)
+        self.temperatures = temperatures
         pairs = [scale_and_offset(*own) for own in dict.fromkeys(moments)]
         if len(pairs) > 1:
             pairs = [scale_and_offset(*own) for own in moments]
@@ -67,6 +74,8 @@ class Classifier(nn.Module):
             member(normalised[i] if apart else normalised).float()
             for i, member in enumerate(self.members)
         ]
+        if self.temperatures is not None:
+            outputs = [out / own for out, own in zip(outputs, self.temperatures, strict=True)]
         if len(outputs) == 1:
             return outputs[0]
         # The log of the summed probabilities: its softmax is their mean.
@@ -84,7 +93,7 @@ class TrainedRun:
     itself alone.
 
     `image` is the size and number of channels of its images; `config` and `result` are config.json
-    and result.json (None while the run is unfinished)."""
+    and result.json (None while the run is unfinished). `temperatures`: the members', if applied."""
 
     path: Path
     classes: tuple[str, ...]
@@ -97,6 +106,7 @@ class TrainedRun:
     state: str
     config: RunConfig
     result: Result | None
+    temperatures: tuple[float, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -137,6 +147,7 @@ def load_run(
     path: str | Path,
     *,
     ensemble: bool = False,
+    calibrated: bool = False,
     device: str | torch.device = "cpu",
     trust_plugins: bool = False,
 ) -> TrainedRun:
@@ -145,10 +156,11 @@ def load_run(
     gives float32 [N, K].
 
     `ensemble`: average the probabilities of this run and of all complete runs beside it that differ
-    from it by seed and fold alone. UserError where there is no such run or it has no weights yet,
-    RunError where its files are damaged. Nothing in the folder is executed, unless its model comes
-    from Python files of a user's own: from those with which this user has trained already, from
-    others with `trust_plugins`; UserError else."""
+    from it by seed and fold alone. `calibrated`: divide each run's logits by its temperature, which
+    was fitted on its validation images. UserError where there is no such run, or it has no weights
+    or temperature, RunError where its files are damaged. Nothing in the folder is executed, unless
+    its model comes from Python files of a user's own: from those with which this user has trained
+    already, from others with `trust_plugins`; UserError else."""
     path = Path(path)
     run = _read(path)
     runs = [run, *_others_alike(run)] if ensemble else [run]
@@ -158,6 +170,7 @@ def load_run(
     encoding, mean, std = _stored_as(run)
     moments = [PixelMoments(*_stored_as(member)[1:]) for member in runs]
     modules = [_module(member, image, len(dataset.classes), trust_plugins) for member in runs]
+    temperatures = tuple(map(_temperature, runs)) if calibrated else None
     return TrainedRun(
         path=run.path,
         classes=dataset.classes,
@@ -165,11 +178,24 @@ def load_run(
         encoding=encoding,
         mean=mean,
         std=std,
-        model=Classifier(modules, moments).to(device),
+        model=Classifier(modules, moments, temperatures).to(device),
         members=tuple(member.name for member in runs),
         state=run.state,
         config=run.config,
         result=run.result,
+        temperatures=temperatures,
+    )
+
+
+def _temperature(run: Run) -> float:
+    if run.result and run.result.temperature is not None:
+        return run.result.temperature
+    why = f"it is {run.state}, and a temperature is fitted when a run is complete"
+    if run.result:
+        why = "it was trained by an older version, or its logits were not finite"
+    raise UserError(
+        f"{printable(run.path)} has no temperature: {why}. Train it (anew: --overwrite), or use it "
+        "uncalibrated."
     )
 
 

@@ -141,22 +141,27 @@ def predict(
     images: str | Path | Sequence[str | Path],
     *,
     ensemble: bool = False,
+    calibrated: bool = False,
     batch_size: int = BATCH,
     trust_plugins: bool = False,
 ) -> Predictions:
     """Predict every image at `images`: image files, folders, ZIPs, tars, or a sequence of these.
 
-    `run` is a run folder, or what `load_run` returned (then `ensemble` and `trust_plugins` were its
-    arguments). Images are decoded and resized exactly as in a conversion. One `Prediction` for each
-    image, in the order of the paths and of the files in them, as they are computed: memory does not
-    grow with their number. UserError, at once, where the run or a path cannot be used; an image
-    that cannot be read is a `Prediction` that says so."""
+    `run` is a run folder, or what `load_run` returned (then `ensemble`, `calibrated` and
+    `trust_plugins` were its arguments). Images are decoded and resized exactly as in a conversion.
+    One `Prediction` for each image, in the order of the paths and of the files in them, as they are
+    computed: memory does not grow with their number. UserError, at once, where the run or a path
+    cannot be used; an image that cannot be read is a `Prediction` that says so."""
     if batch_size < 1:
         raise UserError(f"the batch size is {batch_size}; it is at least 1.")
     if not isinstance(run, TrainedRun):
-        run = load_run(run, ensemble=ensemble, trust_plugins=trust_plugins)
+        run = load_run(run, ensemble=ensemble, calibrated=calibrated, trust_plugins=trust_plugins)
     elif ensemble:
         raise UserError("ensemble is chosen when the run is loaded: load_run(path, ensemble=True).")
+    elif calibrated and run.temperatures is None:
+        raise UserError(
+            "calibrated is chosen when the run is loaded: load_run(path, calibrated=True)."
+        )
     paths = [images] if isinstance(images, str | Path) else images
     found = Images([Path(path) for path in paths])
     return Predictions(run, found, batch_size)

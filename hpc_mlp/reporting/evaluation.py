@@ -12,7 +12,8 @@ from hpc_mlp.reporting import confusion, probabilities, weights
 from hpc_mlp.reporting.context import Context
 from hpc_mlp.reporting.figures import Drawn, Named
 from hpc_mlp.reporting.groups import Group, drawable
-from hpc_mlp.reporting.ranking import NUM_BINS, Calibration, Ranking, calibrate, rank
+from hpc_mlp.reporting.ranking import Calibration, Ranking, calibrate, rank
+from hpc_mlp.runs.calibration import NUM_BINS
 from hpc_mlp.runs.folder import Json
 
 MOST_RANKED, MOST_PAIRS, MOST_WEIGHTS, MOST_MATRICES = 6, 10, 4, 4

@@ -14,7 +14,8 @@ from hpc_mlp.reporting import figures
 from hpc_mlp.reporting.figures import Drawn, Look, short
 from hpc_mlp.reporting.groups import Group
 from hpc_mlp.reporting.predictions import Array
-from hpc_mlp.reporting.ranking import NUM_BINS, Calibration, Ranking
+from hpc_mlp.reporting.ranking import Calibration, Ranking
+from hpc_mlp.runs.calibration import NUM_BINS
 
 Kind = Literal["roc", "pr"]
 KINDS: tuple[Kind, ...] = ("roc", "pr")

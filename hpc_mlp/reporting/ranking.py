@@ -11,8 +11,8 @@ import numpy as np
 
 from hpc_mlp.reporting.predictions import Array, RunPredictions
 from hpc_mlp.reporting.values import Value, mean_sd
+from hpc_mlp.runs.calibration import NUM_BINS, bin_numbers, calibration_error
 
-NUM_BINS = 15
 # Draws of all labels: the mean is then known to 1 % of itself or so.
 NULL_DRAWS = 100
 # False-positive rates, dense near 0 where good curves turn.
@@ -125,29 +125,18 @@ def calibrate(predictions: Sequence[RunPredictions]) -> Calibration:
     """Calibration of one run, or of several seeds."""
     runs = [(p.confidence.astype(np.float64), p.predicted == p.labels) for p in predictions]
     confidence, right = (np.concatenate(parts) for parts in zip(*runs, strict=True))
-    bins = _bins(confidence)
+    bins = bin_numbers(confidence)
     counts = np.bincount(bins, minlength=NUM_BINS)
     sums = [np.bincount(bins, weights, minlength=NUM_BINS) for weights in (confidence, right)]
     empty = np.full(NUM_BINS, np.nan)
     means = [np.divide(total, counts, out=empty.copy(), where=counts > 0) for total in sums]
-    eces = tuple(_ece(*run) for run in runs)
+    eces = tuple(calibration_error(*run) for run in runs)
     null = float(np.mean([_null(confidence) for confidence, _ in runs]))
     return Calibration(means[0], means[1], counts / len(confidence), eces, null)
-
-
-def _bins(confidence: Array) -> Array:
-    return np.asarray(np.clip((confidence * NUM_BINS).astype(int), 0, NUM_BINS - 1))
-
-
-def _ece(confidence: Array, right: Array) -> float:
-    """`right` [N], or [draws, N] for a mean over draws."""
-    bins = _bins(confidence)
-    sums = np.atleast_2d(right - confidence) @ (bins[:, None] == np.arange(NUM_BINS))
-    return float(np.abs(sums).sum(1).mean() / len(confidence))
 
 
 def _null(confidence: Array) -> float:
     """Mean ECE over labels drawn from the run's own probabilities: all that counts is whether the
     predicted class is drawn, which it is with the probability `confidence`. Deterministic."""
     rng = np.random.default_rng(0)
-    return _ece(confidence, rng.random((NULL_DRAWS, len(confidence))) < confidence)
+    return calibration_error(confidence, rng.random((NULL_DRAWS, len(confidence))) < confidence)

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field, model_validator
 from hpc_mlp.config.plugins import PluginRecord
 from hpc_mlp.config.sections import run_identity
 from hpc_mlp.files.checked import JsonRecord
+from hpc_mlp.runs.calibration import HIGHEST, LOWEST
 
 # JSON has integers without end; those below are exact as float64 too.
 _LARGEST = 2**53
@@ -80,6 +81,10 @@ class TestMetrics(JsonRecord):
     f1: Share
     per_class: tuple[ClassMetrics, ...]
     confusion_matrix: tuple[tuple[Count, ...], ...]
+    # Expected calibration error; with the run's temperature, loss and error.
+    ece: Share | None = None
+    calibrated_loss: float | None = None
+    calibrated_ece: Share | None = None
     # Of the user's own.
     metrics: OwnMetrics = Field(default_factory=dict)
 
@@ -114,6 +119,8 @@ class Result(JsonRecord):
     test: TestMetrics | None = None
     # Of a fold, where `test` is of the archive's own.
     held_out: TestMetrics | None = None
+    # Fitted on the validation images; None where it could not be, or by an older version.
+    temperature: Annotated[float, Field(ge=LOWEST, le=HIGHEST)] | None = None
     num_parameters: Count | None = None
     seconds: Amount = None
     images_per_second: Amount = None

@@ -1,4 +1,5 @@
-"""The end of a run: its best weights on the test split, once, and `result.json`."""
+"""The end of a run: its best weights on the validation images, for the temperature, and on the test
+split, once; `result.json`."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from hpc_mlp.config.plan import RunSpec
 from hpc_mlp.files.atomic import write_bytes
 from hpc_mlp.machine.processes import ALONE
 from hpc_mlp.models.registry import build_module
+from hpc_mlp.runs.calibration import calibrated, calibration_error, fit_temperature
 from hpc_mlp.runs.folder import HELD_OUT_PREDICTIONS, PREDICTIONS, Json
 from hpc_mlp.training.best import BestWeights
 from hpc_mlp.training.checkpoint import LeaseCheck
@@ -46,18 +48,23 @@ def write_result(
     `train.keep_checkpoint`, or the member is to go on."""
     spec, folder = member.spec, member.folder
     measured: dict[str, Json] = {}
+    temperature: float | None = None
     if member.best_epoch and not spec.is_trial:
         module = _best_module(member, loader, best)
+        batches = watched(loader.in_order("val", ALONE, spec.fold))
+        known = evaluate(module, batches, loader.device)
+        temperature = fit_temperature(known.logits, known.labels)
         for key, split, name in _tests(spec, loader):
             batches = watched(loader.in_order(split, ALONE, spec.fold))
-            measured[key], arrays = _measured(member, loader, module, batches)
+            measured[key], arrays = _measured(member, loader, module, batches, temperature)
             if split == HELD_OUT and loader.folds is not None and spec.fold is not None:
                 arrays["rows"] = loader.folds[spec.fold].held_out
             check_lease()
             write_bytes(folder.path / name, _npz(arrays))
     best.save(member)
     check_lease()
-    folder.write_result(member.result(measured, num_parameters, str(loader.device), bank_size))
+    device = str(loader.device)
+    folder.write_result(member.result(measured, num_parameters, device, bank_size, temperature))
     if not (spec.config.train.keep_checkpoint or member.paused):
         folder.drop_checkpoint()
     return measured["test"]["accuracy"] if measured else None
@@ -87,11 +94,19 @@ def _best_module(member: Member, loader: BatchLoader, best: BestWeights) -> nn.M
 
 
 def _measured(
-    member: Member, loader: BatchLoader, module: nn.Module, batches: Batches
+    member: Member,
+    loader: BatchLoader,
+    module: nn.Module,
+    batches: Batches,
+    temperature: float | None,
 ) -> tuple[Json, dict[str, NDArray[Any]]]:
     """Metrics as result.json has them, and what the file of predictions holds."""
-    metrics, probabilities, labels = evaluate(module, batches, loader.device)
+    metrics, logits, probabilities, labels = evaluate(module, batches, loader.device)
     found = metrics.as_json(loader.manifest.classes)
+    right = probabilities.argmax(1) == labels
+    found["ece"] = calibration_error(probabilities.max(1).astype(np.float64), right)
+    if temperature is not None:
+        found |= calibrated(logits, labels, temperature)
     if member.metrics:
         given = torch.from_numpy(probabilities), torch.from_numpy(labels)
         found["metrics"] = measure(member.metrics, *given, member.spec.name)

@@ -100,10 +100,15 @@ class Member:
         return "max_seconds" if self.seconds_left <= 0 else None
 
     def result(
-        self, measured: Mapping[str, Json], num_parameters: int, device: str, bank_size: int
+        self,
+        measured: Mapping[str, Json],
+        num_parameters: int,
+        device: str,
+        bank_size: int,
+        temperature: float | None = None,
     ) -> Json:
         """result.json. `measured`: "test", and of a fold maybe "held_out"; empty where there were
-        no weights to test."""
+        no weights to test. `temperature`: see `runs.calibration`."""
         best, status = self.best or {}, "diverged" if self.stopped == "diverged" else "done"
         return {
             "status": "halved" if self.paused else status,
@@ -116,6 +121,7 @@ class Member:
             **({"best_val_metrics": best["metrics"]} if "metrics" in best else {}),
             "test": measured.get("test"),
             **{key: found for key, found in measured.items() if key != "test"},
+            "temperature": temperature,
             "num_parameters": num_parameters,
             "seconds": self.seconds,
             "images_per_second": self.images / self.seconds if self.seconds else 0.0,

@@ -26,6 +26,7 @@ from support.trained import SIZE, Trained, every_kind, train
 
 import hpc_mlp
 from hpc_mlp.cli import main
+from hpc_mlp.errors import UserError
 from hpc_mlp.inference.card import wilson
 from hpc_mlp.inference.model import load_run
 
@@ -367,3 +368,69 @@ def test_a_model_that_cannot_be_traced_is_failed_work(trained: Trained, tmp_path
         ).exit_code
         == 0
     )
+
+
+def scaled(trained: Trained, name: str, images: Any) -> tuple[Any, float]:
+    """softmax(logits / T) by hand, and T."""
+    temperature = json.loads((trained.run(name) / "result.json").read_text())["temperature"]
+    logits = load_run(trained.run(name)).model.logits(torch.from_numpy(images))
+    return (logits / temperature).softmax(1).detach().numpy(), temperature
+
+
+def test_calibrated_files_give_the_softmax_of_logits_over_temperature(
+    trained: Trained, tmp_path: Path
+) -> None:
+    run, images = trained.run("batchnorm-s0"), random_images(9)
+    wanted, temperature = scaled(trained, run.name, images)
+    assert np.abs(wanted - expected(run, images)).max() > 1e-3
+    files = {form: tmp_path / f"model.{form}" for form in ("onnx", "pt2", "safetensors")}
+    for form, file in files.items():
+        done = call("export", run, "--format", form, "--out", file, "--calibrated")
+        assert done.exit_code == 0, done.output
+        card = (file.with_suffix(".md") if form == "onnx" else Path(f"{file}.md")).read_text()
+        said = " ".join(card.split())
+        assert "calibrated by temperature" in said and f"divided by {temperature:.4f}" in said
+        assert "not calibrated" not in said and "With the temperature: cross entropy" in said
+    session = onnxruntime.InferenceSession(files["onnx"], providers=["CPUExecutionProvider"])
+    about = json.loads(session.get_modelmeta().custom_metadata_map["hpc_mlp"])
+    assert about["temperatures"] == [temperature]
+    assert session.run(None, {"images": images})[0] == pytest.approx(wanted, abs=1e-5)
+    extra = {"hpc_mlp.json": ""}
+    model = torch.export.load(files["pt2"], extra_files=extra).module()
+    assert json.loads(extra["hpc_mlp.json"])["temperatures"] == [temperature]
+    with torch.no_grad():
+        assert model(torch.from_numpy(images)).numpy() == pytest.approx(wanted, abs=1e-6)
+    with safe_open(files["safetensors"], "pt") as opened:
+        about = json.loads(opened.metadata()["hpc_mlp"])
+    assert about["temperatures"] == [temperature]
+    assert 'about["temperatures"][0]' in Path(f"{files['safetensors']}.md").read_text()
+    plain = tmp_path / "plain.safetensors"
+    assert call("export", run, "--format", "safetensors", "--out", plain).exit_code == 0
+    with safe_open(plain, "pt") as opened:
+        assert json.loads(opened.metadata()["hpc_mlp"])["temperatures"] is None
+
+
+def test_an_ensemble_is_calibrated_run_by_run(trained: Trained) -> None:
+    images = random_images(5)
+    parts = [scaled(trained, f"batchnorm-s{seed}", images)[0] for seed in (0, 1)]
+    both = load_run(trained.run("batchnorm-s0"), ensemble=True, calibrated=True)
+    found = both.probabilities(torch.from_numpy(images)).numpy()
+    assert found == pytest.approx(np.mean(parts, axis=0), abs=1e-6)
+
+
+def test_a_run_without_temperature_is_refused(trained: Trained, tmp_path: Path) -> None:
+    old = tmp_path / "old-s0"
+    shutil.copytree(trained.run("batchnorm-s0"), old)
+    result = json.loads((old / "result.json").read_text())
+    del result["temperature"]
+    (old / "result.json").write_text(json.dumps(result))
+    done = call("export", old, "--out", tmp_path / "x.onnx", "--calibrated")
+    assert done.exit_code == 2 and "has no temperature" in done.stderr, done.output
+    assert "older version" in done.stderr and not (tmp_path / "x.onnx").exists()
+    (old / "result.json").unlink()
+    # Predicting with it is still possible.
+    done = call("predict", old, trained.images, "--calibrated")
+    assert done.exit_code == 2 and "it is unfinished" in done.stderr, done.output
+    assert call("predict", old, trained.images, "--format", "csv").exit_code == 0
+    with pytest.raises(UserError, match="chosen when the run is loaded"):
+        hpc_mlp.export(load_run(trained.run("batchnorm-s0")), calibrated=True)

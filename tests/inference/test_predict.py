@@ -22,6 +22,7 @@ import torch
 from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import log_loss
 from support.trained import (
     SIZE,
     Trained,
@@ -41,6 +42,7 @@ from hpc_mlp.data.resident import load_resident
 from hpc_mlp.errors import UserError
 from hpc_mlp.inference.images import Images
 from hpc_mlp.inference.model import load_run
+from hpc_mlp.runs.calibration import calibration_error
 
 NAMES = ["batchnorm-s0", "dropout-s0", "cnn-s0", "resnet18-s0", "residual-s0"]
 NUM_TEST = 36
@@ -114,6 +116,21 @@ def test_predicting_the_test_images_reproduces_predictions(trained: Trained, nam
     test = json.loads((trained.run(name) / "result.json").read_text())["test"]
     right = [row["class"] == row["image"].split("/")[-2] for row in rows]
     assert np.mean(right) == pytest.approx(test["accuracy"])
+
+
+def test_calibrated_predictions_have_the_loss_and_error_that_the_result_tells(
+    trained: Trained,
+) -> None:
+    run = trained.run("batchnorm-s0")
+    test = json.loads((run / "result.json").read_text())["test"]
+    for option, before in (([], ""), (["--calibrated"], "calibrated_")):
+        rows = table(run, trained.images, *option)
+        found, truth = probabilities(rows), [row["image"].split("/")[-2] for row in rows]
+        assert log_loss(truth, found) == pytest.approx(test[f"{before}loss"], abs=1e-5)
+        right = np.array([row["class"] for row in rows]) == truth
+        error = calibration_error(found.max(1).astype(np.float64), right)
+        assert error == pytest.approx(test[f"{before}ece"], abs=1e-5)
+    assert test["calibrated_loss"] != test["loss"]
 
 
 def test_files_folders_zips_and_tars_give_the_same(trained: Trained, tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 from hpc_mlp.reporting.confusion import confused_pairs, row_shares
 from hpc_mlp.reporting.predictions import RunPredictions
-from hpc_mlp.reporting.ranking import NUM_BINS, RATES, RECALLS, calibrate, rank
+from hpc_mlp.reporting.ranking import RATES, RECALLS, calibrate, rank
 from hpc_mlp.reporting.weights import MOST_UNITS, weight_tiles
+from hpc_mlp.runs.calibration import NUM_BINS
 
 
 @st.composite

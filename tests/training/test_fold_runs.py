@@ -19,6 +19,7 @@ from hpc_mlp.data.folds import make_folds
 from hpc_mlp.data.remote import load_manifest
 from hpc_mlp.data.resident import load_resident
 from hpc_mlp.errors import UserError
+from hpc_mlp.runs.calibration import fit_temperature
 from hpc_mlp.training.session import train_specs
 
 SMALL = ["model.hidden=[16]", "train.epochs=2", "data.folds=3"]
@@ -88,6 +89,11 @@ def test_each_image_is_tested_once_with_the_folds_own_statistics(
         result = json.loads((path / "result.json").read_text())
         hits = found["probabilities"].argmax(1) == found["labels"]
         assert result["test"]["accuracy"] == pytest.approx(hits.mean())
+        # Of the fold's own validation images.
+        val = torch.as_tensor(folds[k].val)
+        logits = run.model.logits(images[val]).detach().numpy()
+        temperature = fit_temperature(logits, labels[val].numpy())
+        assert result["temperature"] == pytest.approx(temperature, rel=1e-5)
         config = json.loads((path / "config.json").read_text())
         assert config["fold"] == k and config["dataset"]["num_images"] == folds[k].num_images
         rows.append(found["rows"])

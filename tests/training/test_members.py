@@ -146,7 +146,7 @@ def test_the_result_says_what_happened() -> None:
     run = member("train.epochs=3")
     run.seconds = 8.0
     train(run, [0.5, 0.3, 0.4], accuracy=0.75)
-    assert run.result({"test": {"accuracy": 0.9}}, 123, "cpu", 4) == {
+    assert run.result({"test": {"accuracy": 0.9}}, 123, "cpu", 4, 1.5) == {
         "status": "done",
         "stopped": "epochs",
         "epochs_run": 3,
@@ -155,6 +155,7 @@ def test_the_result_says_what_happened() -> None:
         "best_val_accuracy": 0.75,
         "best_val_f1": None,
         "test": {"accuracy": 0.9},
+        "temperature": 1.5,
         "num_parameters": 123,
         "seconds": 8.0,
         "images_per_second": 30 / 8,
