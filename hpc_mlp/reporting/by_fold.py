@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
 
 from hpc_mlp.reporting import figures
 from hpc_mlp.reporting.figures import Drawn
@@ -23,9 +22,9 @@ def fold_panels(groups: Sequence[Group], folder: Path) -> list[Drawn]:
     for number in dict.fromkeys(group.folds for group in groups if group.folds > 1 and group.n):
         rows = drawable([one for one in groups if one.folds == number and one.n], MOST_ROWS)
         found = [accuracies(group.models) for group in rows]
-        height = 1.4 + 0.42 * len(rows)
         title = f"Accuracy by fold, {number} folds"
-        axes = figures.new_axes(title, "accuracy on the images held out (%)", "", height=height)
+        what, names = "accuracy on the images held out (%)", [group.shown for group in rows]
+        axes = figures.rows_axes(title, what, names, least=0.42)
         for fold in range(number):
             line = 100 * np.array([one.get(fold, np.nan) for one in found])
             axes.plot(line, range(len(rows)), color=figures.MUTED, linewidth=0.7, alpha=0.6)
@@ -33,10 +32,6 @@ def fold_panels(groups: Sequence[Group], folder: Path) -> list[Drawn]:
             values, color = 100 * np.array([*one.values()]), figures.color(group)
             axes.vlines(np.mean(values), y - 0.3, y + 0.3, color=color, linewidth=2)
             axes.plot(values, [y] * len(values), figures.marker(group), color=color, alpha=0.8)
-        axes.set_yticks(range(len(rows)), [figures.short(group.name, 28) for group in rows])
-        axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.grid(axis="y", visible=False)
         drawn.append(figures.save(axes, folder, f"folds_{number}", title))
     return drawn

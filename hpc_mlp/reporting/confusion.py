@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -13,7 +14,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from hpc_mlp.reporting import figures
-from hpc_mlp.reporting.figures import BLUE, PALETTE, VERMILLION, Drawn, Look, short
+from hpc_mlp.reporting.figures import BLUE, PALETTE, VERMILLION, Drawn, Look
+from hpc_mlp.reporting.fonts import width_of
+from hpc_mlp.reporting.lettering import shortened
 from hpc_mlp.reporting.predictions import Array
 from hpc_mlp.runs.records import ClassMetrics
 
@@ -21,8 +24,8 @@ T = TypeVar("T")
 MANY_ROWS, PANEL_ROWS = 24, 50
 # Up to this many classes every cell carries its number.
 ANNOTATED = 12
-# Inches a class where there are many.
-PER_ROW = 0.105
+# Inches a class where there are many; and a label, of which some are left out where they are less.
+PER_ROW, PER_LABEL = 0.105, 0.125
 
 
 def row_shares(counts: Array) -> Array:
@@ -38,6 +41,13 @@ def confused_pairs(counts: Array, most: int) -> list[tuple[int, int, int, float]
     order = np.argsort(-wrong, axis=None, kind="stable")[:most]
     pairs = [divmod(int(flat), wrong.shape[1]) for flat in order]
     return [(t, p, int(wrong[t, p]), float(shares[t, p])) for t, p in pairs if wrong[t, p]]
+
+
+def most_confused(counts: Array, most: int) -> list[int]:
+    """Classes of the most frequent mistakes, in their order; others where these are fewer."""
+    pairs = confused_pairs(counts, counts.size)
+    found = dict.fromkeys([*(k for t, p, *_ in pairs for k in (t, p)), *range(len(counts))])
+    return sorted([*found][:most])
 
 
 def confusion_panel(
@@ -69,7 +79,7 @@ def confusion_panel(
     if small and many:
         axes.set(xlabel=f"predicted class (1 … {size})", xticks=[], yticks=[])
     else:
-        _class_ticks(axes, classes, many)
+        _class_ticks(axes, classes, width)
     if not many:
         _cell_numbers(axes, counts, values, shares)
     elif size <= 40:
@@ -84,12 +94,19 @@ def confusion_panel(
     return figures.save(axes, folder, name, title, wide=many and not small)
 
 
-def _class_ticks(axes: Axes, classes: Sequence[str], many: bool) -> None:
-    most, font = (14, 8.5) if not many else (18, 7.5 if len(classes) <= 40 else 5.5)
-    names = [short(name, most) for name in classes]
-    turn = 90 if many or max(map(len, names)) > 3 else 0
-    axes.set_xticks(range(len(names)), names, fontsize=font, rotation=turn)
-    axes.set_yticks(range(len(names)), names, fontsize=font)
+def _class_ticks(axes: Axes, classes: Sequence[str], width: float) -> None:
+    """Every class, or every second, … so that labels keep apart, on a figure of `width` inches."""
+    many = len(classes) > ANNOTATED
+    font = 7.5 if many else figures.TICKS
+    names = [shortened(name, 0.26 * 72 * width, font) for name in classes]
+    longest = max(width_of(name, font) for name in names) / 72
+    # What names and titles leave for the cells.
+    room = (width - longest - 0.4) / len(classes)
+    step = max(1, math.ceil(PER_LABEL / room))
+    turn = 90 if longest > 0.8 * room * step else 0
+    some = range(0, len(names), step)
+    axes.set_xticks(some, names[::step], fontsize=font, rotation=turn)
+    axes.set_yticks(some, names[::step], fontsize=font)
     axes.tick_params(length=1.5 if many else 0, pad=2)
 
 
@@ -97,11 +114,18 @@ def _cell_numbers(axes: Axes, counts: Array, values: Array, shares: bool) -> Non
     """Percent or counts in the cells; empty cells stay empty."""
     for (row, column), count in np.ndenumerate(counts):
         if count:
-            text = f"{100 * values[row, column]:.0f}" if shares else f"{count:,}"
+            text = percent(values[row, column]) if shares else f"{count:,}"
             # By the square root, more than half of the colour.
             color = "white" if values[row, column] > 0.3 else figures.INK
             look: Look = {"color": color, "fontsize": 7.5 if len(text) < 5 else 6}
             axes.text(column, row, text, ha="center", va="center", **look)
+
+
+def percent(share: float) -> str:
+    """In whole percent; what only rounds to none, or to all, is told so."""
+    if 0 < share < 0.005:
+        return "<1"
+    return ">99" if 0.995 <= share < 1 else f"{100 * share:.0f}"
 
 
 def per_class_panels(per_class: Sequence[ClassMetrics], folder: Path, run: str) -> list[Drawn]:
@@ -111,10 +135,8 @@ def per_class_panels(per_class: Sequence[ClassMetrics], folder: Path, run: str) 
     size = 5 if len(rows) <= MANY_ROWS else 3.5
     drawn = []
     for part, suffix, some in _parts(rows):
-        title = f"Precision, recall, F1: {short(run, 24)}{part}"
-        axes = _rows_axes(
-            title, "share", [f"{short(row.name, 15)} ({row.support:,})" for row in some]
-        )
+        title = f"Precision, recall and F1{part}\n{run}"
+        axes = _rows_axes(title, "%", [row.name for row in some], [row.support for row in some])
         for y, row in enumerate(some):
             axes.hlines(y, row.precision, row.recall, color=figures.MUTED, linewidth=1)
         for label, marker, color in zip(
@@ -124,7 +146,7 @@ def per_class_panels(per_class: Sequence[ClassMetrics], folder: Path, run: str) 
             axes.plot(values, range(len(some)), marker, color=color, label=label, markersize=size)
         axes.set_xlim(max(-0.01, least - 0.05), 1.01)
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
         figures.legend_below(axes)
         drawn.append(figures.save(axes, folder, f"per_class{suffix}", title))
     return drawn
@@ -164,12 +186,13 @@ def _parts(rows: Sequence[T]) -> Iterator[tuple[str, str, Sequence[T]]]:
         yield part, suffix, rows[i * size : (i + 1) * size]
 
 
-def _rows_axes(title: str, x: str, names: Sequence[str]) -> Axes:
-    """A panel with one named row for each class."""
-    size, font = (0.155, 7) if len(names) > MANY_ROWS else (0.28, 8.5)
-    axes = figures.new_axes("", x, "", height=1.2 + size * len(names))
-    # Over the names: beside them, where they are long, it would be cut off.
-    axes.figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
-    axes.set_yticks(range(len(names)), [short(name, 22) for name in names], fontsize=font)
+def _rows_axes(title: str, x: str, names: Sequence[str], numbers: Sequence[int] = ()) -> Axes:
+    """A panel with one named row for each class, with a number behind some."""
+    size, font = (0.155, 7) if len(names) > MANY_ROWS else (0.28, figures.TICKS)
+    axes = figures.new_axes(title, x, "", height=0.95 + size * len(names))
+    labels = [shortened(name, 0.36 * 72 * figures.WIDTH, font) for name in names]
+    behind = [f" ({number:,})" for number in numbers] or [""] * len(names)
+    rows = [label + number for label, number in zip(labels, behind, strict=True)]
+    axes.set_yticks(range(len(names)), rows, fontsize=font)
     axes.set_ylim(len(names) - 0.4, -0.6)
     return axes

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.errors import HpcMlpError, UserError
 from hpc_mlp.reporting.groups import Group
+from hpc_mlp.reporting.naming import labelled
 from hpc_mlp.reporting.predictions import RunPredictions, read_predictions
 from hpc_mlp.reporting.summary import Summary
 from hpc_mlp.runs.folder import Run
@@ -47,7 +48,7 @@ class Context:
 def read_context(summary: Summary, folder: Path, shards: Path | None) -> Context | None:
     """Read the predictions and the manifest; None where no run can be shown. `shards` overrides the
     folder that the runs name."""
-    groups = [group for group in summary.rows if group.runs[0].state != "damaged"]
+    groups = labelled([row for row in summary.rows if row.runs[0].state != "damaged"])
     if not groups:
         return None
     # Of several datasets' best groups, the one with the most runs.

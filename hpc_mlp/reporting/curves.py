@@ -11,13 +11,13 @@ from matplotlib.ticker import MaxNLocator
 
 from hpc_mlp.reporting import figures
 from hpc_mlp.reporting.figures import Drawn, Look
-from hpc_mlp.reporting.groups import Group, curve
+from hpc_mlp.reporting.groups import Group, curve, drawable
 from hpc_mlp.reporting.predictions import Array
 from hpc_mlp.reporting.values import own_metrics
 from hpc_mlp.runs.folder import Run
 from hpc_mlp.terminal.text import count
 
-MOST_PANELS, MOST_LINES = 6, 12
+MOST_PANELS, MOST_LINES, MOST_ROWS = 6, 12, 20
 LOSS = "loss (cross entropy, nats)"
 BEST: Look = {"markersize": 5, "markeredgecolor": figures.INK, "markeredgewidth": 0.6}
 STOP: Look = {"color": figures.INK, "markersize": 9, "markeredgewidth": 1.2}
@@ -72,8 +72,9 @@ def _limits(groups: Sequence[Group], keys: Sequence[str]) -> tuple[float, float]
     sane = sane[np.isfinite(sane)]
     if not len(sane):
         return 0.0, 1.0
-    top = min(float(sane.max()), 4 * float(np.quantile(sane, 0.9)))
-    return 0.0, top * 1.06 or 1.0
+    top, low = min(float(sane.max()), 4 * float(np.quantile(sane, 0.9))), float(sane.min())
+    room = 0.06 * ((top - low) or abs(top) or 1.0)
+    return low - room, top + room
 
 
 def _epoch_axis(axes: Axes) -> None:
@@ -82,21 +83,24 @@ def _epoch_axis(axes: Axes) -> None:
 
 
 def loss_panels(groups: Sequence[Group], folder: Path) -> list[Drawn]:
-    """One panel a group: training loss dashed, validation loss drawn through, same scale in all."""
+    """One panel a group: training loss dashed, validation loss drawn through, the same axes in
+    all."""
     limits = _limits(groups, ("train_loss", "val_loss"))
+    longest = max(len(run.metrics) for group in groups for run in group.runs)
     drawn = []
     for group in groups:
         runs = count(
             sum(bool(run.metrics) for run in group.runs), "run" if group.folds > 1 else "seed"
         )
-        title = f"{figures.short(group.name, 40)}, {runs}"
-        axes = figures.new_axes(title, "epoch", LOSS)
+        title = f"{group.shown}, {runs}"
+        axes = figures.new_axes(f"{group.shown}\n{runs}", "epoch", LOSS)
         _draw(axes, group, "train_loss", figures.MUTED, (0, (4, 2)), "training")
         _draw(axes, group, "val_loss", figures.color(group), "-", "validation")
         _mark_ends(axes, group, "val_loss")
         axes.set_ylim(*limits)
+        axes.set_xlim(right=longest + 0.05 * max(1, longest - 1))
         _epoch_axis(axes)
-        axes.legend(loc="upper right")
+        figures.legend_below(axes)
         drawn.append(figures.save(axes, folder, f"loss_{group.slug}", f"Loss by epoch: {title}"))
     return drawn
 
@@ -111,7 +115,7 @@ def validation_panels(groups: Sequence[Group], folder: Path) -> list[Drawn]:
         ("val_accuracy", "Validation accuracy", "accuracy (%)", 100),
         *((f"val_{name}", f"Validation: {name}", name, 1) for name in own),
     ):
-        axes = figures.new_axes(title, "epoch", unit, height=3.6)
+        axes = figures.new_axes(title, "epoch", unit)
         for group in groups:
             metrics = own_metrics(group.runs)
             if key.removeprefix("val_") in own and key.removeprefix("val_") not in metrics:
@@ -120,8 +124,8 @@ def validation_panels(groups: Sequence[Group], folder: Path) -> list[Drawn]:
             mean, std = mean * factor, std * factor
             look = figures.line_style(group)
             axes.fill_between(epochs, mean - std, mean + std, color=look["color"], alpha=0.12, lw=0)
-            name, marker = figures.short(group.name, 40), figures.marker(group)
-            axes.plot(epochs, mean, label=name, marker=marker, markersize=3.5, **look)
+            look |= {"marker": figures.marker(group), "markersize": 3.5}
+            axes.plot(epochs, mean, label=group.shown, **look)
         if key == "val_loss":
             axes.set_ylim(*_limits(groups, ("val_loss",)))
         _epoch_axis(axes)
@@ -131,22 +135,20 @@ def validation_panels(groups: Sequence[Group], folder: Path) -> list[Drawn]:
 
 
 def throughput_panels(groups: Sequence[Group], folder: Path) -> list[Drawn]:
-    """Training throughput of every run, one row a group; none where no run has trained."""
+    """Training throughput of every run, one row a group, at most `MOST_ROWS`; none where no run has
+    trained."""
     found = [(group, [rate for run in group.runs if (rate := throughput(run))]) for group in groups]
-    rows = [(group, rates) for group, rates in found if rates]
+    trained = drawable([group for group, rates in found if rates], MOST_ROWS)
+    rows = [(group, rates) for group, rates in found if any(group is one for one in trained)]
     if not rows:
         return []
-    title, height = "Training throughput", 1.1 + 0.34 * len(rows)
-    axes = figures.new_axes(title, "images per second and run", "", height=height)
+    names = [group.shown for group, _ in rows]
+    axes = figures.rows_axes("Training throughput", "images per second and run", names)
     for row, (group, rates) in enumerate(rows):
         color = figures.color(group)
         axes.plot(rates, [row] * len(rates), figures.marker(group), color=color, alpha=0.75)
-    axes.set_yticks(range(len(rows)), [figures.short(group.name, 28) for group, _ in rows])
-    axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(0, 1.08 * max(rate for _, rates in rows for rate in rates))
-    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.grid(axis="y", visible=False)
     return [figures.save(axes, folder, "throughput", "Training throughput of every run")]
 
 

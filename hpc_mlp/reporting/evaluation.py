@@ -12,6 +12,7 @@ from hpc_mlp.reporting import confusion, probabilities, weights
 from hpc_mlp.reporting.context import Context
 from hpc_mlp.reporting.figures import Drawn, Named
 from hpc_mlp.reporting.groups import Group, drawable
+from hpc_mlp.reporting.naming import described
 from hpc_mlp.reporting.ranking import Calibration, Ranking, calibrate, rank
 from hpc_mlp.runs.calibration import NUM_BINS
 from hpc_mlp.runs.folder import Json
@@ -40,21 +41,25 @@ def sections(context: Context) -> dict[str, Json]:
 
 def confusions(context: Context) -> Json:
     run, names = context.run, context.dataset.classes
-    draw = partial(confusion.confusion_panel, classes=names, folder=context.folder)
-    if run is None or run.test is None:
+    draw = partial(confusion.confusion_panel, folder=context.folder)
+    if context.group is None or run is None or run.test is None:
         return {"panels": []}
-    counts = np.asarray(run.test.confusion_matrix)
-    title = f"{run.name}: % of the true class"
-    shares = draw(counts, name="confusion_normalised", title=title, shares=True)
-    title = f"{run.name}: images"
-    images = draw(counts, name="confusion_counts", title=title, small=shares.wide)
+    counts, shown = np.asarray(run.test.confusion_matrix), described(context.group, run)
+    title = f"Confusion in % of the true class\n{shown}"
+    shares = draw(counts, names, name="confusion_normalised", title=title, shares=True)
+    title, some = "Confusion in images", list(range(len(names)))
+    if len(names) > confusion.ANNOTATED:
+        some = confusion.most_confused(counts, confusion.ANNOTATED)
+        title += f", the {len(some)} classes most confused"
+    part, of_part = counts[np.ix_(some, some)], [names[k] for k in some]
+    images = draw(part, of_part, name="confusion_counts", title=f"{title}\n{shown}")
     others = []
     for group in drawable(context.groups, MOST_MATRICES):
         other = group.chosen
         if other is not None and other.test is not None and other.name != run.name:
             matrix, name = np.asarray(other.test.confusion_matrix), f"confusion_{group.slug}"
-            title = f"{other.name}: %"
-            others.append(draw(matrix, name=name, title=title, shares=True, small=True))
+            title = f"Confusion in % of the true class\n{described(group, other)}"
+            others.append(draw(matrix, names, name=name, title=title, shares=True, small=True))
     pairs = confusion.confused_pairs(counts, MOST_PAIRS)
     rows = [(names[t], names[p], f"{n:,}", f"{100 * share:.1f} %") for t, p, n, share in pairs]
     return {"panels": [shares, images], "pairs": rows, "others": others}
@@ -62,7 +67,7 @@ def confusions(context: Context) -> Json:
 
 def classes(context: Context, own: Ranking | None) -> Json:
     run = context.run
-    if run is None or run.test is None:
+    if context.group is None or run is None or run.test is None:
         return {"panels": []}
     rows = [
         (
@@ -73,7 +78,8 @@ def classes(context: Context, own: Ranking | None) -> Json:
         )
         for k, row in enumerate(run.test.per_class)
     ]
-    drawn = confusion.per_class_panels(run.test.per_class, context.folder, run.name)
+    shown = described(context.group, run)
+    drawn = confusion.per_class_panels(run.test.per_class, context.folder, shown)
     return {"panels": drawn, "rows": rows, "few": len(rows) <= FEW_CLASSES}
 
 
@@ -81,11 +87,13 @@ def ranking_curves(context: Context, ranked: Ranked, own: Ranking | None) -> Jso
     if not ranked:
         return {"rows": []}
     drawn: list[Drawn] = []
+    names = context.dataset.classes
     for kind in probabilities.KINDS:
-        if own is not None and context.run is not None:
-            names, run = context.dataset.classes, context.run.name
-            drawn.append(probabilities.class_panel(own, names, context.folder, kind, run))
-        drawn.append(probabilities.group_panel(ranked, context.folder, kind))
+        ends = probabilities.corner(kind, own, ranked)
+        if own is not None and context.group is not None and context.run is not None:
+            run = described(context.group, context.run)
+            drawn.append(probabilities.class_panel(own, names, context.folder, kind, run, ends))
+        drawn.append(probabilities.group_panel(ranked, context.folder, kind, ends))
     rows, calibrations = [], []
     for group, found in ranked:
         tested = [run.name for run in group.tested]
@@ -93,7 +101,7 @@ def ranking_curves(context: Context, ranked: Ranked, own: Ranking | None) -> Jso
         calibrations.append((group, calibration))
         curves = (found.roc, found.pr)
         areas = [_three(a) for c in curves for a in (c.macro_area, c.micro_area)]
-        chosen = group.chosen.name if group.chosen else "–"
+        chosen = str(group.chosen.seed) if group.chosen else "–"
         null = f"{100 * calibration.null:.1f}"
         rows.append((Named(group), chosen, *areas, _ece(calibration), null))
     return {
@@ -129,7 +137,8 @@ def first_layers(context: Context) -> Json:
             without.append(run.name)
         else:
             channels = weight.shape[1]
-            drawn.append(weights.weight_panel(weight, context.folder, group.slug, run.name))
+            shown = described(group, run)
+            drawn.append(weights.weight_panel(weight, context.folder, group.slug, shown))
     if without:
         missing.append(f"No first-layer weights that see pixels: {', '.join(without)}.")
     return {"panels": drawn, "grey": channels == 1, "missing": missing}

@@ -9,7 +9,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
@@ -21,11 +21,13 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from hpc_mlp.errors import printable
 from hpc_mlp.files.atomic import write_bytes
-from hpc_mlp.reporting.fonts import Canvas, families
+from hpc_mlp.reporting.fonts import Canvas, families, width_of
 from hpc_mlp.reporting.groups import Group
+from hpc_mlp.reporting.lettering import wrapped
 
 INK, MUTED, GRID = "#1f2328", "#5f6873", "#dde1e6"
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
@@ -36,6 +38,8 @@ PALETTE = (BLUE, VERMILLION, "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 Look = dict[str, Any]
 STYLES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 MARKERS = "osD^vP"
+# Points: of titles, of labels of axes, of ticks and legends, as in figures.mplstyle.
+TITLE, LETTERS, TICKS = 10, 9, 8.5
 # Inches: one panel, half of the page, all of a phone.
 WIDTH = 4.6
 
@@ -63,11 +67,31 @@ def style() -> Iterator[None]:
 
 
 def new_axes(title: str, x: str, y: str, width: float = WIDTH, height: float = 3.3) -> Axes:
-    """One panel: a figure of `width` × `height` inches with one axes and its labels."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    """One panel: a figure of `width` × `height` inches with one axes and its labels, and higher by
+    what more than a line of its title takes."""
+    figure = Figure(layout="constrained")
     Canvas(figure)
     axes = figure.add_subplot()
-    axes.set(title=printable(title), xlabel=x, ylabel=y)
+    points = 72 * width - 8
+    lines = [wrapped(line, points, TITLE, bold=True) for line in title.split("\n")]
+    # Over all of the figure, not the axes alone, beside long names.
+    above = figure.suptitle("\n".join(lines), x=4 / points, ha="left")
+    more = above.get_text().count("\n") * 1.2 * TITLE / 72
+    axes.set_xlabel(wrapped(x, points - 40, LETTERS))
+    axes.set_ylabel(wrapped(y, 0.7 * 72 * height, LETTERS))
+    figure.set_size_inches(width, height + more)
+    return axes
+
+
+def rows_axes(title: str, x: str, names: Sequence[str], least: float = 0.34) -> Axes:
+    """A panel of one row for each of `names`, of at least `least` inches, from the top."""
+    lines = [wrapped(name, 0.42 * 72 * WIDTH, TICKS) for name in names]
+    row = max(least, 0.1 + 0.15 * max(line.count("\n") + 1 for line in lines))
+    axes = new_axes(title, x, "", height=0.95 + row * len(lines))
+    axes.set_yticks(range(len(lines)), lines)
+    axes.set_ylim(len(lines) - 0.5, -0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.grid(axis="y", visible=False)
     return axes
 
 
@@ -94,12 +118,13 @@ class Named:
 
     @property
     def color(self) -> str:
-        """The CSS variable."""
-        return THEME[color(self.group)]
+        """The CSS variable; pale where the group is in hardly any figure, and others have its
+        colour."""
+        return THEME[color(self.group) if self.group.index < 2 * len(PALETTE) else GRID]
 
     @property
     def text(self) -> str:
-        return self.title or self.group.name
+        return self.title or self.group.shown
 
 
 def fading(base: str) -> LinearSegmentedColormap:
@@ -115,16 +140,27 @@ def short(text: str, most: int) -> str:
 
 
 def legend_below(axes: Axes, title: str = "") -> None:
-    """A legend under the axes, in as many columns as the labels' length allows."""
-    longest = max(map(len, axes.get_legend_handles_labels()[1]))
-    axes.figure.legend(
+    """A legend under the axes, in as many columns as the labels' length allows; the figure grows by
+    its height."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    handles, names = axes.get_legend_handles_labels()
+    # Around labels: their lines, and the gap to the next column.
+    points, around = 72 * figure.get_figwidth() - 12, 36
+    labels = [wrapped(name, points - around, TICKS) for name in names]
+    longest = max(width_of(line, TICKS) for label in labels for line in label.split("\n"))
+    legend = figure.legend(
+        handles,
+        labels,
         loc="outside lower center",
-        ncols=3 if longest <= 14 else 2 if longest <= 27 else 1,
-        title=title,
-        title_fontsize=8.5,
+        ncols=max(1, min(3, int(points // (longest + around)))),
+        title=wrapped(title, points, TICKS),
+        title_fontsize=TICKS,
         handlelength=2,
         columnspacing=1.2,
     )
+    height = legend.get_window_extent(figure.canvas.get_renderer()).height / figure.dpi
+    figure.set_size_inches(figure.get_figwidth(), figure.get_figheight() + height)
 
 
 @dataclass(frozen=True)

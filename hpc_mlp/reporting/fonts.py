@@ -14,6 +14,7 @@ from typing import Any
 
 from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
+from matplotlib.font_manager import FontProperties
 from matplotlib.ft2font import FT2Font
 
 # Comes with matplotlib; Greek, Cyrillic, Arabic and Hebrew too.
@@ -87,6 +88,15 @@ class _Renderer(RendererAgg):  # type: ignore[misc]
 
     def get_text_width_height_descent(self, s: str, prop: Any, ismath: Any) -> Any:
         return super().get_text_width_height_descent(legible(s), prop, ismath)
+
+
+@lru_cache(maxsize=16384)
+def width_of(line: str, size: float, bold: bool = False) -> float:
+    """Points that a line takes, in letters of `size` points."""
+    font = FontProperties(size=size, weight="bold" if bold else "normal")
+    # Letters keep to whole pixels: four of them a point.
+    width, _, _ = _Renderer(1, 1, 288).get_text_width_height_descent(line, font, False)
+    return float(width) / 4
 
 
 class Canvas(FigureCanvasAgg):  # type: ignore[misc]

@@ -53,6 +53,8 @@ class Group:
     dataset: str
     status: str
     index: int = 0
+    # Its name among others, see `naming.labelled`.
+    label: str = ""
     tested: list[Run] = field(default_factory=list)
     folds: int = 1
     # First of its dataset in `val_loss_order`.
@@ -66,6 +68,10 @@ class Group:
         """`dropout`, `dropout lr=0.01`; keys in full where their last parts are the same."""
         keys = last_parts(list(self.by))
         return " ".join([self.variant, *map("{}={}".format, keys, map(show, self.by.values()))])
+
+    @property
+    def shown(self) -> str:
+        return self.label or self.name
 
     @property
     def slug(self) -> str:
@@ -204,15 +210,20 @@ def status(runs: Sequence[Run]) -> str:
 
 
 def drawable(groups: Sequence[Group], most: int) -> list[Group]:
-    """At most `most` groups to draw: the first, with which others are compared, and the best by
-    validation loss of those with test metrics."""
+    """At most `most` groups to draw, in their order: see `reference_and_best`."""
+    chosen = {id(group) for group in reference_and_best(groups)[:most]}
+    return [group for group in groups if id(group) in chosen]
+
+
+def reference_and_best(groups: Sequence[Group]) -> list[Group]:
+    """The first, with which others are compared, then the others, the best by validation loss
+    first and those without test metrics last."""
 
     def order(group: Group) -> float:
         value = group.values["val_loss"] if group.n else None
         return value.mean if value else math.inf
 
-    best = sorted(groups[1:], key=order)[: most - 1]
-    return [group for i, group in enumerate(groups) if i == 0 or any(group is one for one in best)]
+    return [*groups[:1], *sorted(groups[1:], key=order)]
 
 
 # What is known of single runs

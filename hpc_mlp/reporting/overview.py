@@ -3,10 +3,12 @@ data for their template."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hpc_mlp.reporting import by_fold, columns, curves, figures, search_figures, sweep_figures
 from hpc_mlp.reporting.context import Context
 from hpc_mlp.reporting.figures import Named
-from hpc_mlp.reporting.groups import drawable
+from hpc_mlp.reporting.groups import Group, drawable
 from hpc_mlp.reporting.searches import searches, trial_tables
 from hpc_mlp.runs.folder import Json
 
@@ -27,24 +29,37 @@ def summary(context: Context) -> Json:
     found = context.summary
     names = [name for name in columns.default_columns(found) if name not in ELSEWHERE]
     shown = [columns.column_of(name, found) for name in names]
-    cells = [[column.cell(group) for column in shown] for group in context.groups]
+    groups = best_first(context.groups)
+    cells = [[column.cell(group) for column in shown] for group in groups]
+    order = {group.name: i for i, group in enumerate(groups)}
+    title, *lines = columns.comparison_cells(found) or [[]]
+    known = zip(lines, found.comparisons, strict=True)
+    lines = [line for line, _ in sorted(known, key=lambda pair: order.get(pair[1].name, 0))]
     # Its numbers stand at the right.
-    compared = [
-        [cell if row or not i else f"#{cell}" for i, cell in enumerate(cells)]
-        for row, cells in enumerate(columns.comparison_cells(found))
-    ]
+    titles = [f"#{cell}" if i else cell for i, cell in enumerate(title)]
     return {
         "columns": [("" if column.left else "#") + column.title for column in shown],
         "rows": [
             [Named(group, first), *rest]
-            for group, (first, *rest) in zip(context.groups, cells, strict=True)
+            for group, (first, *rest) in zip(groups, cells, strict=True)
         ],
         "folds": by_fold.fold_panels(context.groups, context.folder),
-        "best": [i for i, group in enumerate(context.groups) if group.best],
-        "compared": compared,
+        "best": [i for i, group in enumerate(groups) if group.best],
+        "compared": [titles, *lines] if lines else [],
         "notes": columns.legend(found, names),
         "sentences": found.sentences,
     }
+
+
+def best_first(groups: Sequence[Group]) -> list[Group]:
+    """By the mean of what is compared, accuracy on test images or on those held out; rows without
+    last."""
+
+    def order(group: Group) -> tuple[bool, float]:
+        value = group.values.get("held_out_accuracy") or group.values.get("test_accuracy")
+        return value is None, -value.mean if value else 0.0
+
+    return sorted(groups, key=order)
 
 
 def training(context: Context) -> Json:
@@ -79,7 +94,9 @@ def throughput(context: Context) -> Json:
                     ", ".join(devices),
                 )
             )
-    return {"drawn": curves.throughput_panels(context.groups, context.folder), "rows": rows}
+    drawn = curves.throughput_panels(context.groups, context.folder)
+    found = {"groups": len(rows), "drawn_rows": min(len(rows), curves.MOST_ROWS)}
+    return found | {"drawn": drawn, "rows": rows}
 
 
 def searched(context: Context) -> Json:

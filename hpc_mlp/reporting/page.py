@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from jinja2 import Environment
+from markupsafe import Markup, escape
 
 from hpc_mlp._version import __version__
 from hpc_mlp.errors import RunError, UserError, printable
@@ -106,4 +107,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     found.filters["count"] = count
+    found.filters["breakable"] = lambda title: Markup(
+        str(escape(printable(title))).replace(".", ".<wbr>")
+    )
     return found

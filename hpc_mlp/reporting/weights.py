@@ -60,7 +60,7 @@ def weight_panel(weight: Array, folder: Path, slug: str, label: str) -> Drawn:
     shown = min(MOST_UNITS, len(weight))
     what = f"the {shown} of {len(weight):,} units with the largest weights"
     height = min(6.0, 0.75 + figures.WIDTH * sheet.shape[0] / sheet.shape[1])
-    axes = figures.new_axes(figures.short(label, 34), what, "", height=height)
+    axes = figures.new_axes(label, what, "", height=height)
     alpha = np.isfinite(sheet).all(axis=2, keepdims=True)
     axes.imshow(np.concatenate([np.nan_to_num(sheet), alpha], axis=2), interpolation="none")
     axes.set(xticks=[], yticks=[])

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,15 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from support.page import RECIPES, digits, write_failed, write_run, write_shards, write_unfinished
+from support.page import (
+    RECIPES,
+    digits,
+    write_failed,
+    write_run,
+    write_shards,
+    write_sweep,
+    write_unfinished,
+)
 
 from hpc_mlp.cli import main
 
@@ -73,6 +82,55 @@ def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return base / "runs" / "report.html"
 
 
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 runs of 100 classes: the names of five variants, and of the classes, are long."""
+    base, plain = tmp_path_factory.mktemp("sweep"), digits(100)
+    images = replace(plain, classes=tuple(f"class_of_the_digits_{name}" for name in plain.classes))
+    write_shards(base / "shards", images)
+    write_sweep(base / "runs", base / "shards", images)
+    result = CliRunner().invoke(main, ["report", str(base / "runs")])
+    assert result.exit_code == 0, result.output
+    return base / "runs" / "report.html"
+
+
+# What is cut off, scrolls on a wide screen, or runs over its neighbours: why, and its words.
+MEASURED = """
+const seen = e => e.checkVisibility({contentVisibilityAuto: true}), wrong = [];
+const say = (why, e) => wrong.push(why + ': ' + e.textContent.trim().slice(0, 60));
+document.querySelectorAll('details, input').forEach(e => { e.open = e.checked = true });
+for (const e of document.querySelectorAll('main *:not(svg *)')) {
+  if (!seen(e)) continue;
+  const over = e.scrollWidth > e.clientWidth + 1 && e.clientWidth;
+  if (over && ['hidden', 'clip'].includes(getComputedStyle(e).overflowX)) say('clipped', e);
+  if (over && innerWidth > 1000 && e.matches('.scroll')) say('scrolls', e);
+}
+for (const e of document.querySelectorAll('td, th, figcaption, p, li, h2, h3, label, summary')) {
+  const range = document.createRange();
+  range.selectNodeContents(e);
+  const [text, box] = [range.getBoundingClientRect(), e.getBoundingClientRect()];
+  if (seen(e) && (text.right > box.right + 1 || text.left < box.left - 1)) say('runs over', e);
+}
+for (const svg of document.querySelectorAll('figure svg')) {
+  if (!seen(svg)) continue;
+  const all = svg.getBoundingClientRect();
+  const texts = [...svg.querySelectorAll('text')].filter(t => t.textContent.trim());
+  const boxes = texts.map(t => t.getBoundingClientRect());
+  boxes.forEach((a, i) => {
+    if (a.left < all.left - 2 || a.right > all.right + 2 || a.bottom > all.bottom + 2)
+      say('off the figure', texts[i]);
+    for (let j = 0; j < i; j++) {
+      const b = boxes[j], least = 0.15 * Math.min(a.width, a.height, b.width, b.height);
+      if (Math.min(a.right, b.right) - Math.max(a.left, b.left) > least &&
+          Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > least)
+        say(svg.ariaLabel + ': overlaps ' + texts[j].textContent, texts[i]);
+    }
+  });
+}
+return wrong;
+"""
+
+
 def show(browser: Any, page: Path, width: int, scheme: str = "light") -> None:
     screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
@@ -112,6 +170,35 @@ def test_page_never_scrolls_sideways(browser: Any, page: Path, width: int) -> No
     lost = """return [...document.querySelectorAll('main table, main figure svg')].filter(e =>
         e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('.scroll')).length"""
     assert browser.execute_script(lost) == 0
+
+
+@pytest.mark.parametrize("width", [1280, 420])
+def test_no_text_is_cut_or_runs_over_another(browser: Any, page: Path, width: int) -> None:
+    show(browser, page, width)
+    assert browser.execute_script(MEASURED) == []
+
+
+@pytest.mark.parametrize("width", [1280, 420])
+def test_nor_where_runs_and_names_are_many_and_long(browser: Any, sweep: Path, width: int) -> None:
+    show(browser, sweep, width)
+    assert browser.execute_script(MEASURED) == []
+
+
+def test_of_many_rows_the_best_are_shown_and_the_others_on_request(
+    browser: Any, sweep: Path
+) -> None:
+    show(browser, sweep, 1280)
+    rows = """return [...document.querySelectorAll('#summary .folded tbody tr')]
+        .filter(e => e.checkVisibility()).map(e => e.textContent)"""
+    shown = browser.execute_script(rows)
+    # The best by validation loss is the last by name, and as good as the others on test images.
+    assert len(shown) == 21 and "★" in shown[-1] and "★" not in "".join(shown[:-1])
+    browser.find_element("css selector", "#summary .folded input").click()
+    assert len(browser.execute_script(rows)) == 30
+    show(browser, sweep, 1280)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    assert len(browser.execute_script(rows)) == 30
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
 
 def test_short_cells_of_tables_are_one_line_on_a_phone(browser: Any, page: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -267,6 +268,28 @@ def _result(
         "device": "cpu (2 threads)",
         "bank_size": 12,
     }
+
+
+def write_sweep(root: Path, shards: Path, images: Images, number: int = 30) -> None:
+    """`number` runs of five variants with long names, by copies of one run, of which one is a
+    little better than the others."""
+    first = write_run(root, shards, "baseline", 0, images, epochs=2)
+    for i in range(number):
+        swept = {"optim.lr": (1 + i // 5) / 1000, "model.hidden": [512, 256 + i // 5]}
+        variant = f"a_variant_with_a_rather_long_name_{8 + i % 5}"
+        name = f"{variant}-s0" + "".join(f"-{key}={value}" for key, value in swept.items())
+        shutil.copytree(first, root / name)
+        config = json.loads((root / name / "config.json").read_text())
+        config |= {"name": name, "variant": variant, "swept": swept}
+        for key, value in swept.items():
+            section, _, last = key.partition(".")
+            config["config"][section][last] = value
+        (root / name / "config.json").write_text(json.dumps(config))
+    shutil.rmtree(first)
+    best = root / name / "result.json"
+    result = json.loads(best.read_text())
+    result["best_val_loss"] *= 0.9
+    best.write_text(json.dumps(result))
 
 
 def write_unfinished(
