@@ -114,7 +114,7 @@ def _cell_numbers(axes: Axes, counts: Array, values: Array, shares: bool) -> Non
     """Percent or counts in the cells; empty cells stay empty."""
     for (row, column), count in np.ndenumerate(counts):
         if count:
-            text = percent(values[row, column]) if shares else f"{count:,}"
+            text = percent(float(values[row, column])) if shares else f"{count:,}"
             # By the square root, more than half of the colour.
             color = "white" if values[row, column] > 0.3 else figures.INK
             look: Look = {"color": color, "fontsize": 7.5 if len(text) < 5 else 6}

@@ -159,7 +159,7 @@ def legend_below(axes: Axes, title: str = "") -> None:
         handlelength=2,
         columnspacing=1.2,
     )
-    height = legend.get_window_extent(figure.canvas.get_renderer()).height / figure.dpi
+    height = legend.get_window_extent().height / figure.dpi
     figure.set_size_inches(figure.get_figwidth(), figure.get_figheight() + height)
 
 
