@@ -46,7 +46,7 @@ def print_summary(summary: Summary, console: Console, columns: Sequence[str] | N
     safe = writable(console)
     names, shape, dropped = fit(summary, console, list(columns) if columns else None)
     table = rich_table(summary, names, shape, safe)
-    against = None if compares(columns) else comparison_table(summary, safe)
+    against = None if compares(columns) else comparison_table(summary, safe, console.width)
     asides = legend(summary, names)
     if dropped:
         titles = ", ".join(column_of(name, summary).title for name in reversed(dropped))
@@ -110,17 +110,31 @@ def rich_table(
     return table
 
 
-def comparison_table(summary: Summary, safe: Callable[[str], str]) -> Table | None:
-    """Differences of test accuracy from the reference; None where nothing was compared."""
+def comparison_table(
+    summary: Summary, safe: Callable[[str], str], width: int | None = None
+) -> Table | None:
+    """Differences of test accuracy from the reference; None where nothing was compared. Where they
+    are wider than `width`, titles are broken, then folds and seeds go: the table above has them."""
     cells = comparison_cells(summary)
     if not cells:
         return None
+    titles, *rows = cells
+    if width is not None and _width(titles, rows) > width:
+        titles = [re.sub(" (?!%)", "\n", title) for title in titles]
+        while titles[-1] in ("folds", "seeds") and _width(titles, rows) > width:
+            titles, rows = titles[:-1], [row[:-1] for row in rows]
     table = plain_table()
-    for i, title in enumerate(cells[0]):
+    for i, title in enumerate(titles):
         table.add_column(safe(title), justify="left" if i == 0 else "right", overflow="fold")
-    for row, c in zip(cells[1:], summary.comparisons, strict=True):
+    for row, c in zip(rows, summary.comparisons, strict=True):
         table.add_row(*(Text(safe(cell)) for cell in row), style="bold" if c.shown else "")
     return table
+
+
+def _width(titles: list[str], rows: list[list[str]]) -> int:
+    columns = zip(titles, *rows, strict=True)
+    widths = [max(cell_len(line) for text in c for line in text.split("\n")) for c in columns]
+    return sum(widths) + _GAP * (len(widths) - 1)
 
 
 def plain_table() -> Table:

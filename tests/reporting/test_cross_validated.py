@@ -54,6 +54,19 @@ def summary(root: Path) -> Summary:
     return summarise(list_runs(root))
 
 
+@pytest.mark.parametrize("width", [58, 70, 80])
+def test_a_comparison_is_one_line_on_a_narrow_terminal(tmp_path: Path, width: int) -> None:
+    """Folds and seeds go first, which the table above has."""
+    trained(tmp_path, {"baseline": 0.0, "dropout_batchnorm": 0.5})
+    out = CliRunner().invoke(main, ["table", str(tmp_path)], env={"COLUMNS": str(width)}).output
+    [difference] = summary(tmp_path).comparisons
+    lines = [line.split() for line in out.splitlines() if " … " in line]
+    values = difference.difference, difference.low, difference.high
+    shown = [f"{100 * value:+.1f}".replace("-", "−") for value in values]
+    assert ["dropout_batchnorm", shown[0], shown[1], "…", shown[2]] in [line[:5] for line in lines]
+    assert max(map(len, out.splitlines())) <= width
+
+
 def test_a_row_is_of_all_images_each_tested_once(tmp_path: Path) -> None:
     [row] = summary(trained(tmp_path, {"baseline": 0.0})).rows
     assert (row.folds, row.n, row.seeds, row.test_images) == (FOLDS, 10, [0, 1], IMAGES)
