@@ -3,6 +3,7 @@ orders in which they may come."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -43,30 +44,45 @@ def last_score(trial: TrialRecord) -> float | None:
     return trial.scores[-1] if trial.scores and trial.state != "diverged" else None
 
 
-def budget_curves(records: Sequence[BracketRecord]) -> dict[str, Array]:
+def guessing(records: Sequence[BracketRecord], classes: int) -> float | None:
+    """The loss of equal probabilities, ln K, as which a trial counts that is worse: a single one
+    whose loss is huge would decide on all means. None by other metrics, or where nothing is
+    better."""
+    finite = [
+        s for record in records for one in record.trials if (s := last_score(one)) is not None
+    ]
+    limit = math.log(max(classes, 2))
+    return limit if by_loss(records[0]) and finite and min(finite) < limit else None
+
+
+def budget_curves(records: Sequence[BracketRecord], classes: int) -> dict[str, Array]:
     """By variant `expected_best` of the trials that have trained so far. One that diverged counts
-    as the worst of all variants'. Empty where they were chosen by different metrics."""
+    as `guessing`, by other metrics as the worst of all variants'. Empty where they were chosen by
+    different metrics. `classes`: their number."""
     finite = [
         s for record in records for one in record.trials if (s := last_score(one)) is not None
     ]
     if not finite or len({record.monitor for record in records}) > 1:
         return {}
     higher = records[0].higher_is_better
-    worst = min(finite) if higher else max(finite)
+    limit = guessing(records, classes)
+    worst = min(finite) if higher else max(finite) if limit is None else limit
     curves = {}
     for record in records:
         known = [last_score(one) for one in record.trials if one.scores or one.state == "diverged"]
         if any(score is not None for score in known):
             scores = [worst if score is None else score for score in known]
+            scores = scores if limit is None else [min(score, limit) for score in scores]
             curves[record.variant] = expected_best(scores, higher)
     return curves
 
 
-def budget_notes(records: Sequence[BracketRecord]) -> list[str]:
-    """Which variant is best at which number of trials; nothing of a single one."""
+def budget_notes(records: Sequence[BracketRecord], classes: int) -> list[str]:
+    """Which variant is best at which number of trials; nothing of a single variant. `classes`:
+    their number."""
     if len({record.monitor for record in records}) > 1:
         return ["The variants were chosen by different metrics: their searches are not compared."]
-    curves = budget_curves(records)
+    curves = budget_curves(records, classes)
     if len(curves) < 2:
         return []
     lengths = [len(curve) for curve in curves.values()]
@@ -98,6 +114,10 @@ def budget_notes(records: Sequence[BracketRecord]) -> list[str]:
     ]
 
 
+def by_loss(record: BracketRecord) -> bool:
+    return record.monitor in ("loss", "last")
+
+
 def score_name(record: BracketRecord) -> str:
     """What its trials are compared by."""
     known = {"loss": "validation loss", "last": "validation loss", "f1": "validation macro F1"}
@@ -106,7 +126,7 @@ def score_name(record: BracketRecord) -> str:
 
 def score_unit(record: BracketRecord) -> str:
     """`%` where it is a share; empty for a metric of the user's own."""
-    if record.monitor in ("loss", "last"):
+    if by_loss(record):
         return "cross entropy, nats"
     return "%" if record.monitor in ("accuracy", "f1") else ""
 

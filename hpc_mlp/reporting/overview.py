@@ -103,11 +103,12 @@ def searched(context: Context) -> Json:
     """Of searches and sweeps: `title` of the section, empty without."""
     runs = [run for group in context.groups for run in group.runs]
     best, trials, notes = list[figures.Drawn](), list[figures.Drawn](), list[str]()
+    classes = len(context.dataset.classes)
     for number, records in enumerate(searches(runs), 1):
         suffix = f"_{number}" if number > 1 else ""
-        of_all, of_each = search_figures.search_panels(records, context.folder, suffix)
+        of_all, of_each = search_figures.search_panels(records, classes, context.folder, suffix)
         best, trials = best + of_all, trials + of_each
-        notes += [line for line in search_figures.captions(records) if line not in notes]
+        notes += [line for line in search_figures.captions(records, classes) if line not in notes]
     first = context.group or context.groups[0]
     peers = [group for group in context.groups if group.peers == first.peers]
     swept = sweep_figures.sweep_panels(peers, context.folder)
@@ -117,5 +118,6 @@ def searched(context: Context) -> Json:
         "best": best,
         "trials": trials,
         "sweep": swept,
+        "left_out": sweep_figures.left_out(peers),
         "tables": trial_tables(runs),
     }

@@ -17,18 +17,25 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from hpc_mlp.errors import printable
 from hpc_mlp.files.atomic import write_bytes
 from hpc_mlp.reporting import figures
-from hpc_mlp.reporting.budget import budget_curves, last_score, score_name, score_text, score_unit
+from hpc_mlp.reporting.budget import (
+    budget_curves,
+    by_loss,
+    guessing,
+    last_score,
+    score_name,
+    score_text,
+    score_unit,
+)
 from hpc_mlp.reporting.figures import Drawn, Look
 from hpc_mlp.reporting.fonts import Canvas
 from hpc_mlp.reporting.predictions import Array
 from hpc_mlp.reporting.records import csv_text
+from hpc_mlp.reporting.score_axis import ScoreAxis, score_axis
 from hpc_mlp.reporting.setting_axis import SettingAxis, searched_axis
 from hpc_mlp.runs.brackets import BracketRecord, TrialRecord
 from hpc_mlp.terminal.text import count, one_of
 
 MOST_VARIANTS, MOST_LINES = 6, 12
-# Scores that lie further from the best than so many times the median are shown at the edge.
-_REACH = 3
 # Characters of a bold title in an inch.
 _PER_INCH = 10.5
 # Columns of panels, and the figure's width in inches, by the number of keys.
@@ -76,29 +83,23 @@ def score_label(record: BracketRecord) -> str:
     return f"{name}{' ' if len(unit) < 3 else chr(10)}({unit})" if unit else name
 
 
-def _factor(record: BracketRecord) -> float:
-    return 100.0 if score_unit(record) == "%" else 1.0
-
-
-def score_limits(scores: Sequence[float], higher_is_better: bool) -> tuple[float, float]:
-    """(lowest, highest) value shown: far worse ones do not flatten the others."""
-    best, worst = (max, min) if higher_is_better else (min, max)
-    middle, far = float(np.median(scores)), worst(scores)
-    edge = best(scores) + _REACH * (middle - best(scores))
-    # Towards the better of the two.
-    edge = far if middle == best(scores) else best(edge, far)
-    low, high = sorted((best(scores), edge))
-    return low, high if high > low else low + (abs(low) * 0.05 or 1.0)
+def _score_axis(records: Sequence[BracketRecord]) -> ScoreAxis:
+    """One for all of them, which have one metric."""
+    trials = [trial for record in records for trial in record.trials]
+    scores = [score for trial in trials if (score := last_score(trial)) is not None]
+    unit = score_unit(records[0])
+    higher, loss = records[0].higher_is_better, by_loss(records[0])
+    return score_axis(scores, higher, percent=unit == "%", loss=loss)
 
 
 def trial_figure(
     record: BracketRecord,
     axes_of: dict[str, SettingAxis],
-    limits: tuple[float, float],
+    scores: ScoreAxis,
     folder: Path,
     name: str,
 ) -> Drawn:
-    """One panel a key of the variant's search; `limits` of the scores: of all variants."""
+    """One panel a key of the variant's search; `scores`: of all variants."""
     keys, label = list(record.space), score_label(record)
     won = next((one for one in record.trials if one.trial == record.winner), None)
     title = f"{record.variant}: {score_name(record)} of {count(len(record.trials), 'trial')}"
@@ -113,7 +114,7 @@ def trial_figure(
                 strict=True,
             )
         )
-        _draw_trials(axes, record, x, limits)
+        _draw_trials(axes, record, x, scores)
         axis.set_up(axes)
         if axes in left:
             axes.set_ylabel(label)
@@ -124,53 +125,48 @@ def trial_figure(
     return figures.save(panels[0], folder, name, alt, wide=len(keys) > 1)
 
 
-def _draw_trials(
-    axes: Axes, record: BracketRecord, x: dict[int, float], limits: tuple[float, float]
-) -> None:
+def _draw_trials(axes: Axes, record: BracketRecord, x: dict[int, float], axis: ScoreAxis) -> None:
     """`x`: by trial."""
-    low, high = limits
-    factor, rising = _factor(record), record.higher_is_better
-    best, edge = (high, low) if rising else limits
-    # From the best to the worst.
-    outward = edge - best
     size = 6.0 if len(record.trials) <= 60 else 4.0
     scores = {one.trial: last_score(one) for one in record.trials}
-    inside = {n: s for n, s in scores.items() if s is not None and low <= s <= high}
+    inside = {n: s for n, s in scores.items() if s is not None and axis.shows(s)}
     for rung, (epoch, _) in enumerate(record.rungs):
         here = [n.trial for n in record.trials if len(n.scores) == rung + 1 and n.trial in inside]
         if not here:
             continue
         share = (rung + 1) / len(record.rungs)
-        look: Look = {"color": figures.BLUE, "alpha": 0.3 + 0.6 * share, "markeredgewidth": 0}
+        look: Look = {"color": figures.BLUE, "alpha": 0.4 + 0.5 * share, "markeredgewidth": 0}
         label = f"at epoch {epoch}: {count(len(here), 'trial')}"
         mark = figures.MARKERS[rung % len(figures.MARKERS)]
-        y = [factor * inside[trial] for trial in here]
+        y = [axis.factor * inside[trial] for trial in here]
         axes.plot([x[n] for n in here], y, mark, markersize=size, label=label, zorder=3, **look)
     far = [n for n, s in scores.items() if s is not None and n not in inside]
     gone = [one.trial for one in record.trials if one.state == "diverged"]
     for trials, beyond, mark, word in (
-        (far, 0.05, "v" if rising else "^", "worse than the axis"),
+        (far, 0.05, "v" if record.higher_is_better else "^", "worse than the axis"),
         (gone, 0.11, "x", "diverged"),
     ):
         if trials:
-            y = [factor * (edge + beyond * outward)] * len(trials)
+            y = [axis.at(1 + beyond)] * len(trials)
             look = {"markerfacecolor": "none", "markeredgecolor": figures.VERMILLION}
             label = f"{word}: {count(len(trials), 'trial')}"
             axes.plot([x[n] for n in trials], y, mark, markersize=size, label=label, **look)
     if record.winner in inside:
         ring: Look = {"markersize": 13, "markerfacecolor": "none", "markeredgewidth": 1.4}
         ring |= {"markeredgecolor": figures.INK, "linestyle": "none", "zorder": 4}
-        y = [factor * inside[record.winner]]
+        y = [axis.factor * inside[record.winner]]
         axes.plot([x[record.winner]], y, "o", label=f"winner, trial {record.winner}", **ring)
-    axes.set_ylim(*sorted((factor * (best - 0.07 * outward), factor * (edge + 0.16 * outward))))
+    axis.set_up(axes, before=0.07, beyond=0.16)
 
 
-def budget_figure(records: Sequence[BracketRecord], folder: Path, name: str) -> list[Drawn]:
+def budget_figure(
+    records: Sequence[BracketRecord], classes: int, folder: Path, name: str
+) -> list[Drawn]:
     """The best of so many trials, a line a variant; its numbers as `name.csv` too."""
-    curves = budget_curves(records)
+    curves = budget_curves(records, classes)
     if not curves or max(map(len, curves.values())) < 2:
         return []
-    first, factor = records[0], _factor(records[0])
+    first, axis = records[0], _score_axis(records)
     rows = [
         {"variant": variant, "trials": i, "expected": mean, "better": better, "worse": worse}
         for variant, curve in curves.items()
@@ -182,8 +178,8 @@ def budget_figure(records: Sequence[BracketRecord], folder: Path, name: str) -> 
     shown = _best_first(records, curves)[:MOST_LINES]
     for index, variant in enumerate(curves):
         if variant in shown:
-            look = {**variant_look(index), "label": figures.short(variant, 40)}
-            _draw_curve(axes, curves[variant] * factor, look, max(0.04, 0.24 / len(shown)))
+            look = {**variant_look(index), "label": in_lines(variant)}
+            _draw_curve(axes, curves[variant] * axis.factor, look, max(0.04, 0.24 / len(shown)))
     longest = max(len(curves[variant]) for variant in shown)
     if longest >= 10:
         axes.set_xscale("log")
@@ -193,17 +189,18 @@ def budget_figure(records: Sequence[BracketRecord], folder: Path, name: str) -> 
         ticks = list(range(1, longest + 1))
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_major_formatter("{x:g}")
-    scores = [s for r in records for one in r.trials if (s := last_score(one)) is not None]
-    limits = score_limits(scores, first.higher_is_better)
-    seen = np.clip(np.concatenate([curves[variant] for variant in shown]), *limits)
-    pad = 0.05 * float(np.ptp(seen)) or 0.01
-    axes.set_ylim(factor * (float(seen.min()) - pad), factor * (float(seen.max()) + pad))
+    axis.around(np.concatenate([curves[v] for v in shown])).set_up(axes, before=0.05, beyond=0.05)
     figures.legend_below(axes)
     ends = [
         f"{variant} {score_text(first, float(curves[variant][-1, 0]))} with {len(curves[variant])}"
         for variant in shown
     ]
     return [figures.save(axes, folder, name, f"{title}: {', '.join(ends)}")]
+
+
+def in_lines(name: str) -> str:
+    """A name for a legend: none is cut."""
+    return textwrap.fill(printable(name), 40)
 
 
 def variant_look(index: int) -> Look:
@@ -228,18 +225,18 @@ def _best_first(records: Sequence[BracketRecord], curves: dict[str, Array]) -> l
 
 
 def search_panels(
-    records: Sequence[BracketRecord], folder: Path, suffix: str = ""
+    records: Sequence[BracketRecord], classes: int, folder: Path, suffix: str = ""
 ) -> tuple[list[Drawn], list[Drawn]]:
-    """→ the best by number of trials; the trials of each variant (of the best `MOST_VARIANTS`)."""
+    """→ the best by number of trials; the trials of each variant (of the best `MOST_VARIANTS`).
+    `classes`: their number."""
     known = [r for r in records if r.space and any(last_score(t) is not None for t in r.trials)]
-    best, drawn = budget_figure(records, folder, f"search_best{suffix}"), list[Drawn]()
+    best, drawn = budget_figure(records, classes, folder, f"search_best{suffix}"), list[Drawn]()
     for metric in dict.fromkeys(record.monitor for record in known):
         same = [record for record in known if record.monitor == metric]
         trials = [trial for record in same for trial in record.trials]
-        scores = [score for trial in trials if (score := last_score(trial)) is not None]
-        limits = score_limits(scores, same[0].higher_is_better)
+        scores = _score_axis(same)
         axes_of = {key: _axis(key, same, trials) for record in same for key in record.space}
-        curves = budget_curves(same)
+        curves = budget_curves(same, classes)
         chosen = _best_first(same, curves)[:MOST_VARIANTS]
         for number, record in enumerate(same):
             if record.variant in chosen:
@@ -247,7 +244,7 @@ def search_panels(
                 # Two names may have one slug.
                 taken = any(one.name == f"search_{slug}{suffix}" for one in drawn)
                 name = f"search_{slug}{suffix}" + (f"_{number}" if taken else "")
-                drawn.append(trial_figure(record, axes_of, limits, folder, name))
+                drawn.append(trial_figure(record, axes_of, scores, folder, name))
     return best, drawn
 
 
@@ -256,7 +253,7 @@ def _axis(key: str, records: Sequence[BracketRecord], trials: Sequence[TrialReco
     return searched_axis(key, ranges, [one.values[key] for one in trials if key in one.values])
 
 
-def captions(records: Sequence[BracketRecord]) -> list[str]:
+def captions(records: Sequence[BracketRecord], classes: int) -> list[str]:
     """How the figures are to be read."""
     first = records[0]
     trials = [trial for record in records for trial in record.trials]
@@ -275,11 +272,18 @@ def captions(records: Sequence[BracketRecord]) -> list[str]:
         text = "A halved trial counts with its value at the epoch that it reached"
         if not last:
             text += ", which more epochs could only have improved: as many trials of full length "
-            text += "would reach as much or more"
+            text += "would do as well or better"
         end = first.rungs[-1][0]
         lines.append(f"{text}. On average a trial trained {mean:.1f} of {end} epochs.")
-    if any(trial.state == "diverged" for trial in trials):
-        lines.append("A trial that diverged counts as the worst of all.")
+    limit = guessing(records, classes)
+    worst = [s for trial in trials if (s := last_score(trial)) is not None and limit and s > limit]
+    if worst or any(trial.state == "diverged" for trial in trials):
+        lines.append(
+            "In the lines a trial that diverged counts as the worst of all."
+            if limit is None
+            else "In the lines a trial that diverged, or is worse than guessing, counts as "
+            f"guessing: ln {classes} = {limit:.3f}."
+        )
     if waiting := sum(trial.state == "waiting" for trial in trials):
         reached = one_of(waiting, "counts with what it has", "count with what they have")
         trials_left = count(waiting, "trial")

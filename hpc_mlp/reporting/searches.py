@@ -29,7 +29,8 @@ def search_notes(runs: Sequence[Run]) -> list[str]:
     for folder in _folders(runs):
         records, problems = _of(folder, runs)
         lines += [f"A search cannot be told: {problem}" for problem in problems]
-        lines += _lines(records) if records else []
+        classes = next(len(r.config.dataset.classes) for r in runs if r.config.trial is not None)
+        lines += [*_lines(records), *budget_notes(records, classes)] if records else []
     return lines
 
 
@@ -95,7 +96,7 @@ def _lines(records: Sequence[BracketRecord]) -> list[str]:
         if (best := _winner(record)) is not None
     ]
     lines.append(f"Chosen by validation: {', '.join(won)}." if won else "No trial has won yet.")
-    return [*lines, *budget_notes(records)]
+    return lines
 
 
 def _fewer(record: BracketRecord, space: dict[str, str]) -> list[str]:

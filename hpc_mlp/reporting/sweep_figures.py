@@ -10,12 +10,13 @@ from hpc_mlp.reporting import figures
 from hpc_mlp.reporting.curves import LOSS
 from hpc_mlp.reporting.figures import Drawn, Look
 from hpc_mlp.reporting.groups import Group, swept_keys
+from hpc_mlp.reporting.score_axis import score_axis
 from hpc_mlp.reporting.search_figures import (
     MOST_VARIANTS,
     common_legend,
     first_column,
+    in_lines,
     panel_grid,
-    score_limits,
     variant_look,
 )
 from hpc_mlp.reporting.setting_axis import SettingAxis, swept_axis
@@ -33,12 +34,12 @@ def sweep_panels(groups: Sequence[Group], folder: Path) -> list[Drawn]:
     metric = _metric(groups)
     higher = metric == "val_accuracy" or groups[0].runs[0].monitor.higher_is_better
     higher = higher and metric != "val_loss"
-    factor = 100.0 if metric in ("val_accuracy", "val_f1") else 1.0
     means = [value.mean for group in known if (value := _value(group, metric))]
     variants = list(dict.fromkeys(group.variant for group in known))
     best = {v: (max if higher else min)(_means(known, v, metric)) for v in variants}
     shown = sorted(variants, key=lambda v: -best[v] if higher else best[v])[:MOST_VARIANTS]
-    low, high = score_limits(means, higher)
+    percent = metric in ("val_accuracy", "val_f1")
+    scores = score_axis(means, higher, percent=percent, loss=metric == "val_loss")
     name = "validation loss" if metric == "val_loss" else metric.replace("val_", "validation ")
     title = f"{name.capitalize()} over what was swept"
     figure, panels = panel_grid(len(keys), title)
@@ -48,15 +49,20 @@ def sweep_panels(groups: Sequence[Group], folder: Path) -> list[Drawn]:
         for index, variant in enumerate(variants):
             if variant in shown:
                 mine = [one for one in known if one.variant == variant and key in one.by]
-                _draw(axes, axis, mine, metric, factor, higher, index)
+                _draw(axes, axis, mine, metric, scores.factor, higher, index)
         axis.set_up(axes)
-        pad = 0.1 * (high - low)
-        axes.set_ylim(factor * (low - pad), factor * (high + pad))
+        scores.set_up(axes, before=0.1, beyond=0.1)
         if axes in left:
-            axes.set_ylabel(LOSS if metric == "val_loss" else name + " (%)" * (factor > 1))
+            axes.set_ylabel(LOSS if metric == "val_loss" else name + " (%)" * percent)
     common_legend(figure, panels)
     alt = f"{title}: {', '.join(keys)}"
     return [figures.save(panels[0], folder, "sweep", alt, wide=len(keys) > 1)]
+
+
+def left_out(groups: Sequence[Group]) -> int:
+    """The number of groups without a value: a run of theirs diverged or has not finished an
+    epoch."""
+    return sum(_value(group, _metric(groups)) is None for group in groups)
 
 
 def _metric(groups: Sequence[Group]) -> str:
@@ -102,5 +108,5 @@ def _draw(
         line.append((place, factor * best.mean, factor * (best.sd or 0.0)))
     if line:
         x, y, sd = zip(*sorted(line), strict=True)
-        label = figures.short(groups[0].variant, 40)
+        label = in_lines(groups[0].variant)
         axes.errorbar(x, y, sd, label=label, capsize=3, markersize=5, **look)
