@@ -112,7 +112,14 @@ detect_option = click.option(
     type=click.FloatRange(0, 100, min_open=True),
     default=1.0,
     metavar="POINTS",
-    help="Say how many seeds would find a difference of so many points of test accuracy.",
+    help="Say how many seeds would find a difference of so many points; of the loss, hundredths.",
+)
+metric_option = click.option(
+    "--metric",
+    type=click.Choice(["accuracy", "f1", "loss", "ece"]),
+    default="accuracy",
+    help="Compare in this metric of the test images: accuracy, macro F1, cross entropy, expected "
+    "calibration error.",
 )
 cluster_config_option = click.option(
     "--cluster-config",

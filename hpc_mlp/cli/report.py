@@ -14,6 +14,7 @@ from hpc_mlp.cli.options import (
     data_option,
     detect_option,
     folders,
+    metric_option,
     names,
     runs_argument,
     top_option,
@@ -48,6 +49,7 @@ by_option = click.option(
 @top_option
 @click.option("--sort", metavar="COLUMN", help="Sort: metrics best first, the rest smallest first.")
 @detect_option
+@metric_option
 @click.option("--columns", metavar="A,B,…", help="Show these columns only: names of --format json.")
 def table(
     runs: tuple[Path, ...],
@@ -57,6 +59,7 @@ def table(
     top: int | None,
     sort: str | None,
     detect: float,
+    metric: str,
     columns: str | None,
 ) -> None:
     """Show the runs of a folder (default: runs), or of several, as one table: mean ± sd over
@@ -71,12 +74,13 @@ def table(
     hpc-mlp table runs --by optim.lr
     hpc-mlp table runs --sort difference --columns variant,difference,interval
     hpc-mlp table runs --detect 0.5
+    hpc-mlp table runs --metric f1
     """
     from hpc_mlp.reporting import columns as shown
     from hpc_mlp.reporting import records
     from hpc_mlp.reporting import table as tables
 
-    found = _summary(runs, where, by, detect, "table")
+    found = _summary(runs, where, by, detect, metric, "table")
     wanted = names(columns)
     if wanted is not None:
         for_people = form in ("rich", "markdown")
@@ -100,6 +104,7 @@ def table(
 @where_option
 @top_option
 @detect_option
+@metric_option
 def report(
     runs: tuple[Path, ...],
     shards: Path | None,
@@ -108,6 +113,7 @@ def report(
     where: str | None,
     top: int | None,
     detect: float,
+    metric: str,
 ) -> None:
     """Write one HTML page with plots of all runs, and the plots as PNG and SVG in RUNS/figures; of
     several RUNS, report.html and report-figures here.
@@ -125,7 +131,7 @@ def report(
     os.environ["MPLBACKEND"] = "agg"
     from hpc_mlp.reporting.page import write_report
 
-    found = _sorted(_summary(runs, where, by, detect, "report"), None, top)
+    found = _sorted(_summary(runs, where, by, detect, metric, "report"), None, top)
     home = folders(runs)[0] if len(folders(runs)) == 1 else None
     written = write_report(found, home, out or (home or Path()) / "report.html", shards)
     for line in (str(written.path), *written.lines()):
@@ -133,13 +139,18 @@ def report(
 
 
 def _summary(
-    runs: tuple[Path, ...], where: str | None, by: str | None, detect: float, command: str
+    runs: tuple[Path, ...],
+    where: str | None,
+    by: str | None,
+    detect: float,
+    metric: str,
+    command: str,
 ) -> Summary:
     from hpc_mlp.reporting.choice import choose_runs
     from hpc_mlp.reporting.summary import summarise
 
     chosen = choose_runs(folders(runs), where, command)
-    return summarise(chosen.runs, names(by), detect / 100, chosen.notes)
+    return summarise(chosen.runs, names(by), detect / 100, chosen.notes, metric)
 
 
 def _sorted(found: Summary, sort: str | None, top: int | None) -> Summary:

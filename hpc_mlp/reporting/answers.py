@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hpc_mlp.errors import RunError
 from hpc_mlp.reporting.groups import Group
+from hpc_mlp.reporting.metrics import image_values
 from hpc_mlp.reporting.predictions import RunPredictions, read_predictions
 from hpc_mlp.runs.folder import PREDICTIONS, Run
 
-# Whether each image was predicted right [N], by seed; several runs of a seed only where `--by` put
-# recipes together.
-BySeed = dict[int, list[NDArray[np.bool_]]]
+# Whether each image was predicted right, or what it is worth in another metric (see
+# `metrics.image_values`), [N], by seed; several runs of a seed only where `--by` put recipes
+# together.
+BySeed = dict[int, list[NDArray[Any]]]
 
 
 def by_seed(
-    row: Group, images: RunPredictions | None, notes: list[str]
+    row: Group, images: RunPredictions | None, notes: list[str], metric: str = "accuracy"
 ) -> tuple[BySeed, RunPredictions | None]:
     """What the row's runs got right of `images` (by default, those of its first run), and one run's
     predictions of these. What cannot be used is left out and named in `notes`."""
@@ -29,7 +32,7 @@ def by_seed(
         return found, images
     for run in row.tested:
         try:
-            own, correct = _read(run)
+            own, correct = _read(run, metric)
         except RunError as error:
             notes.append(f"{run.name}: {error}: not compared.")
             continue
@@ -73,8 +76,8 @@ def _images(row: Group) -> int:
     return row.held_out or row.test_images or 0
 
 
-def _read(run: Run) -> tuple[RunPredictions, NDArray[np.bool_]]:
-    """The predictions, without their probabilities, and whether each is right. RunError, without a
+def _read(run: Run, metric: str) -> tuple[RunPredictions, NDArray[Any]]:
+    """The predictions, without their probabilities, and what each is worth. RunError, without a
     full stop, where predictions.npz cannot be compared."""
     try:
         predictions = read_predictions(run)
@@ -92,4 +95,4 @@ def _read(run: Run) -> tuple[RunPredictions, NDArray[np.bool_]]:
         raise RunError(f"{PREDICTIONS} does not belong to its result.json")
     # Not a view, which would keep all of them.
     nothing = np.empty((0, 0), np.float32)
-    return replace(predictions, probabilities=nothing), correct
+    return replace(predictions, probabilities=nothing), image_values(metric, predictions)

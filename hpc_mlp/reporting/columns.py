@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 from hpc_mlp.errors import printable
 from hpc_mlp.reporting.cautions import majority
-from hpc_mlp.reporting.compare import Comparison
+from hpc_mlp.reporting.comparison import Comparison, p_text, points
 from hpc_mlp.reporting.groups import Group, show
-from hpc_mlp.reporting.sentences import join, method, p_text, points
+from hpc_mlp.reporting.metrics import METRICS
+from hpc_mlp.reporting.sentences import join, method
 from hpc_mlp.reporting.summary import Summary
 from hpc_mlp.reporting.values import HELD_OUT
 from hpc_mlp.terminal.text import spans
 
 # Shown where they are asked for.
-ON_DEMAND = {"val_accuracy", "val_f1", "test_images", "dataset", "wins", "best"}
+ON_DEMAND = {"val_accuracy", "val_f1", "test_loss", "ece", "test_images", "dataset", "wins", "best"}
 ON_DEMAND |= {"held_out_precision", "held_out_recall"}
 # Shown where a row has them.
 OF_FOLDS = ("folds", "held_out_accuracy", "held_out_f1")
@@ -40,7 +41,8 @@ class Column:
 
 def default_columns(summary: Summary) -> list[str]:
     several = any(row.n > 1 for row in summary.rows)
-    first, *rest = (name for name in COLUMNS if name not in ON_DEMAND)
+    hidden = ON_DEMAND - {METRICS[summary.metric].column}
+    first, *rest = (name for name in COLUMNS if name not in hidden)
     own, after = [f"test_{name}" for name in summary.own_metrics], rest.index("f1") + 1
     rest[after:after] = own
     known = [
@@ -58,7 +60,7 @@ def row_values(summary: Summary) -> set[str]:
 
 
 def known_columns(summary: Summary) -> list[str]:
-    absent = HELD_OUT.keys() - row_values(summary)
+    absent = {*HELD_OUT, "ece"} - row_values(summary)
     return [*summary.by, *(c for c in COLUMNS if c not in absent), *_own(summary), *COMPARED]
 
 
@@ -78,8 +80,10 @@ def comparison_cells(summary: Summary) -> list[list[str]]:
         return []
     one = len(references) == 1
     folds = [c.folds is not None for c in summary.comparisons]
+    metric = METRICS[summary.metric]
+    kind = f"{'held-out' if all(folds) else 'test'} {metric.title}"
     titles = {
-        "difference": "held-out acc." if all(folds) else "accuracy" if any(folds) else "test acc.",
+        "difference": kind if all(folds) or not any(folds) else metric.noun,
         "interval": "95 % interval",
         "p_adjusted": "p (adjusted)" if any(c.family > 1 for c in summary.comparisons) else "p",
     }
@@ -100,6 +104,8 @@ def legend(summary: Summary, names: Sequence[str]) -> list[str]:
     parts = _sizes(summary, {"test_accuracy", "precision", "recall", "f1"} & set(names))
     if own := [name.partition("_")[2] for name in names if name in _own(summary)]:
         parts.append(f"As their functions give them: {join(list(dict.fromkeys(own)))}.")
+    if "ece" in names:
+        parts.append("ECE, the expected calibration error, in points.")
     if any(row.n > 1 and row.folds == 1 for row in summary.rows):
         parts.append("± is the standard deviation over n finished runs.")
     if any(row.n > 1 and row.folds > 1 for row in summary.rows):
@@ -213,6 +219,8 @@ COLUMNS = {
     "precision": Column("precision", _statistic("precision", _percent)),
     "recall": Column("recall", _statistic("recall", _percent)),
     "f1": Column("F1", _statistic("f1", _percent)),
+    "test_loss": Column("test loss", _statistic("test_loss", _loss)),
+    "ece": Column("ECE", _statistic("ece", _percent)),
     **{
         f"held_out_{name}": Column(f"held-out {title}", _statistic(f"held_out_{name}", _held_out))
         for name, title in (
@@ -273,7 +281,7 @@ def _found_from(c: Comparison) -> str:
     """No difference is larger than 100 points."""
     if c.detectable is None:
         return ""
-    return points(c.detectable, c) if c.detectable <= 1 else "> 100"
+    return "> 100" if c.measure.share and c.detectable > 1 else points(c.detectable, c)
 
 
 def interval_cell(c: Comparison) -> str:

@@ -4,77 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hpc_mlp.reporting import pooled
 from hpc_mlp.reporting.answers import BySeed, by_fold, by_seed, overlap, train_images
+from hpc_mlp.reporting.comparison import Compared, Comparison
 from hpc_mlp.reporting.groups import Group, val_loss_order
+from hpc_mlp.reporting.metrics import most, one_image
 from hpc_mlp.reporting.pooled import ALPHA, Indices
 from hpc_mlp.reporting.predictions import RunPredictions
-from hpc_mlp.reporting.single import holm, mcnemar, paired_interval
+from hpc_mlp.reporting.single import holm, mcnemar, paired_interval, paired_t
 
 # Of a sweep's settings with nothing else beside them, those that are compared on the test images.
 MOST_SETTINGS = 12
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Test accuracy of row `name` minus that of row `against`, as fractions (0.01 is one point).
-    Of folds: of all images, each held out by one of `folds`, whose runs trained on `train_images`.
-    `family`: the number of comparisons for which `p_adjusted`, `low` and `high` (95 %) hold
-    together; all pairs, where the reference was itself chosen on the runs (`all_pairs`)."""
-
-    name: str
-    against: str
-    # Those that both rows have.
-    seeds: list[int]
-    num_images: int
-    difference: float
-    low: float
-    high: float
-    p: float
-    p_adjusted: float
-    test: Literal["pooled", "folds", "mcnemar"]
-    family: int = 1
-    all_pairs: bool = False
-    # The true difference that would have been found with 80 % power, and the seeds that would find
-    # the one asked for (None: 100 do not, or of folds, which other seeds do not replace); both None
-    # for single runs, which say nothing of seeds.
-    detectable: float | None = None
-    seeds_needed: int | None = None
-    folds: int | None = None
-    train_images: int | None = None
-
-    @property
-    def differs(self) -> bool:
-        """The trained models differ, at 5 % family-wise."""
-        return self.p_adjusted < ALPHA
-
-    @property
-    def shown(self) -> bool:
-        """The recipes differ, at 5 % family-wise: one seed on one split never shows that."""
-        return self.differs and self.test != "mcnemar"
-
-
-@dataclass(frozen=True)
-class Compared:
-    """`against`: each variant with the reference of its dataset, in the order of the rows. `notes`:
-    what was not compared, and how the reference was chosen."""
-
-    against: list[Comparison] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
-def compare(rows: Sequence[Group], detect: float = 0.01) -> Compared:
+def compare(rows: Sequence[Group], detect: float = 0.01, metric: str = "accuracy") -> Compared:
     """All comparisons of peers: rows of different datasets or numbers of folds are never compared.
-    `detect`: the difference for which `seeds_needed` is told."""
+    `detect`: the difference for which `seeds_needed` is told. `metric`: of `metrics.METRICS`."""
     rows = [row for row in rows if row.n]
     peers = list(dict.fromkeys(row.peers for row in rows))
-    parts = [_compare_peers([row for row in rows if row.peers == one], detect) for one in peers]
+    several = [[row for row in rows if row.peers == one] for one in peers]
+    parts = [_compare_peers(some, detect, metric) for some in several]
     notes = [note for part in parts for note in part.notes]
     if len({folds for _, folds in peers}) > 1:
         notes.append(
@@ -106,7 +61,7 @@ def tuned(rows: Sequence[Group]) -> list[Group]:
     return [row for row in rows if id(row) in chosen]
 
 
-def _compare_peers(rows: Sequence[Group], detect: float) -> Compared:
+def _compare_peers(rows: Sequence[Group], detect: float, metric: str) -> Compared:
     for key in ("seed", "fold"):
         if len(rows) > 1 and any(key in row.by for row in rows):
             return Compared(notes=[f"Grouped by {key}: nothing is compared."])
@@ -121,16 +76,17 @@ def _compare_peers(rows: Sequence[Group], detect: float) -> Compared:
     rows = candidates
     reference = reference_of(rows)
     all_pairs = sum(row.variant == "baseline" for row in rows) != 1
-    base, images = by_seed(reference, None, notes)
+    base, images = by_seed(reference, None, notes, metric)
     if not base:
         notes.append(f"{reference.name} has no usable predictions: nothing is compared with it.")
         return Compared(notes=notes)
     answers = {reference.name: base}
     for row in rows:
         if row is not reference:
-            answers[row.name], _ = by_seed(row, images, notes)
+            answers[row.name], _ = by_seed(row, images, notes, metric)
     of_folds = _folds(reference, images)
-    found = _Rows(answers, reference.name, all_pairs, detect, notes, *of_folds).compare()
+    tests = _Rows(answers, reference.name, all_pairs, detect, notes, *of_folds, metric=metric)
+    found = tests.compare()
     if all_pairs and found:
         count = max(c.family for c in found)
         pairs = f": p and intervals are corrected for all {count} pairs" if count > 1 else ""
@@ -156,9 +112,9 @@ def _folds(row: Group, images: RunPredictions | None) -> tuple[Indices | None, i
 
 @dataclass(frozen=True)
 class _Rows:
-    """What rows that are peers got right, by name. The others are held against `reference`;
-    `all_pairs`: it was itself chosen on the runs. `notes` grows. `folds` [N]: that held each image
-    out; their runs trained on `train_images` each, which `overlap`."""
+    """`answers` of rows that are peers, by name, in the `metric`. The others are held against
+    `reference`; `all_pairs`: it was itself chosen on the runs. `notes` grows. `folds` [N]: that
+    held each image out; their runs trained on `train_images` each, which `overlap`."""
 
     answers: dict[str, BySeed]
     reference: str
@@ -168,6 +124,7 @@ class _Rows:
     folds: Indices | None = None
     train_images: int | None = None
     overlap: float = 1.0
+    metric: str = "accuracy"
 
     def compare(self) -> list[Comparison]:
         """Each row against the reference; those of the same shared seeds are tested together."""
@@ -236,6 +193,7 @@ class _Rows:
                 seeds_needed=needed[c] if needed else None,
                 folds=None if self.folds is None else found.accuracy.shape[1],
                 train_images=self.train_images,
+                metric=self.metric,
             )
             for c, name in enumerate(names)
         ]
@@ -245,22 +203,30 @@ class _Rows:
         of = self.answers
         each = [[np.mean(of[name][seed], 0, np.float64) for seed in seeds] for name in rows]
         if self.folds is None:
-            return pooled.moments(np.stack(each))
-        accuracy = by_fold([np.mean(found, 0) for found in each], self.folds)
-        images = np.zeros((len(rows),) * 2)
-        return pooled.Moments(accuracy, images, self.folds.size, self.overlap)
+            found = pooled.moments(np.stack(each))
+        else:
+            accuracy = by_fold([np.mean(own, 0) for own in each], self.folds)
+            images = np.zeros((len(rows),) * 2)
+            found = pooled.Moments(accuracy, images, self.folds.size, self.overlap)
+        if self.metric == "accuracy":
+            return found
+        return replace(found, one=one_image(self.metric, np.stack(each)), most=most(self.metric))
 
     def _single(self, names: Sequence[str], seeds: tuple[int, ...]) -> list[Comparison]:
         """One run each: about these trained models alone."""
         family = math.comb(len(names) + 1, 2) if self.all_pairs else len(names)
         base, *others = (self.answers[name][seeds[0]][0] for name in (self.reference, *names))
-        counts = [(int((own & ~base).sum()), int((base & ~own).sum())) for own in others]
-        ps = [mcnemar(*count) for count in counts]
+        level = 1 - ALPHA / family
+        tested = [
+            _of_counts(own, base, level)
+            if self.metric == "accuracy"
+            else paired_t(own, base, level, one_image(self.metric, np.stack([own, base])))
+            for own in others
+        ]
+        ps = [p for _, p, _ in tested]
         corrected = [min(1.0, family * p) for p in ps] if self.all_pairs else holm(ps)
         found = []
-        for name, (gained, lost), p, p_adjusted in zip(names, counts, ps, corrected, strict=True):
-            difference = (gained - lost) / base.size
-            ends = paired_interval(gained, lost, base.size, 1 - ALPHA / family)
+        for name, (difference, p, ends), p_adjusted in zip(names, tested, corrected, strict=True):
             low, high = pooled.agree(*map(np.asarray, (*ends, difference, p_adjusted < ALPHA)))
             found.append(
                 Comparison(
@@ -273,15 +239,25 @@ class _Rows:
                     high=float(high),
                     p=p,
                     p_adjusted=p_adjusted,
-                    test="mcnemar",
+                    test="mcnemar" if self.metric == "accuracy" else "paired",
                     family=family,
                     all_pairs=self.all_pairs,
+                    metric=self.metric,
                 )
             )
         return found
 
 
-def compare_two(first: Group, second: Group) -> Compared:
+def _of_counts(
+    own: NDArray[np.bool_], base: NDArray[np.bool_], level: float
+) -> tuple[float, float, tuple[float, float]]:
+    """Difference of accuracies, McNemar's p, interval."""
+    gained, lost = int((own & ~base).sum()), int((base & ~own).sum())
+    ends = paired_interval(gained, lost, base.size, level)
+    return (gained - lost) / base.size, mcnemar(gained, lost), ends
+
+
+def compare_two(first: Group, second: Group, metric: str = "accuracy") -> Compared:
     """The second against the first on the seeds that both have; single runs whatever their seeds
     are, about these trained models alone. Nothing where their test images are not the same."""
     notes: list[str] = []
@@ -289,12 +265,12 @@ def compare_two(first: Group, second: Group) -> Compared:
     if first.folds != second.folds:
         notes.append(f"{' and '.join(names)} are not of as many folds: not compared.")
         return Compared(notes=notes)
-    base, images = by_seed(first, None, notes)
-    own, _ = by_seed(second, images, notes)
+    base, images = by_seed(first, None, notes, metric)
+    own, _ = by_seed(second, images, notes, metric)
     if not (base and own):
         return Compared(notes=notes)
     if first.n == second.n == 1:
         [base], [own] = ([{0: found} for found in part.values()] for part in (base, own))
     answers = {names[0]: base, names[1]: own}
-    found = _Rows(answers, names[0], False, 0.01, notes, *_folds(first, images))
+    found = _Rows(answers, names[0], False, 0.01, notes, *_folds(first, images), metric=metric)
     return Compared(found.compare(), notes)

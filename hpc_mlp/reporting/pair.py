@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from hpc_mlp.config.sections import flat
-from hpc_mlp.errors import HpcMlpError, RunError
+from hpc_mlp.errors import HpcMlpError, RunError, unknown_name
 from hpc_mlp.files.wrong_path import kind_of, want_runs
-from hpc_mlp.reporting.compare import Comparison, compare_two
+from hpc_mlp.reporting.compare import compare_two
+from hpc_mlp.reporting.comparison import Comparison
 from hpc_mlp.reporting.groups import FOLDS, Group, group_runs, lookup, show, swept_keys
+from hpc_mlp.reporting.metrics import METRICS, with_ece
 from hpc_mlp.reporting.predictions import Array, RunPredictions, read_predictions
 from hpc_mlp.reporting.reproduce import unique
 from hpc_mlp.reporting.single import holm
@@ -70,19 +72,23 @@ class Pair:
     matches: list[Match]
     images: ImageDifferences | None = None
     notes: list[str] = field(default_factory=list)
+    metric: str = "accuracy"
 
 
-def read_pair(first: Path, second: Path) -> Pair:
-    """UserError where one of the paths holds no run; RunError where a run is damaged."""
+def read_pair(first: Path, second: Path, metric: str = "accuracy") -> Pair:
+    """UserError where one of the paths holds no run, or for an unknown metric; RunError where a run
+    is damaged."""
+    if metric not in METRICS:
+        raise unknown_name("metric", metric, [*METRICS])
     (one, copies), (two, more) = _read_side(first), _read_side(second)
     sides, notes = (one, two), [*dict.fromkeys([*copies, *more])]
     matches = _matches(*sides, notes)
-    pair = Pair((str(first), str(second)), sides, _settings(*sides), matches, None, notes)
+    pair = Pair((str(first), str(second)), sides, _settings(*sides), matches, None, notes, metric)
     digests = {run.config.dataset.digest for side in sides for run in side}
     if len(digests) > 1:
         notes.append("The runs are of several datasets: their test images are not compared.")
         return pair
-    compared = [_compared(match, notes) for match in matches]
+    compared = [_compared(match, notes, metric) for match in matches]
     adjusted = iter(holm([match.comparison.p for match in compared if match.comparison]))
     return replace(
         pair,
@@ -167,12 +173,16 @@ def _matches(first: list[Run], second: list[Run], notes: list[str]) -> list[Matc
     return [Match(name, one, named[1][name]) for name, one in named[0].items() if name in named[1]]
 
 
-def _compared(match: Match, notes: list[str]) -> Match:
+def _compared(match: Match, notes: list[str], metric: str) -> Match:
     if not (match.first.n and match.second.n):
         notes.append(f"{match.name} has no test metrics on both sides: not compared.")
         return match
-    compared = compare_two(match.first, match.second)
+    compared = compare_two(match.first, match.second, metric)
     notes += [note for note in compared.notes if note not in notes]
+    if metric == "ece":
+        [first, second], told = with_ece([match.first, match.second])
+        notes += [note for note in told if note not in notes]
+        match = replace(match, first=first, second=second)
     return replace(match, comparison=next(iter(compared.against), None))
 
 

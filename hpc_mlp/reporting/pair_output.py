@@ -14,10 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from hpc_mlp.errors import UserError
+from hpc_mlp.reporting import metrics as measures
 from hpc_mlp.reporting.columns import COLUMNS, interval_cell
+from hpc_mlp.reporting.comparison import amount, p_text, points
 from hpc_mlp.reporting.groups import Group
 from hpc_mlp.reporting.pair import ImageDifferences, ImageVerdict, Match, Pair, read_pair
-from hpc_mlp.reporting.sentences import p_text, points
 from hpc_mlp.reporting.table import plain_table, writable
 from hpc_mlp.runs.folder import Json
 from hpc_mlp.terminal.console import Console
@@ -38,11 +39,13 @@ def compare(
     *,
     out: str | Path | None = None,
     shards: str | Path | None = None,
+    metric: str = "accuracy",
 ) -> PairResult:
     """How two runs, or two folders of runs, differ, as `hpc-mlp compare` shows it: settings,
     metrics, test images. `out`: also write the page with pictures; `shards`: the shards folder,
-    where it is no longer at the path that the runs name. UserError where there is no run."""
-    pair = read_pair(Path(first), Path(second))
+    where it is no longer at the path that the runs name; `metric`: in which they are compared, as
+    of `table`. UserError where there is no run."""
+    pair = read_pair(Path(first), Path(second), metric)
     if out is None:
         return PairResult(pair)
     page = Path(out)
@@ -125,6 +128,7 @@ def _sides(match: Match) -> tuple[tuple[str, Group], ...]:
 
 def metric_cells(pair: Pair, names: Sequence[str] = METRICS) -> list[list[str]]:
     """Titles, then two lines for each recipe that both sides have."""
+    names = list(dict.fromkeys([*names, measures.METRICS[pair.metric].column]))
     rows = [["", "", *(COLUMNS[name].title for name in names)]]
     for match in pair.matches:
         for side, group in _sides(match):
@@ -145,14 +149,17 @@ def _comparison(match: Match) -> str:
     c = match.comparison
     if c is None:
         return ""
-    kind = "these two models" if c.test == "mcnemar" else count(len(c.seeds), "shared seed")
+    kind = "these two models" if c.single else count(len(c.seeds), "shared seed")
     images = "test images" if not c.folds else "held-out images"
     kind = f"{c.folds} folds, {kind}" if c.folds else kind
     told = "" if c.differs else "; they cannot be told apart"
+    has = f"is right on {points(c.difference, c, sign=True)} points of"
+    if c.metric != "accuracy":
+        lower = ", of which less is better," if c.measure.lower_is_better else ""
+        has = f"has {amount(c.difference, c, sign=True)} of {c.measure.noun}{lower} on"
     return (
-        f"{match.name}: B is right on {points(c.difference, c, sign=True)} points of "
-        f"{c.num_images:,} {images} (95 % {interval_cell(c)}, p {p_text(c.p_adjusted)}; "
-        f"{kind}){told}."
+        f"{match.name}: B {has} {c.num_images:,} {images} (95 % {interval_cell(c)}, "
+        f"p {p_text(c.p_adjusted)}; {kind}){told}."
     )
 
 

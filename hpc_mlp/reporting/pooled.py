@@ -60,12 +60,15 @@ TINY = 1e-15
 class Moments:
     """What the test needs of correctness [V, S, N]: `accuracy` [V, S], and `images` [V, V], the
     covariance of the variants' mean accuracies over test images as they could have been drawn.
-    `overlap`: how many times as much the mean over the S varies as one of S independent ones."""
+    `overlap`: how many times as much the mean over the S varies as one of S independent ones.
+    In another metric (see `metrics`) an image is worth `one`, and differences are below `most`."""
 
     accuracy: Floats
     images: Floats
     num_images: int
     overlap: float = 1.0
+    one: float = 1.0
+    most: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,11 @@ def differences(found: Moments, pairs: Pairs, families: int = 1, draws: int = DR
     width = _quantile(noise.max(1), families)
     low, high = agree(apart - width * error, apart + width * error, apart, p_adjusted < ALPHA)
     return Differences(
-        apart, np.maximum(low, -1.0), np.minimum(high, 1.0), _share(noise, t), p_adjusted
+        apart,
+        np.maximum(low, -found.most),
+        np.minimum(high, found.most),
+        _share(noise, t),
+        p_adjusted,
     )
 
 
@@ -265,7 +272,7 @@ def _floor(images: Floats, seeds: Floats | float, found: Moments) -> Floats:
     never less than if each seed had such images of its own. Of few images and seeds accuracies are
     equal by chance, and both parts nearly 0: two seeds, each better by another one of 24 images,
     gave p < 0.001."""
-    one = 2 / found.num_images**2
+    one = 2 * found.one**2 / found.num_images**2
     least = np.maximum(images, one / found.accuracy.shape[1] - seeds)
     return np.where(seeds + images < TINY, one, least)
 

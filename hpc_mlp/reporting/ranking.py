@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hpc_mlp.reporting.predictions import Array, RunPredictions
 from hpc_mlp.reporting.values import Value, mean_sd
@@ -133,6 +134,14 @@ def calibrate(predictions: Sequence[RunPredictions]) -> Calibration:
     eces = tuple(calibration_error(*run) for run in runs)
     null = float(np.mean([_null(confidence) for confidence, _ in runs]))
     return Calibration(means[0], means[1], counts / len(confidence), eces, null)
+
+
+def signed_gaps(found: RunPredictions) -> NDArray[np.float64]:
+    """Whether each image is right, less its confidence, times the sign of this sum over its bin,
+    [N]: their mean is the ECE."""
+    confidence = found.confidence.astype(np.float64)
+    gaps, bins = (found.predicted == found.labels) - confidence, bin_numbers(confidence)
+    return np.asarray(np.sign(np.bincount(bins, gaps, NUM_BINS))[bins] * gaps)
 
 
 def _null(confidence: Array) -> float:

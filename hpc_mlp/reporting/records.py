@@ -11,6 +11,7 @@ from typing import Any
 from hpc_mlp.errors import UserError, unknown_name
 from hpc_mlp.reporting.cautions import majority
 from hpc_mlp.reporting.groups import Group
+from hpc_mlp.reporting.metrics import METRICS
 from hpc_mlp.reporting.summary import Summary
 from hpc_mlp.reporting.values import HELD_OUT
 from hpc_mlp.runs.folder import Json
@@ -50,7 +51,10 @@ def sort_rows(summary: Summary, name: str) -> Summary:
     table = records(summary)
     check_names([name], list(table[0]))
     rising = [own for own, higher in summary.own_metrics.items() if higher]
-    higher = HIGHER_IS_BETTER | {f"{split}_{own}" for own in rising for split in ("val", "test")}
+    falls = {"difference"} if METRICS[summary.metric].lower_is_better else set[str]()
+    higher = (HIGHER_IS_BETTER - falls) | {
+        f"{split}_{own}" for own in rising for split in ("val", "test")
+    }
 
     def key(i: int) -> Any:
         value = table[i][name]
@@ -86,6 +90,7 @@ def _record(row: Group, summary: Summary) -> Json:
     return record | {
         "detect": summary.detect if c else None,
         "seeds_needed": c.seeds_needed if c else None,
+        "metric": c.metric if c else None,
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hpc_mlp.config.sections import flat, identity
-from hpc_mlp.reporting.compare import Compared, Comparison
+from hpc_mlp.reporting.comparison import Compared, Comparison, amount, interval, measured
 from hpc_mlp.reporting.groups import Group, diverged, lookup, show
 from hpc_mlp.reporting.pooled import MOST_SEEDS
 from hpc_mlp.runs.folder import Run
@@ -27,6 +27,8 @@ def findings(rows: Sequence[Group], compared: Compared, detect: float = 0.01) ->
         comparisons = [c for c in compared.against if c.against == against]
         lines += [*_against(against, comparisons), *_single_runs(against, comparisons)]
         lines += _detectable(comparisons, detect)
+    if lower := [c for c in compared.against if c.measure.lower_is_better][:1]:
+        lines.append(f"Of {lower[0].measure.noun} less is better: differences below 0 are gains.")
     return lines
 
 
@@ -63,16 +65,15 @@ def _share(x: float) -> str:
 
 
 def _against(against: str, comparisons: Sequence[Comparison]) -> list[str]:
-    comparisons = [c for c in comparisons if c.test != "mcnemar"]
+    comparisons = [c for c in comparisons if not c.single]
     parts: list[str] = []
     for verb, sign in (("beats", 1), ("falls behind", -1)):
-        shown = [c for c in comparisons if c.shown and c.difference * sign > 0]
-        for i, c in enumerate(sorted(shown, key=lambda c: -sign * c.difference)):
-            kind = "held-out" if c.folds else "test"
-            unit = f" points of {kind} accuracy" if not parts else " points"
+        shown = [c for c in comparisons if c.shown and c.gain * sign > 0]
+        for i, c in enumerate(sorted(shown, key=lambda c: -sign * c.gain)):
+            of = f" of {measured(c)}" if not parts else ""
             object_ = f" {against}" if i == 0 else " it"
-            size = points(abs(c.difference), c)
-            parts.append(f"{c.name} {verb}{object_} by {size}{unit} ({interval(c)})")
+            size = amount(abs(c.difference), c)
+            parts.append(f"{c.name} {verb}{object_} by {size}{of} ({interval(c)})")
     for seeds in sorted({tuple(c.seeds) for c in comparisons}, key=len, reverse=True):
         unclear = [c for c in comparisons if not c.shown and tuple(c.seeds) == seeds]
         if unclear:
@@ -97,18 +98,13 @@ def _with(c: Comparison) -> str:
 
 def _single_runs(against: str, comparisons: Sequence[Comparison]) -> list[str]:
     """One run each: nothing of this is said of the recipes."""
-    comparisons = [c for c in comparisons if c.test == "mcnemar"]
+    comparisons = [c for c in comparisons if c.single]
     if not comparisons:
         return []
     parts = []
-    for c in sorted(comparisons, key=lambda c: -c.difference):
+    for c in sorted(comparisons, key=lambda c: -c.gain):
         if c.differs:
-            size = (
-                f"{points(abs(c.difference), c)} points {'more' if c.difference > 0 else 'fewer'}"
-            )
-            parts.append(
-                f"{c.name} is right on {size} of the test images than {against} ({interval(c)})"
-            )
+            parts.append(f"{c.name} {_more(c)} than {against} ({interval(c)})")
     unclear = [c.name for c in comparisons if not c.differs]
     if unclear:
         parts.append(f"{join(unclear)} cannot be told apart from {against}")
@@ -116,6 +112,14 @@ def _single_runs(against: str, comparisons: Sequence[Comparison]) -> list[str]:
         f"Of these trained models, one run each: {'; '.join(parts)}. Of the recipes one seed shows "
         "nothing: train three or more (--seeds 0-2)."
     ]
+
+
+def _more(c: Comparison) -> str:
+    """Of single runs."""
+    size = amount(abs(c.difference), c)
+    if c.metric == "accuracy":
+        return f"is right on {size} {'more' if c.difference > 0 else 'fewer'} of the test images"
+    return f"has {size} {'more' if c.difference > 0 else 'less'} {measured(c)}"
 
 
 def _detectable(comparisons: Sequence[Comparison], detect: float) -> list[str]:
@@ -127,8 +131,12 @@ def _detectable(comparisons: Sequence[Comparison], detect: float) -> list[str]:
         needs = [c.seeds_needed for c in same]
         most = max(needed or 0 for needed in needs)
         named = f"{100 * detect:g} point{'s' * (detect != 0.01)}"
-        least = f"a difference of {points(size, same[0])} points"
-        if size > 1:
+        if not same[0].measure.share:
+            named = f"{detect:g}"
+        least = f"a difference of {amount(size, same[0])}"
+        if same[0].metric != "accuracy":
+            least += f" of {measured(same[0])}"
+        if size > 1 and same[0].measure.share:
             least = "no difference, however large,"
         found = f"{_capital(_with(same[0]))} {least} would have been found (80 % power)"
         if same[0].folds:
@@ -149,23 +157,6 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def points(x: float, c: Comparison, sign: bool = False) -> str:
-    """A difference of accuracies in percentage points."""
-    # 0.0 is added for minus zero, the end of an interval that was turned round.
-    text = f"{100 * x + 0.0:{'+' if sign else ''}.{2 if c.num_images >= 2000 else 1}f}"
-    return text.replace("-", "−")
-
-
-def interval(c: Comparison) -> str:
-    """`95 % 0.7 … 1.5`, in the direction in which the difference was told."""
-    low, high = (c.low, c.high) if c.difference >= 0 else (-c.high, -c.low)
-    return f"95 % {points(low, c)} … {points(high, c)}"
-
-
-def p_text(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
 def join(names: Sequence[str], at_most: int = 6) -> str:
     if len(names) > at_most:
         names = [*names[: at_most - 1], f"{len(names) - at_most + 1} more"]
@@ -178,17 +169,24 @@ def method(comparisons: Sequence[Comparison]) -> str:
     pooled = [c for c in comparisons if c.test == "pooled"]
     if pooled:
         how.append(f"seeds' variance pooled over the variants (step-down max-|t|; {_held(pooled)})")
-    single = [c for c in comparisons if c.test == "mcnemar"]
+    single = [c for c in comparisons if c.single]
     if single:
         holm = " (Holm)" if single[0].family > 1 else ""
-        how.append(f"McNemar's exact test for single runs{holm}")
+        exact = single[0].test == "mcnemar"
+        test = "McNemar's exact test" if exact else "Student's t over the images"
+        how.append(f"{test} for single runs{holm}")
     if how:
         lines.append(f"Same seeds, same test images: {' and '.join(how)}.")
     if folds := [c for c in comparisons if c.test == "folds"]:
         lines.append(
-            "Same folds, same seeds: accuracy by fold, its variance corrected for the overlap of "
-            "the training sets (Nadeau & Bengio 2003) and pooled over the variants (step-down "
-            f"max-|t|; {_held(folds)})."
+            f"Same folds, same seeds: {folds[0].measure.noun} by fold, its variance corrected for "
+            "the overlap of the training sets (Nadeau & Bengio 2003) and pooled over the variants "
+            f"(step-down max-|t|; {_held(folds)})."
+        )
+    if comparisons and comparisons[0].metric in ("f1", "ece"):
+        lines.append(
+            f"{comparisons[0].measure.title} is no mean over images: each counts with its "
+            "pseudo-value (infinitesimal jackknife; Dorfman, Berbaum & Metz 1992)."
         )
     return " ".join(lines)
 

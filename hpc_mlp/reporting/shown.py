@@ -41,11 +41,13 @@ def table(
     sort: str | None = None,
     columns: Sequence[str] | None = None,
     detect: float = 1.0,
+    metric: str = "accuracy",
 ) -> ResultTable:
     """The runs of a folder (or what `train` returned) as one table, as `hpc-mlp table` shows it:
-    mean ± sd over seeds, comparison, and what can be said. `where`, `by`, `sort`, `columns` and
-    `detect` (points of test accuracy) are the command's options."""
-    found = _summarise(runs, where, "table", by, detect)
+    mean ± sd over seeds, comparison, and what can be said. `where`, `by`, `sort`, `columns`,
+    `detect` (points; of the loss, hundredths) and `metric` ("accuracy", "f1", "loss", "ece", in
+    which rows are compared) are the command's options."""
+    found = _summarise(runs, where, "table", by, detect, metric)
     if columns is not None:
         records.check_names(columns, shown.known_columns(found))
     return ResultTable(records.sort_rows(found, sort) if sort else found, columns)
@@ -57,10 +59,11 @@ def summary(
     where: str | None = None,
     by: str | Sequence[str] | None = None,
     detect: float = 1.0,
+    metric: str = "accuracy",
 ) -> Findings:
     """What can be said of the runs, without their table: each variant against its reference, the
     winner, what failed. The arguments are those of `table`."""
-    return Findings(_summarise(runs, where, "table", by, detect))
+    return Findings(_summarise(runs, where, "table", by, detect, metric))
 
 
 def report(
@@ -71,13 +74,14 @@ def report(
     where: str | None = None,
     by: str | Sequence[str] | None = None,
     detect: float = 1.0,
+    metric: str = "accuracy",
 ) -> WrittenReport:
     """Write the page `RUNS/report.html` (or `out`) and its figures, as `hpc-mlp report` does; show
     one of these inline with `report["val_loss"]`. `shards`: the shards folder, where it is no
     longer at the path that the runs name."""
     from hpc_mlp.reporting.page import write_report
 
-    found = _summarise(runs, where, "report", by, detect)
+    found = _summarise(runs, where, "report", by, detect, metric)
     folders, given = _sorted_out(runs)
     homes = {*folders, *(run.path.parent for run in given)}
     home = homes.pop() if len(homes) == 1 else None
@@ -98,7 +102,12 @@ def doubtful(
 
 
 def _summarise(
-    runs: RunsLike, where: str | None, command: str, by: str | Sequence[str] | None, detect: float
+    runs: RunsLike,
+    where: str | None,
+    command: str,
+    by: str | Sequence[str] | None,
+    detect: float,
+    metric: str = "accuracy",
 ) -> Summary:
     folders, given = _sorted_out(runs)
     if not folders and not given:
@@ -107,7 +116,7 @@ def _summarise(
         raise UserError("give folders, with `where` to choose of their runs, or runs.")
     chosen = choose_runs(folders, where, command) if folders else Chosen(given, [])
     keys = [by] if isinstance(by, str) else by
-    return summarise(chosen.runs, keys, detect / 100, chosen.notes)
+    return summarise(chosen.runs, keys, detect / 100, chosen.notes, metric)
 
 
 def _sorted_out(runs: RunsLike) -> tuple[list[Path], list[Run]]:

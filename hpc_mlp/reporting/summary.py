@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hpc_mlp.errors import unknown_name
 from hpc_mlp.reporting.cautions import cautions
-from hpc_mlp.reporting.compare import Comparison, compare
+from hpc_mlp.reporting.compare import compare
+from hpc_mlp.reporting.comparison import Comparison
 from hpc_mlp.reporting.groups import (
     FOLDS,
     Group,
@@ -17,6 +19,7 @@ from hpc_mlp.reporting.groups import (
     lookup,
     swept_keys,
 )
+from hpc_mlp.reporting.metrics import METRICS, with_ece
 from hpc_mlp.reporting.searches import search_notes
 from hpc_mlp.reporting.sentences import findings, recipe_notes, troubles
 from hpc_mlp.reporting.values import own_metrics, statistics
@@ -34,7 +37,7 @@ class Summary:
     variant with its reference (the baseline), in the order of `rows`. `sentences`: what is shown
     and what is not, then what could not be compared, what failed. `by`: configuration keys that,
     beside the variant, make the groups. `detect`: the difference for which `seeds_needed` is told,
-    a fraction. `metric`: in which rows are compared."""
+    a fraction. `metric`: in which rows are compared, of `metrics.METRICS`."""
 
     rows: list[Group]
     comparisons: list[Comparison]
@@ -57,11 +60,14 @@ def summarise(
     by: Sequence[str] | None = None,
     detect: float = 0.01,
     notes: Sequence[str] = (),
+    metric: str = "accuracy",
 ) -> Summary:
     """Rows in the customary order. `by`: dotted configuration keys (or `seed`, `dataset`) to group
     by beside the variant; None takes the keys that sweeps varied, and those in which several
-    folders differ. `detect`: the true difference of accuracies for which the seeds needed are told.
-    `notes`: said first. UserError for an unknown key."""
+    folders differ. `detect`: the true difference for which the seeds needed are told. `notes`: said
+    first. `metric`: of `metrics.METRICS`. UserError for an unknown key or metric."""
+    if metric not in METRICS:
+        raise unknown_name("metric", metric, [*METRICS])
     damaged = [run for run in runs if run.state == "damaged"]
     runs = [run for run in runs if run.state != "damaged"]
     keys = (
@@ -77,7 +83,10 @@ def summarise(
         keys.append(FOLDS)
     runs, copies = once(runs, keys)
     rows = with_wins(group_runs(runs, keys))
-    compared, known = compare(rows, detect), statistics(runs)
+    rows, of_metric = with_ece(rows) if metric == "ece" else (rows, [])
+    compared, known = compare(rows, detect, metric), statistics(runs)
+    if metric == "ece":
+        known |= {"ece": ("ece",)}
     return Summary(
         rows=[*rows, *(damaged_group(keys, run, known) for run in damaged)],
         comparisons=compared.against,
@@ -86,6 +95,7 @@ def summarise(
             *search_notes(runs),
             *findings(rows, compared, detect),
             *compared.notes,
+            *of_metric,
             *cautions(rows),
             *recipe_notes(rows, compared.against, keys),
             *copies[:MOST_COPIES],
@@ -94,4 +104,5 @@ def summarise(
         ],
         by=keys,
         detect=detect,
+        metric=metric,
     )

@@ -19,6 +19,7 @@ STATISTICS: dict[str, tuple[str, ...]] = {
     "precision": ("test", "precision"),
     "recall": ("test", "recall"),
     "f1": ("test", "f1"),
+    "test_loss": ("test", "loss"),
     "images_per_second": ("images_per_second",),
     "seconds": ("seconds",),
 }

@@ -15,8 +15,8 @@ from support.runs import labels, predict, write_run
 
 from hpc_mlp.reporting import compare as compare_module
 from hpc_mlp.reporting import pooled
-from hpc_mlp.reporting.compare import Compared, Comparison, compare
-from hpc_mlp.reporting.sentences import interval
+from hpc_mlp.reporting.compare import compare
+from hpc_mlp.reporting.comparison import Compared, Comparison, interval
 from hpc_mlp.reporting.single import mcnemar, paired_interval
 from hpc_mlp.reporting.summary import summarise
 from hpc_mlp.runs.folder import list_runs
