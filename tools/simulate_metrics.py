@@ -15,15 +15,11 @@ function of --seed. A rate of 5 % is uncertain by +- 1.4 points (1,000 repetitio
 
 from __future__ import annotations
 
-import argparse
-import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from simulate_comparison import print_parts
 
 from hpc_mlp.reporting import pooled
 from hpc_mlp.reporting.metrics import METRICS, image_values, one_image
@@ -120,21 +116,14 @@ CELLS = [
 ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--repetitions", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+def print_level(repetitions: int, seed: int) -> None:
     print("| variants | S | N | metric | any shown % | last shown % | all intervals right % |")
     print("|:---|---:|---:|:---|---:|---:|---:|")
     for cell in CELLS:
-        found = rates(cell, arguments.repetitions, arguments.seed)
-        for name, numbers in found.items():
+        for name, numbers in rates(cell, repetitions, seed).items():
             head = f"{cell.name} | {cell.num_seeds} | {cell.num_images:,} | {name}"
             print(f"| {head} | {' | '.join(f'{x:.1f}' for x in numbers)} |", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    print_parts(__doc__, {"level": print_level})
