@@ -10,8 +10,8 @@ import numpy.typing as npt
 from hpc_mlp.conversion.alterations import Altered, Tones, alterations
 from hpc_mlp.conversion.buckets import Places, neighbours
 
-# Pairs at a time, so that memory stays flat.
-_BATCH = 10_000
+# Pairs at a time, so that memory stays flat; and of them those that are compared at a time.
+_BATCH, _PIECE = 10_000, 1000
 # By how many hundredths features of altered copies differ at most (on photographs and drawings 95 %
 # stay below 2), and how many of them make the buckets.
 _CLOSE, _KEYED = 4, 8
@@ -25,12 +25,20 @@ def altered_pairs(tones: Tones, chosen: Places) -> Altered:
     looked at _EACH pairs for each image. Time and memory grow linearly with their number."""
     found, looked = [Altered.none()], 0
     for a, b in _unlike(_candidates(tones, chosen), len(tones.means)):
-        found += alterations(tones, a, b)
+        # By kind of alteration, whatever the pieces are.
+        found += map(Altered.joined, zip(*_compared(tones, a, b), strict=True))
         tones.release()
         looked += len(a)
         if looked > _EACH * len(chosen) + _BATCH:
             break
     return Altered.joined(found)
+
+
+def _compared(tones: Tones, a: Places, b: Places) -> Iterator[list[Altered]]:
+    """In pieces whose cells a core's cache holds."""
+    for start in range(0, len(a), _PIECE):
+        piece = slice(start, start + _PIECE)
+        yield list(alterations(tones, a[piece], b[piece]))
 
 
 def altered_in_earlier_split(

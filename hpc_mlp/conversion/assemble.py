@@ -155,6 +155,8 @@ class Assembly:
 
         content = self._content()
         rows = np.concatenate(self.rows)
+        # First, so that its search and what is sorted here take their memory one after the other.
+        duplicates_found = self._report.result()
         found, joins = self.together.write(self.folder / GROUPS, self._near.result(), rows)
         hashed = content | ({"groups": found["sha256"]} if found and joins else {})
         digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
@@ -168,7 +170,7 @@ class Assembly:
                 "settings": self.settings.recorded(),
                 "num_rejects": num_rejects,
                 "num_ignored": self.layout.num_ignored,
-                "duplicates": self._report.result(),
+                "duplicates": duplicates_found,
                 "names": self._names.result(),
                 "groups": found,
                 "given_splits": [name for i, name in enumerate(SPLITS) if (here == i).any()],

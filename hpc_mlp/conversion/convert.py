@@ -30,6 +30,7 @@ from hpc_mlp.conversion.worker import Worker, record_type
 from hpc_mlp.data.rejects import RejectLog
 from hpc_mlp.errors import RunError, UserError
 from hpc_mlp.files.wrong_path import MANIFEST
+from hpc_mlp.machine.memory import return_freed_memory
 
 # A task for a worker: so many images, or so many bytes of pixels.
 CHUNK_IMAGES, CHUNK_BYTES = 64, 16 << 20
@@ -116,6 +117,8 @@ def _convert_source(
         if not len(records):
             raise no_images(source, rejects.first, rejects.count)
         progress.phase("drawing splits")
+        # Only now: workers ask for the same sizes again and again.
+        return_freed_memory()
         assembly = Assembly(folder, source, layout, records, settings)
         assembly.draw_splits(rejects)
         progress.phase("writing shards")

@@ -77,7 +77,7 @@ class Sorted:
 
 def sort_out(source: Source) -> Sorted:
     """UserError for a name that leads out of the archive."""
-    images: list[int] = []
+    images = array("q")
     rejects: list[tuple[str, str]] = []
     label_files: list[int] = []
     tables: list[int] = []

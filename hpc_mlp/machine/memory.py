@@ -71,3 +71,15 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, 32 << 20)
         mallopt(_M_TRIM_THRESHOLD, 512 << 20)
+
+
+def return_freed_memory() -> None:
+    """Have glibc's malloc hand back every freed piece of 1 MiB and more. By default it keeps those
+    that are no larger than the largest freed before, and the arrays of a conversion of a million
+    images, each of some MB, pile up between each other's gaps. Other C libraries: no effect."""
+    import ctypes
+
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+        mallopt(_M_TRIM_THRESHOLD, 2 << 20)
