@@ -17,9 +17,9 @@ from hpc_mlp.terminal.text import spans
 
 # Shown where they are asked for.
 ON_DEMAND = {"val_accuracy", "val_f1", "test_loss", "ece", "test_images", "dataset", "wins", "best"}
-ON_DEMAND |= {"held_out_precision", "held_out_recall"}
+ON_DEMAND |= {"held_out_precision", "held_out_recall", "held_out_loss"}
 # Shown where a row has them.
-OF_FOLDS = ("folds", "held_out_accuracy", "held_out_f1")
+OF_FOLDS = ("folds", "held_out_accuracy", "held_out_f1", "held_out_loss")
 DRAWN = (
     "How often ★ wins: 10,000 draws of the seeds, with replacement, and of validation images, "
     "whose losses are taken to vary as those of the test images do."
@@ -41,7 +41,8 @@ class Column:
 
 def default_columns(summary: Summary) -> list[str]:
     several = any(row.n > 1 for row in summary.rows)
-    hidden = ON_DEMAND - {METRICS[summary.metric].column}
+    metric = METRICS[summary.metric]
+    hidden = ON_DEMAND - {metric.column, metric.held_out}
     first, *rest = (name for name in COLUMNS if name not in hidden)
     own, after = [f"test_{name}" for name in summary.own_metrics], rest.index("f1") + 1
     rest[after:after] = own
@@ -230,6 +231,7 @@ COLUMNS = {
             ("f1", "F1"),
         )
     },
+    "held_out_loss": Column("held-out loss", _statistic("held_out_loss", _loss)),
     "images_per_second": Column("images/s", _statistic("images_per_second", _count, with_sd=False)),
     "seconds": Column("seconds", _statistic("seconds", _seconds, with_sd=False)),
     "test_images": Column(

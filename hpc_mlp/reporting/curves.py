@@ -19,6 +19,7 @@ from hpc_mlp.terminal.text import count
 
 MOST_PANELS, MOST_LINES, MOST_ROWS = 6, 12, 20
 LOSS = "loss (cross entropy, nats)"
+F1 = ("val_f1", "Validation F1, mean over the classes", "F1 (%)", 100)
 BEST: Look = {"markersize": 5, "markeredgecolor": figures.INK, "markeredgewidth": 0.6}
 STOP: Look = {"color": figures.INK, "markersize": 9, "markeredgewidth": 1.2}
 
@@ -106,13 +107,14 @@ def loss_panels(groups: Sequence[Group], folder: Path) -> list[Drawn]:
 
 
 def validation_panels(groups: Sequence[Group], folder: Path) -> list[Drawn]:
-    """All groups over one another: validation loss, validation accuracy, metrics of the user's
-    own."""
+    """All groups over one another: validation loss, validation accuracy, F1 where it chooses the
+    epoch, metrics of the user's own."""
     drawn = []
     own = own_metrics(run for group in groups for run in group.runs)
     for key, title, unit, factor in (
         ("val_loss", "Validation loss", LOSS, 1),
         ("val_accuracy", "Validation accuracy", "accuracy (%)", 100),
+        *([F1] if any(run.monitor.name == "f1" for group in groups for run in group.runs) else []),
         *((f"val_{name}", f"Validation: {name}", name, 1) for name in own),
     ):
         axes = figures.new_axes(title, "epoch", unit)

@@ -47,6 +47,11 @@ class Metric:
     lower_is_better: bool = False
     share: bool = True
 
+    @property
+    def held_out(self) -> str:
+        """The column of what folds hold out, where the archive brought a test split."""
+        return f"held_out_{self.name}"
+
 
 METRICS = {
     one.name: one

@@ -9,6 +9,7 @@ from hpc_mlp.reporting import by_fold, columns, curves, figures, search_figures,
 from hpc_mlp.reporting.context import Context
 from hpc_mlp.reporting.figures import Named
 from hpc_mlp.reporting.groups import Group, drawable
+from hpc_mlp.reporting.metrics import METRICS, Metric
 from hpc_mlp.reporting.searches import searches, trial_tables
 from hpc_mlp.runs.folder import Json
 
@@ -29,7 +30,7 @@ def summary(context: Context) -> Json:
     found = context.summary
     names = [name for name in columns.default_columns(found) if name not in ELSEWHERE]
     shown = [columns.column_of(name, found) for name in names]
-    groups = best_first(context.groups)
+    groups = best_first(context.groups, METRICS[found.metric])
     cells = [[column.cell(group) for column in shown] for group in groups]
     order = {group.name: i for i, group in enumerate(groups)}
     title, *lines = columns.comparison_cells(found) or [[]]
@@ -51,13 +52,14 @@ def summary(context: Context) -> Json:
     }
 
 
-def best_first(groups: Sequence[Group]) -> list[Group]:
-    """By the mean of what is compared, accuracy on test images or on those held out; rows without
+def best_first(groups: Sequence[Group], metric: Metric) -> list[Group]:
+    """By the mean of the metric that is compared, on test images or on those held out; rows without
     last."""
+    sign = 1.0 if metric.lower_is_better else -1.0
 
     def order(group: Group) -> tuple[bool, float]:
-        value = group.values.get("held_out_accuracy") or group.values.get("test_accuracy")
-        return value is None, -value.mean if value else 0.0
+        value = group.values.get(metric.held_out) or group.values.get(metric.column)
+        return value is None, sign * value.mean if value else 0.0
 
     return sorted(groups, key=order)
 

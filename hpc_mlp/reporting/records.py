@@ -18,7 +18,7 @@ from hpc_mlp.runs.folder import Json
 from hpc_mlp.terminal.text import csv_cell, json_text
 
 HIGHER_IS_BETTER = {"val_accuracy", "val_f1", "test_accuracy", "precision", "recall", "f1"}
-HIGHER_IS_BETTER |= {"images_per_second", "difference", "wins", *HELD_OUT}
+HIGHER_IS_BETTER |= {"images_per_second", "difference", "wins", *HELD_OUT} - {"held_out_loss"}
 
 # Keys of a row's comparison with its reference: as in `Comparison`.
 COMPARED = {

@@ -25,7 +25,7 @@ STATISTICS: dict[str, tuple[str, ...]] = {
 }
 # Of folds, where the archive brought a test split of its own.
 HELD_OUT = {f"held_out_{name}": ("held_out", name) for name in ("accuracy", "precision", "recall")}
-HELD_OUT |= {"held_out_f1": ("held_out", "f1")}
+HELD_OUT |= {"held_out_f1": ("held_out", "f1"), "held_out_loss": ("held_out", "loss")}
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,14 @@ import scipy.stats
 from click.testing import CliRunner
 from numpy.typing import NDArray
 from sklearn.metrics import f1_score, log_loss
+from support.folds import write_folds
 from support.runs import labels, test_metrics, write_run
 
 import hpc_mlp
 from hpc_mlp.cli import main
 from hpc_mlp.errors import UserError
 from hpc_mlp.reporting import pooled
+from hpc_mlp.reporting.columns import default_columns
 from hpc_mlp.reporting.metrics import METRICS, image_values
 from hpc_mlp.reporting.predictions import RunPredictions
 from hpc_mlp.reporting.ranking import calibrate
@@ -182,6 +184,63 @@ def test_single_runs_are_compared_by_the_paired_t_test(name: str, tmp_path: Path
     assert (c.low, c.high) == pytest.approx((interval.low, interval.high))
     text = "\n".join(found.sentences)
     assert "Of these trained models, one run each: batchnorm" in text
+
+
+@pytest.mark.parametrize("name", ["f1", "loss"])
+def test_folds_are_compared_in_the_metric(name: str, tmp_path: Path) -> None:
+    """Nadeau & Bengio (2003), written out, of what the images of each fold are worth."""
+    size, folds = 1000, 5
+    truth, worth = labels(size), []
+    for variant, share in (("baseline", 0.8), ("batchnorm", 0.83)):
+        right = np.random.default_rng([3, len(variant)]).random(size) < share
+        paths = write_folds(tmp_path, variant, truth=truth, correct=right)
+        shares = np.empty((size, 10), np.float32)
+        for path in paths:
+            with np.load(path / "predictions.npz") as file:
+                shares[file["rows"]] = file["probabilities"]
+        worth.append(image_values(name, RunPredictions(shares, truth)))
+    found = summary(tmp_path, name)
+    [c] = found.comparisons
+    apart = worth[1] - worth[0]
+    by_fold = np.array([apart[k::folds].mean() for k in range(folds)])
+    variance = (1 / folds + size / folds / (size - 300)) * by_fold.var(ddof=1)
+    half = scipy.stats.t.ppf(0.975, folds - 1) * variance**0.5
+    assert c.test == "folds" and c.difference == pytest.approx(apart.mean())
+    assert c.high - c.low == pytest.approx(2 * half, rel=0.04)
+    values = {row.variant: row.values[METRICS[name].column] for row in found.rows}
+    means = {variant: value.mean for variant, value in values.items() if value}
+    assert means["batchnorm"] - means["baseline"] == pytest.approx(c.difference, rel=1e-5)
+    assert f"of held-out {METRICS[name].noun}" in "\n".join(found.sentences)
+
+
+def test_of_a_given_test_split_the_held_out_loss_is_shown(tmp_path: Path) -> None:
+    for variant in ("baseline", "dropout"):
+        write_folds(tmp_path, variant, truth=labels(500), given_test=labels(100, seed=1))
+    found = summary(tmp_path, "loss")
+    baseline, dropout = (row.values["held_out_loss"] for row in found.rows)
+    [c] = found.comparisons
+    assert baseline and dropout
+    assert c.difference == pytest.approx(dropout.mean - baseline.mean, rel=1e-5)
+    assert {"test_loss", "held_out_loss"} <= {*default_columns(found)}
+    assert "held_out_loss" not in default_columns(summary(tmp_path, "accuracy"))
+
+
+@pytest.mark.slow
+def test_the_page_is_of_the_metric(tmp_path: Path) -> None:
+    trained(tmp_path, {"baseline": 0.0, "better": 0.5}, seeds=2)
+    for folder in tmp_path.iterdir():
+        config = json.loads((folder / "config.json").read_text())
+        config["config"]["train"]["monitor"] = "f1"
+        (folder / "config.json").write_text(json.dumps(config))
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        lines = [json.dumps(json.loads(line) | {"val_f1": 0.5}) + "\n" for line in lines]
+        (folder / "metrics.jsonl").write_text("".join(lines))
+    written = hpc_mlp.report(tmp_path, metric="loss")
+    assert "val_f1" in written.figures
+    text = written.path.read_text()
+    assert "test loss" in text and "less is better" in text
+    # Best first, where less is better.
+    assert 0 < text.index(">better") < text.index(">baseline")
 
 
 @pytest.mark.parametrize("name", METRICS)
