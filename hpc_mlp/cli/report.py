@@ -50,6 +50,11 @@ by_option = click.option(
 @click.option("--sort", metavar="COLUMN", help="Sort: metrics best first, the rest smallest first.")
 @detect_option
 @metric_option
+@click.option(
+    "--ensembles",
+    is_flag=True,
+    help="Under each row of several seeds, the mean of their probabilities as one model.",
+)
 @click.option("--columns", metavar="A,B,…", help="Show these columns only: names of --format json.")
 def table(
     runs: tuple[Path, ...],
@@ -60,6 +65,7 @@ def table(
     sort: str | None,
     detect: float,
     metric: str,
+    ensembles: bool,
     columns: str | None,
 ) -> None:
     """Show the runs of a folder (default: runs), or of several, as one table: mean ± sd over
@@ -75,12 +81,13 @@ def table(
     hpc-mlp table runs --sort difference --columns variant,difference,interval
     hpc-mlp table runs --detect 0.5
     hpc-mlp table runs --metric f1
+    hpc-mlp table runs --ensembles
     """
     from hpc_mlp.reporting import columns as shown
     from hpc_mlp.reporting import records
     from hpc_mlp.reporting import table as tables
 
-    found = _summary(runs, where, by, detect, metric, "table")
+    found = _summary(runs, where, by, detect, metric, "table", ensembles)
     wanted = names(columns)
     if wanted is not None:
         for_people = form in ("rich", "markdown")
@@ -131,7 +138,8 @@ def report(
     os.environ["MPLBACKEND"] = "agg"
     from hpc_mlp.reporting.page import write_report
 
-    found = _sorted(_summary(runs, where, by, detect, metric, "report"), None, top)
+    found = _summary(runs, where, by, detect, metric, "report", True)
+    found = _sorted(found, None, top)
     home = folders(runs)[0] if len(folders(runs)) == 1 else None
     written = write_report(found, home, out or (home or Path()) / "report.html", shards)
     for line in (str(written.path), *written.lines()):
@@ -145,12 +153,13 @@ def _summary(
     detect: float,
     metric: str,
     command: str,
+    ensembles: bool,
 ) -> Summary:
     from hpc_mlp.reporting.choice import choose_runs
     from hpc_mlp.reporting.summary import summarise
 
     chosen = choose_runs(folders(runs), where, command)
-    return summarise(chosen.runs, names(by), detect / 100, chosen.notes, metric)
+    return summarise(chosen.runs, names(by), detect / 100, chosen.notes, metric, ensembles)
 
 
 def _sorted(found: Summary, sort: str | None, top: int | None) -> Summary:

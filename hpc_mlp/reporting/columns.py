@@ -13,7 +13,7 @@ from hpc_mlp.reporting.metrics import METRICS
 from hpc_mlp.reporting.sentences import join, method
 from hpc_mlp.reporting.summary import Summary
 from hpc_mlp.reporting.values import HELD_OUT
-from hpc_mlp.terminal.text import spans
+from hpc_mlp.terminal.text import count, spans
 
 # Shown where they are asked for.
 ON_DEMAND = {"val_accuracy", "val_f1", "test_loss", "ece", "test_images", "dataset", "wins", "best"}
@@ -43,6 +43,7 @@ def default_columns(summary: Summary) -> list[str]:
     several = any(row.n > 1 for row in summary.rows)
     metric = METRICS[summary.metric]
     hidden = ON_DEMAND - {metric.column, metric.held_out}
+    hidden -= {"test_loss", "ece"} if summary.ensembles else set()
     first, *rest = (name for name in COLUMNS if name not in hidden)
     own, after = [f"test_{name}" for name in summary.own_metrics], rest.index("f1") + 1
     rest[after:after] = own
@@ -113,6 +114,8 @@ def legend(summary: Summary, names: Sequence[str]) -> list[str]:
         parts.append("Of folds, ± is the standard deviation over them, the seeds of each averaged.")
     if any(row.best for row in summary.rows):
         parts.append("★ best by validation loss.")
+    if any(row.ensemble for row in summary.rows):
+        parts.append("Ensembles, the mean of their runs' probabilities, are not compared.")
     parts += _references(summary)
     lines = [" ".join(parts)] if parts else []
     if summary.comparisons:
@@ -158,6 +161,9 @@ def _references(summary: Summary) -> list[str]:
 
 
 def _variant(row: Group) -> str:
+    if row.averaged:
+        what = "seed" if row.averaged == len(row.seeds) else "run"
+        return f"  ensemble of {count(row.averaged, what)}"
     return f"{row.variant} ★" if row.best else row.variant
 
 
@@ -273,7 +279,7 @@ def column_of(name: str, summary: Summary) -> Column:
     title, cell = COMPARED[name]
 
     def compared(row: Group) -> str:
-        found = summary.comparison_of(row)
+        found = None if row.averaged else summary.comparison_of(row)
         return cell(found) if found else ""
 
     return Column(title, compared, left=name == "compared_with")

@@ -62,6 +62,9 @@ class Group:
     # The share of draws in which it is the best, and what was drawn: see `winner`.
     wins: float | None = None
     drawn: str = ""
+    # Its runs as one model, and of such a row, how many runs: see `ensembles`.
+    ensemble: Group | None = None
+    averaged: int = 0
 
     @property
     def name(self) -> str:

@@ -30,7 +30,8 @@ def summary(context: Context) -> Json:
     found = context.summary
     names = [name for name in columns.default_columns(found) if name not in ELSEWHERE]
     shown = [columns.column_of(name, found) for name in names]
-    groups = best_first(context.groups, METRICS[found.metric])
+    rows = best_first(context.groups, METRICS[found.metric])
+    groups = [line for row in rows for line in (row, row.ensemble) if line]
     cells = [[column.cell(group) for column in shown] for group in groups]
     order = {group.name: i for i, group in enumerate(groups)}
     title, *lines = columns.comparison_cells(found) or [[]]

@@ -48,7 +48,7 @@ def check_names(names: Sequence[str], known: Sequence[str]) -> None:
 
 def sort_rows(summary: Summary, name: str) -> Summary:
     """Best first for metrics, smallest first for the rest; rows without the value last."""
-    table = records(summary)
+    table = [_record(row, summary) for row in summary.rows]
     check_names([name], list(table[0]))
     rising = [own for own, higher in summary.own_metrics.items() if higher]
     falls = {"difference"} if METRICS[summary.metric].lower_is_better else set[str]()
@@ -68,8 +68,9 @@ def sort_rows(summary: Summary, name: str) -> Summary:
 
 def records(summary: Summary) -> list[Json]:
     """One flat dictionary a row; every row has every key, None where there is no value. Metrics are
-    fractions, `<metric>_sd` is None below two runs."""
-    return [_record(row, summary) for row in summary.rows]
+    fractions, `<metric>_sd` is None below two runs. `ensemble`, where asked for: of how many runs a
+    row is one, None of others."""
+    return [_record(row, summary) for row in summary.lines]
 
 
 def _record(row: Group, summary: Summary) -> Json:
@@ -85,7 +86,8 @@ def _record(row: Group, summary: Summary) -> Json:
     known = majority(row)
     record |= {"majority_share": known[1] if known else None}
     record |= {"status": row.status, "best": row.best, "wins": row.wins}
-    c = summary.comparison_of(row)
+    record |= {"ensemble": row.averaged or None} if summary.ensembles else {}
+    c = None if row.averaged else summary.comparison_of(row)
     record |= {key: getattr(c, name) if c else None for key, name in COMPARED.items()}
     return record | {
         "detect": summary.detect if c else None,

@@ -42,12 +42,13 @@ def table(
     columns: Sequence[str] | None = None,
     detect: float = 1.0,
     metric: str = "accuracy",
+    ensembles: bool = False,
 ) -> ResultTable:
     """The runs of a folder (or what `train` returned) as one table, as `hpc-mlp table` shows it:
     mean ± sd over seeds, comparison, and what can be said. `where`, `by`, `sort`, `columns`,
-    `detect` (points; of the loss, hundredths) and `metric` ("accuracy", "f1", "loss", "ece", in
-    which rows are compared) are the command's options."""
-    found = _summarise(runs, where, "table", by, detect, metric)
+    `detect` (points; of the loss, hundredths), `metric` ("accuracy", "f1", "loss", "ece", in which
+    rows are compared) and `ensembles` are the command's options."""
+    found = _summarise(runs, where, "table", by, detect, metric, ensembles)
     if columns is not None:
         records.check_names(columns, shown.known_columns(found))
     return ResultTable(records.sort_rows(found, sort) if sort else found, columns)
@@ -81,7 +82,7 @@ def report(
     longer at the path that the runs name."""
     from hpc_mlp.reporting.page import write_report
 
-    found = _summarise(runs, where, "report", by, detect, metric)
+    found = _summarise(runs, where, "report", by, detect, metric, ensembles=True)
     folders, given = _sorted_out(runs)
     homes = {*folders, *(run.path.parent for run in given)}
     home = homes.pop() if len(homes) == 1 else None
@@ -108,6 +109,7 @@ def _summarise(
     by: str | Sequence[str] | None,
     detect: float,
     metric: str = "accuracy",
+    ensembles: bool = False,
 ) -> Summary:
     folders, given = _sorted_out(runs)
     if not folders and not given:
@@ -116,7 +118,7 @@ def _summarise(
         raise UserError("give folders, with `where` to choose of their runs, or runs.")
     chosen = choose_runs(folders, where, command) if folders else Chosen(given, [])
     keys = [by] if isinstance(by, str) else by
-    return summarise(chosen.runs, keys, detect / 100, chosen.notes, metric)
+    return summarise(chosen.runs, keys, detect / 100, chosen.notes, metric, ensembles)
 
 
 def _sorted_out(runs: RunsLike) -> tuple[list[Path], list[Run]]:

@@ -9,6 +9,7 @@ from hpc_mlp.errors import unknown_name
 from hpc_mlp.reporting.cautions import cautions
 from hpc_mlp.reporting.compare import compare
 from hpc_mlp.reporting.comparison import Comparison
+from hpc_mlp.reporting.ensembles import with_ensembles
 from hpc_mlp.reporting.groups import (
     FOLDS,
     Group,
@@ -37,7 +38,8 @@ class Summary:
     variant with its reference (the baseline), in the order of `rows`. `sentences`: what is shown
     and what is not, then what could not be compared, what failed. `by`: configuration keys that,
     beside the variant, make the groups. `detect`: the difference for which `seeds_needed` is told,
-    a fraction. `metric`: in which rows are compared, of `metrics.METRICS`."""
+    a fraction. `metric`: in which rows are compared, of `metrics.METRICS`. `ensembles`: whether
+    they were asked for."""
 
     rows: list[Group]
     comparisons: list[Comparison]
@@ -45,6 +47,12 @@ class Summary:
     by: list[str]
     detect: float = 0.01
     metric: str = "accuracy"
+    ensembles: bool = False
+
+    @property
+    def lines(self) -> list[Group]:
+        """As they are shown: each row, and then its ensemble."""
+        return [line for row in self.rows for line in (row, row.ensemble) if line]
 
     @property
     def own_metrics(self) -> dict[str, bool]:
@@ -61,6 +69,7 @@ def summarise(
     detect: float = 0.01,
     notes: Sequence[str] = (),
     metric: str = "accuracy",
+    ensembles: bool = False,
 ) -> Summary:
     """Rows in the customary order. `by`: dotted configuration keys (or `seed`, `dataset`) to group
     by beside the variant; None takes the keys that sweeps varied, and those in which several
@@ -85,7 +94,9 @@ def summarise(
     rows = with_wins(group_runs(runs, keys))
     rows, of_metric = with_ece(rows) if metric == "ece" else (rows, [])
     compared, known = compare(rows, detect, metric), statistics(runs)
-    if metric == "ece":
+    # After the comparison, of which they are no part.
+    rows, said = with_ensembles(rows) if ensembles else (rows, [])
+    if ensembles or metric == "ece":
         known |= {"ece": ("ece",)}
     return Summary(
         rows=[*rows, *(damaged_group(keys, run, known) for run in damaged)],
@@ -96,6 +107,7 @@ def summarise(
             *findings(rows, compared, detect),
             *compared.notes,
             *of_metric,
+            *said,
             *cautions(rows),
             *recipe_notes(rows, compared.against, keys),
             *copies[:MOST_COPIES],
@@ -105,4 +117,5 @@ def summarise(
         by=keys,
         detect=detect,
         metric=metric,
+        ensembles=ensembles,
     )

@@ -70,7 +70,7 @@ def fit(
     attempts += [(k, "narrow") for k in range(min(3, len(expendable)) + 1)]
     attempts += [(k, "folded") for k in range(len(expendable) + 1)]
     shown = {name: column_of(name, summary) for name in names}
-    cells = {name: {column.cell(row) for row in summary.rows} for name, column in shown.items()}
+    cells = {name: {column.cell(row) for row in summary.lines} for name, column in shown.items()}
 
     def width(name: str, shape: Shape) -> int:
         texts = [_title(shown[name], shape), *(_laid_out(name, c, shape) for c in cells[name])]
@@ -103,7 +103,7 @@ def rich_table(
         side: Literal["left", "right"] = "left" if column.left else "right"
         title, fold = _title(column, shape), shape == "folded"
         table.add_column(title, justify=side, no_wrap=not fold, overflow="fold")
-    for row in summary.rows:
+    for row in summary.lines:
         style = "bold" if row.best else "" if row.n else "dim"
         cells = (_laid_out(name, column.cell(row), shape) for name, column in columns.items())
         table.add_row(*(Text(safe(cell)) for cell in cells), style=style)
@@ -153,7 +153,7 @@ def as_markdown(summary: Summary, columns: Sequence[str] | None = None) -> str:
     names = list(columns or default_columns(summary))
     shown = [column_of(name, summary) for name in names]
     lines = _markdown_head([column.title for column in shown], [column.left for column in shown])
-    for row in summary.rows:
+    for row in summary.lines:
         cells = [markdown(column.cell(row)) for column in shown]
         lines.append(_markdown_line(f"**{cell}**" if row.best and cell else cell for cell in cells))
     titles, *against = ([] if compares(columns) else comparison_cells(summary)) or [[]]
