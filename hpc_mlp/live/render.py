@@ -109,8 +109,9 @@ def _branch(variant: str, settings: dict[str, list[RunStatus]], depth: int) -> l
     all_runs = [run for runs in settings.values() for run in runs]
     several = len(settings) > 1
     head = _line(variant, all_runs)
-    if several and depth == 1 and head.running:
-        head = replace(head, long_title=f"{head.title}, {len(head.running)} running")
+    running = len(head.running)
+    if several and depth == 1 and 0 < running < len(all_runs):
+        head = replace(head, long_title=f"{head.title}, {running} running")
     lines = [replace(head, settings=len(settings))]
     for name, runs in settings.items():
         if several and depth > 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,15 @@ from hpc_mlp.files import checked
 from hpc_mlp.reporting import confusion, gallery
 from hpc_mlp.reporting.context import Context
 from hpc_mlp.reporting.doubtful import MOST, doubtful_labels
-from hpc_mlp.reporting.figures import short
+from hpc_mlp.reporting.lettering import shortened
 from hpc_mlp.runs.folder import Json
 from hpc_mlp.terminal.text import listed
 
 MOST_MISTAKES, MOST_SAMPLES, EACH, MOST_LINES = 32, 60, 4, 20
+
+
+# Below a picture of 1.1 inches there is room for this and a percentage, in points.
+caption = partial(shortened, width=50, size=6)
 
 
 def sections(context: Context) -> dict[str, Json]:
@@ -48,8 +53,8 @@ def mistakes(context: Context) -> Json:
         return {"found": None, "why": why, "missing": [f"No gallery of mistakes: {error}"]}
     names = context.dataset.classes
     captions = [
-        f"{short(names[one.predicted], 16)} {100 * one.probability:.0f} %\n"
-        f"is {short(names[one.sample.label], 16)}"
+        f"{caption(names[one.predicted])} {100 * one.probability:.0f} %\n"
+        f"is {caption(names[one.sample.label])}"
         for one in found
     ]
     samples, title = [one.sample for one in found], f"Most confident mistakes: {run.name}"
@@ -80,8 +85,8 @@ def labels(context: Context) -> Json:
             missing.append(f"No pictures of doubtful labels: {error}")
     if samples:
         captions = [
-            f"{short(one.suggested, 16)} {100 * one.suggested_probability:.0f} %\n"
-            f"labelled {short(one.label, 16)}"
+            f"{caption(one.suggested)} {100 * one.suggested_probability:.0f} %\n"
+            f"labelled {caption(one.label)}"
             for one in shown
         ]
         images = [samples[one.row] for one in shown]
@@ -100,7 +105,7 @@ def dataset(context: Context) -> Json:
     found: Json = {"samples": []}
     try:
         found["samples"] = gallery.class_samples(folder, manifest, EACH, MOST_SAMPLES)
-        captions = [short(manifest.classes[one.label], 18) for one in found["samples"]]
+        captions = [caption(manifest.classes[one.label]) for one in found["samples"]]
         gallery.image_grid(found["samples"], captions, context.folder, "samples", "Training images")
     except HpcMlpError as error:
         found["missing"] = [f"No sample images: {error}"]

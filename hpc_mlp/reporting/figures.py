@@ -73,9 +73,8 @@ def new_axes(title: str, x: str, y: str, width: float = WIDTH, height: float = 3
     Canvas(figure)
     axes = figure.add_subplot()
     points = 72 * width - 8
-    lines = [wrapped(line, points, TITLE, bold=True) for line in title.split("\n")]
     # Over all of the figure, not the axes alone, beside long names.
-    above = figure.suptitle("\n".join(lines), x=4 / points, ha="left")
+    above = figure.suptitle(wrapped(title, points, TITLE, bold=True), x=4 / points, ha="left")
     more = above.get_text().count("\n") * 1.2 * TITLE / 72
     axes.set_xlabel(wrapped(x, points - 40, LETTERS))
     axes.set_ylabel(wrapped(y, 0.7 * 72 * height, LETTERS))
@@ -131,12 +130,6 @@ def fading(base: str) -> LinearSegmentedColormap:
     """From transparent to `base`: right on a light and on a dark page."""
     rgb = to_rgb(base)
     return LinearSegmentedColormap.from_list("fading", [(*rgb, 0.0), (*rgb, 1.0)])
-
-
-def short(text: str, most: int) -> str:
-    """Foreign text, which may act, as it will be shown: its length decides on the layout."""
-    text = printable(text)
-    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def legend_below(axes: Axes, title: str = "") -> None:

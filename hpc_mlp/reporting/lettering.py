@@ -14,17 +14,20 @@ _PARTS = re.compile(r"[^-_./=,]*[-_./=,]+|[^-_./=,]+")
 
 
 def wrapped(text: str, width: float, size: float, *, bold: bool = False) -> str:
-    """Foreign `text` on lines of at most `width` points: broken between words, a word that is
-    longer within it, where it can be after `-`, `_`, `.`, `/` or `=`. Nothing of it is lost."""
+    """Foreign `text` on lines of at most `width` points: broken where it has line breaks, between
+    words, and a word that is longer within it, where it can be after `-`, `_`, `.`, `/` or `=`.
+    Nothing of it is lost."""
 
     def fits(line: str) -> bool:
         return width_of(line.rstrip(), size, bold) <= width
 
-    lines = [""]
-    for part in _parts(printable(text), fits):
-        if lines[-1] and not fits(lines[-1] + part):
-            lines.append("")
-        lines[-1] += part
+    lines = []
+    for line in text.split("\n"):
+        lines.append("")
+        for part in _parts(printable(line), fits):
+            if lines[-1] and not fits(lines[-1] + part):
+                lines.append("")
+            lines[-1] += part
     return "\n".join(line.rstrip() for line in lines)
 
 

@@ -69,11 +69,13 @@ def _against(against: str, comparisons: Sequence[Comparison]) -> list[str]:
     parts: list[str] = []
     for verb, sign in (("beats", 1), ("falls behind", -1)):
         shown = [c for c in comparisons if c.shown and c.gain * sign > 0]
+        told: list[str] = []
         for i, c in enumerate(sorted(shown, key=lambda c: -sign * c.gain)):
-            of = f" of {measured(c)}" if not parts else ""
+            of = f" of {measured(c)}" if not parts and not told else ""
             object_ = f" {against}" if i == 0 else " it"
             size = amount(abs(c.difference), c)
-            parts.append(f"{c.name} {verb}{object_} by {size}{of} ({interval(c)})")
+            told.append(f"{c.name} {verb}{object_} by {size}{of} ({interval(c)})")
+        parts += _some(told, "beat it" if sign > 0 else "fall behind it")
     for seeds in sorted({tuple(c.seeds) for c in comparisons}, key=len, reverse=True):
         unclear = [c for c in comparisons if not c.shown and tuple(c.seeds) == seeds]
         if unclear:
@@ -86,6 +88,12 @@ def _against(against: str, comparisons: Sequence[Comparison]) -> list[str]:
             "images, drawn as these are, and not of one split."
         )
     return lines
+
+
+def _some(told: list[str], what: str, at_most: int = 6) -> list[str]:
+    """Of many the first."""
+    more = len(told) - at_most
+    return told if more < 2 else [*told[:at_most], f"{more} more {what} (see the table)"]
 
 
 def _with(c: Comparison) -> str:
@@ -105,6 +113,7 @@ def _single_runs(against: str, comparisons: Sequence[Comparison]) -> list[str]:
     for c in sorted(comparisons, key=lambda c: -c.gain):
         if c.differs:
             parts.append(f"{c.name} {_more(c)} than {against} ({interval(c)})")
+    parts = _some(parts, "differ")
     unclear = [c.name for c in comparisons if not c.differs]
     if unclear:
         parts.append(f"{join(unclear)} cannot be told apart from {against}")

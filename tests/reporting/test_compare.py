@@ -122,6 +122,14 @@ def test_single_runs_are_compared_by_mcnemar(tmp_path: Path) -> None:
     assert c.detectable is None and c.seeds_needed is None and "would have been found" not in text
 
 
+def test_of_many_that_differ_the_first_are_told(tmp_path: Path) -> None:
+    effects = {"baseline": 0.0} | {f"v{i}": 0.5 + 0.3 * i for i in range(1, 11)}
+    text = "\n".join(summary(train(tmp_path, effects, seeds=1, num_images=2000)).sentences)
+    told = text[text.index("one run each") :]
+    assert told.index("v10 is") < told.index("v9 is") < told.index("v5 is")
+    assert "; 4 more differ (see the table). Of the recipes" in told and "v4" not in told
+
+
 def test_only_common_seeds_are_paired(tmp_path: Path) -> None:
     train(tmp_path, {"baseline": 0.0}, seeds=2)
     train(tmp_path, {"dropout": 0.0}, seeds=4)

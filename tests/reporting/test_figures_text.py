@@ -26,9 +26,17 @@ LONG = "a_rather_long_class_name_"
 @given(st.text(st.characters(max_codepoint=0x17F), max_size=60), st.sampled_from([30, 90, 400]))
 def test_wrapped_text_fits_and_keeps_every_letter(text: str, width: int) -> None:
     lines = wrapped(text, width, 8.5).split("\n")
-    assert "".join("".join(lines).split()) == "".join(printable(text).split())
+    kept = printable(text, keep="\n")
+    assert "".join("".join(lines).split()) == "".join(kept.split())
     assert all(width_of(line, 8.5) <= width or len(line) == 1 for line in lines)
     assert width_of(shortened(text, 90, 8.5), 8.5) <= 90
+
+
+def test_names_that_act_take_the_room_that_they_are_shown_in() -> None:
+    """Cut off by what is drawn (`\\u202e`), or labels run over their neighbours."""
+    for name in ("\u202e" * 30, "a\x1b[31m" * 9):
+        shown = shortened(name, 70, 8.5)
+        assert width_of(shown, 8.5) <= 70 and shown == printable(shown) and "…" in shown
 
 
 def test_names_break_where_people_would() -> None:

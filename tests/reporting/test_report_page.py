@@ -35,7 +35,6 @@ from support.page import (
 )
 
 from hpc_mlp.cli import main
-from hpc_mlp.errors import printable
 from hpc_mlp.reporting import figures, fonts
 
 SECTIONS = [
@@ -328,14 +327,6 @@ def test_the_run_that_is_shown_may_lack_predictions(one: Path) -> None:
     assert mistakes.endswith(
         "The predictions of baseline-s0, which this page shows, are gone or cannot be read."
     )
-
-
-def test_names_that_act_take_the_room_that_they_are_shown_in() -> None:
-    """Cut off by what is drawn (`\\u202e`), or labels run over their neighbours."""
-    for name in ("\u202e" * 30, "a\x1b[31m" * 9, "plain"):
-        shown = figures.short(name, 14)
-        assert len(shown) <= 14 and shown == printable(shown)
-        assert shown == name or shown.endswith("…")
 
 
 def test_class_names_are_text_not_html(tmp_path: Path) -> None:
