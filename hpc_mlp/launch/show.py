@@ -19,7 +19,7 @@ from hpc_mlp.launch.status import require_status
 from hpc_mlp.live.live_file import folder_status
 from hpc_mlp.live.render import STYLES
 from hpc_mlp.live.rows import RunStatus, summary
-from hpc_mlp.runs.brackets import read_records
+from hpc_mlp.runs.search_records import read_records
 from hpc_mlp.terminal.shown import Showable
 from hpc_mlp.terminal.text import count, duration, spans
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hpc_mlp.reporting.predictions import Array
-from hpc_mlp.runs.brackets import BracketRecord, TrialRecord
+from hpc_mlp.runs.search_records import BracketRecord, TrialRecord
 from hpc_mlp.terminal.text import count
 
 # The bounds of the middle 80 % of the orders, the better one first.

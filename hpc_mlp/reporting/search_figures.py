@@ -32,7 +32,7 @@ from hpc_mlp.reporting.predictions import Array
 from hpc_mlp.reporting.records import csv_text
 from hpc_mlp.reporting.score_axis import ScoreAxis, score_axis
 from hpc_mlp.reporting.setting_axis import SettingAxis, searched_axis
-from hpc_mlp.runs.brackets import BracketRecord, TrialRecord
+from hpc_mlp.runs.search_records import BracketRecord, TrialRecord
 from hpc_mlp.terminal.text import count, one_of
 
 MOST_VARIANTS, MOST_LINES = 6, 12
@@ -257,6 +257,10 @@ def captions(records: Sequence[BracketRecord], classes: int) -> list[str]:
     """How the figures are to be read."""
     first = records[0]
     trials = [trial for record in records for trial in record.trials]
+    if not any(trial.scores for trial in trials):
+        return [
+            f"The search is under way: no trial is known to have reached epoch {first.rungs[0][0]}."
+        ]
     seeds = f", the mean over {len(first.seeds)} seeds" if len(first.seeds) > 1 else ""
     kind, last = score_name(first), first.monitor == "last"
     by = "last epoch" if last else "best epoch so far"

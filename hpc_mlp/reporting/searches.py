@@ -12,8 +12,8 @@ from hpc_mlp.errors import HpcMlpError
 from hpc_mlp.reporting.budget import budget_notes
 from hpc_mlp.reporting.groups import show
 from hpc_mlp.reporting.sentences import join
-from hpc_mlp.runs.brackets import BracketRecord, TrialRecord, read_record, record_paths
 from hpc_mlp.runs.folder import Run
+from hpc_mlp.runs.search_records import BracketRecord, TrialRecord, read_record, record_paths
 from hpc_mlp.terminal.text import count, spans
 
 # Trials of a table.

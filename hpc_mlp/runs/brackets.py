@@ -11,14 +11,11 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
-
-from pydantic import Field, FiniteFloat, model_validator
+from typing import Any
 
 from hpc_mlp.config.plan import RunSpec
 from hpc_mlp.config.search import FOLDER, resolved
 from hpc_mlp.errors import RunError, UserError
-from hpc_mlp.files.checked import Record, read
 from hpc_mlp.runs.folder import (
     RESULT,
     Monitor,
@@ -31,8 +28,7 @@ from hpc_mlp.runs.folder import (
     write_json,
 )
 from hpc_mlp.runs.identity import is_begun
-from hpc_mlp.runs.records import Count, FreeTable
-from hpc_mlp.terminal.text import count
+from hpc_mlp.runs.search_records import BracketRecord, TrialRecord
 
 EXTENDED_SEARCH = "--extend and --search: give the search its --set train.epochs at once."
 # The lower, the better: the monitor's value, and of equal ones the loss.
@@ -62,65 +58,6 @@ def _score(lines: Sequence[Any], monitor: Monitor) -> Score:
         return _WORST
     # "last" tells epochs apart, not trials.
     return 0.0 if monitor.name == "last" else rank(best, monitor), best.val_loss
-
-
-class TrialRecord(Record):
-    """`rung`: up to the end of which of the rungs it trains, or has trained. `scores`: at the end
-    of each rung, as far as it is known, the mean over the seeds of the monitor's value; None where
-    it diverged."""
-
-    trial: Count
-    values: FreeTable
-    state: Literal["waiting", "halved", "done", "diverged"]
-    rung: Count
-    epochs: Count
-    scores: tuple[FiniteFloat | None, ...]
-
-
-class BracketRecord(Record):
-    """RUNS/search/<variant>.json: a variant's search. `space`: key → range in words; `asked`: the
-    number of trials asked for, of which those of equal values are one; `rungs`: epoch, and number
-    of trials up to it."""
-
-    variant: str
-    space: dict[str, str]
-    asked: Count
-    halving: Count | None
-    draw: Count
-    seeds: tuple[Count, ...]
-    monitor: str
-    higher_is_better: bool
-    rungs: Annotated[tuple[tuple[Count, Count], ...], Field(min_length=1)]
-    trials: tuple[TrialRecord, ...]
-    winner: Count | None
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        for one in self.trials:
-            if not len(one.scores) <= len(self.rungs) > one.rung or {*one.values} != {*self.space}:
-                raise ValueError(f"trial {one.trial} is not one of this search")
-        if self.winner is not None and self.winner not in [one.trial for one in self.trials]:
-            raise ValueError(f"trial {self.winner} has won, and is none")
-        return self
-
-    @property
-    def note(self) -> str:
-        """Of the rung that begins, or of the winner."""
-        if self.winner is not None:
-            won = next(one for one in self.trials if one.trial == self.winner)
-            values = ", ".join(f"{key}={value}" for key, value in won.values.items())
-            return f"search of {self.variant}: trial {won.trial} has won ({values or 'no key'})"
-        here = [one for one in self.trials if one.state == "waiting"]
-        number = max((one.rung for one in here), default=0)
-        text = f"search of {self.variant}: {count(len(here), 'trial')}"
-        if len(self.rungs) > 1:
-            text += f" up to epoch {self.rungs[number][0]} (rung {number + 1} of "
-            text += f"{len(self.rungs)})"
-        known = [one.scores[-1] for one in here if one.scores and one.scores[-1] is not None]
-        if known:
-            best = max(known) if self.higher_is_better else min(known)
-            text += f", best so far {best:.4g}"
-        return text
 
 
 @dataclass(frozen=True)
@@ -294,21 +231,6 @@ def write_records(standings: Iterable[Standing], runs: Path) -> None:
     for standing in standings:
         path = runs / FOLDER / f"{standing.record.variant}.json"
         write_json(path, standing.record.model_dump(mode="json"))
-
-
-def read_records(runs: Path) -> list[BracketRecord]:
-    """Of the searches below `runs`, by variant. DamagedError as of `checked.read`."""
-    found = [read_record(path) for path in record_paths(runs)]
-    return [record for record in found if record is not None]
-
-
-def record_paths(runs: Path) -> list[Path]:
-    return sorted((runs / FOLDER).glob("*.json"))
-
-
-def read_record(path: Path) -> BracketRecord | None:
-    """DamagedError as of `checked.read`."""
-    return read(path, BracketRecord, "The same `train` command writes it anew.")
 
 
 def reopen(spec: RunSpec, runs: Path) -> None:

@@ -216,6 +216,16 @@ def test_trials_that_diverged_or_have_no_score(cli: Cli, tmp_path: Path) -> None
     assert "a trial that diverged, or is worse than guessing, counts as guessing" in page
 
 
+def test_a_search_without_a_score_yet(cli: Cli, tmp_path: Path) -> None:
+    record = write_search(tmp_path, "baseline", trials=9, over=False)
+    for trial in record["trials"]:
+        trial |= {"state": "waiting", "scores": [], "rung": 0}
+    (tmp_path / "search" / "baseline.json").write_text(json.dumps(record))
+    page = re.sub(r"\s+", " ", report(cli, tmp_path))
+    assert "The search is under way: no trial is known to have reached epoch 3." in page
+    assert not figures(tmp_path)
+
+
 def test_figure_of_a_sweep(cli: Cli, tmp_path: Path) -> None:
     for variant, rate, hidden, seed in itertools.product(
         ("baseline", "dropout"), (1e-4, 1e-3, 1e-2), ([64], [128, 64]), range(2)
