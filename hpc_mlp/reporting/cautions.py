@@ -3,13 +3,14 @@ images, and what knowing nothing is worth."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from hpc_mlp.errors import printable
+from hpc_mlp.reporting.comparison import Comparison
 from hpc_mlp.reporting.groups import Group
 from hpc_mlp.reporting.sentences import join
 from hpc_mlp.runs.folder import Run
-from hpc_mlp.terminal.text import count, one_of
+from hpc_mlp.terminal.text import count, listed, one_of
 
 # Below it a class moves the mean over classes by much with one image.
 FEW_IMAGES = 5
@@ -125,3 +126,24 @@ def _few_images(rows: Sequence[Group]) -> list[str]:
         f"{len(few)} of {len(found)} classes {has} fewer than {FEW_IMAGES} test images "
         f"({named}{more}): mean precision, recall and F1 over the classes hang on single images."
     ]
+
+
+def of_ece(null: Mapping[str, float], comparisons: Sequence[Comparison] = ()) -> list[str]:
+    """What the ECE holds that is not miscalibration. `null`: by row, of calibrated models."""
+    if not null:
+        return []
+    told = listed([f"{100 * value:.2f} ({name})" for name, value in null.items()], 6)
+    lines = [
+        "ECE is never below 0: calibrated models of the same confidences would have, in points, "
+        f"{told} on as many images."
+    ]
+    small = [
+        c.name
+        for c in comparisons
+        if c.differs
+        and {c.name, c.against} <= null.keys()
+        and abs(c.difference) <= abs(null[c.name] - null[c.against])
+    ]
+    if small:
+        lines[0] += f" The difference of {join(small)} is no larger than that of these alone."
+    return lines

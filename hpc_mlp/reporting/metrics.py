@@ -104,26 +104,20 @@ def most(name: str) -> float:
     return 1.0 if METRICS[name].share else math.inf
 
 
-def with_ece(rows: Sequence[Group]) -> tuple[list[Group], list[str]]:
+def with_ece(rows: Sequence[Group]) -> tuple[list[Group], dict[str, float]]:
     """Rows with `values["ece"]`, of the images of their comparison, mean and standard deviation
-    over the seeds; and what it would be were they calibrated. What cannot be read has none: the
-    comparison says why."""
-    found, null = [], []
+    over the seeds; and by name what it would be were they calibrated. What cannot be read has none:
+    the comparison says why."""
+    found, null = [], dict[str, float]()
     for row in rows:
         value: Value | None = None
         try:
             read = [read_predictions(run) for run in row.tested] if row.complete else []
         except RunError:
             read = []
-        if read and (predictions := [one for one in read if one]) and len(predictions) == len(read):
+        predictions = [one for one in read if one]
+        if predictions and len(predictions) == len(read):
             calibration = calibrate(predictions)
-            value = calibration.ece
-            null.append(f"{100 * calibration.null:.2f} ({row.name})")
+            value, null[row.name] = calibration.ece, calibration.null
         found.append(replace(row, values=row.values | {"ece": value}))
-    if not null:
-        return found, []
-    return found, [
-        "ECE is never below 0: calibrated models of the same confidences would have, in points, "
-        f"{', '.join(null[:6])}{' …' if len(null) > 6 else ''} on as many images; a difference "
-        "no larger than theirs may come of that alone."
-    ]
+    return found, null

@@ -180,8 +180,7 @@ def _compared(match: Match, notes: list[str], metric: str) -> Match:
     compared = compare_two(match.first, match.second, metric)
     notes += [note for note in compared.notes if note not in notes]
     if metric == "ece":
-        [first, second], told = with_ece([match.first, match.second])
-        notes += [note for note in told if note not in notes]
+        [first, second], _ = with_ece([match.first, match.second])
         match = replace(match, first=first, second=second)
     return replace(match, comparison=next(iter(compared.against), None))
 

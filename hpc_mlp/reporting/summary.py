@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hpc_mlp.errors import unknown_name
-from hpc_mlp.reporting.cautions import cautions
+from hpc_mlp.reporting.cautions import cautions, of_ece
 from hpc_mlp.reporting.compare import compare
 from hpc_mlp.reporting.comparison import Comparison
 from hpc_mlp.reporting.ensembles import with_ensembles
@@ -92,7 +92,7 @@ def summarise(
         keys.append(FOLDS)
     runs, copies = once(runs, keys)
     rows = with_wins(group_runs(runs, keys))
-    rows, of_metric = with_ece(rows) if metric == "ece" else (rows, [])
+    rows, null = with_ece(rows) if metric == "ece" else (rows, {})
     compared, known = compare(rows, detect, metric), statistics(runs)
     # After the comparison, of which they are no part.
     rows, said = with_ensembles(rows) if ensembles else (rows, [])
@@ -106,7 +106,7 @@ def summarise(
             *search_notes(runs),
             *findings(rows, compared, detect),
             *compared.notes,
-            *of_metric,
+            *of_ece(null, compared.against),
             *said,
             *cautions(rows),
             *recipe_notes(rows, compared.against, keys),

@@ -4,6 +4,7 @@ thing by resampling."""
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -148,6 +149,30 @@ def test_rows_are_compared_in_the_metric(name: str, tmp_path: Path) -> None:
         assert "dropout cannot be told apart from baseline with 3 seeds" in text
     assert ("less is better" in text) == (name in ("loss", "ece"))
     assert ("calibrated models of the same confidences" in text) == (name == "ece")
+
+
+def test_a_difference_of_ece_that_is_bias_alone_is_said(tmp_path: Path) -> None:
+    """Calibrated models, of which one knows little: its ECE is larger by chance alone."""
+    truth, rng = labels(NUM_IMAGES), np.random.default_rng(0)
+    for variant, least, most in (("baseline", 0.998, 0.9995), ("dropout", 0.2, 1.0)):
+        for seed in range(3):
+            confidence = rng.uniform(least, most, NUM_IMAGES)
+            said = np.where(rng.random(NUM_IMAGES) < confidence, truth, (truth + 1) % 10)
+            shares = np.repeat((1 - confidence[:, None]) / 9, 10, axis=1).astype(np.float32)
+            shares[np.arange(NUM_IMAGES), said] = confidence
+            folder = write_run(tmp_path, variant, seed, truth=truth)
+            np.savez(folder / "predictions.npz", probabilities=shares, labels=truth)
+            result = json.loads((folder / "result.json").read_text())
+            result["test"] = test_metrics(truth, shares)
+            (folder / "result.json").write_text(json.dumps(result))
+    found = summary(tmp_path, "ece")
+    [c] = found.comparisons
+    [line] = [line for line in found.sentences if "never below 0" in line]
+    numbers = [float(number) for number in re.findall(r"([0-9.]+) \(", line)]
+    assert c.differs and c.difference > 0.003
+    bias = (numbers[1] - numbers[0]) / 100
+    assert ("no larger than that of these alone" in line) == (c.difference <= bias)
+    assert c.difference == pytest.approx(bias, rel=0.6)
 
 
 def test_the_command_and_python_take_the_metric(tmp_path: Path) -> None:
