@@ -6,33 +6,25 @@ test split, that stays apart, and folds are made of the other two."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
-from hashlib import blake2b
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from hpc_mlp.config.sections import DataConfig
 from hpc_mlp.data.deal import Rows, deal
 from hpc_mlp.data.groups import load_groups
+from hpc_mlp.data.image_sums import ImageSums, image_sums
 from hpc_mlp.data.limits import SPLITS
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.moments import mean_and_std
 from hpc_mlp.data.normalise import PixelMoments
 from hpc_mlp.data.remote import DatasetLocation
-from hpc_mlp.data.resident import choose_mode, load_resident
-from hpc_mlp.data.streaming import StreamingSplit
 from hpc_mlp.errors import UserError
 from hpc_mlp.terminal.text import count
 
-CPU = torch.device("cpu")
 # The share of all images that a fold validates on, where parts of folds can make it up.
 _VAL_SHARE = 0.1
-_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -79,14 +71,25 @@ def fold_splits(manifest: Manifest) -> tuple[str, ...]:
     return SPLITS[:2] if has_test else SPLITS
 
 
+def equal_only(location: DatasetLocation, manifest: Manifest) -> str | None:
+    """What to say of a folder that was converted before near copies and groups were recorded."""
+    if manifest.groups is not None or manifest.given_splits is not None:
+        return None
+    return (
+        f"{location} was converted before version 0.2: folds keep equal images together, but not "
+        "near copies or groups. Convert the images again for that."
+    )
+
+
 def make_folds(location: DatasetLocation, manifest: Manifest, config: DataConfig) -> Folds:
     """`config.folds` folds, a function of the dataset and their number alone.
 
     Every image is held out in one fold. Images of equal pixels, near copies and groups lie in one
-    fold; classes are spread evenly. A fold validates on about a tenth of all images, which are of
-    the next fold. One pass over the images. UserError where there are too few."""
+    fold (in a folder of before 0.2: of equal pixels only, see `equal_only`); classes are spread
+    evenly. A fold validates on about a tenth of all images, which are of the next fold. One pass
+    over the images, the first time. UserError where there are too few."""
     splits, number = fold_splits(manifest), config.folds
-    images = _measure(_images(location, manifest, splits, config))
+    images = image_sums(location, manifest, splits, config)
     groups = load_groups(location, manifest)
     if len(np.unique(images.equal)) < number:
         raise UserError(
@@ -112,19 +115,8 @@ def make_folds(location: DatasetLocation, manifest: Manifest, config: DataConfig
     return Folds(splits, tuple(folds))
 
 
-@dataclass(frozen=True)
-class _ImageSums:
-    """Of every image: its class, the sums of its values and of their squares by channel, and the
-    number of the first image of equal pixels."""
-
-    labels: Rows
-    sums: NDArray[np.int64]
-    squares: NDArray[np.int64]
-    equal: Rows
-
-
 def _fold(
-    images: _ImageSums,
+    images: ImageSums,
     train: NDArray[np.bool_],
     val: NDArray[np.bool_],
     held_out: NDArray[np.bool_],
@@ -139,42 +131,4 @@ def _fold(
         np.flatnonzero(held_out),
         PixelMoments(*mean_and_std(sums, squares, values)),
         tuple(counts.tolist()),
-    )
-
-
-def _images(
-    location: DatasetLocation, manifest: Manifest, splits: Sequence[str], config: DataConfig
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """All of these splits once: uint8 [b, C, H, W] and int64 [b] in the host's memory."""
-    if choose_mode(manifest, config.model_copy(update={"mode": "auto"}), CPU) == "streaming":
-        config = config.model_copy(update={"mode": "streaming"})
-    for name in splits:
-        if config.mode == "streaming":
-            split = StreamingSplit(location, manifest, [name], workers=config.workers, device=CPU)
-            with closing(split.in_order(_AT_ONCE)) as batches:
-                for batch in batches:
-                    yield batch.images, batch.labels
-        else:
-            data = load_resident(location, manifest, name, CPU)
-            yield from zip(data.images.split(_AT_ONCE), data.labels.split(_AT_ONCE), strict=True)
-
-
-def _measure(batches: Iterable[tuple[Tensor, Tensor]]) -> _ImageSums:
-    labels, sums, squares, first = [], [], [], list[int]()
-    seen: dict[bytes, int] = {}
-    for images, classes in batches:
-        # Exact: no sum of squares of an image's channel reaches 2^53.
-        values = images.flatten(2).numpy().astype(np.float64)
-        labels.append(classes.numpy())
-        sums.append(values.sum(2).astype(np.int64))
-        squares.append(np.einsum("bcx,bcx->bc", values, values).astype(np.int64))
-        for image in images.flatten(1).numpy():
-            digest = blake2b(image.tobytes(), digest_size=16).digest()
-            first.append(seen.setdefault(digest, len(first)))
-    nothing = np.empty(0, np.int64)
-    return _ImageSums(
-        np.concatenate([nothing, *labels]),
-        np.concatenate(sums) if sums else nothing,
-        np.concatenate(squares) if squares else nothing,
-        np.array(first, np.int64),
     )

@@ -119,3 +119,43 @@ def test_too_few_images_are_refused(tmp_path: Path) -> None:
         folds_of(tmp_path, 5)
     with pytest.raises(UserError, match=r"no images to (validate|train)"):
         folds_of(tmp_path, 2)
+
+
+@pytest.mark.parametrize("mode", ["resident", "streaming"])
+def test_the_images_are_read_once_for_all_folds(
+    tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of any number, by any process: the second time their sums come from the cache, and so do the
+    folds."""
+    write_shards(tmp_path, {name: random_arrays(30) for name in ("train", "val", "test")})
+    folds, _ = folds_of(tmp_path, 3, mode)
+    for name in ("load_resident", "StreamingSplit"):
+        monkeypatch.delattr(f"hpc_mlp.data.image_sums.{name}")
+    again, manifest = folds_of(tmp_path, 3, mode)
+    for one, other in zip(folds.folds, again.folds, strict=True):
+        assert np.array_equal(one.train, other.train) and one.moments == other.moments
+        assert one.class_counts == other.class_counts
+    assert len(folds_of(tmp_path, 5, mode)[0]) == 5
+    # A shard that was damaged since is refused without reading the others.
+    shard = tmp_path / manifest.splits["val"].shards[0].name
+    shard.write_bytes(shard.read_bytes()[:-600] + bytes([1]) * 600)
+    with pytest.raises(UserError, match=shard.name):
+        folds_of(tmp_path, 3, mode)
+
+
+def test_without_a_cache_and_with_a_damaged_one_folds_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shards(tmp_path / "shards", {name: random_arrays(30) for name in ("train", "val")})
+    folder = tmp_path / "shards"
+    manifest = load_manifest(folder).model_copy(update={"given_splits": ("test",)})
+    config = DataConfig(folds=3)
+    first = make_folds(folder, manifest, config)
+    (table,) = (folder / ".cache").glob("*-sums-train-val.npy")
+    whole = table.read_bytes()
+    table.write_bytes(whole[:-8] + bytes(8))
+    assert make_folds(folder, manifest, config)[0].moments == first[0].moments
+    assert table.read_bytes() == whole
+    # A file is no folder: nothing can be written there.
+    monkeypatch.setenv("HPC_MLP_CACHE", str(folder / "manifest.json"))
+    assert make_folds(folder, manifest, config)[0].moments == first[0].moments

@@ -125,9 +125,13 @@ def test_a_given_test_split_is_tested_as_always(tmp_path: Path) -> None:
     assert run.held_out.num_images == len(held_out["rows"])
 
 
-def test_a_dataset_without_val_and_test_can_be_cross_validated(tmp_path: Path) -> None:
+def test_a_dataset_without_val_and_test_can_be_cross_validated(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     write_shards(tmp_path / "shards", {"train": random_arrays(60)})
     train(tmp_path / "shards", tmp_path / "runs", "baseline-s0-f0")
+    said = " ".join(capfd.readouterr().err.split())
+    assert "folds keep equal images together, but not near copies or groups" in said
     assert json.loads((tmp_path / "runs/baseline-s0-f0/result.json").read_text())["test"]
 
 
@@ -136,7 +140,8 @@ def test_the_command_names_its_folds_and_refuses_what_leaks(
 ) -> None:
     words = ["--variants", "baseline", "--runs", tmp_path, "--cpu", "--processes", "1"]
     words += ["--set", "model.hidden=[16]", "--set", "train.epochs=1"]
-    assert cli("train", digits, "--folds", "2", *words).exit_code == 0
+    done = cli("train", digits, "--folds", "2", *words)
+    assert done.exit_code == 0 and "near copies" not in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["baseline-s0-f0", "baseline-s0-f1"]
     again = cli("train", digits, "--folds", "3", *words)
     assert again.exit_code == 2 and "data.folds: 2 → 3" in again.stderr
