@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hpc_mlp.errors import printable
 from hpc_mlp.reporting.predictions import Array
 from hpc_mlp.runs.search_records import BracketRecord, TrialRecord
 from hpc_mlp.terminal.text import count
@@ -121,7 +122,7 @@ def by_loss(record: BracketRecord) -> bool:
 def score_name(record: BracketRecord) -> str:
     """What its trials are compared by."""
     known = {"loss": "validation loss", "last": "validation loss", "f1": "validation macro F1"}
-    return known.get(record.monitor, f"validation {record.monitor}")
+    return known.get(record.monitor, printable(f"validation {record.monitor}"))
 
 
 def score_unit(record: BracketRecord) -> str:

@@ -122,5 +122,7 @@ def searched(context: Context) -> Json:
         "trials": trials,
         "sweep": swept,
         "left_out": sweep_figures.left_out(peers),
+        "variants": len({group.variant for group in peers}),
+        "most": search_figures.MOST_VARIANTS,
         "tables": trial_tables(runs),
     }

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import re
-import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from hpc_mlp.errors import printable
 from hpc_mlp.files.atomic import write_bytes
 from hpc_mlp.reporting import figures
 from hpc_mlp.reporting.budget import (
@@ -27,7 +22,7 @@ from hpc_mlp.reporting.budget import (
     score_unit,
 )
 from hpc_mlp.reporting.figures import Drawn, Look
-from hpc_mlp.reporting.fonts import Canvas
+from hpc_mlp.reporting.panels import common_legend, first_column, in_lines, panel_grid, variant_look
 from hpc_mlp.reporting.predictions import Array
 from hpc_mlp.reporting.records import csv_text
 from hpc_mlp.reporting.score_axis import ScoreAxis, score_axis
@@ -36,45 +31,6 @@ from hpc_mlp.runs.search_records import BracketRecord, TrialRecord
 from hpc_mlp.terminal.text import count, one_of
 
 MOST_VARIANTS, MOST_LINES = 6, 12
-# Characters of a bold title in an inch.
-_PER_INCH = 10.5
-# Columns of panels, and the figure's width in inches, by the number of keys.
-_COLUMNS = {1: 1, 2: 2, 3: 3, 5: 3, 6: 3}
-_WIDTHS = {1: figures.WIDTH, 2: 7.6, 3: 10.0}
-
-
-def panel_grid(number: int, title: str) -> tuple[Figure, list[Axes]]:
-    """A figure of so many panels with a common y axis, and a title that wraps."""
-    columns = _COLUMNS.get(number, 4)
-    width, rows = _WIDTHS.get(columns, 11.0), math.ceil(number / columns)
-    figure = Figure(figsize=(width, 0.4 + 2.7 * rows), layout="constrained")
-    Canvas(figure)
-    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
-    for axes in grid.flat[number:]:
-        axes.remove()
-    text = textwrap.fill(printable(title), int(width * _PER_INCH))
-    figure.suptitle(text, x=0.01, ha="left", fontsize=10, fontweight="bold")
-    return figure, list(grid.flat[:number])
-
-
-def first_column(panels: Sequence[Axes]) -> list[Axes]:
-    """They have the y axis' label."""
-    return list(panels[:: _COLUMNS.get(len(panels), 4)])
-
-
-def common_legend(figure: Figure, panels: Iterable[Axes]) -> None:
-    """Below the panels, each label once; the figure grows by it."""
-    found: dict[str, Any] = {}
-    for axes in panels:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    # Inches of a label: marker, gaps, characters.
-    each = 0.5 + 0.062 * max(map(len, found))
-    columns = max(1, min(len(found), int(figure.get_figwidth() / each)))
-    figure.set_figheight(figure.get_figheight() + 0.1 + 0.21 * math.ceil(len(found) / columns))
-    figure.legend(
-        found.values(), found, loc="outside lower center", ncols=columns, columnspacing=1.2
-    )
 
 
 def score_label(record: BracketRecord) -> str:
@@ -198,18 +154,6 @@ def budget_figure(
     return [figures.save(axes, folder, name, f"{title}: {', '.join(ends)}")]
 
 
-def in_lines(name: str) -> str:
-    """A name for a legend: none is cut."""
-    return textwrap.fill(printable(name), 40)
-
-
-def variant_look(index: int) -> Look:
-    """Colour, dashes and marker of a variant."""
-    dashes = figures.STYLES[index // len(figures.PALETTE) % len(figures.STYLES)]
-    color, marker = (kind[index % len(kind)] for kind in (figures.PALETTE, figures.MARKERS))
-    return {"color": color, "linestyle": dashes, "marker": marker}
-
-
 def _draw_curve(axes: Axes, curve: Array, look: Look, alpha: float) -> None:
     """`curve`: as of `expected_best`; `alpha`: of its band."""
     trials, number = np.arange(1, len(curve) + 1), len(curve)
@@ -271,6 +215,13 @@ def captions(records: Sequence[BracketRecord], classes: int) -> list[str]:
         "trials and other seeds are not in them.",
         f"Points: a trial's {kind} at its {by}{seeds}. A key has one scale in all variants.",
     ]
+    if len(records) > MOST_VARIANTS:
+        lines.append(
+            f"Of {len(records)} variants the trials of the {MOST_VARIANTS} best are shown, and the "
+            f"lines of the {MOST_LINES} best."
+            if len(records) > MOST_LINES
+            else f"Of {len(records)} variants the trials of the {MOST_VARIANTS} best are shown."
+        )
     if any(trial.state == "halved" for trial in trials):
         mean = sum(trial.epochs for trial in trials) / len(trials)
         text = "A halved trial counts with its value at the epoch that it reached"

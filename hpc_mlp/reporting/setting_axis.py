@@ -6,6 +6,7 @@ import json
 import math
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -44,11 +45,10 @@ class SettingAxis:
         shown = [self.categories.index(show(value)) for value in values]
         if not spread:
             return [float(place) for place in shown]
-        found, seen = list[float](), dict.fromkeys(shown, 0)
+        found, seen, number = list[float](), Counter[int](), Counter(shown)
         for place in shown:
             seen[place] += 1
-            step = _SPREAD / (shown.count(place) + 1)
-            found.append(place - _SPREAD / 2 + seen[place] * step)
+            found.append(place + _SPREAD * (seen[place] / (number[place] + 1) - 0.5))
         return found
 
     def set_up(self, axes: Axes) -> None:

@@ -10,15 +10,9 @@ from hpc_mlp.reporting import figures
 from hpc_mlp.reporting.curves import LOSS
 from hpc_mlp.reporting.figures import Drawn, Look
 from hpc_mlp.reporting.groups import Group, swept_keys
+from hpc_mlp.reporting.panels import common_legend, first_column, in_lines, panel_grid, variant_look
 from hpc_mlp.reporting.score_axis import score_axis
-from hpc_mlp.reporting.search_figures import (
-    MOST_VARIANTS,
-    common_legend,
-    first_column,
-    in_lines,
-    panel_grid,
-    variant_look,
-)
+from hpc_mlp.reporting.search_figures import MOST_VARIANTS
 from hpc_mlp.reporting.setting_axis import SettingAxis, swept_axis
 from hpc_mlp.reporting.values import Value
 

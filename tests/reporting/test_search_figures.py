@@ -154,6 +154,21 @@ def test_figures_of_a_search(cli: Cli, tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in again} == again
 
 
+def test_many_variants_and_names_that_act(cli: Cli, tmp_path: Path) -> None:
+    for number in range(7):
+        write_search(tmp_path, f"v{number}", trials=3, halving=None, offset=number)
+    name = "_<b>\u202e$x$ " + "long_" * 12
+    record = write_search(tmp_path, "last", trials=3, halving=None, monitor="loss", final=False)
+    record |= {"variant": name}
+    (tmp_path / "search" / "last.json").write_text(json.dumps(record))
+    page = re.sub(r"\s+", " ", report(cli, tmp_path))
+    assert "Of 8 variants the trials of the 6 best are shown." in page
+    # Wrapped, not cut, and in the legend though it begins with an underscore.
+    svg = (tmp_path / "figures" / "search_best.svg").read_text()
+    assert "long_" * 5 in svg and "\u202e" not in svg and "<b>" not in svg and "$x$" in svg
+    assert "\u202e" not in page
+
+
 def test_who_is_best_at_which_budget_is_said(cli: Cli, tmp_path: Path) -> None:
     values = {"baseline": [0.5, 0.5, 0.5, 0.5], "dropout": [0.2, 1.0, 1.0, 1.0]}
     for variant, scores in values.items():
