@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from hpc_mlp.cli.options import Command, cluster_config_option, runs_option
-from hpc_mlp.config.plan import parse_set
+from hpc_mlp.config.assignments import parse_set
 from hpc_mlp.launch import doctor as health
 from hpc_mlp.launch import probe
 from hpc_mlp.launch.cluster import choose_cluster

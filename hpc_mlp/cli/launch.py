@@ -16,7 +16,8 @@ from hpc_mlp.cli.options import (
     run_options,
 )
 from hpc_mlp.cli.status import finish, watch
-from hpc_mlp.config.plan import TrainOptions, parse_set
+from hpc_mlp.config.assignments import parse_set
+from hpc_mlp.config.plan import TrainOptions
 from hpc_mlp.data.remote import dataset_location
 from hpc_mlp.files.wrong_path import want_runs
 from hpc_mlp.launch import show, slurm

@@ -145,7 +145,8 @@ class PlannedRuns:
 
     def specs(self, sets: list[str] | None = None) -> list[RunSpec]:
         """`sets`: in place of all --set."""
-        from hpc_mlp.config.plan import parse_seeds, parse_set, parse_variants
+        from hpc_mlp.config.assignments import parse_set
+        from hpc_mlp.config.plan import parse_seeds, parse_variants
         from hpc_mlp.config.search import plan_search, read_search
 
         files = self.config_files

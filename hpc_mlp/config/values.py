@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+from hpc_mlp.config.assignments import parse_set
 from hpc_mlp.config.loading import build_config, check_key, merge, set_key, shipped
 from hpc_mlp.config.model_source import model_plugin
 from hpc_mlp.config.plan import (
@@ -18,7 +19,6 @@ from hpc_mlp.config.plan import (
     check_distinct,
     load_variant,
     parse_seeds,
-    parse_set,
     parse_variants,
 )
 from hpc_mlp.config.registry import registered

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from hpc_mlp.bank.bank import Bank, bank_order
 from hpc_mlp.bank.dropout import BatchPosition
 from hpc_mlp.bank.stack import StackedMLP
-from hpc_mlp.config.plan import TrainOptions, parse_set, parse_variants, plan_runs
+from hpc_mlp.config.assignments import parse_set
+from hpc_mlp.config.plan import TrainOptions, parse_variants, plan_runs
 from hpc_mlp.machine.randomness import dropout_draws
 from hpc_mlp.models.registry import ImageShape
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hpc_mlp.config.assignments import parse_set
 from hpc_mlp.config.loading import (
     build_config,
     configs_dir,
@@ -21,7 +22,7 @@ from hpc_mlp.config.loading import (
     read_toml,
     set_key,
 )
-from hpc_mlp.config.plan import parse_set, parse_variants, plan_runs
+from hpc_mlp.config.plan import parse_variants, plan_runs
 from hpc_mlp.config.sections import (
     Config,
     differences,

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hpc_mlp.config.assignments import parse_set
 from hpc_mlp.config.loading import shipped
 from hpc_mlp.config.plan import (
     ALL,
@@ -15,7 +16,6 @@ from hpc_mlp.config.plan import (
     augment_config,
     make_specs,
     parse_seeds,
-    parse_set,
     parse_variants,
     plan_runs,
     splits_batches,

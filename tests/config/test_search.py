@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hpc_mlp.config.plan import RunSpec, parse_set, parse_variants
+from hpc_mlp.config.assignments import parse_set
+from hpc_mlp.config.plan import RunSpec, parse_variants
 from hpc_mlp.config.search import SettingsSearch, parse_range, plan_search, read_search
 from hpc_mlp.errors import UserError
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from hpc_mlp.config.plan import parse_set
+from hpc_mlp.config.assignments import parse_set
 from hpc_mlp.config.values import make_sets, make_variants, plan_sets
 from hpc_mlp.errors import UserError
 

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.process import command, environment, result, set_keys, timeless
 
-from hpc_mlp.config.plan import RunSpec, parse_set, parse_variants, plan_runs
+from hpc_mlp.config.assignments import parse_set
+from hpc_mlp.config.plan import RunSpec, parse_variants, plan_runs
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.launch.cores import PROCESS_BYTES, processes_for, share_cores
 from hpc_mlp.machine.memory import num_cpus

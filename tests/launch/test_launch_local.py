@@ -17,7 +17,8 @@ from click.testing import CliRunner
 from support.process import set_keys
 
 from hpc_mlp.cli import main
-from hpc_mlp.config.plan import parse_seeds, parse_set, parse_variants, plan_runs
+from hpc_mlp.config.assignments import parse_set
+from hpc_mlp.config.plan import parse_seeds, parse_variants, plan_runs
 from hpc_mlp.launch.local import Queue, QueuedCommand
 from hpc_mlp.launch.records import Submission, list_submissions
 from hpc_mlp.launch.slots import Slot, release

@@ -13,7 +13,8 @@ from hpc_mlp.bank.dropout import BatchPosition
 from hpc_mlp.bank.loss import BankLoss
 from hpc_mlp.bank.optim import BankOptimizer
 from hpc_mlp.bank.step import StepBatch, TrainStep
-from hpc_mlp.config.plan import RunSpec, parse_set, parse_variants, plan_runs
+from hpc_mlp.config.assignments import parse_set
+from hpc_mlp.config.plan import RunSpec, parse_variants, plan_runs
 from hpc_mlp.machine.randomness import dropout_draws
 from hpc_mlp.models.registry import ImageShape, build_module
 

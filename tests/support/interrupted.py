@@ -10,14 +10,8 @@ from typing import Any
 
 import pytest
 
-from hpc_mlp.config.plan import (
-    RunSpec,
-    TrainOptions,
-    parse_seeds,
-    parse_set,
-    parse_variants,
-    plan_runs,
-)
+from hpc_mlp.config.assignments import parse_set
+from hpc_mlp.config.plan import RunSpec, TrainOptions, parse_seeds, parse_variants, plan_runs
 from support.process import command, environment, on_cpu, result, timeless
 
 SETTINGS = (

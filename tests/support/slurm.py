@@ -50,7 +50,8 @@ STANDIN_SUBMIT = """
 import sys
 from pathlib import Path
 from hpc_mlp.launch.submit import JobOptions, load_launch, submit
-from hpc_mlp.config.plan import parse_seeds, parse_set, parse_variants, plan_runs
+from hpc_mlp.config.assignments import parse_set
+from hpc_mlp.config.plan import parse_seeds, parse_variants, plan_runs
 runs, variants, seeds, *sets = sys.argv[1:]
 values = parse_set(sets)
 others = {key: value for key, value in values.items() if not key.startswith("launch.")}

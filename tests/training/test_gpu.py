@@ -18,7 +18,8 @@ from hpc_mlp.bank.dropout import BatchPosition
 from hpc_mlp.bank.loss import BankLoss
 from hpc_mlp.bank.optim import BankOptimizer
 from hpc_mlp.bank.step import StepBatch, TrainStep
-from hpc_mlp.config.plan import TrainOptions, parse_set, parse_variants, plan_runs
+from hpc_mlp.config.assignments import parse_set
+from hpc_mlp.config.plan import TrainOptions, parse_variants, plan_runs
 from hpc_mlp.config.sections import AugmentConfig
 from hpc_mlp.data.remote import load_manifest
 from hpc_mlp.machine.processes import Processes

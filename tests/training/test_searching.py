@@ -14,7 +14,8 @@ from support.interrupted import Guillotine, Killed, check_equal, tensors
 from support.process import Cli, command, result, run_process, timeless
 
 import hpc_mlp
-from hpc_mlp.config.plan import RunSpec, TrainOptions, parse_set, parse_variants
+from hpc_mlp.config.assignments import parse_set
+from hpc_mlp.config.plan import RunSpec, TrainOptions, parse_variants
 from hpc_mlp.config.search import plan_search, read_search
 
 SETTINGS = ["model.hidden=[16]", "train.batch_size=256", "train.epochs=4", "optim.lr=3e-3"]
