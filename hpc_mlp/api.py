@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 if TYPE_CHECKING:
-    from hpc_mlp.config.plan import Parallel
+    from hpc_mlp.config.plan import Parallel, RunSpec
     from hpc_mlp.config.values import Settings, Variants
     from hpc_mlp.conversion.convert import Progress
     from hpc_mlp.conversion.settings import ConvertOptions
@@ -91,9 +91,7 @@ def train(
     from hpc_mlp.config.search import read_search
     from hpc_mlp.config.values import make_sets, plan_sets, seed_words
     from hpc_mlp.data.remote import dataset_location
-    from hpc_mlp.errors import RunError
     from hpc_mlp.launch.cores import share_cores
-    from hpc_mlp.runs.folder import Runs, read_run
 
     # Before torch is imported: its threads take from the environment how long they spin.
     share_cores()
@@ -108,6 +106,15 @@ def train(
     specs = plan_sets(variants, seeds, files, sets, wanted)
     options, folder = TrainOptions(cpu, parallel, overwrite, extend=extend), Path(runs)
     code = train_specs(dataset_location(shards), specs, folder, options)
+    return _trained(specs, folder, code)
+
+
+def _trained(specs: Sequence[RunSpec], folder: Path, code: int) -> Runs:
+    """The runs of `specs` that are no trials, as `train` returns them; what it raises by `code`."""
+    from hpc_mlp.errors import RunError
+    from hpc_mlp.runs.folder import Runs, read_run
+    from hpc_mlp.terminal.text import count
+
     if code == 130:
         raise KeyboardInterrupt("the same call goes on from there")
     if code > 1:
@@ -119,8 +126,6 @@ def train(
     trained = Runs(run for run in found if run.path in own)
     failed = [run.name for run in found if run.state == "failed"]
     if code:
-        from hpc_mlp.terminal.text import count
-
         names = ", ".join(failed)
         raise RunError(
             f"{len(failed)} of {count(len(specs), 'run')} failed: {names}. See failed.json there."

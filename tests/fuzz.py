@@ -512,7 +512,7 @@ def _cancel(runs: Path, slurm: FakeSlurm) -> str:
 
     nobody = mock.patch.multiple("os", kill=signalled, killpg=signalled)
     no_handle = mock.patch("signal.pidfd_send_signal", signalled)
-    at_once = mock.patch("hpc_mlp.launch.local._GRACE_SECONDS", -10.0)
+    at_once = mock.patch("hpc_mlp.launch.local.STOP_SECONDS", -10.0)
     with nobody, no_handle, at_once:
         return slurm.asked("cancel", runs)
 

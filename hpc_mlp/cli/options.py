@@ -159,6 +159,77 @@ class PlannedRuns:
         )
 
 
+# The last one first in --help.
+_RUN_OPTIONS = (
+    log_format_option,
+    click.option("--overwrite", is_flag=True, help="Train anew what is already there."),
+    click.option(
+        "--extend",
+        is_flag=True,
+        help="Take runs that were planned with fewer epochs to these: on from the checkpoint "
+        "where one was kept (train.keep_checkpoint), else anew.",
+    ),
+    click.option("--cpu", is_flag=True, help="Do not use a GPU."),
+    click.option(
+        "--parallel",
+        type=click.Choice(["auto", "members", "data"]),
+        default="auto",
+        help="With several processes or tasks: deal out the runs, or split every batch. auto: "
+        "split where there are fewer runs than processes, but MLPs never on GPUs.",
+    ),
+    click.option(
+        "--search-seeds",
+        metavar="0-4|0,3",
+        help="The seeds of each trial, other ones than --seeds. [default: 1000]",
+    ),
+    click.option(
+        "--halving",
+        type=int,
+        metavar="N",
+        help="After epochs/N², epochs/N, … epochs one trial in N goes on, and the others keep "
+        "their checkpoint. 0: all go on.",
+    ),
+    click.option("--trials", type=int, metavar="N", help="Settings to try of each variant."),
+    click.option(
+        "--search",
+        multiple=True,
+        metavar="KEY=RANGE",
+        help="Search a key: 0:0.6, log:1e-4:1e-1, or choice:A|B. The best --trials by "
+        "validation are then trained with --seeds, and these alone are compared.",
+    ),
+    click.option(
+        "--set",
+        "sets",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Set one key, e.g. train.epochs=20; commas or start:stop:step make a sweep.",
+    ),
+    click.option(
+        "--config",
+        "config_files",
+        multiple=True,
+        metavar="FILE.toml",
+        type=PATH,
+        help="A delta over the defaults; may be repeated.",
+    ),
+    runs_option,
+    click.option(
+        "--folds",
+        type=click.IntRange(2, 100),
+        metavar="K",
+        help="Cross-validation: every variant and seed K times, each time tested on another "
+        "K-th of the images (data.folds).",
+    ),
+    click.option("--seeds", default="0", metavar="0-4|0,3", help="Which seeds."),
+    click.option(
+        "--variants",
+        default="all",
+        metavar="a,b|all|FILE.toml",
+        help="Which variants; 'all' means baseline, dropout, batchnorm, dropout_batchnorm.",
+    ),
+)
+
+
 def run_options(command: F) -> F:
     """The options of `PlannedRuns`, which the command gets as `planned`, and those of
     `config.plan.TrainOptions`, which it gets as `options`."""
@@ -176,73 +247,6 @@ def run_options(command: F) -> F:
         return command(planned=planned, options=options, **values)
 
     decorated: Any = gathering
-    for option in (
-        log_format_option,
-        click.option("--overwrite", is_flag=True, help="Train anew what is already there."),
-        click.option(
-            "--extend",
-            is_flag=True,
-            help="Take runs that were planned with fewer epochs to these: on from the checkpoint "
-            "where one was kept (train.keep_checkpoint), else anew.",
-        ),
-        click.option("--cpu", is_flag=True, help="Do not use a GPU."),
-        click.option(
-            "--parallel",
-            type=click.Choice(["auto", "members", "data"]),
-            default="auto",
-            help="With several processes or tasks: deal out the runs, or split every batch. auto: "
-            "split where there are fewer runs than processes, but MLPs never on GPUs.",
-        ),
-        click.option(
-            "--search-seeds",
-            metavar="0-4|0,3",
-            help="The seeds of each trial, other ones than --seeds. [default: 1000]",
-        ),
-        click.option(
-            "--halving",
-            type=int,
-            metavar="N",
-            help="After epochs/N², epochs/N, … epochs one trial in N goes on, and the others keep "
-            "their checkpoint. 0: all go on.",
-        ),
-        click.option("--trials", type=int, metavar="N", help="Settings to try of each variant."),
-        click.option(
-            "--search",
-            multiple=True,
-            metavar="KEY=RANGE",
-            help="Search a key: 0:0.6, log:1e-4:1e-1, or choice:A|B. The best --trials by "
-            "validation are then trained with --seeds, and these alone are compared.",
-        ),
-        click.option(
-            "--set",
-            "sets",
-            multiple=True,
-            metavar="KEY=VALUE",
-            help="Set one key, e.g. train.epochs=20; commas or start:stop:step make a sweep.",
-        ),
-        click.option(
-            "--config",
-            "config_files",
-            multiple=True,
-            metavar="FILE.toml",
-            type=PATH,
-            help="A delta over the defaults; may be repeated.",
-        ),
-        runs_option,
-        click.option(
-            "--folds",
-            type=click.IntRange(2, 100),
-            metavar="K",
-            help="Cross-validation: every variant and seed K times, each time tested on another "
-            "K-th of the images (data.folds).",
-        ),
-        click.option("--seeds", default="0", metavar="0-4|0,3", help="Which seeds."),
-        click.option(
-            "--variants",
-            default="all",
-            metavar="a,b|all|FILE.toml",
-            help="Which variants; 'all' means baseline, dropout, batchnorm, dropout_batchnorm.",
-        ),
-    ):
+    for option in _RUN_OPTIONS:
         decorated = option(decorated)
     return decorated  # type: ignore[no-any-return]

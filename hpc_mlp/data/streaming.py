@@ -8,11 +8,9 @@ process decodes its part of every batch and nothing else. Hence all processes ta
 of steps, every image comes exactly once an epoch, and a resumed epoch starts at its first missing
 batch without touching what came before.
 
-The order: shards in random sequence, samples in tar order, then shuffled within windows of
-`shuffle_buffer` samples whose borders fall elsewhere in every epoch. A buffer of at least the
-split's size is a full shuffle. Only the shards of the current window (and the next shard) are open.
-A shard at a URL is on disk only as long, and every process downloads it: for many processes on a
-machine, copy the shards there first."""
+The order is that of `data.shard_order`. Only the shards of the current window (and the next shard)
+are open. A shard at a URL is on disk only as long, and every process downloads it: for many
+processes on a machine, copy the shards there first."""
 
 from __future__ import annotations
 
@@ -32,11 +30,11 @@ from torch import Tensor
 
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.remote import DatasetLocation
+from hpc_mlp.data.shard_order import epoch_order
 from hpc_mlp.data.shards import Known, OpenShard, blocks, check_sizes, open_shard
 from hpc_mlp.errors import UserError
 from hpc_mlp.machine.memory import free_machine_memory
 from hpc_mlp.machine.processes import ALONE, Processes
-from hpc_mlp.machine.randomness import window_shuffles
 
 Rows = NDArray[np.int64]
 
@@ -60,20 +58,6 @@ class Batch:
     labels: Tensor
     step: int
     first: int
-
-
-def epoch_order(counts: list[int], *, seed: int, epoch: int, shuffle_buffer: int) -> Rows:
-    """int64 [N]: an epoch's rows (in shard order) of a split with `counts` images per shard."""
-    rng = window_shuffles(seed, epoch)
-    starts = np.concatenate(([0], np.cumsum(counts)))
-    ranges = [np.arange(starts[shard], starts[shard + 1]) for shard in rng.permutation(len(counts))]
-    order: Rows = np.concatenate([np.empty(0, np.int64), *ranges])
-    total = len(order)
-    first = int(rng.integers(1, shuffle_buffer + 1)) if shuffle_buffer < total else total
-    rng.shuffle(order[:first])
-    for start, stop in blocks(total - first, shuffle_buffer):
-        rng.shuffle(order[first + start : first + stop])
-    return order
 
 
 class StreamingSplit:

@@ -120,7 +120,7 @@ def _stand(specs: Sequence[RunSpec], runs: Path) -> Standing:
                 "of optim.lr."
             )
     return Standing(
-        _record(first, trials, known, levels, monitor, survivors, scores, rung, winner),
+        _record(first, _Course(trials, known, levels, monitor, survivors, scores, rung, winner)),
         train,
         None if winner is None else _finals(specs, trials[winner][0]),
     )
@@ -147,19 +147,25 @@ def _reached(run: Run | None, epoch: int, full: bool) -> bool:
     return not full and len(run.metrics) >= epoch
 
 
-def _record(
-    first: RunSpec,
-    trials: dict[int, list[RunSpec]],
-    known: dict[str, Run | None],
-    levels: list[tuple[int, int]],
-    monitor: Monitor,
-    survivors: list[int],
-    scores: dict[int, list[Score]],
-    rung: dict[int, int],
-    winner: int | None,
-) -> BracketRecord:
+@dataclass(frozen=True)
+class _Course:
+    """Of a bracket, by trial: its runs, the scores that it has had at each rung, its present rung.
+    `known`: by the run's name; `levels`: as of `rungs`."""
+
+    trials: dict[int, list[RunSpec]]
+    known: dict[str, Run | None]
+    levels: list[tuple[int, int]]
+    monitor: Monitor
+    survivors: list[int]
+    scores: dict[int, list[Score]]
+    rung: dict[int, int]
+    winner: int | None
+
+
+def _record(first: RunSpec, course: _Course) -> BracketRecord:
     role = first.search
     assert role is not None
+    monitor = course.monitor
     by_loss = monitor.name in ("loss", "last")
     higher = not by_loss and monitor.higher_is_better
 
@@ -168,10 +174,12 @@ def _record(
         return number if math.isfinite(number) else None
 
     def state(number: int) -> str:
-        found = [run and run.result for run in (known[s.name] for s in trials[number])]
+        found = [
+            run and run.result for run in (course.known[s.name] for s in course.trials[number])
+        ]
         if any(result and result.status == "diverged" for result in found):
             return "diverged"
-        if number not in survivors:
+        if number not in course.survivors:
             return "halved"
         return "done" if all(r and r.status == "done" for r in found) else "waiting"
 
@@ -180,11 +188,13 @@ def _record(
             "trial": number,
             "values": specs[0].swept,
             "state": state(number),
-            "rung": rung[number],
-            "epochs": min(len(run.metrics) if run else 0 for s in specs for run in [known[s.name]]),
-            "scores": tuple(shown(value) for value in scores[number]),
+            "rung": course.rung[number],
+            "epochs": min(
+                len(run.metrics) if run else 0 for s in specs for run in [course.known[s.name]]
+            ),
+            "scores": tuple(shown(value) for value in course.scores[number]),
         }
-        for number, specs in trials.items()
+        for number, specs in course.trials.items()
     ]
     return BracketRecord(
         variant=first.variant,
@@ -192,12 +202,12 @@ def _record(
         asked=role.trials,
         halving=role.halving,
         draw=role.draw,
-        seeds=tuple(spec.seed for spec in next(iter(trials.values()))),
+        seeds=tuple(spec.seed for spec in next(iter(course.trials.values()))),
         monitor=monitor.name,
         higher_is_better=higher,
-        rungs=tuple(levels),
+        rungs=tuple(course.levels),
         trials=tuple(TrialRecord.model_validate(record) for record in records),
-        winner=winner,
+        winner=course.winner,
     )
 
 

@@ -27,8 +27,9 @@ from hpc_mlp.data import resident
 from hpc_mlp.data.manifest import Manifest, resident_bytes
 from hpc_mlp.data.remote import load_manifest
 from hpc_mlp.data.resident import choose_mode, load_resident
+from hpc_mlp.data.shard_order import epoch_order
 from hpc_mlp.data.shards import OpenShard
-from hpc_mlp.data.streaming import Batch, StreamingSplit, epoch_order
+from hpc_mlp.data.streaming import Batch, StreamingSplit
 from hpc_mlp.errors import RunError, UserError
 from hpc_mlp.machine.processes import Processes
 

@@ -19,11 +19,11 @@ from support.process import set_keys
 from hpc_mlp.cli import main
 from hpc_mlp.config.assignments import parse_set
 from hpc_mlp.config.plan import parse_seeds, parse_variants, plan_runs
-from hpc_mlp.launch.local import Queue, QueuedCommand
 from hpc_mlp.launch.records import Submission, list_submissions
 from hpc_mlp.launch.slots import Slot, release
 from hpc_mlp.launch.status import read_status
 from hpc_mlp.launch.submit import JobOptions, cancel, submit
+from hpc_mlp.launch.work_queue import Queue, QueuedCommand
 from hpc_mlp.live.render import render
 from hpc_mlp.live.rows import RunStatus
 from hpc_mlp.terminal.console import Console
@@ -91,7 +91,7 @@ def test_two_queues_share_the_slots(tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from hpc_mlp.launch.local import QueuedCommand, Queue
+from hpc_mlp.launch.work_queue import QueuedCommand, Queue
 from hpc_mlp.launch.slots import Slot
 folder = Path(sys.argv[1])
 script = f"cd {folder}; touch running/$$; ls running | wc -l >> seen; sleep 0.05; rm running/$$"

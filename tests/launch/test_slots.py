@@ -11,8 +11,8 @@ from support.process import Cli
 
 from hpc_mlp.config.sections import LaunchConfig
 from hpc_mlp.errors import RunError, UserError
-from hpc_mlp.launch.local import Queue, QueuedCommand
 from hpc_mlp.launch.slots import check_tasks, make_slots, release
+from hpc_mlp.launch.work_queue import Queue, QueuedCommand
 from hpc_mlp.machine import gpus
 from hpc_mlp.machine.memory import num_cpus
 
