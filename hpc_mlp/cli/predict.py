@@ -103,10 +103,18 @@ def predict(
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="test")
 @click.option("--format", "form", type=click.Choice(["rich", "json"]), default="rich")
 @ensemble_option
+@calibrated_option
 @trust_option
 @cpu_option
 def evaluate(
-    run: Path, shards: str, split: str, form: str, ensemble: bool, trust_plugins: bool, cpu: bool
+    run: Path,
+    shards: str,
+    split: str,
+    form: str,
+    ensemble: bool,
+    calibrated: bool,
+    trust_plugins: bool,
+    cpu: bool,
 ) -> None:
     """Measure the run in the folder RUN on another dataset with the same classes.
 
@@ -126,7 +134,7 @@ def evaluate(
     from hpc_mlp.config.plugins import FOLDER
     from hpc_mlp.inference.evaluate import evaluate as run_evaluate
 
-    trained = _load(run, ensemble, cpu, trust_plugins)
+    trained = _load(run, ensemble, cpu, trust_plugins, calibrated)
     metrics = run_evaluate(trained, shards, split=split, trust_plugins=trust_plugins)
     if (own := trained.config.metrics) and "metrics" not in metrics:
         _note(
@@ -137,6 +145,7 @@ def evaluate(
         about = {
             "run": trained.name,
             "members": list(trained.members),
+            "temperatures": trained.temperatures and list(trained.temperatures),
             "dataset": shards,
             "split": split,
         }

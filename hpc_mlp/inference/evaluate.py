@@ -38,6 +38,7 @@ def evaluate(
     *,
     split: str = "test",
     ensemble: bool = False,
+    calibrated: bool = False,
     trust_plugins: bool = False,
 ) -> Json:
     """Metrics of `run` on a split of the shards folder (or URL) `shards`, as under "test" in
@@ -46,11 +47,12 @@ def evaluate(
     name; rows are in the run's order. "metrics" has the user's own metrics that the run was trained
     with, where their Python file may be run.
 
-    Pixels are normalised as in training of the run. `trust_plugins`: as of `load_run`.
+    Pixels are normalised as in training of the run. `ensemble`, `calibrated` and `trust_plugins`:
+    as of `load_run`.
     UserError where the classes or the image size differ."""
     location = dataset_location(shards)
     if not isinstance(run, TrainedRun):
-        run = load_run(run, ensemble=ensemble, trust_plugins=trust_plugins)
+        run = load_run(run, ensemble=ensemble, calibrated=calibrated, trust_plugins=trust_plugins)
     manifest = load_manifest(location)
     _check_unseen(run, manifest, location, split)
     to_ours = torch.from_numpy(_match(run, manifest, location)).to(run.device)

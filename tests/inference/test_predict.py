@@ -131,6 +131,10 @@ def test_calibrated_predictions_have_the_loss_and_error_that_the_result_tells(
         error = calibration_error(found.max(1).astype(np.float64), right)
         assert error == pytest.approx(test[f"{before}ece"], abs=1e-5)
     assert test["calibrated_loss"] != test["loss"]
+    done = call("evaluate", run, trained.shards, "--calibrated", "--format", "json")
+    measured = json.loads(done.stdout)
+    assert measured["loss"] == pytest.approx(test["calibrated_loss"], abs=1e-6)
+    assert measured["accuracy"] == test["accuracy"] and len(measured["temperatures"]) == 1
 
 
 def test_files_folders_zips_and_tars_give_the_same(trained: Trained, tmp_path: Path) -> None:

@@ -291,7 +291,12 @@ def test_the_page_shows_all_images_of_a_seed(digits: Path, tmp_path: Path, cli: 
     done = cli("report", tmp_path)
     assert done.exit_code == 0 and "missing:" not in done.output, done.output
     page = (tmp_path / "report.html").read_text()
-    for text in ("Fold by fold", "baseline, seed 0, 3 folds", "wrong in", "each tested by the fold"):
+    for text in (
+        "Fold by fold",
+        "baseline, seed 0, 3 folds",
+        "wrong in",
+        "each tested by the fold",
+    ):
         assert text in page, text
     assert {"folds_3.svg", "mistakes.png"} <= {path.name for path in tmp_path.glob("figures/*")}
     found = summary(tmp_path)
