@@ -140,7 +140,7 @@ class TrainConfig(Section):
     # Or one that a plugin registers.
     loss: str = "cross_entropy"
     # Which epoch is best: by "loss", "accuracy" or (macro) "f1" of validation, or by a metric that
-    # a plugin registers; or the "last". See `runs.folder.best_line`.
+    # a plugin registers; or the "last". See `runs.monitor.best_line`.
     monitor: str = "loss"
     # tf32: NVIDIA GPUs round the factors of products to 10 bits; elsewhere it is fp32.
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"

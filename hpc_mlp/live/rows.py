@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, FiniteFloat
 
 from hpc_mlp.config.search import FOLDER as TRIALS
-from hpc_mlp.runs.folder import BY_LOSS, Json, Monitor, best_line
+from hpc_mlp.runs.folder import Json
+from hpc_mlp.runs.monitor import BY_LOSS, Monitor, best_line
 
 _Ended = Literal["done", "diverged", "failed", "lost", "cancelled", "stopped", "damaged"]
 State = Literal["queued", "running", "halved", _Ended]

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hpc_mlp.runs.folder import Json, Run, best_line
+from hpc_mlp.runs.folder import Json, Run
+from hpc_mlp.runs.monitor import best_line
 
 # Statistic of a group: where it stands in result.json. See `statistics` for metrics of one's own.
 STATISTICS: dict[str, tuple[str, ...]] = {

@@ -16,18 +16,9 @@ from typing import Any
 from hpc_mlp.config.plan import RunSpec
 from hpc_mlp.config.search import FOLDER, resolved
 from hpc_mlp.errors import RunError, UserError
-from hpc_mlp.runs.folder import (
-    RESULT,
-    Monitor,
-    Run,
-    RunFolder,
-    best_line,
-    damage,
-    rank,
-    read_run,
-    write_json,
-)
+from hpc_mlp.runs.folder import RESULT, Run, RunFolder, damage, read_run, write_json
 from hpc_mlp.runs.identity import is_begun
+from hpc_mlp.runs.monitor import Monitor, best_line, rank
 from hpc_mlp.runs.search_records import BracketRecord, TrialRecord
 
 EXTENDED_SEARCH = "--extend and --search: give the search its --set train.epochs at once."

@@ -16,12 +16,11 @@ is a `Run` of the state "damaged": it hides none of the others."""
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal
 
 from rich.console import RenderableType
 from rich.text import Text
@@ -33,6 +32,7 @@ from hpc_mlp.errors import DamagedError, RunError, UserError, printable
 from hpc_mlp.files.atomic import write_bytes
 from hpc_mlp.files.checked import damaged, parse, read, read_bytes
 from hpc_mlp.runs import shown
+from hpc_mlp.runs.monitor import Monitor
 from hpc_mlp.runs.records import UNKNOWN, EpochLine, Failed, Result, RunConfig, TestMetrics
 from hpc_mlp.terminal.shown import Showable
 from hpc_mlp.terminal.text import json_text, natural_key
@@ -44,7 +44,6 @@ HELD_OUT_PREDICTIONS = "held_out.npz"
 
 State = Literal["done", "diverged", "halved", "failed", "unfinished", "damaged"]
 Json = dict[str, Any]
-L = TypeVar("L", bound=Mapping[str, Any])
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -111,17 +110,6 @@ class RunFolder:
     def clear(self) -> None:
         """Remove the run, so that it is trained anew."""
         shutil.rmtree(self.path, ignore_errors=True)
-
-
-class Monitor(NamedTuple):
-    """What decides which epoch is best: `train.monitor`. `higher_is_better`: of a metric of the
-    user's own."""
-
-    name: str
-    higher_is_better: bool = True
-
-
-BY_LOSS = Monitor("loss")
 
 
 @dataclass(frozen=True, repr=False)
@@ -243,34 +231,6 @@ def damage(run: Run) -> RunError:
 
 def _remedy(path: Path) -> str:
     return f"Delete the folder {printable(path)}, or train it anew with --overwrite."
-
-
-def best_line(lines: Sequence[L], monitor: Monitor = BY_LOSS) -> L | None:
-    """The line of metrics.jsonl of the best epoch, whose weights are kept: that of the lowest
-    validation loss; by "accuracy" or "f1" that of the highest, and of those the lowest loss; so
-    by a metric of the user's own; by "last" the last. Of equal ones the first, and none whose loss
-    is not finite."""
-
-    def order(line: L) -> tuple[float, float]:
-        return rank(line, monitor), line["val_loss"]
-
-    losses = ((line, line.get("val_loss")) for line in lines)
-    finite = [
-        line for line, loss in losses if isinstance(loss, int | float) and math.isfinite(loss)
-    ]
-    return min(finite, key=order, default=None)
-
-
-def rank(line: Mapping[str, Any], monitor: Monitor) -> float:
-    """The lower, the better, before the loss counts."""
-    if monitor.name == "loss":
-        return 0.0
-    if key := {"accuracy": "val_accuracy", "last": "epoch"}.get(monitor.name):
-        return -(line.get(key) or 0.0)
-    value = line.get("val_f1") if monitor.name == "f1" else None
-    if value is None:
-        value = line.get("metrics", {}).get(monitor.name)
-    return math.inf if value is None else -value if monitor.higher_is_better else value
 
 
 def _read_metrics(path: Path, remedy: str) -> list[EpochLine]:

@@ -9,7 +9,8 @@ from typing import Any
 
 from hpc_mlp.config.plan import RunSpec
 from hpc_mlp.config.registry import own
-from hpc_mlp.runs.folder import Json, Monitor, RunFolder, best_line
+from hpc_mlp.runs.folder import Json, RunFolder
+from hpc_mlp.runs.monitor import Monitor, best_line
 
 # What of a member its checkpoint holds, beside the data mode, which this session may choose.
 _KEPT = ("history", "best_epoch", "stopped", "seconds", "images")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
@@ -11,7 +10,6 @@ from torch import Tensor
 
 from hpc_mlp.bank.bank import param_group_of
 from hpc_mlp.bank.metrics import MetricSums
-from hpc_mlp.bank.own_metrics import OwnMetrics
 from hpc_mlp.bank.step import StepBatch, set_precision
 from hpc_mlp.data.own_augment import AugmentationError
 from hpc_mlp.errors import HpcMlpError, OwnCodeError
@@ -35,6 +33,7 @@ from hpc_mlp.training.own_code import check_finite, with_runs
 from hpc_mlp.training.progress import ProgressListener
 from hpc_mlp.training.state import BankState
 from hpc_mlp.training.trackers import Trackers
+from hpc_mlp.training.validation import heeding, validate
 from hpc_mlp.training.votes import StopVotes, Timer, Vote
 
 
@@ -93,7 +92,7 @@ class BankTrainer:
                 if self.loader.device.type == "cuda":
                     torch.cuda.synchronize()
             with self._saved_if_stopped(), self.timer.running(self.members):
-                sums, own = self._validate()
+                sums, own = validate(self.members, self.state, self.loader, self.processes)
             self._record(sums, own)
             self._heed(self.votes.poll(self.step, self._count))
             self._retire()
@@ -195,32 +194,6 @@ class BankTrainer:
             self.state.average.update(self._count)
         self.view.step(self.epoch, self.step, self.steps_per_epoch, batch.position.batch_size)
 
-    @torch.no_grad()
-    def _validate(self) -> tuple[MetricSums, list[dict[str, float]]]:
-        """→ what was counted, and each member's metrics of the user's own"""
-        sums = MetricSums(len(self.members), len(self.loader.manifest.classes), self.loader.device)
-        own = OwnMetrics([member.metrics for member in self.members])
-        bank = self.state.bank.eval()
-        batches = self.loader.validation(bank.folds, self.processes)
-        with self.state.average.applied():
-            for images, labels in self._heeding(batches, self.processes):
-                logits = bank(images)
-                one = len(labels) == 1
-                truth = labels.expand(len(bank), -1) if one else labels[bank.fold_index]
-                sums.add(logits, truth, padded=self.loader.folds is not None)
-                own.add(logits, truth)
-        self.processes.sum(sums.tensors())
-        diverged = [not math.isfinite(loss) for loss in sums.losses()]
-        names = [member.spec.name for member in self.members]
-        return sums, own.values(self.processes, names, skip=diverged)
-
-    def _heeding(
-        self, batches: Iterator[tuple[Tensor, Tensor]], processes: Processes
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Raises Stopped when asked to stop: of several processes, which would have to agree on the
-        batch, each goes on to the end."""
-        return stop.unless_stopped(batches) if processes.alone else batches
-
     def _record(self, sums: MetricSums, own: Sequence[dict[str, float]]) -> None:
         """The epoch's line of metrics, and whether a member goes on. After the last step this is
         for all members, before it for those whose time is up: what they have trained is an epoch
@@ -305,7 +278,7 @@ class BankTrainer:
                 accuracy = write_result(
                     member,
                     self.loader,
-                    lambda batches: self._heeding(batches, self.processes),
+                    lambda batches: heeding(batches, self.processes),
                     self.best,
                     self.check_lease,
                     num_parameters=parameters,

@@ -249,11 +249,10 @@ def test_times_of_a_resumed_epoch_cover_all_of_it(
 ) -> None:
     """Cut off after an epoch's last step, before its end: the epoch's rate is not that of the rest
     alone."""
-    from hpc_mlp.training.trainer import BankTrainer
+    from hpc_mlp.training import trainer, validation
 
     with monkeypatch.context() as patch:
-        validate = Guillotine(BankTrainer._validate, 2, after=False)
-        patch.setattr(BankTrainer, "_validate", lambda trainer: validate(trainer))
+        patch.setattr(trainer, "validate", Guillotine(validation.validate, 2, after=False))
         with pytest.raises(Killed):
             train(digits, tmp_path, "train.checkpoint_every=1 steps")
     assert train(digits, tmp_path, "train.checkpoint_every=1 steps") == 0

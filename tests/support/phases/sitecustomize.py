@@ -20,7 +20,7 @@ _CALLS = {
     "rendezvous": ("torch.distributed", "init_process_group", 1),
     "loading": ("hpc_mlp.training.session", "make_loader", 1),
     "step": ("hpc_mlp.bank.step", "TrainStep.__call__", 5),
-    "validation": ("hpc_mlp.training.trainer", "BankTrainer._validate", 1),
+    "validation": ("hpc_mlp.training.trainer", "validate", 1),
     "end": ("hpc_mlp.training.session", "train_banks", 1),
 }
 
