@@ -130,6 +130,12 @@ def test_of_many_that_differ_the_first_are_told(tmp_path: Path) -> None:
     assert "; 4 more differ (see the table). Of the recipes" in told and "v4" not in told
 
 
+def test_rows_are_in_natural_order(tmp_path: Path) -> None:
+    for variant in ("v10", "v2", "baseline"):
+        write_run(tmp_path, variant, 0)
+    assert [row.variant for row in summary(tmp_path).rows] == ["baseline", "v2", "v10"]
+
+
 def test_only_common_seeds_are_paired(tmp_path: Path) -> None:
     train(tmp_path, {"baseline": 0.0}, seeds=2)
     train(tmp_path, {"dropout": 0.0}, seeds=4)
