@@ -17,7 +17,8 @@ from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.remote import DatasetLocation, dataset_location, load_manifest
 from hpc_mlp.data.streaming import StreamingSplit
 from hpc_mlp.errors import UserError
-from hpc_mlp.inference.model import Classifier, TrainedRun, load_own_metrics, load_run
+from hpc_mlp.inference.given import given_run
+from hpc_mlp.inference.model import Classifier, TrainedRun, load_own_metrics
 from hpc_mlp.machine.memory import num_cpus
 from hpc_mlp.runs.folder import Json
 from hpc_mlp.terminal.text import listed
@@ -51,8 +52,7 @@ def evaluate(
     as of `load_run`.
     UserError where the classes or the image size differ."""
     location = dataset_location(shards)
-    if not isinstance(run, TrainedRun):
-        run = load_run(run, ensemble=ensemble, calibrated=calibrated, trust_plugins=trust_plugins)
+    run = given_run(run, ensemble=ensemble, calibrated=calibrated, trust_plugins=trust_plugins)
     manifest = load_manifest(location)
     _check_unseen(run, manifest, location, split)
     to_ours = torch.from_numpy(_match(run, manifest, location)).to(run.device)

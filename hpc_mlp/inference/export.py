@@ -19,7 +19,8 @@ from hpc_mlp._version import __version__
 from hpc_mlp.errors import RunError, UserError, unknown_name
 from hpc_mlp.files.atomic import write_bytes
 from hpc_mlp.inference.card import is_card, model_card
-from hpc_mlp.inference.model import Classifier, TrainedRun, load_run
+from hpc_mlp.inference.given import given_run
+from hpc_mlp.inference.model import Classifier, TrainedRun
 from hpc_mlp.runs.folder import Json
 from hpc_mlp.terminal.text import json_text
 
@@ -59,12 +60,7 @@ def export(
         raise unknown_name("format", format, _FORMATS)
     if dtype not in ("uint8", "float32"):
         raise unknown_name("input type", dtype, ("uint8", "float32"))
-    if not isinstance(run, TrainedRun):
-        run = load_run(run, calibrated=calibrated, trust_plugins=trust_plugins)
-    elif calibrated and run.temperatures is None:
-        raise UserError(
-            "calibrated is chosen when the run is loaded: load_run(path, calibrated=True)."
-        )
+    run = given_run(run, calibrated=calibrated, trust_plugins=trust_plugins)
     file = Path(out) if out is not None else Path(f"{run.name}.{format}")
     card = file.with_suffix(".md")
     if file == card:

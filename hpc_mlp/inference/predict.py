@@ -17,8 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from hpc_mlp.errors import UserError, printable
+from hpc_mlp.inference.given import given_run
 from hpc_mlp.inference.images import Images, bounded
-from hpc_mlp.inference.model import TrainedRun, load_run
+from hpc_mlp.inference.model import TrainedRun
 from hpc_mlp.terminal.shown import Showable
 from hpc_mlp.terminal.text import count
 
@@ -154,14 +155,7 @@ def predict(
     cannot be used; an image that cannot be read is a `Prediction` that says so."""
     if batch_size < 1:
         raise UserError(f"the batch size is {batch_size}; it is at least 1.")
-    if not isinstance(run, TrainedRun):
-        run = load_run(run, ensemble=ensemble, calibrated=calibrated, trust_plugins=trust_plugins)
-    elif ensemble:
-        raise UserError("ensemble is chosen when the run is loaded: load_run(path, ensemble=True).")
-    elif calibrated and run.temperatures is None:
-        raise UserError(
-            "calibrated is chosen when the run is loaded: load_run(path, calibrated=True)."
-        )
+    run = given_run(run, ensemble=ensemble, calibrated=calibrated, trust_plugins=trust_plugins)
     paths = [images] if isinstance(images, str | Path) else images
     found = Images([Path(path) for path in paths])
     return Predictions(run, found, batch_size)

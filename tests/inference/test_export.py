@@ -434,3 +434,5 @@ def test_a_run_without_temperature_is_refused(trained: Trained, tmp_path: Path) 
     assert call("predict", old, trained.images, "--format", "csv").exit_code == 0
     with pytest.raises(UserError, match="chosen when the run is loaded"):
         hpc_mlp.export(load_run(trained.run("batchnorm-s0")), calibrated=True)
+    with pytest.raises(UserError, match="chosen when the run is loaded"):
+        hpc_mlp.evaluate(load_run(trained.run("batchnorm-s0")), trained.shards, calibrated=True)
