@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,9 @@ GRID = 8
 BRIGHTER = (0.1, 0.2)
 # Parts of red, green and blue in the luma, of 1,000 (ITU-R BT.601).
 LUMA = (299, 587, 114)
+# Measured at a time: what is computed of more is memory that the system must hand out anew each
+# time (64 photographs of 224 pixels: 29 ms at once, 18 ms in such pieces).
+_PIECE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,18 @@ def tones_width(channels: int) -> int:
 
 
 def measure(images: npt.NDArray[np.uint8]) -> Measures:
-    """Of images uint8 [N, H, W, C]. float32 is the quickest to add up in, and exact here: no sum
-    below that is taken in it reaches 2^24."""
+    """Of images uint8 [N, H, W, C]."""
+    piece = max(1, _PIECE_BYTES // images[:1].nbytes) if images.size else 1
+    parts = [_measure(images[at : at + piece]) for at in range(0, max(1, len(images)), piece)]
+    if len(parts) == 1:
+        return parts[0]
+    columns = ([getattr(part, field.name) for part in parts] for field in fields(Measures))
+    return Measures(*map(np.concatenate, columns))
+
+
+def _measure(images: npt.NDArray[np.uint8]) -> Measures:
+    """float32 is the quickest to add up in, and exact here: no sum below that is taken in it
+    reaches 2^24."""
     n, height, width, channels = images.shape
     values = images.reshape(n, height, width * channels).astype(np.float32)
     bands = _add_rows(values, _edges(height, GRID), np.float32)
