@@ -39,9 +39,9 @@ def tones_width(channels: int) -> int:
 
 
 def measure(images: npt.NDArray[np.uint8]) -> Measures:
-    """Of images uint8 [N, H, W, C]."""
-    piece = max(1, _PIECE_BYTES // images[:1].nbytes) if images.size else 1
-    parts = [_measure(images[at : at + piece]) for at in range(0, max(1, len(images)), piece)]
+    """Of images uint8 [N, H, W, C], of which there is one."""
+    piece = max(1, _PIECE_BYTES // images[0].nbytes)
+    parts = [_measure(images[at : at + piece]) for at in range(0, len(images), piece)]
     if len(parts) == 1:
         return parts[0]
     columns = ([getattr(part, field.name) for part in parts] for field in fields(Measures))
