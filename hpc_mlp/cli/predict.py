@@ -213,7 +213,7 @@ def _load(
     """Load the run, and say on stderr what one should know of it."""
     from hpc_mlp.inference.model import load_run
     from hpc_mlp.machine.command_line import importing
-    from hpc_mlp.runs.calibration import at_bound
+    from hpc_mlp.runs.calibration import is_fitted
 
     with importing():
         import torch
@@ -225,8 +225,8 @@ def _load(
     if trained.state != "done":
         _note(f"{trained.name} is {trained.state}: these are the best weights so far.")
     for name, value in zip(trained.members, trained.temperatures or (), strict=False):
-        if at_bound(value):
-            _note(f"the temperature of {name} is {value}, the limit of the fit: no value is best.")
+        if not is_fitted(value):
+            _note(f"the temperature of {name} is {value:g}: its validation images have no best one.")
     if ensemble:
         if len(trained.members) == 1:
             _note("no other complete run differs by the seed alone: one run, no ensemble.")

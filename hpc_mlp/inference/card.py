@@ -10,7 +10,7 @@ from markupsafe import Markup
 from hpc_mlp.config.loading import build_config
 from hpc_mlp.config.sections import Config, flatten, identity
 from hpc_mlp.errors import printable
-from hpc_mlp.runs.calibration import at_bound
+from hpc_mlp.runs.calibration import is_fitted
 from hpc_mlp.terminal.templates import environment
 from hpc_mlp.terminal.text import front_matter, markdown, markdown_code
 
@@ -44,7 +44,7 @@ def model_card(run: TrainedRun, file: str, format: str, dtype: str) -> str:
         "verbatim": lambda text: Markup(printable(text)),
         "decimals": lambda value: "not finite" if value is None else f"{value:.4f}",
     }
-    templates.tests["at_bound"] = at_bound
+    templates.tests["fitted"] = is_fitted
     template = templates.get_template("card.md.j2")
     return front_matter(_head(run, format)) + template.render(
         run=run,

@@ -202,6 +202,6 @@ def themed(svg: str, name: str, title: str) -> str:
     assert view is not None
     head = (
         f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {view[0]} role="img" '
-        f'aria-label="{escape(printable(title))}">'
+        f'aria-label="{escape(printable(" ".join(title.split())))}">'
     )
     return re.sub(r"\n\s*", "\n", head + svg[svg.index(">") + 1 :])

@@ -7,9 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 NUM_BINS = 15
-# Where the validation images are all told apart, the fit has no end: the likelihood grows as T
-# falls. Where the logits say nothing of them, it grows with T.
+# The range of the fit. Below it there mostly is no best T: where the validation images are all told
+# apart, the likelihood grows as T falls. Where the logits say nothing of them, it grows with T.
 LOWEST, HIGHEST = 0.25, 20.0
+# Of a fit that ends below the range: 0.25 made the test loss of two digits runs 1.7 and 2.4 times as
+# high.
+UNCHANGED = 1.0
 
 
 def bin_numbers(confidence: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -27,8 +30,9 @@ def calibration_error(confidence: NDArray[np.float64], right: NDArray[np.bool_])
 
 def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float | None:
     """The T in LOWEST..HIGHEST for which softmax(logits / T) has the lowest mean cross entropy on
-    logits [N, K] of labels [N]. It is convex in 1/T, and T where its slope is 0, in float64. 1
-    where the logits are all equal; None where there is no image or a logit is not finite."""
+    logits [N, K] of labels [N]. It is convex in 1/T, and T where its slope is 0, in float64.
+    UNCHANGED where the best is below LOWEST or the logits are all equal, HIGHEST where it is above;
+    None where there is no image or a logit is not finite."""
     from scipy.optimize import brentq
     from scipy.special import softmax
 
@@ -36,20 +40,21 @@ def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> f
         return None
     scores = _beside_truth(logits, labels)
     if not scores.any():
-        return 1.0
+        return UNCHANGED
 
     def slope(inverse: float) -> float:
         return float((softmax(inverse * scores, axis=1) * scores).sum(1).mean())
 
     if slope(1 / LOWEST) <= 0:
-        return LOWEST
+        return UNCHANGED
     if slope(1 / HIGHEST) >= 0:
         return HIGHEST
     return float(1 / brentq(slope, 1 / HIGHEST, 1 / LOWEST, xtol=1e-12))
 
 
-def at_bound(temperature: float) -> bool:
-    return temperature in (LOWEST, HIGHEST)
+def is_fitted(temperature: float) -> bool:
+    """Whether the validation images have a best T."""
+    return temperature not in (UNCHANGED, HIGHEST)
 
 
 def calibrated(

@@ -14,10 +14,11 @@ from sklearn.metrics import log_loss
 from hpc_mlp.runs.calibration import (
     HIGHEST,
     LOWEST,
-    at_bound,
+    UNCHANGED,
     calibrated,
     calibration_error,
     fit_temperature,
+    is_fitted,
 )
 
 
@@ -43,7 +44,7 @@ def test_the_fit_is_the_lowest_loss_that_scipy_finds(
 ) -> None:
     logits, labels = drawn(seed, classes, temperature)
     found = fit_temperature(logits, labels)
-    assert found is not None and not at_bound(found)
+    assert found is not None and is_fitted(found)
     best = minimize_scalar(
         lambda log: loss(logits, labels, np.exp(log)),
         bounds=(np.log(LOWEST), np.log(HIGHEST)),
@@ -70,11 +71,11 @@ def test_two_classes_are_a_logistic_regression_without_penalty() -> None:
     assert fit_temperature(logits, labels) == pytest.approx(1 / model.coef_[0, 0], rel=1e-4)
 
 
-def test_what_has_no_best_temperature_ends_at_a_limit() -> None:
+def test_what_has_no_best_temperature_stays_or_ends_at_the_limit() -> None:
     labels = np.arange(12) % 3
     right = np.eye(3, dtype=np.float32)[labels]
-    assert fit_temperature(right, labels) == LOWEST and at_bound(LOWEST)
-    assert fit_temperature(-right, labels) == HIGHEST and at_bound(HIGHEST)
+    assert fit_temperature(right, labels) == UNCHANGED and not is_fitted(UNCHANGED)
+    assert fit_temperature(-right, labels) == HIGHEST and not is_fitted(HIGHEST)
     assert fit_temperature(np.ones((12, 3), np.float32), labels) == 1.0
     assert fit_temperature(np.where(right > 0, np.float32(np.inf), right), labels) is None
     assert fit_temperature(right[:0], labels[:0]) is None
