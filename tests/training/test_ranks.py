@@ -166,7 +166,9 @@ def is_told_to_stop(digits: Path, folder: Path, phase: str, *numbers: signal.Sig
             process.launcher.send_signal(number)
             time.sleep(0.2)
         errors = process.ends(30)
-        assert process.launcher.returncode == 128 + numbers[0]
+        # Python that gets another Ctrl-C while it exits ends by it: a shell calls both 130.
+        late = {-numbers[-1]} if len(numbers) > 1 else set()
+        assert process.launcher.returncode in {128 + numbers[0]} | late
         # Python itself is being started.
         assert phase == "import" or "Traceback" not in errors
         process.check_nothing_is_left()
