@@ -226,7 +226,9 @@ def _load(
         _note(f"{trained.name} is {trained.state}: these are the best weights so far.")
     for name, value in zip(trained.members, trained.temperatures or (), strict=False):
         if not is_fitted(value):
-            _note(f"the temperature of {name} is {value:g}: its validation images have no best one.")
+            _note(
+                f"the temperature of {name} is {value:g}: its validation images have no best one."
+            )
     if ensemble:
         if len(trained.members) == 1:
             _note("no other complete run differs by the seed alone: one run, no ensemble.")

@@ -10,8 +10,8 @@ NUM_BINS = 15
 # The range of the fit. Below it there mostly is no best T: where the validation images are all told
 # apart, the likelihood grows as T falls. Where the logits say nothing of them, it grows with T.
 LOWEST, HIGHEST = 0.25, 20.0
-# Of a fit that ends below the range: 0.25 made the test loss of two digits runs 1.7 and 2.4 times as
-# high.
+# Of a fit that ends below the range: with 0.25 the test loss of two digits runs was 1.7 and 2.4
+# times as high.
 UNCHANGED = 1.0
 
 
