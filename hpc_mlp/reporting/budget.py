@@ -45,13 +45,17 @@ def last_score(trial: TrialRecord) -> float | None:
     return trial.scores[-1] if trial.scores and trial.state != "diverged" else None
 
 
+def known_scores(records: Sequence[BracketRecord]) -> list[float]:
+    """`last_score` of all trials that have one."""
+    trials = (trial for record in records for trial in record.trials)
+    return [score for trial in trials if (score := last_score(trial)) is not None]
+
+
 def guessing(records: Sequence[BracketRecord], classes: int) -> float | None:
     """The loss of equal probabilities, ln K, as which a trial counts that is worse: a single one
     whose loss is huge would decide on all means. None by other metrics, or where nothing is
     better."""
-    finite = [
-        s for record in records for one in record.trials if (s := last_score(one)) is not None
-    ]
+    finite = known_scores(records)
     limit = math.log(max(classes, 2))
     return limit if by_loss(records[0]) and finite and min(finite) < limit else None
 
@@ -60,9 +64,7 @@ def budget_curves(records: Sequence[BracketRecord], classes: int) -> dict[str, A
     """By variant `expected_best` of the trials that have trained so far. One that diverged counts
     as `guessing`, by other metrics as the worst of all variants'. Empty where they were chosen by
     different metrics. `classes`: their number."""
-    finite = [
-        s for record in records for one in record.trials if (s := last_score(one)) is not None
-    ]
+    finite = known_scores(records)
     if not finite or len({record.monitor for record in records}) > 1:
         return {}
     higher = records[0].higher_is_better

@@ -14,7 +14,7 @@ from hpc_mlp.reporting.groups import Group, parts_of
 from hpc_mlp.reporting.metrics import image_values
 from hpc_mlp.reporting.predictions import RunPredictions, read_predictions
 from hpc_mlp.reporting.values import HELD_OUT, Value, mean_sd
-from hpc_mlp.runs.calibration import calibration_error
+from hpc_mlp.runs.calibration import ece_of
 from hpc_mlp.runs.folder import Run
 from hpc_mlp.runs.metrics import Metrics
 
@@ -49,7 +49,7 @@ def _with_ensemble(row: Group) -> Group:
             raise RunError("its runs were tested on different images")
         # One at a time: a thousand runs do not fit into memory.
         total = own.probabilities.astype(np.float64) if total is None else total + own.probabilities
-        errors.append(_error(own.probabilities, own.labels))
+        errors.append(ece_of(own.probabilities, own.labels))
         runs.append(run)
     row = replace(row, values={"ece": mean_sd(errors)} | row.values)
     if first is None or total is None or len(runs) < 2:
@@ -70,7 +70,7 @@ def _ensemble(
     models = sum(len(parts_of(run)) for run in runs)
     return replace(
         row,
-        values=values | {"ece": Value(_error(probabilities, labels))},
+        values=values | {"ece": Value(ece_of(probabilities, labels))},
         seeds=sorted({run.seed for run in runs}),
         n=models,
         parameters=None if row.parameters is None else row.parameters * len(runs),
@@ -90,10 +90,3 @@ def _measure(
     np.add.at(confusion, (labels, probabilities.argmax(1)), 1)
     loss = float(image_values("loss", RunPredictions(probabilities, labels)).mean())
     return Metrics(loss, confusion).as_json(classes)
-
-
-def _error(
-    probabilities: NDArray[np.float32] | NDArray[np.float64], labels: NDArray[np.int64]
-) -> float:
-    confidence = probabilities.max(1).astype(np.float64)
-    return calibration_error(confidence, probabilities.argmax(1) == labels)

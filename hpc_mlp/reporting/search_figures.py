@@ -16,6 +16,7 @@ from hpc_mlp.reporting.budget import (
     budget_curves,
     by_loss,
     guessing,
+    known_scores,
     last_score,
     score_name,
     score_text,
@@ -41,9 +42,7 @@ def score_label(record: BracketRecord) -> str:
 
 def _score_axis(records: Sequence[BracketRecord]) -> ScoreAxis:
     """One for all of them, which have one metric."""
-    trials = [trial for record in records for trial in record.trials]
-    scores = [score for trial in trials if (score := last_score(trial)) is not None]
-    unit = score_unit(records[0])
+    scores, unit = known_scores(records), score_unit(records[0])
     higher, loss = records[0].higher_is_better, by_loss(records[0])
     return score_axis(scores, higher, percent=unit == "%", loss=loss)
 
@@ -231,8 +230,8 @@ def captions(records: Sequence[BracketRecord], classes: int) -> list[str]:
         end = first.rungs[-1][0]
         lines.append(f"{text}. On average a trial trained {mean:.1f} of {end} epochs.")
     limit = guessing(records, classes)
-    worst = [s for trial in trials if (s := last_score(trial)) is not None and limit and s > limit]
-    if worst or any(trial.state == "diverged" for trial in trials):
+    worse = limit is not None and any(score > limit for score in known_scores(records))
+    if worse or any(trial.state == "diverged" for trial in trials):
         lines.append(
             "In the lines a trial that diverged counts as the worst of all."
             if limit is None

@@ -28,6 +28,14 @@ def calibration_error(confidence: NDArray[np.float64], right: NDArray[np.bool_])
     return float(np.abs(sums).sum(1).mean() / len(confidence))
 
 
+def ece_of(
+    probabilities: NDArray[np.float32] | NDArray[np.float64], labels: NDArray[np.int64]
+) -> float:
+    """`calibration_error` of one run's probabilities [N, K] of labels [N], in float64."""
+    confidence = probabilities.max(1).astype(np.float64)
+    return calibration_error(confidence, probabilities.argmax(1) == labels)
+
+
 def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float | None:
     """The T in LOWEST..HIGHEST for which softmax(logits / T) has the lowest mean cross entropy on
     logits [N, K] of labels [N]. It is convex in 1/T, and T where its slope is 0, in float64.

@@ -18,7 +18,7 @@ from hpc_mlp.config.plan import RunSpec
 from hpc_mlp.files.atomic import write_bytes
 from hpc_mlp.machine.processes import ALONE
 from hpc_mlp.models.registry import build_module
-from hpc_mlp.runs.calibration import calibrated, calibration_error, fit_temperature
+from hpc_mlp.runs.calibration import calibrated, ece_of, fit_temperature
 from hpc_mlp.runs.folder import HELD_OUT_PREDICTIONS, PREDICTIONS, Json
 from hpc_mlp.training.best import BestWeights
 from hpc_mlp.training.checkpoint import LeaseCheck
@@ -103,8 +103,7 @@ def _measured(
     """Metrics as result.json has them, and what the file of predictions holds."""
     metrics, logits, probabilities, labels = evaluate(module, batches, loader.device)
     found = metrics.as_json(loader.manifest.classes)
-    right = probabilities.argmax(1) == labels
-    found["ece"] = calibration_error(probabilities.max(1).astype(np.float64), right)
+    found["ece"] = ece_of(probabilities, labels)
     if temperature is not None:
         found |= calibrated(logits, labels, temperature)
     if member.metrics:

@@ -418,6 +418,24 @@ def test_an_ensemble_is_calibrated_run_by_run(trained: Trained) -> None:
     assert found == pytest.approx(np.mean(parts, axis=0), abs=1e-6)
 
 
+def test_that_validation_has_no_best_temperature_is_said(trained: Trained, tmp_path: Path) -> None:
+    """By the commands and on the card; the probabilities are then those without."""
+    same = tmp_path / "batchnorm-s0"
+    shutil.copytree(trained.run("batchnorm-s0"), same)
+    result = json.loads((same / "result.json").read_text())
+    (same / "result.json").write_text(json.dumps(result | {"temperature": 1.0}))
+    said = "the temperature of batchnorm-s0 is 1: its validation images have no best one"
+    done = call("predict", same, trained.images, "--calibrated", "--format", "csv")
+    assert done.exit_code == 0 and said in done.stderr, done.output
+    plain = call("predict", same, trained.images, "--format", "csv")
+    assert done.stdout == plain.stdout and said not in plain.stderr
+    assert said in call("evaluate", same, trained.shards, "--calibrated").stderr
+    file = tmp_path / "x.safetensors"
+    done = call("export", same, "--format", "safetensors", "--out", file, "--calibrated")
+    assert done.exit_code == 0 and said in done.stderr, done.output
+    assert "(where they have no best one, it is 1 or 20)" in file.with_suffix(".md").read_text()
+
+
 def test_a_run_without_temperature_is_refused(trained: Trained, tmp_path: Path) -> None:
     old = tmp_path / "old-s0"
     shutil.copytree(trained.run("batchnorm-s0"), old)
