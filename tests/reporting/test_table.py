@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from support.process import imports_seconds, processor_seconds
 from support.runs import labels, write_run
 
 from hpc_mlp.cli import main
@@ -249,17 +249,8 @@ def test_wrong_input_is_one_message(tmp_path: Path, runs: Path) -> None:
 def test_starts_at_once_without_torch(runs: Path) -> None:
     code = "import sys; from hpc_mlp.cli import main\ntry: main()\n"
     code += "finally: assert 'torch' not in sys.modules"
-
-    def seconds() -> float:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(
-            [sys.executable, "-c", code, "table", str(runs)], check=True, capture_output=True
-        )
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-    # 0.4 s on a calm machine; other work on it only adds.
-    assert any(seconds() < 0.8 for _ in range(5))
+    seconds = processor_seconds([sys.executable, "-c", code, "table", str(runs)])
+    assert seconds < 10 * imports_seconds()
 
 
 def test_rows_of_two_datasets_stay_apart(tmp_path: Path) -> None:

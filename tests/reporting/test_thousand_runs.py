@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support.process import Cli, command, environment
+from support.process import Cli, command, environment, imports_seconds
 
 SETTINGS = ("--cpu", "--set", "model.hidden=[8]", "--set", "train.epochs=2")
 # Prints what it has used itself: seconds of the processor, and MB of memory at most.
@@ -69,8 +69,10 @@ def used(*words: object, most: float) -> tuple[float, float, str]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_table(thousand: Path) -> None:
-    seconds, megabytes, said = used("table", thousand, most=2)
-    assert "0-249" in said and seconds <= 2 and megabytes <= 100
+    # 1.9 s where the imports take 0.13.
+    most = 20 * imports_seconds()
+    seconds, megabytes, said = used("table", thousand, most=most)
+    assert "0-249" in said and seconds <= most and megabytes <= 100
 
 
 @pytest.mark.alone
