@@ -191,6 +191,28 @@ def test_disturbed_runs_equal_undisturbed_ones(cluster: None, shards: Path, tmp_
             assert not (runs / run / "failed.json").exists(), name
 
 
+def test_a_search_goes_on_after_a_requeue(cluster: None, shards: Path, tmp_path: Path) -> None:
+    """A job for each variant; one is requeued while its trials train."""
+    sets = {"train.epochs": 12, "train.early_stopping": False}
+    search = ("--search", "optim.lr=log:1e-4:1e-1", "--trials", 4, "--halving", 2)
+    options = ("--variants", "baseline,dropout", "--seeds", "0", *search)
+    runs, calm = tmp_path / "runs", tmp_path / "calm"
+    submit(shards, runs, *options, sets={**sets, "launch.setup": ["export OMP_NUM_THREADS=1"]})
+    freeze(runs, "search/baseline-s1000-t000")
+    subprocess.run(["scontrol", "requeue", read_status(runs)[0].job], check=True)
+    thaw(runs, 0)
+    wait_until("both are done", all_are("done", runs))
+    cli(
+        *("train", shards, "--runs", calm, *options, "--cpu"),
+        *(f"--set={key}={json.dumps(value)}" for key, value in sets.items()),
+    )
+    assert [run.requeues for run in read_status(runs)] == [1, 0]
+    for name in ("baseline", "dropout"):
+        assert outcome(runs / f"{name}-s0") == outcome(calm / f"{name}-s0")
+        record = Path("search") / f"{name}.json"
+        assert (runs / record).read_bytes() == (calm / record).read_bytes()
+
+
 def test_a_job_goes_on_after_its_time_limit(limited: Path) -> None:
     wait_until("it is done", all_are("done", limited))
     assert read_status(limited)[0].requeues >= 1
