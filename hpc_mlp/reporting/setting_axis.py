@@ -12,14 +12,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter
+from numpy.typing import NDArray
 
 from hpc_mlp.errors import printable
 from hpc_mlp.reporting.groups import show
 
 # Values further apart than this factor stand by their logarithms.
 _WIDE = 20
+# Swept values that have a tick each: so many, and so far apart as a share of the axis.
+_MOST_TICKS, _TICKS_APART = 5, 0.15
 # Characters of a category's line.
 _LINE = 12
 # Of a category's width, over which its points are spread.
@@ -37,6 +41,8 @@ class SettingAxis:
     high: float = 0.0
     log: bool = False
     whole: bool = False
+    # Where they are not matplotlib's.
+    ticks: tuple[float, ...] = ()
 
     def places(self, values: Sequence[Any], spread: bool = False) -> list[float]:
         """Of values on the axis; those of a category side by side where they are to `spread`."""
@@ -74,6 +80,8 @@ class SettingAxis:
             pad = 0.05 * (self.high - self.low) or 0.5
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=self.whole))
             axes.set_xlim(self.low - pad, self.high + pad)
+        if self.ticks:
+            axes.xaxis.set_major_locator(FixedLocator(self.ticks))
         axes.xaxis.set_major_formatter("{x:g}")
 
 
@@ -101,8 +109,20 @@ def swept_axis(key: str, values: Iterable[Any]) -> SettingAxis:
     found = list(values)
     if not all(map(is_number, found)):
         return SettingAxis(key, tuple(dict.fromkeys(map(show, _in_order(found)))))
-    low, high = float(min(found)), float(max(found))
-    return SettingAxis(key, (), low, high, 0 < _WIDE * low <= high, _whole(found))
+    numbers = np.unique(np.array(found, np.float64))
+    low, high = float(numbers[0]), float(numbers[-1])
+    closest = _closest(numbers)
+    log = low > 0 and (low * _WIDE <= high or _closest(np.log(numbers)) > closest)
+    closest = _closest(np.log(numbers)) if log else closest
+    own = numbers.size <= _MOST_TICKS and closest >= _TICKS_APART
+    ticks = tuple(numbers.tolist()) if own else ()
+    return SettingAxis(key, (), low, high, log, _whole(found), ticks)
+
+
+def _closest(numbers: NDArray[np.float64]) -> float:
+    """How close two of the rising numbers are, as a share of all their width."""
+    gaps = np.diff(numbers)
+    return float(gaps.min() / gaps.sum()) if gaps.size else 1.0
 
 
 def _whole(values: Iterable[Any]) -> bool:

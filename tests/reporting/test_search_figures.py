@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from support.process import Cli
 from support.runs import write_run
 
 from hpc_mlp.config.search import parse_range
 from hpc_mlp.reporting.budget import expected_best
+from hpc_mlp.reporting.setting_axis import swept_axis
 from hpc_mlp.runs.brackets import rungs
 
 SPACE = {
@@ -253,3 +255,22 @@ def test_figure_of_a_sweep(cli: Cli, tmp_path: Path) -> None:
     assert '<a href="#sweep">Sweep</a>' in page
     label = "Validation loss over what was swept: optim.lr, model.hidden"
     assert f'aria-label="{label}"' in page
+
+
+@pytest.mark.parametrize(
+    ("values", "scale", "ticks"),
+    [
+        ([1e-2, 1e-3, 3e-3], "log", ["0.001", "0.003", "0.01"]),
+        ([16, 32, 64, 128], "log", ["16", "32", "64", "128"]),
+        ([0.3, 0.1, 0.2], "linear", ["0.1", "0.2", "0.3"]),
+        ([3, 3], "linear", ["3"]),
+        ([[512], [64]], "linear", ["64", "512"]),
+    ],
+)
+def test_what_was_swept_has_ticks_of_its_own(
+    values: list[Any], scale: str, ticks: list[str]
+) -> None:
+    axes = Figure().add_subplot()
+    swept_axis("key", values).set_up(axes)
+    assert axes.get_xscale() == scale
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ticks
