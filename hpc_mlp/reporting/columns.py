@@ -18,6 +18,7 @@ from hpc_mlp.terminal.text import count, spans
 # Shown where they are asked for.
 ON_DEMAND = {"val_accuracy", "val_f1", "test_loss", "ece", "test_images", "dataset", "wins", "best"}
 ON_DEMAND |= {"held_out_precision", "held_out_recall", "held_out_loss"}
+ON_DEMAND |= {"temperature", "calibrated_loss", "calibrated_ece"}
 # Shown where a row has them.
 OF_FOLDS = ("folds", "held_out_accuracy", "held_out_f1", "held_out_loss")
 DRAWN = (
@@ -228,6 +229,9 @@ COLUMNS = {
     "f1": Column("F1", _statistic("f1", _percent)),
     "test_loss": Column("test loss", _statistic("test_loss", _loss)),
     "ece": Column("ECE", _statistic("ece", _percent)),
+    "temperature": Column("temperature", _statistic("temperature", _loss)),
+    "calibrated_loss": Column("calibrated loss", _statistic("calibrated_loss", _loss)),
+    "calibrated_ece": Column("calibrated ECE", _statistic("calibrated_ece", _percent)),
     **{
         f"held_out_{name}": Column(f"held-out {title}", _statistic(f"held_out_{name}", _held_out))
         for name, title in (

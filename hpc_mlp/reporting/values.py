@@ -21,6 +21,9 @@ STATISTICS: dict[str, tuple[str, ...]] = {
     "recall": ("test", "recall"),
     "f1": ("test", "f1"),
     "test_loss": ("test", "loss"),
+    "temperature": ("temperature",),
+    "calibrated_loss": ("test", "calibrated_loss"),
+    "calibrated_ece": ("test", "calibrated_ece"),
     "images_per_second": ("images_per_second",),
     "seconds": ("seconds",),
 }

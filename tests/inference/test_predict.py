@@ -131,6 +131,10 @@ def test_calibrated_predictions_have_the_loss_and_error_that_the_result_tells(
         error = calibration_error(found.max(1).astype(np.float64), right)
         assert error == pytest.approx(test[f"{before}ece"], abs=1e-5)
     assert test["calibrated_loss"] != test["loss"]
+    one = ("--where", "variant==batchnorm and seed==0", "--format", "json")
+    [row] = json.loads(call("table", run.parent, *one).stdout)
+    assert row["calibrated_ece"] == test["calibrated_ece"]
+    assert row["calibrated_loss"] == test["calibrated_loss"] and row["temperature"] > 0
     done = call("evaluate", run, trained.shards, "--calibrated", "--format", "json")
     measured = json.loads(done.stdout)
     assert measured["loss"] == pytest.approx(test["calibrated_loss"], abs=1e-6)
