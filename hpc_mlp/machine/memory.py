@@ -63,8 +63,8 @@ def _available() -> int:
 def keep_freed_memory() -> None:
     """Have glibc's malloc keep up to 512 MB that are free: the next step asks for the same again.
     By default it hands large pieces back, and the kernel must clear every page anew
-    (configs/recipes/fashion_mlp.toml with 5 seeds on 2 cores: five times the page faults, 26.5 s an
-    epoch instead of 24.4; n = 2). Other C libraries: no effect."""
+    (784-2048-1024-10, batch 256, 5 seeds on 2 cores: five times the page faults, 26.5 s an epoch
+    instead of 24.4; n = 2). Other C libraries: no effect."""
     import ctypes
 
     with suppress(OSError, AttributeError):
