@@ -111,10 +111,9 @@ def swept_axis(key: str, values: Iterable[Any]) -> SettingAxis:
         return SettingAxis(key, tuple(dict.fromkeys(map(show, _in_order(found)))))
     numbers = np.unique(np.array(found, np.float64))
     low, high = float(numbers[0]), float(numbers[-1])
-    closest = _closest(numbers)
-    log = low > 0 and (low * _WIDE <= high or _closest(np.log(numbers)) > closest)
-    closest = _closest(np.log(numbers)) if log else closest
-    own = numbers.size <= _MOST_TICKS and closest >= _TICKS_APART
+    log = low > 0 and (low * _WIDE <= high or _closest(np.log(numbers)) > _closest(numbers))
+    apart = _closest(np.log(numbers) if log else numbers)
+    own = numbers.size <= _MOST_TICKS and apart >= _TICKS_APART
     ticks = tuple(numbers.tolist()) if own else ()
     return SettingAxis(key, (), low, high, log, _whole(found), ticks)
 
