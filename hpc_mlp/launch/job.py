@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,6 +21,7 @@ from hpc_mlp.launch.records import Submission, read_submission
 from hpc_mlp.launch.spawn import end_with_parent, run_processes, tidy
 from hpc_mlp.machine import ranks
 from hpc_mlp.machine.liveness import this_process
+from hpc_mlp.machine.ports import keep_port
 from hpc_mlp.machine.stop import request_stop
 from hpc_mlp.runs.lease import CLAIM
 from hpc_mlp.terminal.output import prepare, say
@@ -83,13 +84,14 @@ def run_job(folder: Path, index: int) -> tuple[int, set[int]]:
     Returns the exit code and the signals that came, which may become more later."""
     prepare()
     submission = TrainingJob(str(folder), index)._submission()
-    if submission.cluster == "slurm":
-        _join_processes(folder)
-    os.environ[CLAIM] = submission.claim(index)
-    if not ranks.rank():
-        submission.write_start(index, ranks.restarts(), _this_start())
     signals = _StopSignals()
-    with signals:
+    with ExitStack() as stack:
+        if submission.cluster == "slurm":
+            _join_processes(folder, stack)
+        os.environ[CLAIM] = submission.claim(index)
+        if not ranks.rank():
+            submission.write_start(index, ranks.restarts(), _this_start())
+        stack.enter_context(signals)
         share_cores()
         train_specs = _load(submission.entry)
         # While torch was being imported: nothing has begun.
@@ -172,27 +174,29 @@ def _leave(submission: Submission, index: int, received: set[int], hand_back: An
 # -- several processes
 
 
-def _join_processes(folder: Path) -> None:
-    """Set what Accelerate reads (RANK, WORLD_SIZE, …) from Slurm's, before torch is imported."""
+def _join_processes(folder: Path, stack: ExitStack) -> None:
+    """Set what Accelerate reads (RANK, WORLD_SIZE, …) from Slurm's, before torch is imported. The
+    first process keeps their port while `stack` is open."""
     world = int(os.environ.get("SLURM_NTASKS", "1"))
     if world == 1:
         return
     from submitit import JobEnvironment
 
     job = JobEnvironment()
-    port = _agree_on_port(folder, job.raw_job_id, job.global_rank)
+    port = _agree_on_port(folder, job.raw_job_id, job.global_rank, stack)
     # 127.0.0.1 would be another machine on every node.
     address = job.hostnames[0]
     local = job.local_rank, world // job.num_nodes
     os.environ |= ranks.variables(job.global_rank, world, *local, address, port)
 
 
-def _agree_on_port(folder: Path, job_id: str, rank: int) -> int:
+def _agree_on_port(folder: Path, job_id: str, rank: int, stack: ExitStack) -> int:
     """A port that is free on the first node: rank 0 looks for one, near a number made from the job
-    id, and tells the others through the shared folder."""
+    id, keeps it and tells the others through the shared folder."""
     note = folder / "started" / f"port-{job_id}-{ranks.restarts()}"
     if rank == 0:
-        port = next(filter(_is_free, range(20000 + int(job_id) % 20000, 60000)))
+        kept = stack.enter_context(keep_port("", range(20000 + int(job_id) % 20000, 60000)))
+        port: int = kept.getsockname()[1]
         write_bytes(note, str(port).encode())
         return port
     deadline = time.monotonic() + _RENDEZVOUS_SECONDS
@@ -205,15 +209,6 @@ def _agree_on_port(folder: Path, job_id: str, rank: int) -> int:
         f"the first task did not write {note} in {_RENDEZVOUS_SECONDS} s: do all nodes see the "
         "folder?"
     )
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("", port))
-        except OSError:
-            return False
-    return True
 
 
 def main(folder: Path, index: int) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from types import FrameType
 from hpc_mlp.errors import HpcMlpError
 from hpc_mlp.machine.liveness import is_dead
 from hpc_mlp.machine.memory import num_cpus
+from hpc_mlp.machine.ports import keep_port
 from hpc_mlp.machine.ranks import variables
 from hpc_mlp.runs.folder import RunFolder
 from hpc_mlp.runs.lease import Lease, read_owner
@@ -60,12 +60,10 @@ def run_processes(
     once, through us; the local queue ends its jobs by process group. Once a process fails, it is
     named, the others get SIGTERM, and SIGKILL if they do not leave. So it is after a signal to us:
     whatever hangs, everything ends."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     each = str(threads or os.environ.get(_THREADS) or max(1, num_cpus() // count))
     ranks = _Ranks(count)
-    with ranks.signals_passed_on():
+    with keep_port("127.0.0.1") as kept, ranks.signals_passed_on():
+        port = kept.getsockname()[1]
         try:
             for rank in range(count):
                 environment = {

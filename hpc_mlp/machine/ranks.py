@@ -26,6 +26,11 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
+def meeting_place() -> str:
+    """Of the processes: the first one's host:port."""
+    return f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
+
+
 def restarts() -> int:
     """How often Slurm has started this job again."""
     return int(os.environ.get("SLURM_RESTART_COUNT", "0"))

@@ -17,6 +17,7 @@ from hpc_mlp.config.plugins import trust
 from hpc_mlp.config.registry import load_plugins
 from hpc_mlp.data.folds import Folds, equal_only, make_folds
 from hpc_mlp.data.remote import DatasetLocation, load_manifest
+from hpc_mlp.errors import RunError
 from hpc_mlp.live.display import open_display
 from hpc_mlp.machine import ranks, stop
 from hpc_mlp.machine.device import branch
@@ -143,7 +144,15 @@ def _accelerator(cpu: bool) -> Accelerator:
     # Accelerate keeps its state for the whole process: a second training in it, as notebooks have,
     # would go to the device of the first one without a word.
     AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(cpu=cpu, kwargs_handlers=[patience])
+    try:
+        return Accelerator(cpu=cpu, kwargs_handlers=[patience])
+    except torch.distributed.DistError as error:
+        # Without its list of addresses in torch's own code.
+        reason = str(error).partition("\n")[0]
+        raise RunError(
+            f"process {ranks.rank()} of {ranks.world_size()} did not meet the others at "
+            f"{ranks.meeting_place()}: {reason}"
+        ) from error
 
 
 def _folds(setup: TrainSetup, todo: Sequence[RunSpec], console: Console | None) -> dict[int, Folds]:

@@ -6,7 +6,6 @@ batches are split."""
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,8 @@ from support.banks import specs_of
 from support.process import metrics, result
 
 from hpc_mlp.config.plan import TrainOptions
+from hpc_mlp.machine.ports import keep_port
+from hpc_mlp.machine.ranks import variables
 from hpc_mlp.training.session import train_specs
 
 SETS = ("model.hidden=[24,16]", "train.epochs=2")
@@ -42,27 +43,17 @@ with emulated():
 def test_two_devices_train_as_one_cpu(parallel: str, digits: Path, tmp_path: Path) -> None:
     specs = specs_of("all", [0], *SETS)
     assert train_specs(digits, specs, tmp_path / "cpu", TrainOptions(cpu=True)) == 0
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     ranks = []
-    for rank in range(2):
-        place = {
-            "RANK": rank,
-            "LOCAL_RANK": rank,
-            "WORLD_SIZE": 2,
-            "LOCAL_WORLD_SIZE": 2,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-            "REHEARSAL_DEVICES": 2,
-        }
-        code = RANK.format(sets=", ".join(map(repr, SETS)))
-        arguments = [sys.executable, "-c", code, str(digits), str(tmp_path / "cuda"), parallel]
-        environment = os.environ | {key: str(value) for key, value in place.items()}
-        ranks.append(
-            subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
-        )
-    errors = [process.communicate(timeout=200)[1] for process in ranks]
+    with keep_port("127.0.0.1") as kept:
+        for rank in range(2):
+            place = variables(rank, 2, rank, 2, *kept.getsockname())
+            code = RANK.format(sets=", ".join(map(repr, SETS)))
+            arguments = [sys.executable, "-c", code, str(digits), str(tmp_path / "cuda"), parallel]
+            environment = os.environ | place | {"REHEARSAL_DEVICES": "2"}
+            ranks.append(
+                subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
+            )
+        errors = [process.communicate(timeout=200)[1] for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], "\n".join(errors)
     for spec in specs:
         assert result(tmp_path / "cuda" / spec.name)["device"].startswith("cuda")

@@ -25,6 +25,9 @@ from support.process import (
 )
 from support.shards import batch_size_with_rest_one
 
+from hpc_mlp.machine.ports import keep_port
+from hpc_mlp.machine.ranks import variables
+
 SMALL = ("--cpu", "--set", "model.hidden=[32,16]", "--set", "train.epochs=2")
 SPLIT = ("--parallel", "data")
 FOUR = ("baseline", "dropout", "batchnorm", "dropout_batchnorm")
@@ -59,13 +62,12 @@ def check_close(
 def test_accelerate_launch_gives_the_table_of_one_process(
     digits: Path, alone: Path, tmp_path: Path
 ) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    launch += ["--main_process_port", str(port), "-m", "hpc_mlp.train"]
     words = ["--runs", str(tmp_path / "runs"), *SMALL[1:], "--set", "train.batch_size=33"]
-    done = run_process([*launch, str(digits), *words])
+    with keep_port("127.0.0.1") as kept:
+        port = str(kept.getsockname()[1])
+        launch += ["--main_process_port", port, "-m", "hpc_mlp.train"]
+        done = run_process([*launch, str(digits), *words])
     assert done.returncode == 0, done.stderr
     check_close(tmp_path / "runs", alone)
     # One table.
@@ -210,3 +212,21 @@ def test_wrong_input_is_said_once(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.count("hpc-mlp:") == 1 and "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_port_that_is_taken_is_named(digits: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        place = variables(0, 2, 0, 2, *taken.getsockname())
+        done = subprocess.run(
+            command("train", digits, "--runs", tmp_path, "--seeds", "0-1", *SMALL),
+            env=environment() | place,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    where = f"{place['MASTER_ADDR']}:{place['MASTER_PORT']}"
+    assert f"process 0 of 2 did not meet the others at {where}: " in done.stderr
+    assert "address already in use" in done.stderr

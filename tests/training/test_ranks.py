@@ -319,9 +319,10 @@ def two_at_a_time(cells: list[partial[None]]) -> None:
     """While one waits, the other imports."""
     with ThreadPoolExecutor(2) as pool:
         futures = [pool.submit(cell) for cell in cells]
-    problems = {
-        cell.args[2:]: error
+    problems = [
+        f"{cell.args[2:]}: {error}"
         for cell, future in zip(cells, futures, strict=True)
         if (error := future.exception())
-    }
-    assert not problems
+    ]
+    # A failure's text is long, and its middle says most.
+    assert not problems, "\n\n".join(problems)
