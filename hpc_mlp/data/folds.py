@@ -6,6 +6,7 @@ test split, that stays apart, and folds are made of the other two."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +21,14 @@ from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.moments import mean_and_std
 from hpc_mlp.data.normalise import PixelMoments
 from hpc_mlp.data.remote import DatasetLocation
-from hpc_mlp.errors import UserError
-from hpc_mlp.terminal.text import count
+from hpc_mlp.errors import UserError, printable
+from hpc_mlp.terminal.text import count, listed, one_of
 
 # The share of all images that a fold validates on, where parts of folds can make it up.
 _VAL_SHARE = 0.1
+# How many times the images of the smallest fold the largest has, from which on it is said.
+_UNEVEN = 1.2
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -71,23 +75,47 @@ def fold_splits(manifest: Manifest) -> tuple[str, ...]:
     return SPLITS[:2] if has_test else SPLITS
 
 
-def equal_only(location: DatasetLocation, manifest: Manifest) -> str | None:
-    """What to say of a folder that was converted before near copies and groups were recorded."""
-    if manifest.groups is not None or manifest.given_splits is not None:
-        return None
-    return (
-        f"{location} was converted before version 0.2: folds keep equal images together, but not "
-        "near copies or groups. Convert the images again for that."
-    )
+def fold_notes(location: DatasetLocation, manifest: Manifest, folds: Folds) -> Iterator[str]:
+    """A line for each thing about these folds that a person should know: what they cannot keep
+    together, sizes that groups make uneven, classes of which a fold has no image to learn from."""
+    if manifest.groups is None and manifest.given_splits is None:
+        yield (
+            f"{location} was converted before version 0.2: folds keep equal images together, but "
+            "not near copies or groups. Convert the images again for that."
+        )
+    begin = f"data.folds={len(folds)}:"
+    held_out = sorted(len(fold.held_out) for fold in folds.folds)
+    train = sorted(len(fold.train) for fold in folds.folds)
+    if any(sizes[-1] > max(_UNEVEN * sizes[0], sizes[0] + 2) for sizes in (held_out, train)):
+        yield (
+            f"{begin} groups of images that belong together make the folds uneven: they hold out "
+            f"{held_out[0]:,} to {held_out[-1]:,} images and train on {train[0]:,} to "
+            f"{train[-1]:,}, {folds.epoch_images:,} of them in each epoch."
+        )
+    unknown = {
+        name: [str(k) for k, fold in enumerate(folds.folds) if not fold.class_counts[label]]
+        for label, name in enumerate(manifest.classes)
+    }
+    lacking = [
+        f"{printable(name)!r} ({one_of(len(numbers), 'fold', 'folds')} {', '.join(numbers)})"
+        for name, numbers in unknown.items()
+        if numbers
+    ]
+    if lacking:
+        yield (
+            f"WARNING: {begin} no training image of {listed(lacking, _NAMED)}: such a fold does "
+            "not know the class, and all that it holds out of it is wrong."
+        )
 
 
 def make_folds(location: DatasetLocation, manifest: Manifest, config: DataConfig) -> Folds:
     """`config.folds` folds, a function of the dataset and their number alone.
 
     Every image is held out in one fold. Images of equal pixels, near copies and groups lie in one
-    fold (in a folder of before 0.2: of equal pixels only, see `equal_only`); classes are spread
-    evenly. A fold validates on about a tenth of all images, which are of the next fold. One pass
-    over the images, the first time. UserError where there are too few."""
+    fold (in a folder of before 0.2: of equal pixels only); classes are spread evenly. A fold
+    validates on about a tenth of all images, which are of the next fold, but not on all that it
+    would have of a class to train on. One pass over the images, the first time. UserError where
+    there are too few."""
     splits, number = fold_splits(manifest), config.folds
     images = image_sums(location, manifest, splits, config)
     groups = load_groups(location, manifest)
@@ -96,14 +124,13 @@ def make_folds(location: DatasetLocation, manifest: Manifest, config: DataConfig
             f"data.folds={number}: {location} has only {count(len(images.equal), 'image')} to make "
             f"folds of ({', '.join(splits)})."
         )
-    # A fold's parts: its first one is what the fold before it validates on.
-    each = max(1, round(_VAL_SHARE**-1 / number))
     together = images.equal if groups is None else groups[: len(images.labels)]
-    part = deal(images.labels, together, number * each)
+    fold_of, validates = _dealt(images.labels, together, number)
     folds = []
     for k in range(number):
-        held_out = part // each == k
-        val = part == (k + 1) % number * each
+        held_out = fold_of == k
+        val = validates & (fold_of == (k + 1) % number)
+        val &= ~_needed(images.labels, together, ~(held_out | val), val)
         train = ~(held_out | val)
         if not (held_out.any() and val.any() and train.any()):
             raise UserError(
@@ -113,6 +140,33 @@ def make_folds(location: DatasetLocation, manifest: Manifest, config: DataConfig
             )
         folds.append(_fold(images, train, val, held_out, manifest))
     return Folds(splits, tuple(folds))
+
+
+def _dealt(labels: Rows, together: Rows, number: int) -> tuple[Rows, NDArray[np.bool_]]:
+    """The fold of each image, and whether the fold before that one validates on it.
+
+    Folds first, then each into parts: of few images of a class, or few groups, parts that were
+    dealt at once would give one fold several and another none."""
+    fold_of = deal(labels, together, number)
+    validates = np.zeros(len(labels), bool)
+    for k in range(number):
+        rows = np.flatnonzero(fold_of == k)
+        part = deal(labels[rows], together[rows], max(1, round(_VAL_SHARE**-1 / number)))
+        sizes = np.bincount(part, minlength=1)
+        # Groups may make some large, and leave others empty.
+        off = np.where(sizes > 0, np.abs(sizes - _VAL_SHARE * len(labels)), np.inf)
+        validates[rows[part == off.argmin()]] = True
+    return fold_of, validates
+
+
+def _needed(
+    labels: Rows, together: Rows, train: NDArray[np.bool_], val: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Of `val` what training needs: images of classes that `train` has none of, and what belongs
+    together with them. None where that is all of it."""
+    lacking = np.setdiff1d(labels[val], labels[train])
+    needed = val & np.isin(together, together[val & np.isin(labels, lacking)])
+    return needed & (val & ~needed).any()
 
 
 def _fold(

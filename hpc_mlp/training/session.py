@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState
 from hpc_mlp.config.plan import RunSpec, TrainOptions, splits_batches
 from hpc_mlp.config.plugins import trust
 from hpc_mlp.config.registry import load_plugins
-from hpc_mlp.data.folds import Folds, equal_only, make_folds
+from hpc_mlp.data.folds import Folds, fold_notes, make_folds
 from hpc_mlp.data.remote import DatasetLocation, load_manifest
 from hpc_mlp.errors import RunError
 from hpc_mlp.live.display import open_display
@@ -33,7 +33,7 @@ from hpc_mlp.training.banks import data_sections, runs_of_rank
 from hpc_mlp.training.batches import make_loader
 from hpc_mlp.training.progress import ProgressListener, watch
 from hpc_mlp.training.searching import begin_search, has_search, run_search
-from hpc_mlp.training.setup import TrainSetup, check, prepare, to_train
+from hpc_mlp.training.setup import TrainSetup, check, check_folds, prepare, to_train
 
 
 def train_specs(
@@ -95,9 +95,10 @@ def _train_specs(
         own_runs = setup.specs if searched else runs_of_rank(todo, ALONE if split else world)
         group, per_device = world if split else ALONE, processes_sharing(device)
         data = {spec.name: spec.config.data for spec in own_runs}
-        if not options.overwrite:
-            data = data_sections(setup, own_runs)
         setup = replace(setup, folds=_folds(setup, todo, console))
+        if not options.overwrite:
+            check_folds(setup)
+            data = data_sections(setup, own_runs)
         loaders = {
             c: make_loader(shards, manifest, c, device, group, per_device, setup.folds.get(c.folds))
             for c in dict.fromkeys(data.values())
@@ -156,11 +157,13 @@ def _accelerator(cpu: bool) -> Accelerator:
 
 
 def _folds(setup: TrainSetup, todo: Sequence[RunSpec], console: Console | None) -> dict[int, Folds]:
-    """By their number; what they cannot keep together is said once."""
+    """By their number; what a person should know of them is said once."""
     shards, manifest = setup.shards, setup.manifest
     sections = dict.fromkeys(spec.config.data for spec in todo)
     folds = {c.folds: make_folds(shards, manifest, c) for c in sections if c.folds > 1}
-    note = equal_only(shards, manifest) if folds else None
-    if note and console is not None:
-        say(note, err=True)
+    notes = dict.fromkeys(
+        line for some in folds.values() for line in fold_notes(shards, manifest, some)
+    )
+    for line in notes if console is not None else ():
+        say(line, err=True)
     return folds

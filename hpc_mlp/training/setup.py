@@ -127,6 +127,19 @@ def check(setup: TrainSetup) -> None:
         shape_of(spec, manifest)
 
 
+def check_folds(setup: TrainSetup) -> None:
+    """UserError where one was begun with other folds: their training pixels had other moments."""
+    for spec in setup.specs:
+        if spec.fold is None or spec.config.data.folds not in setup.folds:
+            continue
+        own, old = setup.folds[spec.config.data.folds][spec.fold], setup.folder(spec).config()
+        if old is not None and (old.dataset.mean, old.dataset.std) != own.moments:
+            raise UserError(
+                f"{setup.folder(spec).path} was begun with other folds of these images, which "
+                "another version made. Use another --runs folder, or --overwrite to train it anew."
+            )
+
+
 def to_train(setup: TrainSetup, extended: Sequence[Extension] = ()) -> list[RunSpec]:
     """The runs that are unfinished, with those that are `extended`, in order. UserError where a
     folder holds another run."""

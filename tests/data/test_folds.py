@@ -14,7 +14,7 @@ from support.shards import random_arrays, write_shards
 
 from hpc_mlp.config.sections import DataConfig
 from hpc_mlp.data.deal import deal
-from hpc_mlp.data.folds import Folds, make_folds
+from hpc_mlp.data.folds import Folds, fold_notes, make_folds
 from hpc_mlp.data.manifest import Manifest
 from hpc_mlp.data.remote import load_manifest
 from hpc_mlp.errors import UserError
@@ -74,6 +74,51 @@ def test_every_image_is_held_out_once(digits: Path, number: int) -> None:
         assert 0.08 < len(fold.val) / total < 0.13
         assert abs(len(fold.held_out) - total / number) <= 2
     assert folds.epoch_images == min(len(fold.train) for fold in folds.folds)
+
+
+@pytest.mark.parametrize("number", [2, 3, 5])
+def test_few_images_of_a_class_are_spread_over_the_folds(tmp_path: Path, number: int) -> None:
+    """As scikit-learn's stratified folds: of each class, folds differ by one image at most."""
+    labels = np.repeat([0, 1, 2, 3], [5, 2, 3, 190])
+    images, _ = random_arrays(len(labels))
+    write_shards(tmp_path, {"train": (images, labels)}, classes=4)
+    folds, _ = folds_of(tmp_path, number)
+    counts = np.array([np.bincount(labels[fold.held_out], minlength=4) for fold in folds.folds])
+    assert np.ptp(counts, axis=0).max() <= 1 and np.ptp(counts.sum(1)) <= 1
+    # Validation does not take the last image of a class.
+    for fold in folds.folds:
+        assert 0.05 < len(fold.val) / len(labels) < 0.13
+        assert min(fold.class_counts) > 0
+
+
+@pytest.mark.parametrize(("groups", "most"), [(5, 1), (8, 2), (12, 3)])
+def test_few_groups_are_spread_over_the_folds(tmp_path: Path, groups: int, most: int) -> None:
+    """As scikit-learn's `GroupKFold`: each fold holds out whole groups, as many as the others or
+    one more."""
+    images, _ = random_arrays(groups)
+    labels = np.arange(6 * groups) % 3
+    write_shards(tmp_path, {"train": (images.repeat(6, axis=0), labels)})
+    folds, _ = folds_of(tmp_path, 5)
+    held_out = [len(fold.held_out) for fold in folds.folds]
+    assert max(held_out) == 6 * most and min(held_out) >= 6 * max(1, most - 1)
+    for fold in folds.folds:
+        parts = [{*(rows // 6).tolist()} for rows in (fold.train, fold.val, fold.held_out)]
+        assert all(parts) and sum(map(len, parts)) == groups
+
+
+def test_it_is_said_what_folds_lack(tmp_path: Path) -> None:
+    images, _ = random_arrays(101)
+    # The group of image 0 holds half of the images, and all of the first class.
+    images[:50] = images[0]
+    labels = np.repeat([0, 1, 2], [1, 80, 20])
+    manifest = write_shards(tmp_path, {"train": (images, labels)})
+    old, uneven, unknown = fold_notes(tmp_path, manifest, folds_of(tmp_path, 4)[0])
+    assert "converted before version 0.2" in old
+    assert "they hold out 15 to 55 images and train on 38 to 83, 38 of" in uneven
+    assert "no training image of 'class0' (fold" in unknown
+    plain = write_shards(tmp_path / "plain", {"train": random_arrays(90)})
+    plain = plain.model_copy(update={"given_splits": ()})
+    assert not [*fold_notes(tmp_path / "plain", plain, folds_of(tmp_path / "plain", 4)[0])]
 
 
 @pytest.mark.parametrize("mode", ["resident", "streaming"])
