@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from hpc_mlp.errors import printable
 from hpc_mlp.reporting.comparison import Comparison
-from hpc_mlp.reporting.groups import Group
+from hpc_mlp.reporting.groups import Group, parts_of
 from hpc_mlp.reporting.sentences import join
 from hpc_mlp.runs.folder import Run
 from hpc_mlp.terminal.text import count, listed, one_of
@@ -60,8 +60,10 @@ def majority(row: Group) -> tuple[str, float] | None:
 def _supports(row: Group) -> dict[str, int]:
     """Test images of each class."""
     for run in row.tested:
-        if run.test:
-            classes, matrix = run.config.dataset.classes, run.test.confusion_matrix
+        # Folds are read as what they held out; a test split that the archive brought is not that.
+        test = parts_of(run)[0].test if row.held_out else run.test
+        if test:
+            classes, matrix = run.config.dataset.classes, test.confusion_matrix
             return {name: sum(counts) for name, counts in zip(classes, matrix, strict=True)}
     return {}
 

@@ -23,7 +23,7 @@ from hpc_mlp.reporting.predictions import Array, read_predictions
 from hpc_mlp.reporting.records import csv_text
 from hpc_mlp.reporting.table import plain_table
 from hpc_mlp.terminal.shown import Showable
-from hpc_mlp.terminal.text import count, one_of, spans
+from hpc_mlp.terminal.text import count, listed, one_of, spans
 
 # That are listed for people; the file has all.
 MOST = 40
@@ -130,8 +130,9 @@ def doubtful_labels(
     # Of several datasets' best rows, the one with the most runs, as on the page.
     row = max((row for row in whole if row.best), key=lambda row: row.n, default=None)
     row = row or min(whole, key=val_loss_order)
-    probabilities, labels, seeds, notes = _out_of_fold(row)
+    probabilities, labels, folds, seeds, notes = _out_of_fold(row)
     classes = row.runs[0].config.dataset.classes
+    judged = _known_classes(labels, folds, classes, notes)
     found = [
         DoubtfulLabel(
             name="",
@@ -142,19 +143,33 @@ def doubtful_labels(
             label_probability=float(probabilities[place, labels[place]]),
             suggested_probability=float(probabilities[place].max()),
         )
-        for place in find_doubtful(probabilities, labels).tolist()
+        for place in judged[find_doubtful(probabilities[judged], labels[judged])].tolist()
     ]
     try:
         folder, manifest = read_shards(shards, row.runs[0].config.dataset, option)
         found = _located(found, folder, manifest, notes)
     except HpcMlpError as error:
         notes.append(f"Doubtful labels without the names of their files: {error}")
-    return DoubtfulLabels(found, labels.size, row.name, row.folds, seeds, notes)
+    return DoubtfulLabels(found, judged.size, row.name, row.folds, seeds, notes)
 
 
-def _out_of_fold(row: Group) -> tuple[Array, Array, list[int], list[str]]:
-    """Mean probabilities float64 [N, K] over the seeds and labels [N] of all images that the folds
-    are made of, by row; the seeds, and what is missing. RunError where there are none."""
+def _known_classes(labels: Array, folds: Array, classes: Sequence[str], notes: list[str]) -> Array:
+    """Places of the images that a fold which knows their class holds out: none of a class that one
+    fold holds out whole. It was trained on none, and would doubt each of them."""
+    pairs = np.unique(np.stack([labels, folds]), axis=1)
+    unknown = np.flatnonzero(np.bincount(pairs[0], minlength=len(classes)) == 1).tolist()
+    if unknown:
+        names = listed([repr(printable(classes[label])) for label in unknown], 3)
+        notes.append(
+            f"Labels that are not judged: {names}. One fold holds out all images of such a class, "
+            "and was trained on none."
+        )
+    return np.flatnonzero(~np.isin(labels, unknown))
+
+
+def _out_of_fold(row: Group) -> tuple[Array, Array, Array, list[int], list[str]]:
+    """Mean probabilities float64 [N, K] over the seeds, labels [N] and folds [N] of all images that
+    the folds are made of, by row; the seeds, and what is missing. RunError where there are none."""
     first, total, seeds, notes = None, np.zeros(()), list[int](), list[str]()
     for run in row.tested:
         try:
@@ -167,9 +182,9 @@ def _out_of_fold(row: Group) -> tuple[Array, Array, list[int], list[str]]:
             continue
         first, total = first or own, total + own.probabilities
         seeds.append(run.seed)
-    if first is None:
+    if first is None or first.folds is None:
         raise RunError(f"no doubtful labels: {' '.join(notes)}")
-    return total / len(seeds), first.labels, sorted({*seeds}), notes
+    return total / len(seeds), first.labels, first.folds, sorted({*seeds}), notes
 
 
 def _located(

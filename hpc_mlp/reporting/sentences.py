@@ -43,7 +43,8 @@ def _best(row: Group, rivals: Sequence[Group]) -> str:
     text = (
         f"Best{' so far' if unfinished else ''}: {row.name}, chosen by validation loss alone{but}"
     )
-    text += "; the test images had no say."
+    of_folds = ". Each fold validates on images that another one holds out, never on its own."
+    text += of_folds if row.folds > 1 else "; the test images had no say."
     if row.wins is None:
         return text
     then = ""

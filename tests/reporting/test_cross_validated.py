@@ -134,6 +134,10 @@ def test_it_is_said_what_folds_speak_of(tmp_path: Path) -> None:
     best = next(row for row in found.rows if row.best)
     assert best.variant == "batchnorm" and best.wins == 1.0
     assert "draws of other folds" in text
+    assert (
+        "validates on images that another one holds out" in text
+        and "test images had no say" not in text
+    )
     out = CliRunner().invoke(main, ["table", str(tmp_path)], env={"COLUMNS": "120"}).output
     flat = " ".join(out.split())
     assert "1,003 images, each tested by the fold that held it out" in flat
@@ -217,6 +221,8 @@ def test_a_given_test_split_stays_apart(tmp_path: Path) -> None:
     out = CliRunner().invoke(main, ["table", str(tmp_path)], env={"COLUMNS": "220"}).output
     flat = " ".join(out.split())
     assert "held-out acc." in flat and "held-out F1" in flat
+    share = 100 * np.bincount(test).max() / test.size
+    assert f"would be right on {share:.1f} %" in flat
     assert "% of 300 test images" in flat and "Held-out metrics in % of 1,003 images" in flat
 
 

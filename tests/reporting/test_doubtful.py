@@ -187,6 +187,19 @@ def test_without_folds_it_says_what_would_do(tmp_path: Path, cli: Cli) -> None:
     assert cli("doubtful", tmp_path / "runs").exit_code == 2
 
 
+def test_a_class_that_one_fold_holds_out_whole_is_not_judged(
+    folder: Folder, tmp_path: Path
+) -> None:
+    """What was trained on none of it would doubt each of its labels."""
+    fold_of = np.arange(600) % 5
+    fold_of[folder.labels == 3] = 0
+    folder.write(tmp_path / "runs", "baseline", fold_of=fold_of)
+    found = hpc_mlp.doubtful(tmp_path / "runs")
+    assert "not judged: '3'. One fold holds out" in found.notes[0]
+    assert found.num_images == 600 - (folder.labels == 3).sum()
+    assert found.found and all(one.label != "3" for one in found.found)
+
+
 @pytest.mark.slow
 def test_the_report_shows_them_and_writes_the_file(folder: Folder, runs: Path, cli: Cli) -> None:
     result = cli("report", runs)
