@@ -40,10 +40,9 @@ def images_of(shards: Path) -> tuple[Tensor, Tensor]:
     from hpc_mlp.data.resident import joined, load_resident
 
     manifest = Manifest.load(shards)
-    splits = [
-        load_resident(shards, manifest, name, torch.device("cpu")) for name in manifest.splits
-    ]
-    whole = joined(splits)
+    cpu = torch.device("cpu")
+    splits = [load_resident(shards, manifest, name, cpu) for name in manifest.splits]
+    whole = joined(splits, cpu)
     return whole.images, whole.labels
 
 

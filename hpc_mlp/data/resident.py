@@ -64,11 +64,14 @@ def load_resident(
     return ResidentSplit(images.to(device), labels.to(device))
 
 
-def joined(splits: Sequence[ResidentSplit]) -> ResidentSplit:
-    """One after the other, in memory of its own."""
-    return ResidentSplit(
-        torch.cat([split.images for split in splits]), torch.cat([split.labels for split in splits])
-    )
+def joined(splits: Sequence[ResidentSplit], device: torch.device) -> ResidentSplit:
+    """One after the other, in memory of its own on `device`. Where they lie elsewhere, they take
+    none of it beside that."""
+    sizes, shape = [len(split) for split in splits], splits[0].images.shape[1:]
+    images = torch.empty((sum(sizes), *shape), dtype=torch.uint8, device=device)
+    for part, split in zip(images.split(sizes), splits, strict=True):
+        part.copy_(split.images)
+    return ResidentSplit(images, torch.cat([split.labels for split in splits]).to(device))
 
 
 def _decode_split(location: DatasetLocation, manifest: Manifest, split: str) -> Arrays:

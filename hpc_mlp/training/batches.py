@@ -74,15 +74,17 @@ class ResidentBatchLoader(BatchLoader):
         folds: Folds | None = None,
     ) -> None:
         super().__init__(manifest, device, folds)
+        together = () if folds is None else folds.splits
         self.splits = {
-            name: load_resident(location, manifest, name, device) for name in manifest.splits
+            name: load_resident(location, manifest, name, device)
+            for name in manifest.splits
+            if name not in together
         }
+        if together:
+            host = torch.device("cpu")
+            parts = [load_resident(location, manifest, name, host) for name in together]
         # What training images are taken from.
-        self.source = self.splits["train"]
-        if folds is not None:
-            self.source = joined([self.splits[name] for name in folds.splits])
-            for name in folds.splits:
-                del self.splits[name]
+        self.source = joined(parts, device) if together else self.splits["train"]
 
     def epoch(
         self,

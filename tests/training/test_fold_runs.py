@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,20 @@ def test_each_image_is_tested_once_with_the_folds_own_statistics(
     assert np.array_equal(np.sort(np.concatenate(rows)), np.arange(len(labels)))
 
 
+def test_a_run_of_other_folds_is_not_gone_on_with(
+    digits: Path, all_runs: Path, tmp_path: Path
+) -> None:
+    """As another version may have dealt them: images that it trained on would be held out."""
+    shutil.copytree(all_runs / ONE_RUN, tmp_path / ONE_RUN)
+    (tmp_path / ONE_RUN / "result.json").unlink()
+    path = tmp_path / ONE_RUN / "config.json"
+    config = json.loads(path.read_text())
+    config["dataset"]["mean"][0] += 1e-9
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match="begun with other folds of these images"):
+        train(digits, tmp_path, ONE_RUN)
+
+
 def test_a_given_test_split_is_tested_as_always(tmp_path: Path) -> None:
     shards, runs = tmp_path / "shards", tmp_path / "runs"
     write_shards(
@@ -149,6 +164,10 @@ def test_the_command_names_its_folds_and_refuses_what_leaks(
     assert refused.exit_code == 2 and "trained on other folds" in refused.stderr
     with pytest.raises(UserError, match=r"data\.folds"):
         hpc_mlp.train(digits, folds=0, runs=tmp_path)
+    card = tmp_path / "f1.md"
+    words = ["--format", "safetensors", "--out", card.with_suffix(".safetensors")]
+    assert cli("export", tmp_path / "baseline-s0-f1", *words).exit_code == 0
+    assert "seed 0, fold 1 of 2; trained with hpc-mlp." in card.read_text()
     whole = hpc_mlp.load_run(tmp_path / "baseline-s0-f0", ensemble=True)
     assert whole.members == ("baseline-s0-f0", "baseline-s0-f1")
     single = [hpc_mlp.load_run(tmp_path / name) for name in whole.members]
