@@ -74,7 +74,9 @@ def train(
     `variants`: names or files as for `hpc-mlp train`, or a mapping name → settings or → the
     function or class that builds the model, `{"wide": {"model.hidden": [1024]}, "mine": build}`;
     or a list of both. `build(config, image_shape, num_classes)` is called as a registered model is
-    (see `register_model`); its source is kept with its runs, or UserError says what cannot be.
+    (see `register_model`); its source is kept with its runs, or UserError says what cannot be. So
+    it is with losses and augmentations that this program has registered, where settings name them,
+    and with its metrics, which every run computes.
     `seeds`: such as "0-4" or range(5). `settings`: words as for --set, such as
     ["train.epochs=20"], or {"train.epochs": 20}, or as keywords train={"epochs": 20}. Several
     values, `{"optim.lr": [1e-2, 1e-3]}`, make a sweep; for a key that takes a list, a list of

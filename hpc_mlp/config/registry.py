@@ -1,12 +1,13 @@
 """What the user's own Python files register by name: models, losses, metrics, augmentations.
 
-A function counts where a run's `plugins` name its file, so that its sha256 is part of the run."""
+A function counts where a run's `plugins` name its file, so that its sha256 is part of the run. What
+a program or notebook registers becomes such a file (see `config.source_plugin`)."""
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Literal, TypeVar
@@ -48,6 +49,9 @@ class Registered:
 Table = dict[tuple[Kind, str], Registered]
 
 _registered: Table = {}
+# What this program or notebook registers; plugins of equal names, as its own become, replace it
+# among all.
+_of_program: Table = {}
 # sha256 of a plugin → what it registered.
 _of_plugin: dict[str, Table] = {}
 # What the plugin that is being run has registered so far.
@@ -95,8 +99,10 @@ def _register(kind: Kind, name: str, higher_is_better: bool = True) -> Callable[
             )
         if kind != "model" and not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
             raise UserError(f"{KEYS[kind]} {name!r}: a name is of letters, digits and _.")
-        table = _registered if _running is None else _running
-        table[kind, name] = Registered(function, higher_is_better)
+        made = Registered(function, higher_is_better)
+        (_registered if _running is None else _running)[kind, name] = made
+        if _running is None and not ours:
+            _of_program[kind, name] = made
         return function
 
     return add
@@ -139,15 +145,24 @@ def _run(plugin: Plugin) -> None:
         raise UserError(f"plugin {plugin.path} failed: {why}") from error
 
 
-def registered(kind: Kind) -> Mapping[str, Registered]:
+def registered(kind: Kind) -> dict[str, Registered]:
     """By name, whoever registered it."""
-    return {name: found for (of, name), found in _registered.items() if of == kind}
+    return _named(kind, _registered)
+
+
+def of_program(kind: Kind) -> dict[str, Registered]:
+    """By name, what this program or notebook has registered, and no file that `plugins` name."""
+    return _named(kind, _of_program)
 
 
 def own(kind: Kind, plugins: Iterable[Plugin]) -> dict[str, Registered]:
     """By name, what these files have registered, in their order; nothing before they are loaded."""
     tables = [_of_plugin.get(plugin.sha256, {}) for plugin in plugins]
-    return {name: found for table in tables for (of, name), found in table.items() if of == kind}
+    return {name: found for table in tables for name, found in _named(kind, table).items()}
+
+
+def _named(kind: Kind, table: Table) -> dict[str, Registered]:
+    return {name: found for (of, name), found in table.items() if of == kind}
 
 
 def call(kind: Kind, name: str, arguments: Sequence[Any], runs: Sequence[str]) -> Any:
@@ -161,21 +176,24 @@ def call(kind: Kind, name: str, arguments: Sequence[Any], runs: Sequence[str]) -
         ) from error
 
 
-def check_names(config: Config, where: str, plugins: Sequence[Plugin] = ()) -> None:
+def check_names(config: Config, where: str, plugins: Sequence[Plugin] | None = None) -> None:
     """UserError where the configuration names a function that is neither built in nor registered by
-    the run's own `plugins`, which have been run."""
+    the run's own `plugins`, which have been run; None: while it is planned, by this program, whose
+    functions become plugins (see `config.source_plugin`)."""
+
+    def known(kind: Kind) -> dict[str, Registered]:
+        return of_program(kind) if plugins is None else own(kind, plugins)
+
     named: list[tuple[str, str, list[str]]] = [
-        ("train.loss", config.train.loss, [CROSS_ENTROPY, *own("loss", plugins)]),
-        *(
-            ("augment.custom", name, [*own("augmentation", plugins)])
-            for name in config.augment.custom
-        ),
-        ("train.monitor", config.train.monitor, [*MONITORS, *own("metric", plugins)]),
+        ("train.loss", config.train.loss, [CROSS_ENTROPY, *known("loss")]),
+        *(("augment.custom", name, [*known("augmentation")]) for name in config.augment.custom),
+        ("train.monitor", config.train.monitor, [*MONITORS, *known("metric")]),
     ]
     for key, name, right in named:
         if name not in right:
             error = unknown_name(key, name, right)
             raise UserError(
                 f"{where}: {error} One of your own stands in a Python file that `plugins` names, "
-                "in the variant's file or in one for --config."
+                "in the variant's file or in one for --config; a notebook registers it before it "
+                "trains."
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +13,6 @@ from typing import Any
 
 from hpc_mlp.config.assignments import parse_set
 from hpc_mlp.config.loading import build_config, check_key, merge, set_key, shipped
-from hpc_mlp.config.model_source import model_plugin
 from hpc_mlp.config.plan import (
     RunSpec,
     Variant,
@@ -21,9 +21,11 @@ from hpc_mlp.config.plan import (
     parse_seeds,
     parse_variants,
 )
-from hpc_mlp.config.registry import registered
+from hpc_mlp.config.plugins import Plugin
+from hpc_mlp.config.registry import Kind, Registered, of_program
 from hpc_mlp.config.search import SettingsSearch, plan_search
 from hpc_mlp.config.sections import Config, flatten
+from hpc_mlp.config.source_plugin import source_plugin
 from hpc_mlp.errors import UserError, unknown_name
 
 # Words as for --set, or {"optim.lr": 1e-2}, or {"optim": {"lr": 1e-2}}.
@@ -45,26 +47,39 @@ def plan_sets(
     """As `plan.make_specs` from words; `sets` as of `make_sets`."""
     chosen = parse_seeds(seed_words(seeds))
     specs = plan_search(search, make_variants(variants), chosen, config_files, sets)
-    return [_with_source(spec) for spec in specs]
+    # Many runs share a function. Not for longer: what it uses may change between calls.
+    stored = cache(source_plugin)
+    return [_with_source(spec, stored) for spec in specs]
 
 
 def seed_words(seeds: str | Iterable[int]) -> str:
     return seeds if isinstance(seeds, str) else ",".join(map(str, seeds))
 
 
-def _with_source(spec: RunSpec) -> RunSpec:
-    """Where its model was registered by this program or notebook, and by no file: with its source
-    as a plugin. UserError where that cannot be stored."""
-    kind = spec.config.model.kind
-    found = registered("model").get(kind)
-    if (
-        found is None
-        # Built in, or of a file that was run.
-        or found.function.__module__.startswith(("hpc_mlp.", "hpc_mlp_plugin_"))
-        or any(plugin.path.stem == kind for plugin in spec.plugins)
-    ):
-        return spec
-    return replace(spec, plugins=(*spec.plugins, model_plugin(kind, found.function)))
+def _with_source(spec: RunSpec, stored: Callable[[Kind, str, Registered], Plugin]) -> RunSpec:
+    """With a plugin for each function that it uses and that this program or notebook has
+    registered; it uses every metric. UserError where one cannot be stored."""
+    config = spec.config
+    used: dict[Kind, Sequence[str]] = {
+        "model": [config.model.kind],
+        "loss": [config.train.loss],
+        "augmentation": config.augment.custom,
+        "metric": list(of_program("metric")),
+    }
+    plugins = [
+        stored(kind, name, found)
+        for kind, names in used.items()
+        for name in names
+        if (found := of_program(kind).get(name)) and not _is_of(found, name, spec.plugins)
+    ]
+    return replace(spec, plugins=(*spec.plugins, *plugins)) if plugins else spec
+
+
+def _is_of(found: Registered, name: str, plugins: Iterable[Plugin]) -> bool:
+    """Whether it stands in one of these files, which the program has imported as well."""
+    code = getattr(inspect.unwrap(found.function), "__code__", None)
+    file = Path(code.co_filename).absolute() if code else None
+    return any(plugin.path.stem == name or plugin.path.absolute() == file for plugin in plugins)
 
 
 def make_sets(
@@ -137,7 +152,7 @@ def _variant(name: str, value: VariantValue) -> Variant:
         if key == "model.kind" and isinstance(chosen, FunctionType | type):
             if name in shipped("variants"):
                 raise UserError(f"variant {name!r} is a shipped one; give your model another name.")
-            plugins.append(model_plugin(name, chosen))
+            plugins.append(source_plugin("model", name, Registered(chosen)))
             chosen = name
         set_key(tree, key, chosen)
     build_config(tree, f"variant {name!r}")

@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
+from hpc_mlp.config import registry
 from hpc_mlp.config.assignments import parse_set
 from hpc_mlp.config.values import make_sets, make_variants, plan_sets
 from hpc_mlp.errors import UserError
@@ -151,14 +154,84 @@ def test_a_model_that_cannot_be_stored_says_what_of_it() -> None:
         make_variants({"mine": Block})
 
 
-def test_a_model_that_a_notebook_registered_is_stored_too() -> None:
-    from hpc_mlp.config.registry import register_model
+@pytest.fixture
+def registered_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is registered from here on is forgotten again."""
+    for table in ("_registered", "_of_program"):
+        monkeypatch.setattr(registry, table, dict(getattr(registry, table)))
 
-    register_model("registered_here")(build)
+
+@pytest.mark.usefixtures("registered_here")
+def test_a_model_that_a_notebook_registered_is_stored_too() -> None:
+    registry.register_model("registered_here")(build)
     [spec] = plan_sets({"own": {"model.kind": "registered_here"}}, "0", (), {})
     assert "class Block" in spec.plugins[0].source.decode()
-    register_model("held_here")(unstorable)
+    registry.load_plugins(spec.plugins)
+    assert plan_sets({"own": {"model.kind": "registered_here"}}, "0", (), {}) == [spec]
+    registry.register_model("held_here")(unstorable)
     with pytest.raises(UserError, match="cannot be stored"):
         plan_sets({"own": {"model.kind": "held_here"}}, "0", (), {})
     [built_in] = plan_sets({"own": {"model.kind": "cnn"}}, "0", (), {})
     assert built_in.plugins == ()
+
+
+def brier(probabilities: Tensor, labels: Tensor) -> Tensor:
+    truth = torch.eye(probabilities.shape[1])[labels]
+    return half(2) * (probabilities - truth).square().sum(1).mean()
+
+
+def squared(logits: Tensor, labels: Tensor) -> Tensor:
+    return functional.cross_entropy(logits, labels, reduction="none") ** 2
+
+
+def darker(images: Tensor, draws: Any) -> Any:
+    return images * draws.uniform(1, 1, 1)
+
+
+@pytest.mark.usefixtures("registered_here")
+def test_what_a_notebook_registered_is_stored_with_the_runs_that_use_it() -> None:
+    registry.register_loss("squared_here")(squared)
+    registry.register_augmentation("darker_here")(darker)
+    with pytest.raises(UserError, match=r"'squared_her'.*Did you mean 'squared_here'"):
+        plan_sets("baseline", "0", (), {"train.loss": ["squared_her"]})
+    [plain] = plan_sets("baseline", "0", (), {})
+    assert plain.plugins == ()
+    registry.register_metric("brier_here", higher_is_better=False)(brier)
+    sets = make_sets({"augment.custom": ["darker_here"]}, {"train": {"monitor": "brier_here"}})
+    variants: Any = {"own": {"train.loss": "squared_here"}, "plain": {}}
+    specs = plan_sets(variants, range(2), (), sets)
+    assert [len(spec.plugins) for spec in specs] == [3, 3, 2, 2]
+    registry.load_plugins([plugin for spec in specs for plugin in spec.plugins])
+    # Training runs the stored ones; the next call plans the same runs.
+    assert plan_sets(variants, range(2), (), sets) == specs
+    for spec in specs:
+        # No name is unknown.
+        registry.check_names(spec.config, spec.name, spec.plugins)
+        assert len(registry.own("loss", spec.plugins)) == (spec.variant == "own")
+        assert not registry.own("metric", spec.plugins)["brier_here"].higher_is_better
+    probabilities, labels = torch.eye(3)[[0, 1, 2]], torch.tensor([0, 1, 1])
+    own = registry.own("metric", specs[0].plugins)["brier_here"].function
+    assert own.__module__ != __name__
+    assert own(probabilities, labels) == brier(probabilities, labels) == pytest.approx(2 / 3)
+
+
+@pytest.mark.usefixtures("registered_here")
+def test_a_file_that_the_program_imports_is_its_own_plugin(tmp_path: Path) -> None:
+    (tmp_path / "mine_here.py").write_text(
+        "import hpc_mlp\n\n@hpc_mlp.register_metric('one_here')\ndef one(p, y):\n    return 1.0\n"
+    )
+    code = compile((tmp_path / "mine_here.py").read_text(), tmp_path / "mine_here.py", "exec")
+    exec(code, {"__name__": "mine_here"})
+    (tmp_path / "mine.toml").write_text("plugins = ['mine_here.py']\n")
+    [spec] = plan_sets(str(tmp_path / "mine.toml"), "0", (), {})
+    assert [plugin.path.name for plugin in spec.plugins] == ["mine_here.py"]
+
+
+@pytest.mark.usefixtures("registered_here")
+def test_what_is_called_otherwise_is_refused() -> None:
+    registry.register_loss("of_three")(build)
+    with pytest.raises(UserError, match=r"'of_three': it is called as build\(logits, labels\)"):
+        plan_sets("baseline", "0", (), {"train.loss": ["of_three"]})
+    registry.register_loss("module")(nn.CrossEntropyLoss())
+    with pytest.raises(UserError, match=r"loss 'module' cannot be stored.*is no function"):
+        plan_sets("baseline", "0", (), {"train.loss": ["module"]})

@@ -15,10 +15,31 @@ pytest.importorskip("ipykernel")
 pytest.importorskip("nbclient")
 
 from support.kernel import Kernel, Message, kernel
+from support.process import command, result, run_process
 
 from hpc_mlp.runs.folder import read_run
 
 pytestmark = pytest.mark.slow
+
+FUNCTIONS = """
+import torch
+from torch.nn import functional as F
+
+POWER = 2
+
+@hpc_mlp.register_loss("focal")
+def focal(logits, labels):
+    loss = F.cross_entropy(logits, labels, reduction="none")
+    return (1 - torch.exp(-loss)) ** POWER * loss
+
+@hpc_mlp.register_metric("brier", higher_is_better=False)
+def brier(probabilities, labels):
+    return ((probabilities - F.one_hot(labels, probabilities.shape[1])) ** 2).sum(1).mean()
+
+@hpc_mlp.register_augmentation("noise")
+def noise(images, draws):
+    return (images + 0.1 * draws.normal(*images.shape[1:])).clamp(0, 1)
+"""
 
 NET = """
 import torch
@@ -124,3 +145,24 @@ def test_a_model_that_cannot_be_stored_is_refused(jupyter: Kernel) -> None:
     )
     [message] = jupyter.run(train("{'held': held}", "held", 1))
     assert "`weights` is a Tensor" in message["content"]["evalue"]
+
+
+def test_functions_of_a_cell_are_trained_with_and_measured_elsewhere(
+    digits: Path, tmp_path: Path
+) -> None:
+    with kernel(tmp_path) as running:
+        (tmp_path / "shards").symlink_to(digits)
+        running.run("import hpc_mlp")
+        assert running.run(FUNCTIONS) == []
+        own = "{'own': {'train.loss': 'focal', 'augment.custom': ['noise']}, 'baseline': {}}"
+        messages = running.run(train(own, "runs", 1))
+        assert kinds(messages)[-1] == "execute_result", messages
+    own_run, plain = (read_run(tmp_path / "runs" / f"{name}-s0") for name in ("own", "baseline"))
+    assert own_run is not None and plain is not None
+    assert sorted(path.name[:5] for path in (own_run.path / "plugins").iterdir()) == [
+        "brier", "focal", "noise"
+    ]  # fmt: skip
+    assert [path.name[:5] for path in (plain.path / "plugins").iterdir()] == ["brier"]
+    assert 0 < result(own_run.path)["test"]["metrics"]["brier"] < 2
+    done = run_process(command("evaluate", own_run.path, digits))
+    assert done.returncode == 0 and "brier" in done.stdout, done.stderr

@@ -1,7 +1,7 @@
-"""A model that is defined in a notebook or program, as a plugin: the source of the function that
-builds it, with all that it uses of its own module, in a file that stands for itself.
+"""A function of the user's own that stands in a notebook or program, as a plugin: its source, with
+all that it uses of its own module, in a file that stands for itself.
 
-What is trained is what this file builds, so that a run can be loaded wherever its folder is."""
+What is trained is what this file registers, so that a run can be loaded wherever its folder is."""
 
 from __future__ import annotations
 
@@ -12,49 +12,60 @@ import linecache
 import symtable
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import Any
 
 from hpc_mlp.config.plugins import Plugin
+from hpc_mlp.config.registry import Kind, Registered
 from hpc_mlp.errors import UserError
 
-_HEAD = '''"""The model {kind}, as it was written in a notebook or program."""
+_HEAD = '''"""The {kind} {name}, as it was written in a notebook or program."""
 
 from __future__ import annotations
 '''
-_CALLED = "(config, image_shape, num_classes)"
+# How each is called, and with what.
+_CALLS: dict[Kind, tuple[str, str]] = {
+    "model": (
+        "(config, image_shape, num_classes)",
+        "the model's settings, (channels, height, width) and the number of classes",
+    ),
+    "loss": ("(logits, labels)", "logits [n, classes] and labels [n]"),
+    "metric": ("(probabilities, labels)", "probabilities [n, classes] and labels [n]"),
+    "augmentation": ("(images, draws)", "images [n, C, H, W] and random numbers"),
+}
 
 
-def model_plugin(kind: str, builder: Callable[..., Any]) -> Plugin:
-    """A plugin that registers `builder`, a function or a class, as `model.kind = kind`. UserError
-    where it is not called as models are (see `config.registry`), or where its source, or what it
-    uses, cannot be stored."""
-    builder = inspect.unwrap(builder)
-    if not isinstance(builder, FunctionType | type):
-        raise _refusal(kind, f"{builder!r} is no function and no class")
+def source_plugin(kind: Kind, name: str, registered: Registered) -> Plugin:
+    """A plugin that registers the function (of a model: or the class) under `name`. UserError where
+    it is not called as its kind is (see `config.registry`), or where its source, or what it uses,
+    cannot be stored."""
+    function = inspect.unwrap(registered.function)
+    if not isinstance(function, FunctionType | type):
+        raise _refusal(kind, name, f"{function!r} is no function and no class")
+    called, arguments = _CALLS[kind]
     try:
-        inspect.signature(builder).bind(None, None, None)
+        inspect.signature(function).bind(*[None] * len(called.split(",")))
     except (TypeError, ValueError):
         raise UserError(
-            f"model {kind!r}: it is called as {builder.__name__}{_CALLED}, with the model's "
-            "settings, (channels, height, width) and the number of classes, and takes other "
-            "arguments."
+            f"{kind} {name!r}: it is called as {function.__name__}{called}, with {arguments}, and "
+            "takes other arguments."
         ) from None
-    source = _ModelSource(kind, builder.__module__)
-    source.add(builder.__name__, builder)
-    registered = f"hpc_mlp.register_model({kind!r})({builder.__name__})"
+    source = _FunctionSource(kind, name, function.__module__)
+    source.add(function.__name__, function)
+    better = "" if registered.higher_is_better else ", higher_is_better=False"
+    call = f"hpc_mlp.register_{kind}({name!r}{better})({function.__name__})"
     imports = "\n".join(dict.fromkeys(["import hpc_mlp", *source.imports]))
-    text = "\n\n".join([_HEAD.format(kind=kind) + f"\n{imports}", *source.parts, registered, ""])
-    return Plugin(Path(f"{kind}.py"), text.encode())
+    head = _HEAD.format(kind=kind, name=name)
+    text = "\n\n".join([f"{head}\n{imports}", *source.parts, call, ""])
+    return Plugin(Path(f"{name}.py"), text.encode())
 
 
-class _ModelSource:
+class _FunctionSource:
     """`parts`: definitions, each after those that it uses."""
 
-    def __init__(self, kind: str, module: str) -> None:
-        self.kind, self.module = kind, module
+    def __init__(self, kind: Kind, name: str, module: str) -> None:
+        self.kind, self.name, self.module = kind, name, module
         self.imports: list[str] = []
         self.parts: list[str] = []
         self._seen: dict[str, object] = {}
@@ -63,7 +74,7 @@ class _ModelSource:
         """What the global `name` stands for."""
         if name in self._seen:
             if self._seen[name] is not value:
-                raise _refusal(self.kind, f"`{name}` means two things in it")
+                raise self._refusal(f"`{name}` means two things in it")
             return
         self._seen[name] = value
         if isinstance(value, ModuleType) and value.__name__ != "__main__":
@@ -75,21 +86,24 @@ class _ModelSource:
         elif _is_plain(value):
             self.parts.append(f"{name} = {value!r}")
         else:
-            raise _refusal(self.kind, f"`{name}` is a {type(value).__name__}")
+            raise self._refusal(f"`{name}` is a {type(value).__name__}")
 
     def _define(self, name: str, value: FunctionType | type) -> None:
         found = _definition(value)
         if found is None:
-            raise _refusal(self.kind, f"the source of `{name}` is not a `def` or `class`")
+            raise self._refusal(f"the source of `{name}` is not a `def` or `class`")
         names = _names(value)
         for used in _global_names(found):
             if used in names and used != value.__name__:
                 self.add(used, names[used])
             elif used not in names and not hasattr(builtins, used):
-                raise _refusal(self.kind, f"`{used}` is not defined")
+                raise self._refusal(f"`{used}` is not defined")
         self.parts.append(found)
         if name != value.__name__:
             self.parts.append(f"{name} = {value.__name__}")
+
+    def _refusal(self, why: str) -> UserError:
+        return _refusal(self.kind, self.name, why)
 
 
 def _names(value: FunctionType | type) -> Mapping[str, object]:
@@ -110,7 +124,7 @@ def _global_names(source: str) -> Iterator[str]:
         for child in table.get_children():
             yield from walk(child)
 
-    found = dict.fromkeys(walk(symtable.symtable(source, "model", "exec")))
+    found = dict.fromkeys(walk(symtable.symtable(source, "source", "exec")))
     return (name for name in found if not name.startswith("__"))
 
 
@@ -152,10 +166,10 @@ def _is_plain(value: object) -> bool:
         return False
 
 
-def _refusal(kind: str, why: str) -> UserError:
+def _refusal(kind: Kind, name: str, why: str) -> UserError:
     return UserError(
-        f"model {kind!r} cannot be stored with its runs, to be loaded elsewhere: {why}. It may use "
-        "modules, functions, classes and plain values (numbers, strings, lists of them) of its "
+        f"{kind} {name!r} cannot be stored with its runs, to be loaded elsewhere: {why}. It may "
+        "use modules, functions, classes and plain values (numbers, strings, lists of them) of its "
         "notebook or program. Else write it into a file of its own, and name that in a variant's "
-        ".toml file: plugins = ['my_model.py']."
+        f".toml file: plugins = ['my_{kind}.py']."
     )
