@@ -28,12 +28,18 @@ def sweep_panels(groups: Sequence[Group], folder: Path) -> list[Drawn]:
     metric = _metric(groups)
     higher = metric == "val_accuracy" or groups[0].runs[0].monitor.higher_is_better
     higher = higher and metric != "val_loss"
-    means = [value.mean for group in known if (value := _value(group, metric))]
+    # With the ends of the bars.
+    ends = [
+        value.mean + side * (value.sd or 0.0)
+        for group in known
+        if (value := _value(group, metric))
+        for side in (-1, 0, 1)
+    ]
     variants = list(dict.fromkeys(group.variant for group in known))
     best = {v: (max if higher else min)(_means(known, v, metric)) for v in variants}
     shown = sorted(variants, key=lambda v: -best[v] if higher else best[v])[:MOST_VARIANTS]
     percent = metric in ("val_accuracy", "val_f1")
-    scores = score_axis(means, higher, percent=percent, loss=metric == "val_loss")
+    scores = score_axis(ends, higher, percent=percent, loss=metric == "val_loss")
     name = "validation loss" if metric == "val_loss" else metric.replace("val_", "validation ")
     title = f"{name.capitalize()} over what was swept"
     figure, panels = panel_grid(len(keys), title)

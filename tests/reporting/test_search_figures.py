@@ -257,6 +257,22 @@ def test_figure_of_a_sweep(cli: Cli, tmp_path: Path) -> None:
     assert f'aria-label="{label}"' in page
 
 
+def test_bars_of_a_sweep_end_in_its_panel(cli: Cli, tmp_path: Path) -> None:
+    """Seeds that differ by more than the swept values do."""
+    for rate, seed in itertools.product((1e-4, 1e-3, 1e-2), range(2)):
+        loss = 0.3 + 0.02 * abs(math.log10(rate) + 3) + 0.2 * seed
+        write_run(tmp_path, "baseline", seed, val_loss=loss, swept={"optim.lr": rate})
+    report(cli, tmp_path)
+    svg = (tmp_path / "figures" / "sweep.svg").read_text()
+
+    def heights(group: str) -> list[float]:
+        [text] = re.findall(rf'<g id="{group}">(.*?)</g>', svg, re.S)
+        return [float(y) for y in re.findall(r"[ML] [\d.]+ ([\d.]+)", text)]
+
+    panel, bars = heights("patch_2"), heights("LineCollection_1")
+    assert len(bars) == 6 and min(panel) < min(bars) < max(bars) < max(panel)
+
+
 @pytest.mark.parametrize(
     ("values", "scale", "ticks"),
     [
