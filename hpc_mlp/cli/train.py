@@ -128,9 +128,11 @@ class TrainPlan:
             return False
         digest = load_manifest(self.shards).digest
         if any(spec.is_trial for spec in self.specs):
-            from hpc_mlp.runs.brackets import next_runs
+            from hpc_mlp.runs.brackets import next_runs, stand, write_records
 
             missing, _ = next_runs(self.specs, self.runs, digest)
+            if not missing and not ranks.rank():
+                write_records(stand(self.specs, self.runs), self.runs)
         else:
             missing = unfinished(self.specs, self.runs, digest)
         if missing:

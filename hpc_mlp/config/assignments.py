@@ -20,12 +20,12 @@ def parse_set(assignments: Iterable[str]) -> dict[str, list[Any]]:
         if not sign or not value.strip():
             raise UserError(f"--set {text!r}: write key=value, such as optim.lr=1e-3.")
         check_key(key, "--set")
-        values[key] = [parsed for part in _split(value) for parsed in _expand(part, text)]
+        values[key] = [parsed for part in split_outside(value) for parsed in _expand(part, text)]
     return values
 
 
-def _split(text: str) -> list[str]:
-    """Split at commas that stand outside brackets, braces and quotes."""
+def split_outside(text: str, separator: str = ",") -> list[str]:
+    """Split where the separator stands outside of brackets, braces and quotes."""
     parts, depth, quote, start = [], 0, "", 0
     for i, char in enumerate(text):
         if quote:
@@ -36,7 +36,7 @@ def _split(text: str) -> list[str]:
             depth += 1
         elif char in "]}":
             depth -= 1
-        elif char == "," and depth == 0:
+        elif char == separator and depth == 0:
             parts.append(text[start:i])
             start = i + 1
     return [part.strip() for part in [*parts, text[start:]] if part.strip()]

@@ -219,13 +219,7 @@ def plan_runs(
     sets = sets or {}
     common = read_layers(config_files)
     shared = [plugin for path in config_files for plugin in _plugins(read_toml(path), path)]
-    for key in sets:
-        if all(key in variant.fixed for variant in variants):
-            names = ", ".join(variant.name for variant in variants)
-            raise UserError(
-                f"--set {key}: this is what makes {names}; choose another variant or write your "
-                "own."
-            )
+    check_free("--set", sets, variants)
     specs: list[RunSpec] = []
     for variant in variants:
         free = {key: values for key, values in sets.items() if key not in variant.fixed}
@@ -261,6 +255,17 @@ def plan_runs(
     if len({spec.name for spec in specs}) != len(specs):
         raise UserError("--set: two of the swept values are the same.")
     return specs
+
+
+def check_free(option: str, keys: Iterable[str], variants: Sequence[Variant]) -> None:
+    """UserError where one of the keys is fixed in all of the variants."""
+    for key in keys:
+        if all(key in variant.fixed for variant in variants):
+            names = ", ".join(variant.name for variant in variants)
+            raise UserError(
+                f"{option} {key}: this is what makes {names}; choose another variant or write your "
+                "own."
+            )
 
 
 def make_specs(

@@ -10,12 +10,14 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from hpc_mlp.config.loading import build_config, check_key, get_key, parse_value, read_toml, set_key
-from hpc_mlp.config.plan import RunSpec, SearchRole, Variant, parse_seeds, plan_runs
-from hpc_mlp.config.sections import Config
+from hpc_mlp.config.assignments import split_outside
+from hpc_mlp.config.loading import check_key, get_key, parse_value, read_toml
+from hpc_mlp.config.plan import RunSpec, SearchRole, Variant, check_free, parse_seeds, plan_runs
+from hpc_mlp.config.sections import Config, identity
 from hpc_mlp.errors import UserError, unknown_name
 
 # The folder of the trials below RUNS.
@@ -99,7 +101,9 @@ class SettingsSearch:
 
 def _check_searched(key: str, where: str) -> None:
     check_key(key, where)
-    if key.startswith("launch.") or key in ("train.epochs", "train.monitor", "data.folds"):
+    # What decides no result is not searched either.
+    same = key.startswith("data.") or key in ("train.epochs", "train.monitor")
+    if same or not identity({key: None}):
         raise UserError(f"{where}: {key} is the same for all trials: use --set.")
 
 
@@ -108,7 +112,7 @@ def parse_range(key: str, text: str, where: str = "--search") -> SearchRange:
     _check_searched(key, where)
     kind, _, rest = text.strip().partition(":")
     if kind == "choice":
-        choices = tuple(parse_value(part) for part in rest.split("|") if part.strip())
+        choices = tuple(parse_value(part) for part in split_outside(rest, "|"))
         return _choices(choices, f"{where} {key}={text}")
     log = kind == "log"
     parts = (rest if log else text).split(":")
@@ -144,8 +148,9 @@ def make_range(key: str, value: Any, where: str) -> SearchRange:
     if isinstance(value, str):
         return parse_range(key, value, where)
     _check_searched(key, where)
-    if isinstance(value, tuple) and len(value) == 2:
-        return _numbers(key, float(value[0]), float(value[1]), False, f"{where} {key}={value}")
+    ends = value if isinstance(value, tuple) and len(value) == 2 else ()
+    if ends and all(isinstance(end, Real) for end in ends):
+        return _numbers(key, float(ends[0]), float(ends[1]), False, f"{where} {key}={value}")
     if isinstance(value, list):
         return _choices(tuple(value), f"{where} {key}={value}")
     raise UserError(f"{where} {key}={value!r}: {_GRAMMAR}.")
@@ -188,7 +193,8 @@ def read_search(
     told |= {key: value for key, value in given.items() if value is not None}
     if not space:
         if given := {key: value for key, value in told.items() if value}:
-            raise UserError(f"--{next(iter(given))} belongs to a search: {_GRAMMAR} of --search.")
+            option = next(iter(given)).replace("seeds", "search-seeds")
+            raise UserError(f"--{option} belongs to a search: {_GRAMMAR} of --search.")
         return None
     if "trials" not in told:
         raise UserError("--search: say how many settings are tried, such as --trials 27.")
@@ -230,22 +236,21 @@ def plan_search(
             f"--seeds {used[0]}: the search uses this seed, and the winner is trained with fresh "
             "ones. Choose other --seeds or --search-seeds."
         )
-    for key in search.space:
-        if all(key in variant.fixed for variant in variants):
-            names = ", ".join(variant.name for variant in variants)
-            raise UserError(f"--search {key}: this is what makes {names}.")
+    check_free("--search", search.space, variants)
+    check_free("--set", sets, variants)
     drawn, specs = search.values(), list[RunSpec]()
     for variant in variants:
         keys = [key for key in sorted(search.space) if key not in variant.fixed]
         space = {key: search.space[key].text() for key in keys}
         role = SearchRole(space, search.trials, search.halving, search.draw)
         seen: list[dict[str, Any]] = []
+        mine = {key: value for key, value in sets.items() if key not in variant.fixed}
         for trial, values in enumerate(drawn):
             own = {key: values[key] for key in keys}
             if own in seen:
                 continue
             seen.append(own)
-            given = sets | {key: [value] for key, value in own.items()}
+            given = mine | {key: [value] for key, value in own.items()}
             specs += [
                 replace(
                     spec,
@@ -255,7 +260,7 @@ def plan_search(
                 )
                 for spec in plan_runs([variant], search.seeds, config_files, given)
             ]
-        finals = plan_runs([variant], seeds, config_files, sets)
+        finals = plan_runs([variant], seeds, config_files, mine)
         if any(spec.fold is not None for spec in finals):
             raise UserError(
                 "--search and --folds: images that one fold holds out would help to choose in the "
@@ -263,16 +268,3 @@ def plan_search(
             )
         specs += [replace(spec, search=replace(role, final=True)) for spec in finals]
     return specs
-
-
-def resolved(final: RunSpec, trial: int, values: Mapping[str, Any]) -> RunSpec:
-    """A winner's run, with the values of its trial."""
-    assert final.search is not None
-    tree = final.config.model_dump(mode="json")
-    for key, value in values.items():
-        set_key(tree, key, value)
-    return replace(
-        final,
-        config=build_config(tree, f"variant {final.variant}"),
-        search=replace(final.search, trial=trial),
-    )

@@ -29,7 +29,7 @@ from hpc_mlp.launch.records import (
 )
 from hpc_mlp.launch.status import read_status
 from hpc_mlp.live.rows import ACTIVE, COMPLETE, RunStatus
-from hpc_mlp.runs.brackets import EXTENDED_SEARCH, stand
+from hpc_mlp.runs.brackets import EXTENDED_SEARCH, check_begun, stand
 from hpc_mlp.runs.extend import Extension, extend, extensions
 from hpc_mlp.runs.folder import RunFolder, write_json
 from hpc_mlp.runs.identity import is_begun
@@ -126,17 +126,22 @@ def _search_plan(
         raise UserError("--per-job: a search has a job for each variant, or one with 'all'.")
     if options.extend:
         raise UserError(EXTENDED_SEARCH)
-    finals, undecided = dict[str, RunSpec](), set[str]()
-    for standing in stand(specs, runs):
-        mine = [s for s in specs if s.variant == standing.record.variant and not s.is_trial]
-        undecided |= {spec.name for spec in mine if standing.finals is None}
-        finals |= {spec.name: spec for spec in standing.finals or mine}
+    if not options.overwrite:
+        check_begun(specs, runs, digest)
+    finals = {spec.name: spec for spec in specs if not spec.is_trial}
+    undecided = {*finals}
+    # With --overwrite nothing that is there counts, damaged or not.
+    for standing in () if options.overwrite else stand(specs, runs):
+        if standing.problem:
+            raise RunError(standing.problem)
+        won = {spec.name: spec for spec in standing.finals or ()}
+        finals, undecided = finals | won, undecided - won.keys()
     known = {status.name: status for status in read_status(runs)} if runs.is_dir() else {}
     _check_damaged(runs, {spec.name for spec in specs})
     left_out, wanted = [], []
     for name, spec in finals.items():
         status = known.get(name)
-        decided = name not in undecided and not options.overwrite
+        decided = name not in undecided
         if decided and not (status and status.state in ACTIVE):
             is_begun(runs / name, spec, digest)
         if status and (status.state in ACTIVE or (decided and status.state in COMPLETE)):

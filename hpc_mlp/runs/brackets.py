@@ -2,24 +2,27 @@
 which epoch, which are halved, which has won.
 
 A bracket is one variant's search. With `halving` η its n trials train up to R/ηˢ of R epochs, the
-best n/η of them up to R/ηˢ⁻¹, and so on (successive halving: Jamieson & Talwalkar 2016). A trial's
-score is the mean over the search seeds of `train.monitor`'s value at its best epoch so far."""
+best n/η of them up to R/ηˢ⁻¹, and so on (successive halving: Jamieson & Talwalkar 2016); one that
+diverges on the way there makes room for the next best. A trial's score is the mean over the search
+seeds of `train.monitor`'s value at its best epoch so far."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hpc_mlp.config.plan import RunSpec
-from hpc_mlp.config.search import FOLDER, resolved
-from hpc_mlp.errors import RunError, UserError
+from hpc_mlp.config.search import FOLDER
+from hpc_mlp.errors import DamagedError, RunError, UserError, printable
 from hpc_mlp.runs.folder import RESULT, Run, RunFolder, damage, read_run, write_json
-from hpc_mlp.runs.identity import is_begun
+from hpc_mlp.runs.identity import is_begun, unfinished
 from hpc_mlp.runs.monitor import Monitor, best_line, rank
-from hpc_mlp.runs.search_records import BracketRecord, TrialRecord
+from hpc_mlp.runs.search_records import BracketRecord, TrialRecord, read_record
 
 EXTENDED_SEARCH = "--extend and --search: give the search its --set train.epochs at once."
 # The lower, the better: the monitor's value, and of equal ones the loss.
@@ -54,16 +57,16 @@ def _score(lines: Sequence[Any], monitor: Monitor) -> Score:
 @dataclass(frozen=True)
 class Standing:
     """Of one bracket. `train`: what trains next, each with its `until`; nothing where it is over.
-    `finals`: with the winner's values, once it is known."""
+    `finals`: with the winner's values, once it is known; `problem`: why nobody can win."""
 
     record: BracketRecord
     train: list[RunSpec] = field(default_factory=list)
     finals: list[RunSpec] | None = None
+    problem: str = ""
 
 
 def stand(specs: Sequence[RunSpec], runs: Path) -> list[Standing]:
-    """Of each bracket among `specs`. RunError where every trial of one diverged, or the folder of
-    one is damaged."""
+    """Of each bracket among `specs`. RunError where the folder of a trial is damaged."""
     variants = dict.fromkeys(spec.variant for spec in specs if spec.search)
     return [_stand([spec for spec in specs if spec.variant == name], runs) for name in variants]
 
@@ -78,12 +81,16 @@ def _stand(specs: Sequence[RunSpec], runs: Path) -> Standing:
     assert first.search is not None
     levels = rungs(len(trials), first.config.train.epochs, first.search.halving)
     monitor = next((run.monitor for run in known.values() if run), Monitor("loss"))
+
+    def score_by(number: int, epoch: int) -> Score:
+        found = [run.metrics[:epoch] for s in trials[number] if (run := known[s.name])]
+        return score(found, monitor)
+
     survivors, scores = list(trials), {number: list[Score]() for number in trials}
     rung, train = dict.fromkeys(trials, 0), list[RunSpec]()
     for level, (epoch, size) in enumerate(levels):
         if level:
-            best = sorted(survivors, key=lambda number: (*scores[number][-1], number))
-            promoted = [number for number in best[:size] if scores[number][-1] != _WORST]
+            promoted = _promoted(survivors, scores, size, partial(score_by, epoch=epoch))
             # Stopped right before it had its result.
             left = [s for n in survivors if n not in promoted for s in trials[n]]
             train += [
@@ -98,29 +105,73 @@ def _stand(specs: Sequence[RunSpec], runs: Path) -> Standing:
             late = [s for s in trials[number] if not _reached(known[s.name], epoch, full)]
             train += [replace(spec, until=None if full else epoch) for spec in late]
             if not late:
-                lines = [known[s.name].metrics[:epoch] for s in trials[number]]  # type: ignore[union-attr]
-                scores[number].append(score(lines, monitor))
+                scores[number].append(score_by(number, epoch))
         if train:
             break
-    winner = None
+    winner, problem = None, ""
     if not train:
         winner = min(survivors, key=lambda number: (*scores[number][-1], number), default=None)
         if winner is None or scores[winner][-1] == _WORST:
-            raise RunError(
+            winner = None
+            problem = (
                 f"search of {first.variant}: every trial diverged. Search smaller ranges, such as "
-                "of optim.lr."
+                "of optim.lr, in another --runs folder, or leave the variant out."
             )
     return Standing(
         _record(first, _Course(trials, known, levels, monitor, survivors, scores, rung, winner)),
         train,
-        None if winner is None else _finals(specs, trials[winner][0]),
+        None if winner is None else [_won(one, trials[winner][0]) for one in _finals(specs)],
+        problem,
     )
 
 
-def _finals(specs: Iterable[RunSpec], winner: RunSpec) -> list[RunSpec]:
-    assert winner.search is not None and winner.search.trial is not None
-    finals = [spec for spec in specs if not spec.is_trial]
-    return [resolved(spec, winner.search.trial, winner.swept) for spec in finals]
+def _promoted(
+    survivors: Iterable[int],
+    scores: dict[int, list[Score]],
+    size: int,
+    score_next: Callable[[int], Score],
+) -> list[int]:
+    """The best `size` by their last score, and those of them that diverge on the way to the next
+    rung, by whose epoch they have `score_next`."""
+    promoted = list[int]()
+    for number in sorted(survivors, key=lambda number: (*scores[number][-1], number)):
+        if not size or scores[number][-1] == _WORST:
+            break
+        promoted.append(number)
+        size -= score_next(number) != _WORST
+    return promoted
+
+
+def _finals(specs: Iterable[RunSpec]) -> list[RunSpec]:
+    return [spec for spec in specs if spec.search and spec.search.final]
+
+
+def _won(final: RunSpec, trial: RunSpec) -> RunSpec:
+    """The run of a winner, had the trial won."""
+    assert final.search is not None and trial.search is not None
+    # Not its values set in a whole configuration: other keys have defaults that depend on them.
+    own = {name: getattr(trial, name) for name in ("config", "plugins", "pretrained_sha256")}
+    return replace(final, **own, search=replace(final.search, trial=trial.search.trial))
+
+
+def check_begun(specs: Sequence[RunSpec], runs: Path, digest: str) -> None:
+    """UserError where the folder of a trial holds another run, or that of a winner one that no
+    trial can have won: before the search, which may take hours."""
+    unfinished((spec for spec in specs if spec.is_trial), runs, digest)
+    for final in _finals(specs):
+        path, mine = runs / final.name, [s for s in specs if s.variant == final.variant]
+        won = (_won(final, spec) for spec in mine if spec.is_trial)
+        if RunFolder(path).config() and not any(_holds(path, spec, digest) for spec in won):
+            raise UserError(
+                f"{printable(path)} holds a run that no trial of this search can have won. Use "
+                "another --runs folder, or --overwrite to train all of it anew."
+            )
+
+
+def _holds(path: Path, spec: RunSpec, digest: str) -> bool:
+    with suppress(UserError):
+        return is_begun(path, spec, digest)
+    return False
 
 
 def _read(path: Path) -> Run | None:
@@ -204,10 +255,12 @@ def _record(first: RunSpec, course: _Course) -> BracketRecord:
 
 def next_runs(specs: Sequence[RunSpec], runs: Path, digest: str) -> tuple[list[RunSpec], str]:
     """What trains next of `specs`, which are those of searches, and what is said of it; ([], "")
-    where all is complete. RunError as of `stand`; UserError where a folder holds another run."""
-    train, notes = list[RunSpec](), list[str]()
+    where all is complete. RunError as of `stand`, and where of a search every trial diverged and
+    nothing is left to do for the others; UserError where a folder holds another run."""
+    train, notes, problems = list[RunSpec](), list[str](), list[str]()
     for standing in stand(specs, runs):
         mine = standing.train
+        problems += [standing.problem] if standing.problem else []
         if standing.finals is not None:
             mine = [
                 spec
@@ -217,7 +270,9 @@ def next_runs(specs: Sequence[RunSpec], runs: Path, digest: str) -> tuple[list[R
             ]
         train += mine
         notes += [standing.record.note] if mine else []
-    return train, "\n".join(notes)
+    if problems and not train:
+        raise RunError("\n".join(problems))
+    return train, "\n".join([*notes, *problems])
 
 
 def _is_begun(path: Path, final: RunSpec, digest: str) -> bool:
@@ -229,8 +284,12 @@ def _is_begun(path: Path, final: RunSpec, digest: str) -> bool:
 
 
 def write_records(standings: Iterable[Standing], runs: Path) -> None:
+    """Where they are not there yet, whole and the same."""
     for standing in standings:
         path = runs / FOLDER / f"{standing.record.variant}.json"
+        with suppress(DamagedError):
+            if read_record(path) == standing.record:
+                continue
         write_json(path, standing.record.model_dump(mode="json"))
 
 

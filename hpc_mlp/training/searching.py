@@ -7,12 +7,19 @@ from collections.abc import Callable, Sequence
 from hpc_mlp.config.plan import RunSpec, TrainOptions
 from hpc_mlp.errors import UserError
 from hpc_mlp.machine.processes import Processes
-from hpc_mlp.runs.brackets import EXTENDED_SEARCH, next_runs, reopen, stand, write_records
+from hpc_mlp.runs.brackets import (
+    EXTENDED_SEARCH,
+    check_begun,
+    next_runs,
+    reopen,
+    stand,
+    write_records,
+)
 from hpc_mlp.runs.folder import is_complete
 from hpc_mlp.runs.lease import Lease
 from hpc_mlp.terminal.console import Console
 from hpc_mlp.terminal.text import count, one_of
-from hpc_mlp.training.setup import TrainSetup, to_train
+from hpc_mlp.training.setup import TrainSetup
 
 
 def has_search(setup: TrainSetup) -> bool:
@@ -26,7 +33,7 @@ def begin_search(setup: TrainSetup, options: TrainOptions, world: Processes) -> 
     if options.extend:
         raise UserError(EXTENDED_SEARCH)
     if not options.overwrite:
-        to_train(TrainSetup(setup.shards, setup.manifest, trials, setup.runs))
+        check_begun(setup.specs, setup.runs, setup.manifest.digest)
         return trials
     world.wait()
     for spec in setup.specs if world.lead else ():

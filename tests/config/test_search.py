@@ -100,11 +100,36 @@ def test_a_table_of_a_file_is_the_same_and_options_count_more(tmp_path: Path) ->
         ("optim.name=0:1", "takes no number"),
         ("model.hidden=choice:[512]", "two different values"),
         ("train.epochs=1:9", "same for all trials"),
+        ("train.max_seconds=1:9", "same for all trials"),
+        # The winner's runs would be read with another one.
+        ("data.shuffle_buffer=16:64", "same for all trials"),
     ],
 )
 def test_an_error_says_what_is_right(word: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         search(word)
+
+
+def test_two_lists_are_no_bounds() -> None:
+    with pytest.raises(UserError, match="LOW:HIGH"):
+        read_search((), {"model.hidden": ([512, 256], [64])}, 2)
+
+
+def test_a_choice_may_hold_the_sign_between_choices() -> None:
+    found = parse_range("model.options.mark", """choice:"a|b"|['c|d', 'e']|f""")
+    assert found.choices == ("a|b", ["c|d", "e"], "f")
+
+
+def test_what_is_set_for_some_variants_alone_is_set_there() -> None:
+    """As without a search: baseline, which has no dropout, is left as it is."""
+    found = search(WORDS[0], trials=2)
+    sets = parse_set(["model.dropout=0.3"])
+    specs = plan_search(found, parse_variants("baseline,dropout"), [0], (), sets)
+    assert {(spec.variant, spec.config.model.dropout) for spec in specs} == {
+        ("baseline", 0.0), ("dropout", 0.3),
+    }  # fmt: skip
+    with pytest.raises(UserError, match="what makes baseline"):
+        plan_search(found, parse_variants("baseline"), [0], (), sets)
 
 
 def test_what_does_not_go_together() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from support.runs import write_run
 from hpc_mlp.config.plan import RunSpec, parse_variants
 from hpc_mlp.config.search import SettingsSearch, parse_range, plan_search
 from hpc_mlp.errors import RunError
-from hpc_mlp.runs.brackets import rungs, stand
+from hpc_mlp.runs.brackets import next_runs, rungs, stand
 
 # Validation losses by trial, seed and epoch, of four trials of two seeds and four epochs. After
 # epoch 1 the means are 0.8, 0.5, 0.6, 0.7; after epoch 2 that of trial 2 is the lower one.
@@ -30,7 +32,9 @@ def specs(halving: int | None = 2, trials: int = 4) -> list[RunSpec]:
     return plan_search(found, parse_variants("dropout"), [0], (), {"train.epochs": [4]})
 
 
-def write(runs: Path, spec: RunSpec, losses: list[float], status: str | None = None) -> None:
+def write(
+    runs: Path, spec: RunSpec, losses: Sequence[float | None], status: str | None = None
+) -> None:
     write_run(
         runs / "search",
         "dropout",
@@ -144,4 +148,42 @@ def test_a_trial_that_diverged_is_never_promoted(tmp_path: Path) -> None:
         if spec.is_trial:
             (tmp_path / spec.name / "metrics.jsonl").write_text(text)
     with pytest.raises(RunError, match="every trial diverged"):
-        stand(specs(), tmp_path)
+        next_runs(specs(), tmp_path, "")
+    # The search of another variant goes on.
+    wanted = SettingsSearch({"optim.lr": parse_range("optim.lr", "log:1e-4:1e-1")}, 4, 2)
+    other = plan_search(wanted, parse_variants("batchnorm"), [0], (), {"train.epochs": [4]})
+    train, note = next_runs([*specs(), *other], tmp_path, "")
+    assert [spec.variant for spec in train] == ["batchnorm"] * 4
+    assert "search of dropout: every trial diverged" in note
+
+
+def test_one_that_diverges_on_the_way_makes_room_for_the_next(tmp_path: Path) -> None:
+    """As with a learning rate that rises: the best by epoch 2 is lost in epoch 3."""
+    write_all(tmp_path, {0: 1, 1: 2, 2: 2, 3: 1}, LOSSES)
+    lost = [spec for spec in specs() if spec.name.endswith("t002")]
+    for spec in lost:
+        shutil.rmtree(tmp_path / spec.name)
+        write(tmp_path, spec, [*LOSSES[2][spec.seed - 1000][:2], None], "diverged")
+    [found] = stand(specs(), tmp_path)
+    assert {(spec.name[-4:], spec.until) for spec in found.train} == {("t001", None)}
+    for spec in found.train:
+        shutil.rmtree(tmp_path / spec.name)
+        write(tmp_path, spec, LOSSES[1][spec.seed - 1000], "done")
+    [found] = stand(specs(), tmp_path)
+    assert found.record.winner == 1 and not found.train
+    states = {one.trial: (one.state, one.rung) for one in found.record.trials}
+    assert states == {0: ("halved", 0), 1: ("done", 2), 2: ("diverged", 2), 3: ("halved", 0)}
+
+
+def test_a_winners_optimizer_brings_its_own_defaults(tmp_path: Path) -> None:
+    """Lion has other betas than Adam where none are given."""
+    space = {"optim.name": parse_range("optim.name", "choice:adam|lion")}
+    found = SettingsSearch(space, 2, None, (1000,))
+    planned = plan_search(found, parse_variants("dropout"), [0], (), {"train.epochs": [1]})
+    trials = [spec for spec in planned if spec.is_trial]
+    for spec in trials:
+        write(tmp_path, spec, [0.1 if spec.config.optim.name == "lion" else 0.2], "done")
+    [standing] = stand(planned, tmp_path)
+    assert standing.finals is not None
+    [final], [trial] = standing.finals, [s for s in trials if s.config.optim.name == "lion"]
+    assert final.config == trial.config and final.config.optim.betas == (0.9, 0.99)

@@ -20,6 +20,7 @@ from hpc_mlp.config.search import plan_search, read_search
 
 SETTINGS = ["model.hidden=[16]", "train.batch_size=256", "train.epochs=4", "optim.lr=3e-3"]
 SETTINGS += ["train.early_stopping=false", "schedule.name=cosine"]
+LOCAL = ("--cluster", "local")
 SEARCH = ["model.dropout=0:0.6", "optim.weight_decay=log:1e-6:1e-1"]
 
 
@@ -95,6 +96,43 @@ def test_what_a_search_leaves(undisturbed: Path, cli: Cli) -> None:
         for trial in [record["winner"]]
     ]  # fmt: skip
     assert won["scores"][-1] == pytest.approx(means[0])
+
+
+def test_what_is_damaged_is_written_anew_as_it_is_said(
+    digits: Path, undisturbed: Path, tmp_path: Path, cli: Cli
+) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(undisturbed, runs)
+    (runs / "search" / "dropout.json").write_text("{")
+    assert "The same `train` command writes it anew" in " ".join(cli("table", runs).stdout.split())
+    again = cli("train", digits, *words(runs))
+    assert again.exit_code == 0 and "2 of 2 runs are complete" in again.output
+    check_same(runs, undisturbed)
+    # Of a trial: by --overwrite, of `submit` too.
+    (runs / "search" / "dropout-s1000-t000" / "config.json").write_text("{")
+    send = ("submit", digits, *words(runs), *LOCAL, "--dry-run")
+    refused = cli(*send)
+    assert refused.exit_code == 1 and "with --overwrite" in refused.output
+    planned = cli(*send, "--overwrite")
+    assert planned.exit_code == 0 and "18 runs in 2 jobs" in planned.output, planned.output
+
+
+def test_a_run_in_the_place_of_a_winners_is_told_before_the_search(
+    digits: Path, undisturbed: Path, tmp_path: Path, cli: Cli
+) -> None:
+    shutil.copytree(undisturbed / "dropout-s0", tmp_path / "dropout-s0")
+    path = tmp_path / "dropout-s0" / "config.json"
+    # With the values of one of the trials it may be there.
+    assert (
+        "18 runs in 2 jobs" in cli("submit", digits, *words(tmp_path), "--dry-run", *LOCAL).output
+    )
+    config = json.loads(path.read_text())
+    config["config"]["optim"]["lr"] = 0.5
+    path.write_text(json.dumps(config))
+    for command_ in ("submit", "train"):
+        told = cli(command_, digits, *words(tmp_path), *(LOCAL if command_ == "submit" else ()))
+        assert told.exit_code == 2 and "no trial of this search can have won" in told.output
+    assert not (tmp_path / "search").exists()
 
 
 def test_a_search_that_finds_nothing_says_so(digits: Path, tmp_path: Path, cli: Cli) -> None:
