@@ -41,7 +41,10 @@ def _with_ensemble(row: Group) -> Group:
     runs, total, errors = list[Run](), None, list[float]()
     first: RunPredictions | None = None
     for run in row.tested:
-        if run.state != "done" or not row.complete or not (own := read_predictions(run)):
+        if not row.complete or not (own := read_predictions(run)):
+            continue
+        errors.append(ece_of(own.probabilities, own.labels))
+        if run.state != "done":
             continue
         if first is None:
             first = own
@@ -49,7 +52,6 @@ def _with_ensemble(row: Group) -> Group:
             raise RunError("its runs were tested on different images")
         # One at a time: a thousand runs do not fit into memory.
         total = own.probabilities.astype(np.float64) if total is None else total + own.probabilities
-        errors.append(ece_of(own.probabilities, own.labels))
         runs.append(run)
     row = replace(row, values={"ece": mean_sd(errors)} | row.values)
     if first is None or total is None or len(runs) < 2:

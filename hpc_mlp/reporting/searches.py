@@ -14,7 +14,7 @@ from hpc_mlp.reporting.groups import show
 from hpc_mlp.reporting.sentences import join
 from hpc_mlp.runs.folder import Run
 from hpc_mlp.runs.search_records import BracketRecord, TrialRecord, read_record, record_paths
-from hpc_mlp.terminal.text import count, spans
+from hpc_mlp.terminal.text import count, one_of, spans
 
 # Trials of a table.
 _MOST_TRIALS = 20
@@ -31,7 +31,7 @@ def search_notes(runs: Sequence[Run]) -> list[str]:
         lines += [f"A search cannot be told: {problem}" for problem in problems]
         classes = next(len(r.config.dataset.classes) for r in runs if r.config.trial is not None)
         lines += [*_lines(records), *budget_notes(records, classes)] if records else []
-    return lines
+    return [*lines, *_not_searched(runs)] if lines else []
 
 
 def searches(runs: Sequence[Run]) -> list[list[BracketRecord]]:
@@ -65,7 +65,7 @@ def _of(folder: Path, runs: Sequence[Run]) -> tuple[list[BracketRecord], list[st
 
 
 def _has_runs(folder: Path, variant: str) -> bool:
-    return any(folder.glob(f"{escape(variant)}-s*"))
+    return any(folder.glob(f"{escape(variant)}-s[0-9]*"))
 
 
 def _lines(records: Sequence[BracketRecord]) -> list[str]:
@@ -99,14 +99,25 @@ def _lines(records: Sequence[BracketRecord]) -> list[str]:
     return lines
 
 
-def _fewer(record: BracketRecord, space: dict[str, str]) -> list[str]:
-    missing = [key for key in space if key not in record.space]
-    if not missing:
+def _not_searched(runs: Sequence[Run]) -> list[str]:
+    given = [run for run in runs if run.config.trial is None]
+    if not given:
         return []
-    text = f"{record.variant} had fewer keys to search (not {join(missing)}, which make it)"
-    if len(record.trials) < record.asked:
-        text += f": {count(len(record.trials), 'trial')}, as others would have been the same"
-    return [text + "."]
+    several = len({run.path.parent for run in runs}) > 1
+    names = [f"{run.variant} in {run.path.parent}" if several else run.variant for run in given]
+    was = one_of(len({*names}), "was", "were")
+    told = join(list(dict.fromkeys(names)))
+    return [f"{told} {was} not searched, but trained with settings as given."]
+
+
+def _fewer(record: BracketRecord, space: dict[str, str]) -> list[str]:
+    text = f"{record.variant} had "
+    if missing := [key for key in space if key not in record.space]:
+        text += f"fewer keys to search (not {join(missing)}, which make it)"
+    if (number := len(record.trials)) < record.asked:
+        text += ": " if missing else ""
+        text += f"{count(number, 'trial')}, as others would have been the same"
+    return [f"{text}."] if missing or number < record.asked else []
 
 
 def _short(text: str) -> str:

@@ -81,6 +81,22 @@ def test_a_row_is_the_mean_of_the_probabilities(tmp_path: Path, cli: Cli) -> Non
     assert [row["ensemble"] for row in table] == ["", "3", "", "3", ""]
 
 
+def test_the_error_of_a_row_is_of_all_runs_that_its_other_metrics_are_of(
+    tmp_path: Path, cli: Cli
+) -> None:
+    states = ("done", "done", "diverged")
+    paths = [
+        write_run(tmp_path, "baseline", seed, truth=TRUTH, state=state)
+        for seed, state in enumerate(states)
+    ]
+    row, ensemble = records(cli, tmp_path, "--ensembles")
+    parts = [np.load(path / "predictions.npz")["probabilities"] for path in paths]
+    assert row["n"] == 3 and ensemble["ensemble"] == 2
+    assert row["ece"] == pytest.approx(np.mean([errors(part, TRUTH) for part in parts]))
+    [of_metric] = records(cli, tmp_path, "--metric", "ece")
+    assert of_metric["ece"] == row["ece"]
+
+
 def test_neither_the_comparison_nor_the_best_nor_the_order_sees_them(tmp_path: Path) -> None:
     for variant, loss in (("baseline", 0.4), ("dropout", 0.3)):
         for seed in range(3):
