@@ -28,10 +28,14 @@ from hpc_mlp.training.trainer import BankTrainer
 _SAME_FAILURE_SECONDS = 20.0
 
 
-def stopped(note: Callable[[str], None]) -> int:
-    """The exit code where the user or the system wants an end; how to go on is said."""
+def stopped(note: Callable[[str], None], *, begun: bool = False) -> int:
+    """The exit code where the user or the system wants an end; how to go on is said. `begun`:
+    what was to be overwritten is gone."""
     reason = stop.stop_reason() or "SIGTERM"
-    note(f"stopped by {reason}; the same command goes on from here:\n  {command_line()}")
+    command, same = command_line(), "the same command"
+    if begun and "--overwrite" in command.split():
+        command, same = command.replace(" --overwrite", ""), "without --overwrite it"
+    note(f"stopped by {reason}; {same} goes on from here:\n  {command}")
     return stop.exit_code(reason)
 
 
@@ -58,7 +62,7 @@ def train_banks(
             done = 1
         except stop.Stopped:
             view.ended(members, "stopped")
-            return stopped(view.note)
+            return stopped(view.note, begun=True)
         code = max(code, done)
     return code
 

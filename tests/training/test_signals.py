@@ -107,6 +107,21 @@ def test_stopped_by_signal_and_resumed(
     check_equal(tmp_path, undisturbed)
 
 
+def test_what_is_overwritten_is_not_to_be_overwritten_again(
+    digits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from hpc_mlp.bank.step import TrainStep
+
+    monkeypatch.setattr(TrainStep, "__call__", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setenv("HPC_MLP_COMMAND", "hpc-mlp train shards --overwrite --cpu")
+    assert train(digits, tmp_path) == 143
+    said = capsys.readouterr().err
+    assert "without --overwrite it goes on from here:\n  hpc-mlp train shards --cpu" in said
+
+
 # ---- where there is no training loop
 
 
