@@ -37,6 +37,8 @@ class ConversionProgress:
         self._task: Any = None
         self._bytes = 0
         self.num_images = 0
+        # As recognised.
+        self.classes: tuple[str, ...] = ()
         self._began = time.perf_counter()
 
     def __enter__(self) -> ConversionProgress:
@@ -57,6 +59,7 @@ class ConversionProgress:
 
     def start(self, layout: Layout) -> None:
         say_layout(layout)
+        self.classes = layout.classes
         if not sys.stderr.isatty():
             return
         from rich.progress import (

@@ -12,8 +12,9 @@ import click
 
 from hpc_mlp.cli.converting import ConversionProgress, say_layout
 from hpc_mlp.cli.options import PATH, Command
-from hpc_mlp.errors import UserError
+from hpc_mlp.errors import UserError, printable
 from hpc_mlp.terminal.output import say
+from hpc_mlp.terminal.text import listed
 
 if TYPE_CHECKING:
     from hpc_mlp.conversion.settings import ConvertOptions
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     type=PATH,
     multiple=True,
     metavar="FILE",
-    help="The table of classes, in the ZIP or outside: .csv, .tsv, .jsonl, or lines in a .txt. "
-    "Several, each with --labels, are read together.",
+    help="The table of classes, in the ZIP or outside: .csv, .tsv, .json, .jsonl, or lines in a "
+    ".txt. Several, each with --labels, are read together.",
 )
 @click.option("--file-column", metavar="NAME", help="Its column of file names.")
 @click.option("--label-column", metavar="NAME", help="Its column of classes.")
@@ -122,6 +123,8 @@ def convert(
 
     for line in converted_lines(manifest, out, progress.num_images, progress.seconds):
         say(line)
+    if lost := [repr(printable(one)) for one in progress.classes if one not in manifest.classes]:
+        say(f"WARNING: left out, as no image of theirs can be read: {listed(lost, 3)}")
 
 
 def _show_preview(paths: tuple[Path, ...], size: str, options: ConvertOptions) -> None:

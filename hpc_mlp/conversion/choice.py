@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hpc_mlp.conversion import chosen_tables, folders, parquetsource, samples
+from hpc_mlp.conversion import chosen_tables, class_names, folders, parquetsource, samples
 from hpc_mlp.conversion.archive import SeveralSources, Source
 from hpc_mlp.conversion.asked import Asked
-from hpc_mlp.conversion.entries import Sorted, some_names, suffix_of
+from hpc_mlp.conversion.entries import TEXT_SUFFIXES, Sorted, some_names, suffix_of
 from hpc_mlp.conversion.reading import LabelledSource, Reading
 from hpc_mlp.errors import UserError, printable
 
@@ -77,12 +77,26 @@ class Choice:
             if isinstance(inner, LabelledSource):
                 readings.append(inner.reading(self.parts[i].start, self.asked.columns))
             elif piece.label_files:
-                readings += chosen_tables.read_labels_files(
-                    self.source, piece.images, piece.label_files, self.asked.columns
-                )
+                readings += self._labels_files(piece)
             elif tree is not None:
                 readings += self._one_part(i, tree, tree.brings_splits(trained))
         return _with_training(readings)
+
+    def _labels_files(self, piece: Sorted) -> list[Reading]:
+        try:
+            return chosen_tables.read_labels_files(
+                self.source, piece.images, piece.label_files, self.asked.columns
+            )
+        except UserError:
+            # Where folders are numbers it may be their names, and no table of images.
+            tree = folders.Tree(self.source.names, piece.images)
+            split_folders = tree.brings_splits(False)
+            classes, lists = tree.classes(split_folders), piece.label_files
+            if len(lists) != 1 or not class_names.lists_all(self.source, lists[0], classes):
+                raise
+            self.found.class_lists.append(lists[0])
+            self.found.num_ignored += 1
+            return [tree.read(split_folders)]
 
     def _one_part(self, number: int, tree: folders.Tree, split_folders: bool) -> list[Reading]:
         piece, options = self.pieces[number], self.asked.columns.options()
@@ -103,7 +117,7 @@ class Choice:
                 f"{options[0]} is for a table, and {printable(self.source.label)} holds none about "
                 f"its images{listed(reasons)}. Name it with --labels."
             )
-        real = any(suffix_of(self.source.names[index]) != "txt" for index in tables)
+        real = any(suffix_of(self.source.names[index]) not in TEXT_SUFFIXES for index in tables)
         # Folders that are no classes: read as splits they have none, and that is refused.
         return readings or [tree.read(split_folders or (not named and tree.is_classless(real)))]
 

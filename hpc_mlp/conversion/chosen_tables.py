@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from hpc_mlp.conversion.archive import Names, Source
 from hpc_mlp.conversion.asked import ColumnNames
-from hpc_mlp.conversion.entries import CLASS_LISTS, suffix_of
+from hpc_mlp.conversion.entries import CLASS_LISTS, TEXT_SUFFIXES, suffix_of
 from hpc_mlp.conversion.folders import split_of_folders
 from hpc_mlp.conversion.reading import Reading, loose_split
 from hpc_mlp.conversion.rows import Lookup
@@ -22,7 +22,7 @@ from hpc_mlp.errors import UserError, printable
 Images = npt.NDArray[np.int64]
 # So many tables are looked into where none is named.
 _MOST = 32
-_CLASS_LIST = 2
+_TEXT, _CLASS_LIST = 1, 2
 
 
 def read_labels_files(
@@ -97,6 +97,9 @@ def read_any(
         try:
             split = splits[index]
             table = scopes.table(index, names, -1 if split is None else split)
+            if kind == _TEXT and table.lookup.knows(_stem(name)):
+                reasons.append(f"{name} (about the image of its name alone)")
+                continue
             table.columns()
         except UserError as error:
             why = str(error).removeprefix(shown_as(source, index))
@@ -177,7 +180,7 @@ def _doubt(name: str) -> int:
     rather than a list of classes, which may look like a table (`0 cat`)."""
     if name.rpartition("/")[2].lower() in CLASS_LISTS:
         return _CLASS_LIST
-    return int(suffix_of(name) == "txt")
+    return _TEXT if suffix_of(name) in TEXT_SUFFIXES else 0
 
 
 def _likeliest(source: Source, tables: Sequence[int]) -> tuple[list[int], int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from hpc_mlp.conversion.archive import Source
 from hpc_mlp.conversion.entries import suffix_of
@@ -43,6 +43,17 @@ def name_numbers(source: Source, lists: Sequence[int], readings: Sequence[Readin
     coded[0].notes.append(f"the classes are numbers, and stay numbers: {why[0]}")
 
 
+def lists_all(source: Source, index: int, classes: Collection[str]) -> bool:
+    """Whether `classes` are numbers, and the file at `index` has a name for each."""
+    numbers = {int(match[1]) for name in classes if (match := _NUMBER.fullmatch(name))}
+    if not numbers or len(numbers) < len(classes):
+        return False
+    try:
+        return len(_names_for(numbers, source, index)) == len(numbers)
+    except (RejectError, ValueError, RecursionError):
+        return False
+
+
 def _names_for(needed: set[int], source: Source, index: int) -> dict[int, str]:
     """Number → name, of those `needed`. ValueError where it has not one for each."""
     if suffix_of(source.names[index]) == "json":
@@ -57,8 +68,8 @@ def _names_for(needed: set[int], source: Source, index: int) -> dict[int, str]:
     taken = {number: names[number] for number in sorted(needed)}
     if len({*taken.values()}) < len(taken):
         raise ValueError("it has one name for two classes")
-    if wrong := [name for name in taken.values() if "/" in name or "\\" in name or not name]:
-        raise ValueError(f"{wrong[0]!r} is no name of a class")
+    if "" in taken.values():
+        raise ValueError("it has an empty name")
     return taken
 
 

@@ -62,11 +62,14 @@ class ColumnFinder:
     def __init__(self, rows: Sequence[Row], lookup: Lookup, shown: str, names: ColumnNames) -> None:
         self.rows, self.lookup, self.shown, self.names = rows, lookup, shown, names
         self.width = max(map(len, rows), default=0)
-        # How many cells of each column name an image.
-        sample = rows[:_SAMPLE]
-        self.hits = [
-            sum(lookup.find(cell(row, c)) is not None for row in sample) for c in range(self.width)
-        ]
+        # How many cells of each column name an image; where none does, as far as spelling goes.
+        for find in (lookup.find, lookup.find_misspelt):
+            self.hits = [
+                sum(find(cell(row, c)) is not None for row in rows[:_SAMPLE])
+                for c in range(self.width)
+            ]
+            if any(self.hits):
+                break
 
     def find(self) -> Columns:
         if not any(self.hits):
@@ -75,8 +78,10 @@ class ColumnFinder:
         heads = [head(cell) for cell in header] if header else []
         file = self._given(self.names.file, header, "file")
         if file is None:
-            best = [c for c, hit in enumerate(self.hits) if hit == max(self.hits)]
+            best = self._likeliest_files()
             usual = [n for n in _FILE_COLUMNS if n in heads and heads.index(n) in best]
+            # The rows' own numbers, as pandas writes them, have no heading.
+            best = [c for c in best if cell(heads, c)] or best
             file = heads.index(usual[0]) if usual else best[0]
         elif not self.hits[file]:
             raise self.names_none()
@@ -94,11 +99,18 @@ class ColumnFinder:
             group = next((place for place in places if place not in taken), None)
         return Columns(file, classes, split, group, header)
 
+    def _likeliest_files(self) -> list[int]:
+        """Those that name most images; with a suffix, as a number may be a name by chance."""
+        best = [c for c, hit in enumerate(self.hits) if hit == max(self.hits)]
+        rows = self.rows[1:_SAMPLE]
+        return [c for c in best if any("." in cell(row, c) for row in rows)] or best
+
     def names_none(self) -> UserError:
         column = f" in its column {self.names.file!r}" if self.names.file else ""
         return UserError(
             f"{self.shown} names none of its {self.lookup.num_images:,} images{column}. "
-            f"Expected are lines of file name and class, such as 001.jpg,cat."
+            f"They are called such as {printable(self.lookup.example)}; expected are lines of file "
+            f"name and class, such as 001.jpg,cat."
         )
 
     def _given(self, name: str | None, header: Row | None, what: str) -> int | None:
@@ -130,7 +142,7 @@ class ColumnFinder:
         usual |= {head(name) for name in given if name}
         if any(head(cell) in usual for cell in first):
             return first
-        file = self.hits.index(max(self.hits))
+        file = self._likeliest_files()[0]
         others = self.rows[1:_SAMPLE]
         plain = "." in cell(first, file) or not any("." in cell(row, file) for row in others)
         return None if plain else first
@@ -139,7 +151,8 @@ class ColumnFinder:
         self, header: Row | None, heads: Sequence[str], file: int, others: Sequence[int]
     ) -> list[int]:
         apart = [c for c in others if c >= len(heads) or heads[c] not in GROUP_COLUMNS]
-        others = apart or others
+        # Neither the rows' own numbers nor empty columns have a heading.
+        others = [c for c in apart or others if not header or cell(header, c)] or apart or others
         named = [n for n in CLASS_COLUMNS if n in heads and heads.index(n) in others]
         if named:
             return [heads.index(named[0])]

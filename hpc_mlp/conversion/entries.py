@@ -20,15 +20,23 @@ IMAGE_SUFFIXES = frozenset(
         "tiff", "ppm", "pgm", "pbm", "pnm", "jp2", "j2k", "avif",
     )
 )  # fmt: skip
+# Of cameras and instruments: no decoder of ours reads them.
+_FOREIGN_IMAGES = frozenset(
+    words("heic heif jxl dng cr2 cr3 nef arw orf raf rw2 raw psd svg tga ico dcm nii exr hdr")
+)
 ARCHIVE_SUFFIXES = frozenset(("zip", "tar", "gz", "tgz", "7z", "rar", "bz2", "xz"))
 TABLE_SUFFIXES = frozenset(("csv", "tsv", "jsonl", "ndjson"))
+# Those of which an archive may hold many that are no tables.
+TEXT_SUFFIXES = frozenset(("txt", "json"))
 # They may say something about the images, but are not read inside an archive.
 _FOREIGN_TABLES = frozenset(("parquet", "xlsx", "xls", "ods"))
 _LABELS_FILES = ("labels.csv", "labels.tsv")
 CLASS_LISTS = frozenset(
     f"{stem}.{suffix}"
     for stem in words(
-        "classes class_names classnames names labels label_names label_map labelmap categories"
+        "classes class_names classnames names labels label_names label_map labelmap labels_map "
+        "categories class_map class_to_idx idx_to_class class_indices id2label label2id "
+        "cat_to_name label_num_to_disease_map"
     )
     for suffix in ("txt", "csv", "json")
 ) - {*_LABELS_FILES} | {"manifest.json"}
@@ -97,15 +105,17 @@ def sort_out(source: Source) -> Sorted:
             label_files.append(index)
         elif suffix in ARCHIVE_SUFFIXES:
             rejects.append((name, "an archive inside the archive is not opened"))
+        elif suffix in _FOREIGN_IMAGES:
+            rejects.append((name, f"a .{suffix} is not read: save it as PNG or JPEG"))
         elif suffix not in IMAGE_SUFFIXES:
             ignored += 1
             if base.lower() in CLASS_LISTS:
                 class_lists.append(index)
-            if suffix in TABLE_SUFFIXES or (suffix == "txt" and _may_be_list(base)):
+            if suffix in TABLE_SUFFIXES or (suffix in TEXT_SUFFIXES and _may_be_list(base)):
                 tables.append(index)
             elif suffix in _FOREIGN_TABLES:
                 foreign.append(index)
-            elif suffix in ("cls", "json"):
+            if suffix in ("cls", "json"):
                 sidecars.append(index)
         elif index in source.problems:
             rejects.append((name, source.problems[index]))

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from hpc_mlp.conversion.archive import Names
-from hpc_mlp.conversion.reading import SPLIT_NAMES, Reading, loose_split, words
+from hpc_mlp.conversion.reading import SPLIT_NAMES, Reading, loose_split, split_and_rest, words
+from hpc_mlp.data.limits import SPLITS
+from hpc_mlp.errors import printable
+from hpc_mlp.terminal.text import listed
 
 NOT_IN_CLASS = "not in a class folder"
 NOT_BELOW_SPLIT = "not in a class folder below train, val or test"
 NOT_IN_SPLIT = "not in a folder train, val or test below its class folder"
 
 Folder = tuple[str, ...]
+# Split folders further down count where they hold this part of the images at least.
+_NEARLY_ALL = 0.8
 _PART_WORDS = frozenset(words("image images img imgs photo photos part parts batch chunk shard"))
 
 
@@ -33,23 +39,74 @@ class Tree:
             self.places[position] = numbers.setdefault(parts, len(numbers))
         top = _top(list(numbers))
         self.below = [folder[top:] for folder in numbers]
-        self.first = {folder[0] for folder in self.below if folder}
+        # What is above split folders, or holds a copy.
+        self.notes: list[str] = []
+        if not self.brings_splits(False):
+            self._go_down()
+            self._leave_copies()
+
+    @property
+    def first(self) -> set[str]:
+        return {folder[0] for folder in self.below if folder}
 
     def brings_splits(self, others_train: bool) -> bool:
         """`others_train`: whether another archive of the same data set has a training split."""
-        splits = _splits_of(self.first)
+        splits = {*_named_splits(self.first).values()}
         all_splits = all(name.lower() in SPLIT_NAMES for name in self.first)
         return (0 in splits and (len(splits) > 1 or all_splits)) or (
             others_train and bool(splits) and all_splits
         )
 
+    def _go_down(self) -> None:
+        """To the only folder that holds split folders of classes, and nearly all images."""
+        splits: dict[Folder, set[int]] = {}
+        classes: dict[Folder, set[str]] = {}
+        for folder in self.below:
+            for depth in range(1, len(folder)):
+                if (split := SPLIT_NAMES.get(folder[depth].lower())) is not None:
+                    splits.setdefault(folder[:depth], set()).add(split)
+                    classes.setdefault(folder[:depth], set()).update(folder[depth + 1 : depth + 2])
+        roots = [
+            root
+            for root, found in splits.items()
+            if 0 in found and len(found) > 1 and len(classes[root]) > 1
+        ]
+        if len(roots) != 1:
+            return
+        depth = len(roots[0])
+        inside = np.array([folder[:depth] == roots[0] for folder in self.below])
+        if inside[self.places].mean() >= _NEARLY_ALL:
+            self.below = [
+                folder[depth:] if there else ()
+                for folder, there in zip(self.below, inside.tolist(), strict=True)
+            ]
+            self.notes = [f"took the split folders in {printable('/'.join(roots[0]))}"]
+
+    def _leave_copies(self) -> None:
+        """A folder that holds what lies beside it once more (cat, dog, all/cat, all/dog) is no
+        class."""
+        inside: dict[str, set[str]] = {}
+        for folder in self.below:
+            if folder:
+                inside.setdefault(folder[0], set()).update(folder[1:2] or ("",))
+        for name, subfolders in inside.items():
+            if len(subfolders) > 1 and subfolders == inside.keys() - {name}:
+                self.below = [() if f[:1] == (name,) else f for f in self.below]
+                again = listed([printable(one) for one in sorted(subfolders)], 3)
+                self.notes.append(
+                    f"left out: {printable(name)}, which holds the folders beside it again "
+                    f"({again})"
+                )
+
+    def classes(self, split_folders: bool) -> set[str]:
+        if not split_folders:
+            return self.first
+        return {place[0] for place in self._below_splits() if place}
+
     def names_classes(self, split_folders: bool) -> bool:
         """Whether there are two class folders at least, which are called neither as splits are
         nor as parts (images_1, images_2)."""
-        placed = (
-            _below_splits(self.below) if split_folders else [(f[0], -1) for f in self.below if f]
-        )
-        classes = {place[0] for place in placed if place}
+        classes = self.classes(split_folders)
         return len(classes) > 1 and not _loosely_splits(classes) and not _parts(classes)
 
     def is_classless(self, beside_table: bool) -> bool:
@@ -60,9 +117,15 @@ class Tree:
 
     def read(self, split_folders: bool) -> Reading:
         if split_folders:
-            return self._reading("split folders", _below_splits(self.below), NOT_BELOW_SPLIT, [])
+            found = _named_splits(self.first)
+            if loose := [name for name in found if name.lower() not in SPLIT_NAMES]:
+                self.notes += [
+                    f"took the folder {printable(name)} as {SPLITS[found[name]]}"
+                    for name in sorted(loose)
+                ]
+            return self._reading("split folders", self._below_splits(), NOT_BELOW_SPLIT)
         second = {folder[1] for folder in self.below if len(folder) > 1}
-        splits = _splits_of(second)
+        splits = {SPLIT_NAMES[name.lower()] for name in second if name.lower() in SPLIT_NAMES}
         if 0 in splits and (len(splits) > 1 or all(len(folder) > 1 for folder in self.below)):
             placed = [
                 (f[0], SPLIT_NAMES[f[1].lower()])
@@ -70,20 +133,42 @@ class Tree:
                 else None
                 for f in self.below
             ]
-            return self._reading("class folders with splits inside", placed, NOT_IN_SPLIT, [])
-        notes = []
+            return self._reading("class folders with splits inside", placed, NOT_IN_SPLIT)
         if second:
-            example = next(folder for folder in self.below if len(folder) > 1)
-            notes = [
-                f"sub-folders of a class folder count as the class: {'/'.join(example[:2])} as "
-                f"{example[0]}"
-            ]
+            self.notes.append(self._subfolder_line())
         plain = [(f[0], -1) if f else None for f in self.below]
-        return self._reading("class folders", plain, NOT_IN_CLASS, notes)
+        return self._reading("class folders", plain, NOT_IN_CLASS)
 
-    def _reading(
-        self, kind: str, placed: Sequence[tuple[str, int] | None], reason: str, notes: list[str]
-    ) -> Reading:
+    def _subfolder_line(self) -> str:
+        """That sub-folders do not count; where all classes have the same, what to do if they are
+        the classes."""
+        example = next(folder for folder in self.below if len(folder) > 1)
+        line = (
+            f"sub-folders of a class folder count as the class: {'/'.join(example[:2])} as "
+            f"{example[0]}"
+        )
+        times = Counter(name for _, name in {f[:2] for f in self.below if len(f) > 1})
+        if len(times) > 1 and {*times.values()} == {len(self.first)}:
+            names = listed([printable(name) for name in sorted(times)], 3)
+            line += f"; if the classes are {names}: --class-from-name '([^/]+)/[^/]+$'"
+        return line
+
+    def _below_splits(self) -> list[tuple[str, int] | None]:
+        """Each split may have folders of its own that hold all of its classes."""
+        splits = _named_splits(self.first)
+        inside: dict[int, list[Folder]] = {}
+        for folder in self.below:
+            if folder and folder[0] in splits:
+                inside.setdefault(splits[folder[0]], []).append(folder[1:])
+        top = {split: _top(folders) for split, folders in inside.items()}
+        placed: list[tuple[str, int] | None] = []
+        for folder in self.below:
+            split = splits.get(folder[0], -1) if folder else -1
+            known = split >= 0 and len(folder) > 1 + top[split]
+            placed.append((folder[1 + top[split]], split) if known else None)
+        return placed
+
+    def _reading(self, kind: str, placed: Sequence[tuple[str, int] | None], reason: str) -> Reading:
         """`placed`: class and split of each folder; None: not to be placed, for `reason`."""
         classes = list(dict.fromkeys(place[0] for place in placed if place))
         number = {name: i for i, name in enumerate(classes)}
@@ -93,7 +178,7 @@ class Tree:
         keep = labels >= 0
         lost = [(self.names[int(i)], reason) for i in self.images[~keep].tolist()]
         images, labels, splits = self.images[keep], labels[keep], splits[keep]
-        return Reading(kind, classes, images, labels, splits, lost, notes, coded=True)
+        return Reading(kind, classes, images, labels, splits, lost, self.notes, coded=True)
 
 
 def split_of_folders(names: Names, images: npt.NDArray[np.int64]) -> npt.NDArray[np.int8] | None:
@@ -101,12 +186,23 @@ def split_of_folders(names: Names, images: npt.NDArray[np.int64]) -> npt.NDArray
     tree = Tree(names, images)
     if not tree.brings_splits(False):
         return None
-    of_folder = [SPLIT_NAMES.get(folder[0].lower(), -1) if folder else -1 for folder in tree.below]
+    named = _named_splits(tree.first)
+    of_folder = [named.get(folder[0], -1) if folder else -1 for folder in tree.below]
     return np.array(of_folder, np.int8)[tree.places]
 
 
-def _splits_of(names: Iterable[str]) -> set[int]:
-    return {SPLIT_NAMES[name.lower()] for name in names if name.lower() in SPLIT_NAMES}
+def _named_splits(names: Collection[str]) -> dict[str, int]:
+    """Of folders those that are splits: train and test; else, where nothing but that word tells
+    some of them apart, seg_train and seg_test, training_set and test_set."""
+    exact = {name: SPLIT_NAMES[name.lower()] for name in names if name.lower() in SPLIT_NAMES}
+    if exact:
+        return exact
+    alike: dict[tuple[str, ...], dict[str, int]] = {}
+    for name in names:
+        if (found := split_and_rest(name)) is not None:
+            alike.setdefault(found[1], {})[name] = found[0]
+    several = [one for one in alike.values() if 0 in one.values() and len({*one.values()}) > 1]
+    return several[0] if len(several) == 1 else {}
 
 
 def _top(folders: Sequence[Folder]) -> int:
@@ -118,21 +214,6 @@ def _top(folders: Sequence[Folder]) -> int:
         if len(children) != 1 or not deeper or next(iter(children)).lower() in SPLIT_NAMES:
             return depth
         depth += 1
-
-
-def _below_splits(below: Sequence[Folder]) -> list[tuple[str, int] | None]:
-    """Each split may have folders of its own that hold all of its classes."""
-    inside: dict[int, list[Folder]] = {}
-    for folder in below:
-        if folder and folder[0].lower() in SPLIT_NAMES:
-            inside.setdefault(SPLIT_NAMES[folder[0].lower()], []).append(folder[1:])
-    top = {split: _top(folders) for split, folders in inside.items()}
-    placed: list[tuple[str, int] | None] = []
-    for folder in below:
-        split = SPLIT_NAMES.get(folder[0].lower(), -1) if folder else -1
-        known = split >= 0 and len(folder) > 1 + top[split]
-        placed.append((folder[1 + top[split]], split) if known else None)
-    return placed
 
 
 def _loosely(name: str) -> int | None:

@@ -7,6 +7,8 @@ put together, and it is said what was recognised."""
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
@@ -25,12 +27,13 @@ from hpc_mlp.conversion import (
 from hpc_mlp.conversion.archive import SeveralSources, Source
 from hpc_mlp.conversion.asked import Asked
 from hpc_mlp.conversion.choice import Choice, listed
-from hpc_mlp.conversion.entries import some_names, sort_out, suffix_of
+from hpc_mlp.conversion.entries import TEXT_SUFFIXES, some_names, sort_out, suffix_of
 from hpc_mlp.conversion.given_groups import GivenGroups
 from hpc_mlp.conversion.reading import Reading, loose_split
 from hpc_mlp.data.limits import SPLITS
 from hpc_mlp.errors import UserError, printable
 from hpc_mlp.terminal.text import count, natural_key
+from hpc_mlp.terminal.text import listed as listed_names
 
 Array = TypeVar("Array", bound="npt.NDArray[Any]")
 _NOTHING = Asked()
@@ -88,6 +91,7 @@ def _together(source: Source, chosen: Choice, readings: Sequence[Reading]) -> La
     names = {name for reading in readings for name in reading.classes}
     rejects = [*found.rejects, *(reject for reading in readings for reject in reading.rejects)]
     notes = list(dict.fromkeys(note for reading in readings for note in reading.notes))
+    notes += _alike_lines(names)
     everything = tuple(sorted(names, key=natural_key))
     number = {name: i for i, name in enumerate(everything)}
     numbers = [
@@ -179,6 +183,16 @@ def _part_lines(chosen: Choice, readings: Sequence[Reading]) -> Iterable[str]:
         yield f"{named}: {kinds}, {count(images, 'image')}{splits}"
 
 
+def _alike_lines(names: Iterable[str]) -> Iterable[str]:
+    """Classes that may be meant as one."""
+    alike: dict[str, list[str]] = {}
+    for name in sorted(names, key=natural_key):
+        plain = unicodedata.normalize("NFKC", name).casefold()
+        alike.setdefault(re.sub(r"[\s_-]+", " ", plain), []).append(repr(printable(name)))
+    if several := [" and ".join(one) for one in alike.values() if len(one) > 1]:
+        yield f"classes of nearly one name are kept apart: {listed_names(several, 3)}"
+
+
 def _split_lines(splits: npt.NDArray[np.int8]) -> Iterable[str]:
     if not (splits >= 0).any():
         return
@@ -194,8 +208,8 @@ def _unread_lines(chosen: Choice) -> Iterable[str]:
     if chosen.unused:
         yield f"not used{listed(chosen.unused)}"
     names_of = chosen.source.names
+    asides = [i for i in chosen.unread if suffix_of(names_of[i]) not in TEXT_SUFFIXES]
     lists = [i for i in chosen.unread if suffix_of(names_of[i]) == "txt"]
-    asides = [i for i in chosen.unread if i not in lists]
     if splits := [i for i in lists if loose_split(names_of[i].rpartition("/")[2]) is not None]:
         yield f"not used: {some_names(chosen.source, splits)} (folders are the classes)"
     if asides:

@@ -56,7 +56,12 @@ def open_source(paths: Sequence[Path], scratch: Path) -> Source:
 
 
 def _file(path: Path, scratch: Path) -> Source:
-    if (kind := path.suffix[1:].lower()) in _OTHERS:
+    if (kind := path.suffix[1:].lower()) in IMAGE_SUFFIXES:
+        raise UserError(
+            f"{printable(path)} is one image. Give the folder that holds one folder of images for "
+            "each class, or a ZIP of it."
+        )
+    if kind in _OTHERS:
         raise UserError(
             f"{printable(path)} is a .{kind} file, which is not supported: "
             f"what is read is a ZIP, a .tar, a .tar.gz or a folder. {_OTHERS[kind]}."

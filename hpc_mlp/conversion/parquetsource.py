@@ -144,7 +144,7 @@ class ParquetSource:
         if called:
             numbers = [int(n) if n.isdigit() else -1 for n in classes]
             classes = [called[n] if 0 <= n < len(called) else "" for n in numbers]
-        known = np.array([bool(name) and not {*name} & {"/", "\\"} for name in classes], bool)
+        known = np.array([bool(name) for name in classes], bool)
         numbers_of = {name: i for i, name in enumerate(dict.fromkeys(classes))}
         labels = np.array([numbers_of[name] for name in classes], np.int32)
         notes = [f"took column {self.column!r} as image, {label!r} as class"]

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from hpc_mlp.conversion.asked import ColumnNames
 
 SPLIT_NAMES = {
-    "train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "dev": 1, "test": 2,
-    "testing": 2,
+    "train": 0, "training": 0, "trainval": 0, "val": 1, "valid": 1, "validation": 1, "dev": 1,
+    "test": 2, "testing": 2,
 }  # fmt: skip
 
 
@@ -70,10 +70,23 @@ class LabelledSource(Protocol):
 def loose_split(name: str, alone: bool = False) -> int | None:
     """`train_images`, `trainLabels`, `Training-Set` → 0; where not `alone`, `mnist_train` too. None
     where no split is named, or more than one."""
-    parts = [part.lower() for part in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)]
-    parts = [part.removesuffix("set") or part for part in parts]
     if alone:
-        parts = [part for part in parts if part not in _FILLERS]
-        return SPLIT_NAMES.get(parts[0]) if len(parts) == 1 else None
-    splits = {SPLIT_NAMES[part] for part in parts if part in SPLIT_NAMES}
+        found = split_and_rest(name)
+        return found[0] if found and not found[1] else None
+    splits = {SPLIT_NAMES[part] for part in _parts_of(name) if part in SPLIT_NAMES}
     return splits.pop() if len(splits) == 1 else None
+
+
+def split_and_rest(name: str) -> tuple[int, tuple[str, ...]] | None:
+    """`seg_train` → 0 and `seg`: the one word that names a split, and the others that say
+    something. None where it is not one."""
+    parts = [part for part in _parts_of(name) if part not in _FILLERS]
+    found = [part for part in parts if part in SPLIT_NAMES]
+    if len(found) != 1:
+        return None
+    return SPLIT_NAMES[found[0]], tuple(part for part in parts if part != found[0])
+
+
+def _parts_of(name: str) -> list[str]:
+    parts = [part.lower() for part in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)]
+    return [part.removesuffix("set") or part for part in parts]

@@ -9,9 +9,10 @@ from hpc_mlp.conversion.archive import Source
 from hpc_mlp.conversion.asked import ColumnNames
 from hpc_mlp.conversion.columns import ColumnFinder, Columns
 from hpc_mlp.conversion.reading import SPLIT_NAMES, Reading
-from hpc_mlp.conversion.rows import Lookup, Row, cell, flag, read_rows
+from hpc_mlp.conversion.rows import Lookup, Row, Rows, cell, flag, read_rows
 from hpc_mlp.data.limits import SPLITS
 from hpc_mlp.errors import UserError, printable
+from hpc_mlp.terminal.text import count
 
 # Class, split and group of an image.
 Place = tuple[str, int, str]
@@ -42,6 +43,9 @@ class Table:
         self._columns: Columns | None = None
         # All images that it names, whether or not they have a class.
         self.listed: set[int] = set()
+        # Of images that it calls otherwise, one: its name here, and its own.
+        self._misspelt: dict[int, str] = {}
+        self._called: set[int | None] = set()
 
     def columns(self) -> Columns:
         """UserError where it is not about these images, or has no column of classes."""
@@ -61,7 +65,7 @@ class Table:
             if columns.split is not None:
                 split = self._split(line, cell(row, columns.split))
             group = cell(row, columns.group) if columns.group is not None else ""
-            place, index = (label, split, group), self.lookup.find(name)
+            place, index = (label, split, group), self._find(name, rows, columns.file)
             if name in wanted:
                 if wanted[name] != place:
                     rejects.append((name, self._contradiction(wanted[name], place)))
@@ -82,6 +86,18 @@ class Table:
             found.pop(index, None)
         return self._put_together(columns, found, rejects)
 
+    def _find(self, name: str, rows: Rows, column: int) -> int | None:
+        """By its spelling; else, of the images that are not called by theirs, by its letters."""
+        index = self.lookup.find(name)
+        if index is not None or not name or self.lookup.is_ambiguous(name):
+            return index
+        self._called = self._called or {self.lookup.find(cell(row, column)) for _, row in rows}
+        index = self.lookup.find_misspelt(name)
+        if index is None or index in self._called:
+            return None
+        self._misspelt[index] = name
+        return index
+
     def _put_together(
         self, columns: Columns, found: dict[int, Place], rejects: list[tuple[str, str]]
     ) -> Reading:
@@ -92,6 +108,12 @@ class Table:
         splits = np.array([found[i][1] for i in entries.tolist()], np.int8)
         splits[splits < 0] = self.split
         notes = [columns.told(printable(self.where), self._finder.width)]
+        if self._misspelt:
+            index, name = next(iter(self._misspelt.items()))
+            notes.append(
+                f"{printable(self.where)}: {count(len(self._misspelt), 'name')} spelt otherwise "
+                f"than the images' ({printable(name)} is {printable(self.source.names[index])})"
+            )
         groups = None if columns.group is None else [found[i][2] for i in entries.tolist()]
         return Reading(
             self.kind, classes, entries, labels, splits, rejects, notes, coded=True, groups=groups
@@ -106,12 +128,7 @@ class Table:
 
     def _label(self, line: int, row: Row, columns: Columns) -> str:
         if len(columns.classes) == 1:
-            label = cell(row, columns.classes[0])
-            if "/" in label or label in (".", "..") or "\\" in label:
-                raise UserError(
-                    f"{self.shown} names a class {printable(label)!r}: a class name has no slashes."
-                )
-            return label
+            return cell(row, columns.classes[0])
         ones = [column for column in columns.classes if flag(cell(row, column)) == 1]
         if len(ones) != 1:
             raise UserError(

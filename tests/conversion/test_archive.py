@@ -519,6 +519,9 @@ def test_what_is_no_archive_of_ours_is_named(tmp_path: Path, name: str) -> None:
     refused(
         convert(tmp_path / name, tmp_path / "out"), f".{name.split('.')[-1]} file", "not supported"
     )
+    image = tmp_path / "1.JPG"
+    image.write_bytes(b"")
+    refused(convert(image, tmp_path / "out"), "1.JPG is one image. Give the folder that holds")
 
 
 def test_a_bomb_in_a_compressed_tar_is_refused(

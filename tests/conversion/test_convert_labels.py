@@ -218,6 +218,13 @@ def test_a_class_without_training_images_is_named(tmp_path: Path, form: str) -> 
     assert set(rejects(tmp_path / "out").values()) == {"class 'eel' has no training images"}
 
 
+def test_a_class_of_which_nothing_can_be_read_is_named(tmp_path: Path) -> None:
+    files = images(*(f"{c}/{i}.png" for c in ("cat", "dog") for i in range(6)))
+    manifest, output = taken(tmp_path, files | {f"eel/{i}.png": b"no image" for i in range(3)})
+    assert manifest.classes == ("cat", "dog")
+    assert "WARNING: left out, as no image of theirs can be read: 'eel'\n" in output
+
+
 @pytest.mark.parametrize(
     "name", ["train.csv", "metadata.jsonl", "set/labels_train.tsv", "data.parquet", "list.txt"]
 )

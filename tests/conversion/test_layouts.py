@@ -153,6 +153,41 @@ CASES = {
     "folders inside class folders": Case(shaped("{c}/img/{n}"), said=("count as the class",)),
     "split folders": Case(shaped("{s}/{c}/{n}"), splits=GIVEN, said=("split folders",)),
     "splits inside class folders": Case(shaped("{c}/{s}/{n}"), splits=GIVEN),
+    "split folders with a word in common": Case(
+        shaped("seg_{s}/seg_{s}/{c}/{n}") | images("seg_pred/1.png", first=12),
+        splits=GIVEN,
+        said=("took the folder seg_train as train\n", "took the folder seg_val as val\n"),
+        lost=1,
+    ),
+    "training_set and test_set": Case(
+        {name.replace("val_", "test_"): data for name, data in shaped("{s}_set/{c}/{n}").items()},
+        splits={"train": 6, "val": 2, "test": 4},
+        said=("took the folder test_set as test\n", "val drawn from train"),
+    ),
+    "split folders further down": Case(
+        shaped("set/set/{s}/{c}/{n}") | images("test/1.png", first=12),
+        splits=GIVEN,
+        said=("took the split folders in set/set\n",),
+        lost=1,
+    ),
+    "class folders, and all of them again": Case(
+        shaped("x/{c}/{n}") | shaped("x/x/{c}/{n}"),
+        said=("left out: x, which holds the folders beside it again (cat, dog)",),
+        lost=12,
+    ),
+    "folders of folders of classes": Case(
+        shaped("color/{c}/{n}") | images("gray/cat/1.png", "gray/dog/2.png", first=12),
+        {"color": 12, "gray": 2},
+        said=("if the classes are cat, dog: --class-from-name '([^/]+)/[^/]+$'\n",),
+    ),
+    "classes of nearly one name": Case(
+        shaped("{c}/{n}") | images("Cat/x.png", first=12),
+        {"cat": 6, "dog": 6, "Cat": 1},
+        said=("classes of nearly one name are kept apart: 'Cat' and 'cat'\n",),
+    ),
+    "images that no decoder of ours reads": Case(
+        shaped("{c}/{n}") | {"cat/1.HEIC": b"x", "dog/1.heic": b"x"}, lost=2
+    ),
     "a tar.gz": Case(shaped("{c}/{n}"), kind="tar.gz"),
     "a folder": Case(shaped("{c}/{n}"), kind="folder"),
     "two archives of different layouts": Case(
@@ -163,6 +198,100 @@ CASES = {
     ),
     "labels.csv": Case(FLAT | {"labels.csv": lines(NAMES, CLASSES, head="filename,label")}),
     "labels.csv without headings": Case(FLAT | {"labels.csv": lines(NAMES, CLASSES)}),
+    "labels.csv of names in other capitals, with other suffixes": Case(
+        images(*(f"img/{n.replace('.png', 'é.PNG')}" for n in NAMES))
+        | {"labels.csv": lines([f"IMG/{s}e\u0301.jpg" for s in STEMS], CLASSES)},
+        said=(r"labels.csv: 12 names spelt otherwise than the images' (IMG/00",),
+    ),
+    "labels.csv with the numbers of its rows": Case(
+        images(*(f"{i}.png" for i in range(12)))
+        | {
+            "labels.csv": lines(
+                list(map(str, range(12))),
+                [f"{i}.png" for i in range(12)][::-1],
+                ["x", *CLASSES[1:]],
+                head=",datei,tier",
+            )
+        },
+        {"x": 1, "cat": 5, "dog": 6},
+        said=("took column 2 'datei' as file, 3 'tier' as class",),
+    ),
+    "labels.csv of Excel": Case(
+        FLAT
+        | {
+            "labels.csv": b"sep=;\r\n"
+            + lines(NAMES, CLASSES, [""] * 12, head="datei;tier;", sign=";").replace(
+                b"\n", b"\r\n"
+            )
+        },
+        said=("took column 1 'datei' as file, 2 'tier' as class",),
+    ),
+    "a text of Excel in UTF-16": Case(
+        FLAT
+        | {
+            "all.txt": lines(NAMES, CLASSES, head="datei\ttier", sign="\t")
+            .decode()
+            .encode("utf-16")
+        },
+    ),
+    "labels.csv with the names of folders": Case(
+        images(*(f"DATA/{n}/x_{name}" for n, name in zip(NUMBERS, NAMES, strict=True)))
+        | {"labels.csv": b"ClassId,Name\n0,cat\n1,dog (5km/h)\n2,eel\n"},
+        {"cat": 6, "dog (5km/h)": 6},
+        said=("class folders", "labels.csv: took names for numbers, 0 is 'cat'"),
+    ),
+    "labels.csv of odd classes": Case(
+        FLAT
+        | {
+            "labels.csv": lines(
+                NAMES, [f'"{"T-shirt/top" if c == "cat" else "😀, قط"}"' for c in CLASSES]
+            )
+        },
+        {"T-shirt/top": 6, "😀, قط": 6},
+    ),
+    "labels.json: an object of names": Case(
+        FLAT | {"labels.json": json.dumps(dict(zip(NAMES, CLASSES, strict=True))).encode()},
+        said=("labels.json: 12 images of 2 classes",),
+    ),
+    "annotations.json: a list of objects": Case(
+        FLAT
+        | {
+            "annotations.json": json.dumps(
+                [{"label": c, "image": n} for c, n in zip(CLASSES, NAMES, strict=True)]
+            ).encode()
+        },
+        said=("took column 2 'image' as file, 1 'label' as class",),
+    ),
+    "dataset.json: a list of lists, by --labels": Case(
+        shaped("{c}/{n}")
+        | {
+            "dataset.json": json.dumps(
+                {"labels": [[p, int(n)] for p, n in zip(PATHS, NUMBERS, strict=True)]}
+            ).encode()
+        },
+        {"0": 6, "1": 6},
+        options=("--labels", "dataset.json"),
+    ),
+    "a one-hot table in each split folder": Case(
+        shaped("{s}/{n}")
+        | {
+            f"{s}/_classes.csv": of_split(
+                s, NAMES, [str(1 - int(n)) for n in NUMBERS], NUMBERS, head="filename, cat, dog"
+            )
+            for s in GIVEN
+        },
+        splits=GIVEN,
+    ),
+    "lists with comments, by --labels": Case(
+        FLAT
+        | {
+            "trainval.txt": b"# image class\n"
+            + lines(STEMS[:9], CLASSES[:9], NUMBERS[:9], sign=" "),
+            "test.txt": lines(STEMS[9:], CLASSES[9:], NUMBERS[9:], sign=" "),
+        },
+        splits={"train": 7, "val": 2, "test": 3},
+        options=("--labels", "trainval.txt", "--labels", "test.txt"),
+    ),
     "labels.csv with semicolons": Case(
         FLAT | {"labels.csv": lines(NAMES, CLASSES, head="image;class", sign=";")}
     ),
@@ -569,6 +698,31 @@ def test_a_layout_is_read(tmp_path: Path, name: str) -> None:
 
 REFUSALS: dict[str, tuple[Files, tuple[str, ...], tuple[str, ...]]] = {
     "flat images": (FLAT, (), ("only one class, 'img'", "or a table of file names")),
+    "flat split folders": (
+        images(*(f"cars_{'test' if i % 3 else 'train'}/{n}" for i, n in enumerate(NAMES)))
+        | {"annotations/instances.json": b'{"images": [{"id": 1}], "annotations": []}'},
+        (),
+        ("no class folders", "it is no JSON of file names and classes"),
+    ),
+    "boxes beside images": (
+        {
+            f"train/{kind}/{s}.{suffix}": PICTURES[0] if suffix == "jpg" else b"0 0.5 0.5 1 1\n"
+            for s in STEMS
+            for kind, suffix in (("images", "jpg"), ("labels", "txt"))
+        },
+        (),
+        ("only one class, 'images'", "labels/00.txt (about the image of its name alone)"),
+    ),
+    "images that no decoder of ours reads": (
+        {f"{p}.heic": b"x" for p in PATHS},
+        (),
+        ("holds no images that can be read", "a .heic is not read: save it as PNG or JPEG"),
+    ),
+    "a table of other names": (
+        FLAT | {"labels.csv": lines([f"x{n}" for n in NAMES], CLASSES)},
+        (),
+        ("names none of its 12 images", "They are called such as img/00.png"),
+    ),
     "classes in file names": (
         images(*(f"{c}_{n}" for c, n in zip(CLASSES, NAMES, strict=True))),
         (),
