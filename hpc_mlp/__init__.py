@@ -5,7 +5,7 @@ import hpc_mlp
 hpc_mlp.convert("photos.zip", "shards")
 runs = hpc_mlp.train("shards", variants="all", seeds=range(3))
 hpc_mlp.table(runs)
-run = hpc_mlp.load_run(runs[0].path)
+run = hpc_mlp.load_run(runs[0])
 for prediction in hpc_mlp.predict(run, "cat.jpg"):
     print(prediction.name, prediction.top(3))
 

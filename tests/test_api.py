@@ -103,14 +103,14 @@ def test_from_images_to_predictions(tmp_path: Path) -> None:
         (1, 0.001),
     ]
     assert all(run.state == "done" and len(run.metrics) == 2 for run in runs)
-    run = hpc_mlp.load_run(runs[0].path, ensemble=True)
+    run = hpc_mlp.load_run(runs[0], ensemble=True)
     assert run.members == ("baseline-s0-optim.lr=0.01", "baseline-s1-optim.lr=0.01")
     predictions = list(hpc_mlp.predict(run, write_zip(tmp_path / "test.zip", ["test"])))
     mean = sum(np.load(member.path / "predictions.npz")["probabilities"] for member in runs[:2]) / 2
     assert same_rows(
         np.stack([p.probabilities for p in predictions if p.probabilities is not None]), mean
     )
-    assert hpc_mlp.evaluate(runs[0].path, tmp_path / "shards")["accuracy"] == pytest.approx(
+    assert hpc_mlp.evaluate(runs[0], tmp_path / "shards")["accuracy"] == pytest.approx(
         runs[0].test["accuracy"] if runs[0].test else None
     )
     file, card = hpc_mlp.export(run, "pt2", tmp_path / "model.pt2")

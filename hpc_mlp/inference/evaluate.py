@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ class _Logits(nn.Module):
 
 
 def evaluate(
-    run: TrainedRun | str | Path,
+    run: TrainedRun | str | PathLike[str],
     shards: str | Path,
     *,
     split: str = "test",

@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from os import PathLike
 from pathlib import Path
 from typing import Literal
 
@@ -33,7 +34,7 @@ METADATA = "hpc_mlp"
 
 
 def export(
-    run: TrainedRun | str | Path,
+    run: TrainedRun | str | PathLike[str],
     format: Format = "onnx",
     out: str | Path | None = None,
     *,

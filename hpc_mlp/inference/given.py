@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from os import PathLike
 
 from hpc_mlp.errors import UserError
 from hpc_mlp.inference.model import TrainedRun, load_run
 
 
 def given_run(
-    run: TrainedRun | str | Path,
+    run: TrainedRun | str | PathLike[str],
     *,
     ensemble: bool = False,
     calibrated: bool = False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ class TrainedRun:
 
 
 def load_run(
-    path: str | Path,
+    path: str | PathLike[str],
     *,
     ensemble: bool = False,
     calibrated: bool = False,

@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
+from os import PathLike
 from pathlib import Path
 from typing import Any, overload
 
@@ -138,7 +139,7 @@ def _percent(share: float | None) -> str:
 
 
 def predict(
-    run: TrainedRun | str | Path,
+    run: TrainedRun | str | PathLike[str],
     images: str | Path | Sequence[str | Path],
     *,
     ensemble: bool = False,
@@ -148,8 +149,9 @@ def predict(
 ) -> Predictions:
     """Predict every image at `images`: image files, folders, ZIPs, tars, or a sequence of these.
 
-    `run` is a run folder, or what `load_run` returned (then `ensemble`, `calibrated` and
-    `trust_plugins` were its arguments). Images are decoded and resized exactly as in a conversion.
+    `run` is a run folder, a run of `train`, or what `load_run` returned (of that, `ensemble`,
+    `calibrated` and `trust_plugins` were arguments). Images are decoded and resized exactly as in a
+    conversion.
     One `Prediction` for each image, in the order of the paths and of the files in them, as they are
     computed: memory does not grow with their number. UserError, at once, where the run or a path
     cannot be used; an image that cannot be read is a `Prediction` that says so."""

@@ -16,7 +16,7 @@ from hpc_mlp.errors import RunError
 from hpc_mlp.files.wrong_path import want_runs
 from hpc_mlp.launch.status import read_status, require_status
 from hpc_mlp.live.rows import ACTIVE, COMPLETE, RunStatus
-from hpc_mlp.runs.folder import RESULT, RunFolder, read_run
+from hpc_mlp.runs.folder import RESULT, RunFolder, RunsLike, folders_and_own, read_run
 from hpc_mlp.runs.lease import Lease, is_held
 from hpc_mlp.terminal.shown import Showable
 from hpc_mlp.terminal.text import count
@@ -52,7 +52,7 @@ class Found:
 
 
 def clean(
-    runs: str | Path | Sequence[str | Path] = "runs",
+    runs: RunsLike = "runs",
     *,
     failed: bool = False,
     halved: bool = False,
@@ -60,10 +60,11 @@ def clean(
     dry_run: bool = False,
 ) -> Cleaned:
     """Remove what nobody needs any more of a folder of runs, or of several, and of their searches,
-    as `hpc-mlp clean` does: checkpoints of complete runs, and what killed processes left. `failed`:
+    or of what `train` returned, as `hpc-mlp clean` does: checkpoints of complete runs, and what
+    killed processes left. `failed`:
     failed runs too; `halved`: checkpoints of halved trials too; `cache`: decoded images beside the
     shards too; `dry_run`: remove nothing. UserError where there are no runs."""
-    roots = [Path(path) for path in ([runs] if isinstance(runs, str | Path) else runs)]
+    roots, own = folders_and_own(runs)
     for root in roots:
         want_runs(root, "clean")
         if not read_status(root / TRIALS):
@@ -72,6 +73,8 @@ def clean(
     found = find(roots)
     cleaned = Cleaned(dry_run, found.busy)
     for item in found.waste:
+        if own is not None and item.folder is not None and item.folder not in own:
+            continue
         if not asked.get(item.kind, True):
             cleaned.kept.append(item)
             continue

@@ -14,11 +14,13 @@ from hpc_mlp.config.search import FOLDER as TRIALS
 from hpc_mlp.config.sections import LaunchConfig
 from hpc_mlp.errors import HpcMlpError
 from hpc_mlp.files.wrong_path import want_runs
+from hpc_mlp.launch import selection
 from hpc_mlp.launch.jobs import JobPlan
-from hpc_mlp.launch.status import require_status
+from hpc_mlp.launch.status import require_statuses
 from hpc_mlp.live.live_file import folder_status
 from hpc_mlp.live.render import STYLES
 from hpc_mlp.live.rows import RunStatus, summary
+from hpc_mlp.runs.folder import RunsLike, folders_and_own
 from hpc_mlp.runs.search_records import read_records
 from hpc_mlp.terminal.shown import Showable
 from hpc_mlp.terminal.text import count, duration, spans
@@ -28,11 +30,18 @@ _NAMED = 3
 _MAX_ROWS = 60
 
 
-def status(runs: str | Path = "runs") -> Statuses:
-    """The state of every run of the folder `runs`, as `hpc-mlp status` shows it. UserError where
-    there is none."""
-    want_runs(Path(runs), "status")
-    return Statuses(require_status(Path(runs)))
+def status(
+    runs: RunsLike = "runs", *, where: str | None = None, top: int | None = None
+) -> Statuses:
+    """The state of every run of a folder, or of several, or of what `train` returned, as `hpc-mlp
+    status` shows it; `where` and `top` are its options. UserError where there is none."""
+    roots, own = folders_and_own(runs)
+    for root in roots:
+        want_runs(root, "status")
+    found = require_statuses(roots)
+    if own is not None:
+        found = {name: one for name, one in found.items() if one[0] in own}
+    return Statuses(selection.choose(found, where, top))
 
 
 class Statuses(Showable, list[RunStatus]):

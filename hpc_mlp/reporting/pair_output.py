@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ _WIDE, _WIDE_ONLY = 110, ("precision", "recall")
 
 
 def compare(
-    first: str | Path,
-    second: str | Path,
+    first: str | PathLike[str],
+    second: str | PathLike[str],
     *,
     out: str | Path | None = None,
     shards: str | Path | None = None,

@@ -17,10 +17,10 @@ from rich.text import Text
 from hpc_mlp.errors import UserError, unknown_name
 from hpc_mlp.reporting import columns as shown
 from hpc_mlp.reporting import records
-from hpc_mlp.reporting.choice import Chosen, choose_runs
+from hpc_mlp.reporting.choice import Chosen, choose_runs, top_rows
 from hpc_mlp.reporting.summary import Summary, summarise
 from hpc_mlp.reporting.table import comparison_table, fit, print_summary, rich_table
-from hpc_mlp.runs.folder import Run
+from hpc_mlp.runs.folder import RunsLike, folders_and_runs
 from hpc_mlp.terminal.shown import Showable, text_console
 from hpc_mlp.terminal.text import count
 
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
     from hpc_mlp.reporting.doubtful import DoubtfulLabels
 
-# A folder of runs, or several, or runs as `hpc_mlp.train` returns them.
-RunsLike = str | Path | Sequence[str | Path] | Sequence[Run]
-
 
 def table(
     runs: RunsLike = "runs",
@@ -39,19 +36,24 @@ def table(
     where: str | None = None,
     by: str | Sequence[str] | None = None,
     sort: str | None = None,
+    top: int | None = None,
     columns: Sequence[str] | None = None,
     detect: float = 1.0,
     metric: str = "accuracy",
     ensembles: bool = False,
 ) -> ResultTable:
     """The runs of a folder (or what `train` returned) as one table, as `hpc-mlp table` shows it:
-    mean ± sd over seeds, comparison, and what can be said. `where`, `by`, `sort`, `columns`,
-    `detect` (points; of the loss, hundredths), `metric` ("accuracy", "f1", "loss", "ece", in which
-    rows are compared) and `ensembles` are the command's options."""
+    mean ± sd over seeds, comparison, and what can be said. `where`, `by`, `sort`, `top`,
+    `columns`, `detect` (points; of the loss, hundredths), `metric` ("accuracy", "f1", "loss",
+    "ece", in which rows are compared) and `ensembles` are the command's options."""
     found = _summarise(runs, where, "table", by, detect, metric, ensembles)
     if columns is not None:
         records.check_names(columns, shown.known_columns(found))
-    return ResultTable(records.sort_rows(found, sort) if sort else found, columns)
+    if top is not None:
+        found = top_rows(found, top, sort)
+    elif sort:
+        found = records.sort_rows(found, sort)
+    return ResultTable(found, columns)
 
 
 def summary(
@@ -74,6 +76,7 @@ def report(
     shards: str | Path | None = None,
     where: str | None = None,
     by: str | Sequence[str] | None = None,
+    top: int | None = None,
     detect: float = 1.0,
     metric: str = "accuracy",
 ) -> WrittenReport:
@@ -83,7 +86,8 @@ def report(
     from hpc_mlp.reporting.page import write_report
 
     found = _summarise(runs, where, "report", by, detect, metric, ensembles=True)
-    folders, given = _sorted_out(runs)
+    found = found if top is None else top_rows(found, top, None)
+    folders, given = folders_and_runs(runs)
     homes = {*folders, *(run.path.parent for run in given)}
     home = homes.pop() if len(homes) == 1 else None
     page = Path(out) if out else (home or Path()) / "report.html"
@@ -111,7 +115,7 @@ def _summarise(
     metric: str = "accuracy",
     ensembles: bool = False,
 ) -> Summary:
-    folders, given = _sorted_out(runs)
+    folders, given = folders_and_runs(runs)
     if not folders and not given:
         raise UserError("there are no runs to show.")
     if given and (folders or where):
@@ -119,13 +123,6 @@ def _summarise(
     chosen = choose_runs(folders, where, command) if folders else Chosen(given, [])
     keys = [by] if isinstance(by, str) else by
     return summarise(chosen.runs, keys, detect / 100, chosen.notes, metric, ensembles)
-
-
-def _sorted_out(runs: RunsLike) -> tuple[list[Path], list[Run]]:
-    """Folders and runs."""
-    several = [runs] if isinstance(runs, str | Path) else list(runs)
-    folders = [Path(item) for item in several if isinstance(item, str | Path)]
-    return folders, [item for item in several if isinstance(item, Run)]
 
 
 @dataclass(frozen=True, repr=False)

@@ -115,7 +115,8 @@ class RunFolder:
 @dataclass(frozen=True, repr=False)
 class Run(Showable):
     """One run as read back from its folder: what `table`, `report` and `status` see. Its records
-    also read like dictionaries: `run.test["accuracy"]`."""
+    also read like dictionaries: `run.test["accuracy"]`. It stands for its path, as in
+    `predict(run, "cat.jpg")`."""
 
     path: Path
     name: str
@@ -159,6 +160,9 @@ class Run(Showable):
         value = self.config.value("train.epochs")
         return value if isinstance(value, int) else None
 
+    def __fspath__(self) -> str:
+        return str(self.path)
+
     def parts(self) -> Iterable[RenderableType]:
         yield Text(shown.line(self))
         if self.test:
@@ -188,6 +192,25 @@ class Runs(Showable, list[Run]):
             | {f"test_{name}": getattr(run.test, name, None) for name in ("loss", "accuracy", "f1")}
             for run in self
         ]
+
+
+# A folder of runs, or several, or runs as `hpc_mlp.train` returns them.
+RunsLike = str | Path | Run | Sequence[str | Path] | Sequence[Run]
+
+
+def folders_and_runs(runs: RunsLike) -> tuple[list[Path], list[Run]]:
+    several = [runs] if isinstance(runs, str | Path | Run) else list(runs)
+    folders = [Path(item) for item in several if isinstance(item, str | Path)]
+    return folders, [item for item in several if isinstance(item, Run)]
+
+
+def folders_and_own(runs: RunsLike) -> tuple[list[Path], set[Path] | None]:
+    """The folders of runs; and where runs are given, these. UserError for none, and for both."""
+    folders, given = folders_and_runs(runs)
+    if bool(given) == bool(folders):
+        raise UserError("give folders of runs, or runs.")
+    roots = folders or list(dict.fromkeys(run.path.parent for run in given))
+    return roots, {run.path for run in given} or None
 
 
 def is_complete(path: Path) -> bool:

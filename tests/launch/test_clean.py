@@ -14,6 +14,7 @@ from support.process import Cli, environment
 from support.runs import write_run
 
 import hpc_mlp
+from hpc_mlp.runs.folder import list_runs
 
 MB = 1_000_000
 HOLDER = """
@@ -76,6 +77,8 @@ def test_the_function_says_what_the_command_does(cli: Cli, runs: Path) -> None:
     shown = hpc_mlp.clean(runs, failed=True, dry_run=True)
     assert cli("clean", runs, "--failed", "--dry-run").output == f"{shown}\n"
     assert files(runs) == before
+    some = [run for run in list_runs(runs) if run.name == "baseline-s0"]
+    assert {one["run"] for one in hpc_mlp.clean(some, dry_run=True).records()} == {"baseline-s0"}
     removed = hpc_mlp.clean(runs)
     kinds = [record["kind"] for record in removed.records()]
     assert (kinds.count("checkpoint"), kinds.count("leftovers")) == (2, 3)

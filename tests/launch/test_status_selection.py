@@ -11,7 +11,10 @@ from click.testing import CliRunner
 from support.process import Cli
 from support.runs import write_run
 
+import hpc_mlp
 from hpc_mlp.cli import main
+from hpc_mlp.errors import UserError
+from hpc_mlp.runs.folder import list_runs
 
 
 @pytest.fixture
@@ -27,6 +30,18 @@ def names(cli: Cli, *words: object, code: int = 0) -> list[str]:
     assert done.exit_code == code, done.output
     found: list[dict[str, Any]] = json.loads(done.output)
     return [row["name"] for row in found]
+
+
+def test_in_python_they_are_chosen_too(runs: Path) -> None:
+    assert [one.name for one in hpc_mlp.status(runs, where="seed==0", top=1)] == [
+        "baseline-s0-optim.lr=0.1"
+    ]
+    some = list_runs(runs)[1:3]
+    assert {one.name for one in hpc_mlp.status(some)} == {run.name for run in some}
+    assert [one.name for one in hpc_mlp.status(some[0])] == [some[0].name]
+    assert len(hpc_mlp.table(runs, where="variant==baseline", top=2).records()) == 2
+    with pytest.raises(UserError, match="give folders of runs, or runs"):
+        hpc_mlp.status([])
 
 
 def test_where_and_top(cli: Cli, runs: Path) -> None:
