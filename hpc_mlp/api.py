@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hpc_mlp.conversion.settings import ConvertOptions
     from hpc_mlp.data.manifest import Manifest
     from hpc_mlp.launch.submitted import Submitted
-    from hpc_mlp.runs.folder import Runs
+    from hpc_mlp.runs.folder import Runs, RunsLike
 
 PathLike = str | Path
 
@@ -189,22 +189,25 @@ def submit(
 
 
 def track(
-    runs: PathLike | Sequence[PathLike] = "runs",
+    runs: RunsLike = "runs",
     *,
     to: str,
     place: str | None = None,
     experiment: str | None = None,
     where: str | None = None,
 ) -> dict[str, int]:
-    """Write finished and running runs to the tracker `to` ("tensorboard", "mlflow"), as `hpc-mlp
-    track` does; `place`, `experiment` and `where` are its options. Returns how many runs were new,
-    continued, written anew or up to date. RunError where the tracker fails."""
+    """Write finished and running runs (of a folder, or as `train` returned them) to the tracker
+    `to` ("tensorboard", "mlflow"), as `hpc-mlp track` does; `place`, `experiment` and `where` are
+    its options. Returns how many runs were new, continued, written anew or up to date. RunError
+    where the tracker fails."""
     from hpc_mlp.errors import RunError
     from hpc_mlp.reporting.choice import choose_runs
+    from hpc_mlp.runs.folder import folders_and_own
     from hpc_mlp.tracking.records import open_tracker, write_runs
 
-    roots = _paths(runs)
+    roots, own = folders_and_own(runs)
     chosen = choose_runs(roots, where, "track").runs
+    chosen = [run for run in chosen if own is None or run.path in own]
     tracker = open_tracker(to, place, experiment or roots[0].resolve().name)
     done, problems = write_runs(tracker, [run.path for run in chosen])
     if problems:
