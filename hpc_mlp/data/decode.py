@@ -82,6 +82,8 @@ def decode_image(data: bytes, spec: ImageSpec) -> Pixels:
         return pixels
     if not data:
         raise RejectError("empty")
+    if data.startswith(b"version https://git-lfs"):
+        raise RejectError("a Git LFS pointer, and no image: git lfs pull fetches it")
     try:
         return _decode_any(data, spec)
     except RejectError:

@@ -159,7 +159,7 @@ def _matches(first: list[Run], second: list[Run], notes: list[str]) -> list[Matc
     keys = swept_keys([*first, *second])
     if len({repr(lookup(run, FOLDS)) for run in [*first, *second]}) > 1:
         keys.append(FOLDS)
-    if len(first) == len(second) == 1:
+    if len(first) == len(second) == 1 and {first[0].fold, second[0].fold} != {None}:
         keys.append("fold")
     groups = [group_runs(runs, keys) for runs in (first, second)]
     if all(len(found) == 1 for found in groups):

@@ -219,6 +219,7 @@ def test_damaged_images_are_listed_and_left_out(tmp_path: Path) -> None:
         "cat/cut.jpg": whole[: len(whole) // 2],
         "cat/empty.png": b"",
         "dog/text.jpg": b"hello",
+        "dog/lfs.jpg": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
         "dog/cut.png": encoded(picture(1))[:100],
         "stray.png": encoded(picture(2)),
     }
@@ -227,6 +228,7 @@ def test_damaged_images_are_listed_and_left_out(tmp_path: Path) -> None:
     found = rejects(tmp_path / "out")
     assert set(found) == set(bad) and manifest.num_rejects == len(bad)
     assert found["cat/empty.png"] == "empty" and found["dog/text.jpg"] == "not an image"
+    assert "git lfs pull" in found["dog/lfs.jpg"]
     assert "truncated" in found["cat/cut.jpg"] and "class folder" in found["stray.png"]
     refused(convert(archive, tmp_path / "strict", "--strict"), "stray.png", "--strict")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zip", "out"]
