@@ -24,8 +24,8 @@ def cautions(rows: Sequence[Group]) -> list[str]:
     for name in dict.fromkeys(row.dataset for row in rows):
         own = [row for row in rows if row.dataset == name and row.n]
         notes += [*_lacking(own), *_early(own), *_few_images(own)]
-        for folds in dict.fromkeys(row.folds for row in own):
-            notes += _other_f1([row for row in own if row.folds == folds])
+        for peers in dict.fromkeys(row.peers for row in own):
+            notes += _other_f1([row for row in own if row.peers == peers])
     return notes
 
 

@@ -108,7 +108,8 @@ def legend(summary: Summary, names: Sequence[str]) -> list[str]:
     if own := [name.partition("_")[2] for name in names if name in _own(summary)]:
         parts.append(f"As their functions give them: {join(list(dict.fromkeys(own)))}.")
     if "ece" in names:
-        parts.append("ECE, the expected calibration error, in points.")
+        of = " of what folds hold out" if any(row.held_out for row in summary.rows) else ""
+        parts.append(f"ECE, the expected calibration error{of}, in points.")
     if any(row.n > 1 and row.folds == 1 for row in summary.rows):
         parts.append("± is the standard deviation over n finished runs.")
     if any(row.n > 1 and row.folds > 1 for row in summary.rows):
@@ -265,10 +266,7 @@ COMPARED: dict[str, tuple[str, Callable[[Comparison], str]]] = {
     "p": ("p", lambda c: p_text(c.p)),
     "p_adjusted": ("p (adjusted)", lambda c: p_text(c.p_adjusted)),
     "detectable": ("found from", lambda c: _found_from(c)),
-    "seeds_needed": (
-        "seeds needed",
-        lambda c: "" if c.seeds_needed is None else str(c.seeds_needed),
-    ),
+    "seeds_needed": ("seeds needed", lambda c: str(c.seeds_needed or "")),
 }
 
 

@@ -30,12 +30,12 @@ def compare(rows: Sequence[Group], detect: float = 0.01, metric: str = "accuracy
     peers = list(dict.fromkeys(row.peers for row in rows))
     several = [[row for row in rows if row.peers == one] for one in peers]
     parts = [_compare_peers(some, detect, metric) for some in several]
-    notes = [note for part in parts for note in part.notes]
-    if len({folds for _, folds in peers}) > 1:
+    notes = list(dict.fromkeys(note for part in parts for note in part.notes))
+    if len({folds for _, folds, _ in peers}) > 1:
         notes.append(
             "Folds differ in number: rows are compared, the best marked, within each kind alone."
         )
-    names = list(dict.fromkeys(name for name, _ in peers))
+    names = list(dict.fromkeys(name for name, *_ in peers))
     if len(names) > 1:
         digests = ", ".join(name[:12] or "unknown" for name in names)
         notes.append(
@@ -64,7 +64,8 @@ def tuned(rows: Sequence[Group]) -> list[Group]:
 def _compare_peers(rows: Sequence[Group], detect: float, metric: str) -> Compared:
     for key in ("seed", "fold"):
         if len(rows) > 1 and any(key in row.by for row in rows):
-            return Compared(notes=[f"Grouped by {key}: nothing is compared."])
+            of_each = " ★ is the best of each fold." if key == "fold" else ""
+            return Compared(notes=[f"Grouped by {key}: nothing is compared.{of_each}"])
     candidates = tuned(rows)
     if len(candidates) < 2:
         return Compared()

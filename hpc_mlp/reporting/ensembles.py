@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hpc_mlp.errors import RunError
 from hpc_mlp.reporting.groups import Group, parts_of
-from hpc_mlp.reporting.metrics import image_values
+from hpc_mlp.reporting.metrics import image_values, of_row
 from hpc_mlp.reporting.predictions import RunPredictions, read_predictions
 from hpc_mlp.reporting.values import HELD_OUT, Value, mean_sd
 from hpc_mlp.runs.calibration import ece_of
@@ -53,7 +53,7 @@ def _with_ensemble(row: Group) -> Group:
         # One at a time: a thousand runs do not fit into memory.
         total = own.probabilities.astype(np.float64) if total is None else total + own.probabilities
         runs.append(run)
-    row = replace(row, values={"ece": mean_sd(errors)} | row.values)
+    row = replace(row, values={"ece": of_row(row, mean_sd(errors))} | row.values)
     if first is None or total is None or len(runs) < 2:
         return row
     return replace(row, ensemble=_ensemble(row, runs, total / len(runs), first.labels))

@@ -82,9 +82,10 @@ class Group:
         return re.sub(r"[^A-Za-z0-9_.-]+", "_", self.name)
 
     @property
-    def peers(self) -> tuple[str, int]:
-        """What makes rows comparable: their dataset, and into how many folds it was dealt."""
-        return self.dataset, self.folds
+    def peers(self) -> tuple[str, int, int | None]:
+        """What makes rows comparable: their dataset, into how many folds it was dealt, and where
+        each fold is a row, which."""
+        return self.dataset, self.folds, self.by.get("fold")
 
     @property
     def folds_done(self) -> int:
@@ -186,7 +187,7 @@ def _common(values: Iterable[int | None]) -> int | None:
 
 def mark_best(groups: list[Group]) -> list[Group]:
     """`best` on the first by validation loss of its peers, among those with test metrics."""
-    best: dict[tuple[str, int], Group] = {}
+    best: dict[tuple[object, ...], Group] = {}
     for group in sorted(groups, key=val_loss_order):
         if group.n and group.values["val_loss"]:
             best.setdefault(group.peers, group)

@@ -105,9 +105,8 @@ def most(name: str) -> float:
 
 
 def with_ece(rows: Sequence[Group]) -> tuple[list[Group], dict[str, float]]:
-    """Rows with `values["ece"]`, of the images of their comparison, mean and standard deviation
-    over the seeds; and by name what it would be were they calibrated. What cannot be read has none:
-    the comparison says why."""
+    """Rows with `values["ece"]` (see `of_row`), of the images of their comparison; and by name what
+    it would be were they calibrated. What cannot be read has none: the comparison says why."""
     found, null = [], dict[str, float]()
     for row in rows:
         value: Value | None = None
@@ -118,6 +117,12 @@ def with_ece(rows: Sequence[Group]) -> tuple[list[Group], dict[str, float]]:
         predictions = [one for one in read if one]
         if predictions and len(predictions) == len(read):
             calibration = calibrate(predictions)
-            value, null[row.name] = calibration.ece, calibration.null
+            value, null[row.name] = of_row(row, calibration.ece), calibration.null
         found.append(replace(row, values=row.values | {"ece": value}))
     return found, null
+
+
+def of_row(row: Group, ece: Value | None) -> Value | None:
+    """Mean and standard deviation over the seeds; of folds, where ± is over these, the mean alone:
+    a fold by itself has few images for an ECE."""
+    return Value(ece.mean) if ece and row.folds > 1 else ece

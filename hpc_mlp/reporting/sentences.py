@@ -21,7 +21,7 @@ def findings(rows: Sequence[Group], compared: Compared, detect: float = 0.01) ->
     lines = []
     for row in rows:
         rivals = [other for other in rows if other.peers == row.peers]
-        if row.best and len(rivals) > 1:
+        if row.best and len(rivals) > 1 and "fold" not in row.by:
             lines.append(_best(row, rivals))
     for against in dict.fromkeys(c.against for c in compared.against):
         comparisons = [c for c in compared.against if c.against == against]

@@ -260,7 +260,10 @@ def test_machines_and_choices_know_folds(tmp_path: Path) -> None:
     assert [(row["folds_done"], row["n"], row["difference"]) for row in one] == [(1, 1, None)] * 2
     assert "1 of 5" in run("--where", "fold==3")
     each = run("--group-by", "fold")
-    assert "Grouped by fold: nothing is compared." in " ".join(each.split())
+    flat = " ".join(each.split())
+    assert "Grouped by fold: nothing is compared. ★ is the best of each fold." in flat
+    # Of other images each: which of all rows is best, nobody can say.
+    assert "Best:" not in flat and "ahead of ★" not in flat and flat.count("batchnorm ★") == 5
     assert len(json.loads(run("--group-by", "fold", "--format", "json"))) == 10
 
 

@@ -139,7 +139,12 @@ def test_beside_a_given_test_split_it_is_of_what_the_folds_held_out(
         for path in write_folds(tmp_path, "baseline", seed, truth=TRUTH, folds=4, given_test=given):
             arrays = np.load(path / "held_out.npz")
             total[arrays["rows"]] += arrays["probabilities"]
-    _, row = records(cli, tmp_path, "--ensembles")
+    single, row = records(cli, tmp_path, "--ensembles")
+    # Deviations are over the folds there, not over the seeds.
+    assert single["ece"] is not None and single["ece_sd"] is None
+    assert "calibration error of what folds hold out" in " ".join(
+        cli("table", tmp_path, "--ensembles", "--columns", "variant,ece").stdout.split()
+    )
     assert row["held_out_accuracy"] == pytest.approx(accuracy_score(TRUTH, total.argmax(1)))
     assert row["test_accuracy"] is None and row["test_loss"] is None
     assert row["ece"] == pytest.approx(errors(total / 2, TRUTH), abs=1e-12)
