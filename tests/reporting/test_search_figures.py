@@ -117,6 +117,17 @@ def test_the_expected_best_is_that_of_all_orders(scores: list[float], higher: bo
         assert found[:, column] == pytest.approx(ordered[place])
 
 
+def test_who_was_tuned_less_is_said(cli: Cli, tmp_path: Path) -> None:
+    write_search(tmp_path, "dropout")
+    record = tmp_path / "search" / "dropout.json"
+    assert "not searched" not in cli("table", tmp_path).stdout
+    write_run(tmp_path, "baseline", 0, epochs=27)
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"asked": 40}))
+    said = " ".join(cli("table", tmp_path).stdout.split())
+    assert "baseline was not searched, but trained with settings as given." in said
+    assert "dropout had 27 trials, as others would have been the same." in said
+
+
 def test_figures_of_a_search(cli: Cli, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     first = write_search(runs, "baseline", space={"optim.lr": SPACE["optim.lr"]})
