@@ -108,21 +108,20 @@ def train(
     specs = plan_sets(variants, seeds, files, sets, wanted)
     options, folder = TrainOptions(cpu, parallel, overwrite, extend=extend), Path(runs)
     code = train_specs(dataset_location(shards), specs, folder, options)
-    return _trained(specs, folder, code)
+    return _trained(specs, folder, code, "the same call" + " without overwrite" * overwrite)
 
 
-def _trained(specs: Sequence[RunSpec], folder: Path, code: int) -> Runs:
-    """The runs of `specs` that are no trials, as `train` returns them; what it raises by `code`."""
+def _trained(specs: Sequence[RunSpec], folder: Path, code: int, again: str) -> Runs:
+    """The runs of `specs` that are no trials, as `train` returns them; what it raises by `code`.
+    `again`: what goes on where it was stopped."""
     from hpc_mlp.errors import RunError
     from hpc_mlp.runs.folder import Runs, read_run
     from hpc_mlp.terminal.text import count
 
     if code == 130:
-        raise KeyboardInterrupt("the same call goes on from there")
+        raise KeyboardInterrupt(f"{again} goes on from there")
     if code > 1:
-        raise RunError(
-            f"training was stopped by signal {code - 128}; the same call goes on from there."
-        )
+        raise RunError(f"training was stopped by signal {code - 128}; {again} goes on from there.")
     found = Runs(run for spec in specs if (run := read_run(folder / spec.name)) is not None)
     own = {folder / spec.name for spec in specs if not spec.is_trial}
     trained = Runs(run for run in found if run.path in own)
