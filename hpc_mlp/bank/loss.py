@@ -55,8 +55,10 @@ class BankLoss:
         # [V, K]
         self.weights: Tensor | None = None
         if any(config.class_weights == "balanced" for config in configs):
-            counts = torch.tensor(class_counts, dtype=torch.float64).clamp(min=1)
-            balanced = (counts.sum(1, keepdim=True) / (counts.shape[1] * counts)).float()
+            counts = torch.tensor(class_counts, dtype=torch.float64)
+            balanced = counts.sum(1, keepdim=True) / (counts.shape[1] * counts.clamp(min=1))
+            # Else label smoothing would have every image be of a class that has none.
+            balanced = torch.where(counts > 0, balanced, 0.0).float()
             wanted = torch.tensor([[c.class_weights == "balanced"] for c in configs])
             self.weights = torch.where(wanted, balanced, 1.0).to(device)
 
