@@ -29,7 +29,7 @@ from hpc_mlp.launch.records import (
 )
 from hpc_mlp.launch.status import read_status
 from hpc_mlp.live.rows import ACTIVE, COMPLETE, RunStatus
-from hpc_mlp.runs.brackets import EXTENDED_SEARCH, check_begun, stand
+from hpc_mlp.runs.brackets import EXTENDED_SEARCH, check_begun, is_winner_begun, stand
 from hpc_mlp.runs.extend import Extension, extend, extensions
 from hpc_mlp.runs.folder import RunFolder, write_json
 from hpc_mlp.runs.identity import is_begun
@@ -143,7 +143,7 @@ def _search_plan(
         status = known.get(name)
         decided = name not in undecided
         if decided and not (status and status.state in ACTIVE):
-            is_begun(runs / name, spec, digest)
+            is_winner_begun(runs / name, spec, digest)
         if status and (status.state in ACTIVE or (decided and status.state in COMPLETE)):
             left_out.append(status)
         else:

@@ -20,11 +20,13 @@ from hpc_mlp.config.plan import RunSpec
 from hpc_mlp.config.search import FOLDER
 from hpc_mlp.errors import DamagedError, RunError, UserError, printable
 from hpc_mlp.runs.folder import RESULT, Run, RunFolder, damage, read_run, write_json
-from hpc_mlp.runs.identity import is_begun, unfinished
+from hpc_mlp.runs.identity import is_begun
 from hpc_mlp.runs.monitor import Monitor, best_line, rank
 from hpc_mlp.runs.search_records import BracketRecord, TrialRecord, read_record
 
 EXTENDED_SEARCH = "--extend and --search: give the search its --set train.epochs at once."
+_ANEW = "Use another --runs folder, or --overwrite to begin the whole search anew."
+_DELETE = "delete this folder, and the same command trains it. --overwrite would begin all anew."
 # The lower, the better: the monitor's value, and of equal ones the loss.
 Score = tuple[float, float]
 _WORST: Score = (math.inf, math.inf)
@@ -90,7 +92,8 @@ def _stand(specs: Sequence[RunSpec], runs: Path) -> Standing:
     rung, train = dict.fromkeys(trials, 0), list[RunSpec]()
     for level, (epoch, size) in enumerate(levels):
         if level:
-            promoted = _promoted(survivors, scores, size, partial(score_by, epoch=epoch))
+            ranked = _ranked(survivors, scores)
+            promoted = _promoted(ranked, size, partial(score_by, epoch=epoch))
             # Stopped right before it had its result.
             left = [s for n in survivors if n not in promoted for s in trials[n]]
             train += [
@@ -110,9 +113,8 @@ def _stand(specs: Sequence[RunSpec], runs: Path) -> Standing:
             break
     winner, problem = None, ""
     if not train:
-        winner = min(survivors, key=lambda number: (*scores[number][-1], number), default=None)
-        if winner is None or scores[winner][-1] == _WORST:
-            winner = None
+        winner = next(iter(_ranked(survivors, scores)), None)
+        if winner is None:
             problem = (
                 f"search of {first.variant}: every trial diverged. Search smaller ranges, such as "
                 "of optim.lr, in another --runs folder, or leave the variant out."
@@ -125,17 +127,18 @@ def _stand(specs: Sequence[RunSpec], runs: Path) -> Standing:
     )
 
 
-def _promoted(
-    survivors: Iterable[int],
-    scores: dict[int, list[Score]],
-    size: int,
-    score_next: Callable[[int], Score],
-) -> list[int]:
-    """The best `size` by their last score, and those of them that diverge on the way to the next
-    rung, by whose epoch they have `score_next`."""
+def _ranked(numbers: Iterable[int], scores: dict[int, list[Score]]) -> list[int]:
+    """Those that have not diverged, by their last score."""
+    finite = [number for number in numbers if scores[number][-1] != _WORST]
+    return sorted(finite, key=lambda number: (*scores[number][-1], number))
+
+
+def _promoted(ranked: Iterable[int], size: int, score_next: Callable[[int], Score]) -> list[int]:
+    """The first `size`, and those before them that diverge on the way to the next rung, by whose
+    epoch they have `score_next`."""
     promoted = list[int]()
-    for number in sorted(survivors, key=lambda number: (*scores[number][-1], number)):
-        if not size or scores[number][-1] == _WORST:
+    for number in ranked:
+        if not size:
             break
         promoted.append(number)
         size -= score_next(number) != _WORST
@@ -157,14 +160,15 @@ def _won(final: RunSpec, trial: RunSpec) -> RunSpec:
 def check_begun(specs: Sequence[RunSpec], runs: Path, digest: str) -> None:
     """UserError where the folder of a trial holds another run, or that of a winner one that no
     trial can have won: before the search, which may take hours."""
-    unfinished((spec for spec in specs if spec.is_trial), runs, digest)
+    trials = [spec for spec in specs if spec.is_trial]
+    for spec in trials:
+        is_begun(runs / spec.name, spec, digest, _ANEW)
     for final in _finals(specs):
-        path, mine = runs / final.name, [s for s in specs if s.variant == final.variant]
-        won = (_won(final, spec) for spec in mine if spec.is_trial)
+        path = runs / final.name
+        won = (_won(final, spec) for spec in trials if spec.variant == final.variant)
         if RunFolder(path).config() and not any(_holds(path, spec, digest) for spec in won):
             raise UserError(
-                f"{printable(path)} holds a run that no trial of this search can have won. Use "
-                "another --runs folder, or --overwrite to train all of it anew."
+                f"{printable(path)} holds a run that no trial of this search can have won. {_ANEW}"
             )
 
 
@@ -265,7 +269,7 @@ def next_runs(specs: Sequence[RunSpec], runs: Path, digest: str) -> tuple[list[R
             mine = [
                 spec
                 for spec in standing.finals
-                if not _is_begun(runs / spec.name, spec, digest)
+                if not is_winner_begun(runs / spec.name, spec, digest)
                 or RunFolder(runs / spec.name).result() is None
             ]
         train += mine
@@ -275,12 +279,10 @@ def next_runs(specs: Sequence[RunSpec], runs: Path, digest: str) -> tuple[list[R
     return train, "\n".join([*notes, *problems])
 
 
-def _is_begun(path: Path, final: RunSpec, digest: str) -> bool:
-    try:
-        return is_begun(path, final, digest)
-    except UserError as error:
-        trial = final.search and final.search.trial
-        raise UserError(f"{error}\nThe search of {final.variant} chose trial {trial}.") from None
+def is_winner_begun(path: Path, final: RunSpec, digest: str) -> bool:
+    """As `is_begun`, of a run that has the values of a winner."""
+    chosen = f"The search of {final.variant} chose trial {final.search and final.search.trial}"
+    return is_begun(path, final, digest, f"{chosen}: {_DELETE}")
 
 
 def write_records(standings: Iterable[Standing], runs: Path) -> None:

@@ -27,9 +27,12 @@ def identity_of(spec: RunSpec, digest: str) -> Json:
     )
 
 
-def is_begun(path: Path, spec: RunSpec, digest: str) -> bool:
-    """Whether the run is in the folder `path` already. UserError where that holds another one: its
-    configuration, its dataset or a file of its code differs."""
+ANEW = "Use another --runs folder, or --overwrite to train it anew."
+
+
+def is_begun(path: Path, spec: RunSpec, digest: str, remedy: str = ANEW) -> bool:
+    """Whether the run is in the folder `path` already. UserError, with the `remedy`, where that
+    holds another one: its configuration, its dataset or a file of its code differs."""
     old = RunFolder(path).config()
     if old is None:
         return False
@@ -44,7 +47,7 @@ def is_begun(path: Path, spec: RunSpec, digest: str) -> bool:
         raise UserError(
             f"{printable(path)} holds another run:\n  "
             + "\n  ".join(map(printable, lines))
-            + "\nUse another --runs folder, or --overwrite to train it anew."
+            + f"\n{remedy}"
         )
     return True
 

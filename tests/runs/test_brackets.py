@@ -12,7 +12,7 @@ from support.runs import write_run
 
 from hpc_mlp.config.plan import RunSpec, parse_variants
 from hpc_mlp.config.search import SettingsSearch, parse_range, plan_search
-from hpc_mlp.errors import RunError
+from hpc_mlp.errors import RunError, UserError
 from hpc_mlp.runs.brackets import next_runs, rungs, stand
 
 # Validation losses by trial, seed and epoch, of four trials of two seeds and four epochs. After
@@ -118,6 +118,10 @@ def test_the_winner_is_one_that_was_promoted(tmp_path: Path) -> None:
 def test_without_halving_all_compete(tmp_path: Path) -> None:
     write_all(tmp_path, dict.fromkeys(range(4), 4), LOSSES)
     assert stand(specs(halving=None), tmp_path)[0].record.winner == 0
+    # Told what to do: to overwrite would be to search again.
+    write_run(tmp_path, "dropout", 0)
+    with pytest.raises(UserError, match="chose trial 0: delete this folder, and the same command"):
+        next_runs(specs(halving=None), tmp_path, "0123456789abcdef" * 4)
 
 
 def test_f1_chooses_where_it_is_the_monitor(tmp_path: Path) -> None:
