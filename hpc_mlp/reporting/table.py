@@ -24,13 +24,14 @@ from hpc_mlp.reporting.columns import (
     legend,
 )
 from hpc_mlp.reporting.summary import Summary, summarise
+from hpc_mlp.terminal import output
 from hpc_mlp.terminal.console import Console
 from hpc_mlp.terminal.text import markdown
 
 # Where the terminal is narrow, these go, in this order.
 EXPENDABLE = ["images_per_second", "parameters", "seconds", "best_epoch"]
 EXPENDABLE += ["recall", "precision", "f1"]
-ASCII = str.maketrans({"±": "+-", "…": "..", "★": "*", "−": "-", "–": "-"})
+ASCII = output.ASCII | str.maketrans({"±": "+-", "…": "..", "→": "->"})
 # Titles on one line; on several; and `± sd` on a line of its own.
 Shape = Literal["wide", "narrow", "folded"]
 # Between two columns: a space, and the line that is not drawn.
@@ -145,7 +146,8 @@ def writable(console: Console) -> Callable[[str], str]:
     """Turns text into what the output can encode."""
     if console.encoding.lower().startswith("utf"):
         return str
-    return lambda text: text.translate(ASCII).encode("ascii", "replace").decode()
+    code = console.encoding
+    return lambda text: text.translate(ASCII).encode(code, "replace").decode(code)
 
 
 def as_markdown(summary: Summary, columns: Sequence[str] | None = None) -> str:

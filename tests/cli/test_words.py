@@ -71,11 +71,13 @@ def test_help_and_what_needs_no_torch_in_any_encoding(home: Path, encoding: str)
         "table runs --format markdown",
         "status runs",
         "report runs",
+        "compare runs/baseline-s0 runs/dropout-s0",
         "submit shards --runs jobs --cluster local --cpu --dry-run --seeds 0-2",
         "cancel runs",
     )
     classes = "Käfer 猫 x−y" if encoding == "utf-8" else "? x-y"
     assert all(word in shown for word in classes.split())
+    assert ("baseline → dropout" if encoding == "utf-8" else "baseline -> dropout") in shown
 
 
 @pytest.mark.slow
