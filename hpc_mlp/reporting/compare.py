@@ -266,8 +266,11 @@ def compare_two(first: Group, second: Group, metric: str = "accuracy") -> Compar
     if first.folds != second.folds:
         notes.append(f"{' and '.join(names)} are not of as many folds: not compared.")
         return Compared(notes=notes)
-    base, images = by_seed(first, None, notes, metric)
-    own, _ = by_seed(second, images, notes, metric)
+    lacking: list[str] = []
+    base, images = by_seed(first, None, lacking, metric)
+    notes += [f"A: {note}" for note in lacking]
+    own, _ = by_seed(second, images, lacking := [], metric)
+    notes += [f"B: {note}" for note in lacking]
     if not (base and own):
         return Compared(notes=notes)
     if first.n == second.n == 1:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 
@@ -289,6 +290,8 @@ def test_two_folders_of_folds_are_compared(tmp_path: Path) -> None:
     said = compare("a/baseline-s0-f2", "b/baseline-s0-f2")
     assert f"+{gain:.1f} points of 201 test images" in said and "these two models" in said
     assert "not compared" in compare("a/baseline-s0-f2", "b/baseline-s0-f1")
+    shutil.rmtree(tmp_path / "b/baseline-s0-f1")
+    assert "B: baseline has 4 of 5 folds: not compared." in compare("a", "b")
 
 
 @pytest.mark.slow
