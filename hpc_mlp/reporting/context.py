@@ -25,7 +25,8 @@ class Shards(NamedTuple):
 class Context:
     """`groups`: those of the summary that are not damaged. `group` and `run`: chosen on validation
     data, where there is a run with test metrics. `folder`: for the figures. `predictions`: by run
-    name. `missing`: what could not be read, in sentences."""
+    folder, as several folders may have runs of one name. `missing`: what could not be read, in
+    sentences."""
 
     summary: Summary
     groups: list[Group]
@@ -33,7 +34,7 @@ class Context:
     run: Run | None
     folder: Path
     shards: Shards | None
-    predictions: dict[str, RunPredictions]
+    predictions: dict[Path, RunPredictions]
     missing: list[str]
 
     @property
@@ -42,7 +43,7 @@ class Context:
 
     @property
     def chosen_predictions(self) -> RunPredictions | None:
-        return self.predictions.get(self.run.name) if self.run else None
+        return self.predictions.get(self.run.path) if self.run else None
 
 
 def read_context(summary: Summary, folder: Path, shards: Path | None) -> Context | None:
@@ -55,12 +56,12 @@ def read_context(summary: Summary, folder: Path, shards: Path | None) -> Context
     best = [group for group in groups if group.best]
     group = max(best, key=lambda group: len(group.tested), default=None)
     run = group.chosen if group else None
-    predictions: dict[str, RunPredictions] = {}
+    predictions: dict[Path, RunPredictions] = {}
     missing: list[str] = []
     for tested in (run for group in groups for run in group.tested):
         try:
             if found := read_predictions(tested):
-                predictions[tested.name] = found
+                predictions[tested.path] = found
             else:
                 missing.append(
                     f"{tested.name} has no predictions.npz: no curves or calibration for it."

@@ -9,9 +9,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from hpc_mlp.config.registry import CROSS_ENTROPY
 from hpc_mlp.reporting import figures
 from hpc_mlp.reporting.figures import Drawn, Look
-from hpc_mlp.reporting.groups import Group, curve, drawable
+from hpc_mlp.reporting.groups import Group, curve, drawable, lookup
 from hpc_mlp.reporting.predictions import Array
 from hpc_mlp.reporting.values import own_metrics
 from hpc_mlp.runs.folder import Run
@@ -83,9 +84,27 @@ def _epoch_axis(axes: Axes) -> None:
     axes.set_xlim(left=max(0.6, axes.get_xlim()[0]))
 
 
+def _loss(run: Run) -> str:
+    """That it was trained with."""
+    return str(lookup(run, "train.loss") or CROSS_ENTROPY)
+
+
+def _training_name(group: Group) -> str:
+    """`training`, and what its loss is where it is not the cross entropy alone."""
+    run = group.runs[0]
+    loss = _loss(run)
+    own = [] if loss == CROSS_ENTROPY else [loss]
+    for key in ("label_smoothing", "class_weights", "mixup"):
+        if lookup(run, f"train.{key}") not in (None, 0, "none"):
+            own.append(key.replace("_", " "))
+    return f"training ({', '.join(own)})" if own else "training"
+
+
 def loss_panels(groups: Sequence[Group], folder: Path) -> list[Drawn]:
     """One panel a group: training loss dashed, validation loss drawn through, the same axes in
     all."""
+    plain = all(_loss(run) == CROSS_ENTROPY for group in groups for run in group.runs)
+    unit = LOSS if plain else "loss (validation: cross entropy, nats)"
     limits = _limits(groups, ("train_loss", "val_loss"))
     longest = max(len(run.metrics) for group in groups for run in group.runs)
     drawn = []
@@ -94,8 +113,8 @@ def loss_panels(groups: Sequence[Group], folder: Path) -> list[Drawn]:
             sum(bool(run.metrics) for run in group.runs), "run" if group.folds > 1 else "seed"
         )
         title = f"{group.shown}, {runs}"
-        axes = figures.new_axes(f"{group.shown}\n{runs}", "epoch", LOSS)
-        _draw(axes, group, "train_loss", figures.MUTED, (0, (4, 2)), "training")
+        axes = figures.new_axes(f"{group.shown}\n{runs}", "epoch", unit)
+        _draw(axes, group, "train_loss", figures.MUTED, (0, (4, 2)), _training_name(group))
         _draw(axes, group, "val_loss", figures.color(group), "-", "validation")
         _mark_ends(axes, group, "val_loss")
         axes.set_ylim(*limits)
@@ -127,7 +146,7 @@ def validation_panels(groups: Sequence[Group], folder: Path) -> list[Drawn]:
             look = figures.line_style(group)
             axes.fill_between(epochs, mean - std, mean + std, color=look["color"], alpha=0.12, lw=0)
             look |= {"marker": figures.marker(group), "markersize": 3.5}
-            axes.plot(epochs, mean, label=group.shown, **look)
+            axes.plot(epochs, mean, label=figures.legend_name(group.shown), **look)
         if key == "val_loss":
             axes.set_ylim(*_limits(groups, ("val_loss",)))
         _epoch_axis(axes)

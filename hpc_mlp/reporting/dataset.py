@@ -58,7 +58,8 @@ def mistakes(context: Context) -> Json:
         for one in found
     ]
     samples, title = [one.sample for one in found], f"Most confident mistakes: {run.name}"
-    gallery.image_grid(samples, captions, context.folder, "mistakes", title)
+    if found:
+        gallery.image_grid(samples, captions, context.folder, "mistakes", title)
     return {"found": found}
 
 
@@ -106,7 +107,9 @@ def dataset(context: Context) -> Json:
     try:
         found["samples"] = gallery.class_samples(folder, manifest, EACH, MOST_SAMPLES)
         captions = [caption(manifest.classes[one.label]) for one in found["samples"]]
-        gallery.image_grid(found["samples"], captions, context.folder, "samples", "Training images")
+        samples = found["samples"]
+        if samples:
+            gallery.image_grid(samples, captions, context.folder, "samples", "Training images")
     except HpcMlpError as error:
         found["missing"] = [f"No sample images: {error}"]
     return found | {

@@ -25,16 +25,21 @@ Ranked = list[tuple[Group, Ranking]]
 
 
 def sections(context: Context) -> dict[str, Json]:
+    known = [
+        group
+        for group in context.groups
+        if group.chosen is not None and group.chosen.path in context.predictions
+    ]
     ranked = [
-        (group, rank(context.predictions[run.name]))
-        for group in drawable(context.groups, MOST_RANKED)
-        if (run := group.chosen) is not None and run.name in context.predictions
+        (group, rank(context.predictions[run.path]))
+        for group in drawable(known, MOST_RANKED)
+        if (run := group.chosen) is not None
     ]
     own = next((found for group, found in ranked if group is context.group), None)
     return {
         "confusion": confusions(context),
         "classes": classes(context, own),
-        "probabilities": ranking_curves(context, ranked, own),
+        "probabilities": ranking_curves(context, ranked, own) | {"groups": len(known)},
         "weights": first_layers(context),
     }
 
@@ -54,7 +59,8 @@ def confusions(context: Context) -> Json:
     part, of_part = counts[np.ix_(some, some)], [names[k] for k in some]
     images = draw(part, of_part, name="confusion_counts", title=f"{title}\n{shown}")
     others = []
-    for group in drawable(context.groups, MOST_MATRICES):
+    tested = [group for group in context.groups if group.chosen is not None]
+    for group in drawable(tested, MOST_MATRICES):
         other = group.chosen
         if other is not None and other.test is not None and other.name != run.name:
             matrix, name = np.asarray(other.test.confusion_matrix), f"confusion_{group.slug}"
@@ -62,7 +68,8 @@ def confusions(context: Context) -> Json:
             others.append(draw(matrix, names, name=name, title=title, shares=True, small=True))
     pairs = confusion.confused_pairs(counts, MOST_PAIRS)
     rows = [(names[t], names[p], f"{n:,}", f"{100 * share:.1f} %") for t, p, n, share in pairs]
-    return {"panels": [shares, images], "pairs": rows, "others": others}
+    found = {"panels": [shares, images], "pairs": rows, "others": others}
+    return found | {"num_others": len(tested) - 1}
 
 
 def classes(context: Context, own: Ranking | None) -> Json:
@@ -96,8 +103,8 @@ def ranking_curves(context: Context, ranked: Ranked, own: Ranking | None) -> Jso
         drawn.append(probabilities.group_panel(ranked, context.folder, kind, ends))
     rows, calibrations = [], []
     for group, found in ranked:
-        tested = [run.name for run in group.tested]
-        calibration = calibrate([p for name, p in context.predictions.items() if name in tested])
+        tested = [run.path for run in group.tested]
+        calibration = calibrate([p for path, p in context.predictions.items() if path in tested])
         calibrations.append((group, calibration))
         curves = (found.roc, found.pr)
         areas = [_three(a) for c in curves for a in (c.macro_area, c.micro_area)]
@@ -124,7 +131,9 @@ def _ece(calibration: Calibration) -> str:
 def first_layers(context: Context) -> Json:
     """First-layer weights of the chosen run of a few groups, the best first."""
     drawn, missing, without, channels = [], [], [], 1
-    for group in sorted(drawable(context.groups, MOST_WEIGHTS), key=lambda group: not group.best):
+    tested = [group for group in context.groups if group.tested]
+    some = drawable(tested, MOST_WEIGHTS)
+    for group in sorted(some, key=lambda group: not group.best):
         run = group.best_model
         if run is None:
             continue
@@ -141,4 +150,5 @@ def first_layers(context: Context) -> Json:
             drawn.append(weights.weight_panel(weight, context.folder, group.slug, shown))
     if without:
         missing.append(f"No first-layer weights that see pixels: {', '.join(without)}.")
-    return {"panels": drawn, "grey": channels == 1, "missing": missing}
+    found = {"panels": drawn, "grey": channels == 1, "missing": missing}
+    return found | {"groups": len(tested), "some": len(some)}

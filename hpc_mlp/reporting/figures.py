@@ -132,6 +132,11 @@ def fading(base: str) -> LinearSegmentedColormap:
     return LinearSegmentedColormap.from_list("fading", [(*rgb, 0.0), (*rgb, 1.0)])
 
 
+def legend_name(name: str) -> str:
+    """A foreign name as a label: matplotlib leaves out those that begin with an underscore."""
+    return f" {name}" if name.startswith("_") else name
+
+
 def legend_below(axes: Axes, title: str = "") -> None:
     """A legend under the axes, in as many columns as the labels' length allows; the figure grows by
     its height."""

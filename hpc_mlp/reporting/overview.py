@@ -3,6 +3,7 @@ data for their template."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from hpc_mlp.reporting import by_fold, columns, curves, figures, search_figures, sweep_figures
@@ -39,6 +40,7 @@ def summary(context: Context) -> Json:
     lines = [line for line, _ in sorted(known, key=lambda pair: order.get(pair[1].name, 0))]
     # Its numbers stand at the right.
     titles = [f"#{cell}" if i else cell for i, cell in enumerate(title)]
+    folded = Counter(group.folds for group in context.groups if group.folds > 1 and group.n)
     return {
         "columns": [("" if column.left else "#") + column.title for column in shown],
         "rows": [
@@ -46,6 +48,8 @@ def summary(context: Context) -> Json:
             for group, (first, *rest) in zip(groups, cells, strict=True)
         ],
         "folds": by_fold.fold_panels(context.groups, context.folder),
+        "most_folded": by_fold.MOST_ROWS,
+        "folded": max(folded.values(), default=0),
         "best": [i for i, group in enumerate(groups) if group.best],
         "compared": [titles, *lines] if lines else [],
         "notes": columns.legend(found, names),
@@ -74,6 +78,7 @@ def training(context: Context) -> Json:
         "groups": len(groups),
         "num_panels": len(panels),
         "num_lines": len(lines),
+        "seeds": any(len(group.runs) > 1 for group in groups),
         "lines": curves.validation_panels(lines, context.folder),
         "panels": curves.loss_panels(panels, context.folder),
     }
@@ -98,7 +103,8 @@ def throughput(context: Context) -> Json:
                 )
             )
     drawn = curves.throughput_panels(context.groups, context.folder)
-    found = {"groups": len(rows), "drawn_rows": min(len(rows), curves.MOST_ROWS)}
+    trained = sum(any(map(curves.throughput, group.runs)) for group in context.groups)
+    found = {"groups": trained, "drawn_rows": min(trained, curves.MOST_ROWS)}
     return found | {"drawn": drawn, "rows": rows}
 
 

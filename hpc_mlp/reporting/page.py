@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -107,6 +108,8 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     found.filters["count"] = count
+    # A percentage is not parted at the end of a line.
+    found.filters["prose"] = lambda text: re.sub(r"(?<=\d) (?=%)", "\u00a0", str(text))
     found.filters["breakable"] = lambda title: Markup(
         str(escape(printable(title))).replace(".", ".<wbr>")
     )

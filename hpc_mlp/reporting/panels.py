@@ -57,10 +57,8 @@ def common_legend(figure: Figure, panels: Iterable[Axes]) -> None:
 
 
 def in_lines(name: str) -> str:
-    """A name for a legend: none is cut, and none left out, as matplotlib does where it begins with
-    an underscore."""
-    text = textwrap.fill(printable(name), 40)
-    return f" {text}" if text.startswith("_") else text
+    """A name for a legend: none is cut, and none left out."""
+    return figures.legend_name(textwrap.fill(printable(name), 40))
 
 
 def variant_look(index: int) -> Look:

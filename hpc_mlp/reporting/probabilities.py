@@ -65,15 +65,17 @@ def class_panel(
     for k in (k for k in known if k not in named):
         axes.plot(curves.x, curves.lines[k], color=figures.MUTED, linewidth=0.5, alpha=0.35)
     for i, k in enumerate(named):
-        look: Look = {"color": figures.PALETTE[i % 6], "linestyle": figures.STYLES[i // 6]}
+        # Twelve that differ, and neighbours not by colour alone.
+        look: Look = {"color": figures.PALETTE[i % 6], "linestyle": figures.STYLES[i % 4]}
         name = f"{shortened(classes[k], 200, figures.TICKS)}: {curves.areas[k]:.3f}"
+        name = figures.legend_name(name)
         axes.plot(curves.x, curves.lines[k], linewidth=1.1, label=name, **look)
     ink: Look = {"color": figures.INK, "linewidth": 2}
     axes.plot(curves.x, curves.macro, label=f"macro: {curves.macro_area:.3f}", **ink)
     dots, name = (0, (1, 1.2)), f"micro: {curves.micro_area:.3f}"
     axes.plot(curves.x, curves.micro, linestyle=dots, label=name, **ink)
     figures.legend_below(axes, area)
-    return figures.save(axes, folder, f"{kind}_classes", f"{title}: {run}")
+    return figures.save(axes, folder, f"{kind}_classes", title)
 
 
 def group_panel(
@@ -83,9 +85,11 @@ def group_panel(
     title = f"{TITLES[kind]}, mean over classes\n{count(len(rankings), 'group')}"
     found = [(group, ranking.curves(kind)) for group, ranking in rankings]
     axes = _axes(kind, title, ends)
-    for group, curves in found:
-        name = f"{group.shown}: {curves.macro_area:.3f}"
-        axes.plot(curves.x, curves.macro, label=name, **figures.line_style(group))
+    for i, (group, curves) in enumerate(found):
+        name = figures.legend_name(f"{group.shown}: {curves.macro_area:.3f}")
+        # Told apart by their markers too, which do not lie on one another.
+        look: Look = {**figures.line_style(group), "marker": figures.marker(group), "markersize": 4}
+        axes.plot(curves.x, curves.macro, label=name, markevery=(0.04 * i, 0.24), **look)
     figures.legend_below(axes, f"macro {AREAS[kind]}")
     return figures.save(axes, folder, f"{kind}_variants", title)
 
@@ -111,13 +115,17 @@ def calibration_panels(found: Sequence[tuple[Group, Calibration]], folder: Path)
     reliability.plot([0, 1], [0, 1], **DIAGONAL)
     spread = figures.new_axes("Spread of confidence", x, "share of test images (%)")
     edges = np.linspace(0.0, 1.0, NUM_BINS + 1)
+    middles = (edges[1:] + edges[:-1]) / 2
     for group, calibration in found:
         some = calibration.share > 0
         look, marker = figures.line_style(group), figures.marker(group)
-        label = f"{group.shown}: {100 * calibration.ece.mean:.1f} %"
+        label = figures.legend_name(f"{group.shown}: {100 * calibration.ece.mean:.1f} %")
         confidence, accuracy = calibration.confidence[some], calibration.accuracy[some]
         reliability.plot(confidence, accuracy, marker=marker, markersize=4, label=label, **look)
-        spread.stairs(100 * calibration.share, edges, linewidth=1.5, label=group.shown, **look)
+        share = 100 * calibration.share
+        spread.stairs(share, edges, linewidth=1.5, **look)
+        look |= {"linestyle": "none", "label": figures.legend_name(group.shown)}
+        spread.plot(middles[some], share[some], marker=marker, markersize=4, **look)
     reliability.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     spread.set(xlim=(-0.01, 1.01), ylim=(0, None))
     figures.legend_below(reliability, "expected calibration error (ECE)")

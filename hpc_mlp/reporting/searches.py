@@ -9,7 +9,7 @@ from typing import Any
 
 from hpc_mlp.config.search import FOLDER
 from hpc_mlp.errors import HpcMlpError
-from hpc_mlp.reporting.budget import budget_notes
+from hpc_mlp.reporting.budget import budget_notes, score_name, score_unit
 from hpc_mlp.reporting.groups import show
 from hpc_mlp.reporting.sentences import join
 from hpc_mlp.runs.folder import Run
@@ -132,6 +132,10 @@ def _values(trial: TrialRecord) -> str:
     return ", ".join(f"{key}={show(value)}" for key, value in trial.values.items()) or "no key"
 
 
+def _score(score: float, percent: bool) -> str:
+    return f"{100 * score:.2f}" if percent else f"{score:.4g}"
+
+
 def trial_tables(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Of each bracket the trials that went furthest, best first: `title`, `columns`, `rows`."""
     tables = []
@@ -144,16 +148,18 @@ def trial_tables(runs: Sequence[Run]) -> list[dict[str, Any]]:
                 return last is None, -len(trial.scores), 0.0 if last is None else sign * last
 
             scores = [f"#epoch {epoch}" for epoch, _ in record.rungs]
+            percent = score_unit(record) == "%"
+            name = score_name(record) + " (%)" * percent
             tables.append(
                 {
-                    "title": f"The search of {record.variant}: {record.monitor} by trial"
-                    + (f" (the first {_MOST_TRIALS})" * (len(record.trials) > _MOST_TRIALS)),
+                    "title": f"The search of {record.variant}: {name} by trial"
+                    + (f" (the best {_MOST_TRIALS})" * (len(record.trials) > _MOST_TRIALS)),
                     "columns": ["#trial", *(f"#{key}" for key in keys), *scores, "state"],
                     "rows": [
                         [
                             str(one.trial),
                             *(show(one.values.get(key)) for key in keys),
-                            *("" if s is None else f"{s:.4g}" for s in one.scores),
+                            *("" if s is None else _score(s, percent) for s in one.scores),
                             *[""] * (len(record.rungs) - len(one.scores)),
                             "won" if one.trial == record.winner else one.state,
                         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 import os
 import re
@@ -16,12 +17,15 @@ import zipfile
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from PIL import Image
 from support.page import (
     RECIPES,
@@ -34,8 +38,10 @@ from support.page import (
     write_unfinished,
 )
 
+import hpc_mlp
 from hpc_mlp.cli import main
 from hpc_mlp.reporting import figures, fonts
+from hpc_mlp.runs.folder import list_runs
 
 SECTIONS = [
     "summary",
@@ -206,6 +212,27 @@ def test_same_runs_give_the_same_bytes(one: Path) -> None:
     assert sorted(path.name for path in one.iterdir() if path.name.startswith(".")) == []
 
 
+def test_no_entries_of_a_legend_differ_in_colour_alone(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: dict[str, list[tuple[str, str]]] = {}
+    save = figures.save
+
+    def watched(axes: Axes, folder: Path, name: str, *more: Any, **named: Any) -> figures.Drawn:
+        lines = [one for one in axes.get_legend_handles_labels()[0] if isinstance(one, Line2D)]
+        # No public name tells dashes apart.
+        looks[name] = [(str(one.get_marker()), str(one._unscaled_dash_pattern)) for one in lines]
+        return save(axes, folder, name, *more, **named)
+
+    monkeypatch.setattr(figures, "save", watched)
+    page_of(runs)
+    for name in ("val_loss", "roc_variants", "pr_variants", "calibration", "confidence"):
+        assert len(looks[name]) == len(set(looks[name])) == 3, name
+    for name in ("roc_classes", "pr_classes"):
+        classes = looks[name][:10]
+        assert all(one != after for one, after in itertools.pairwise(classes)), name
+
+
 def test_numbers_on_the_page_are_those_of_the_runs(whole: Page, trained: Path) -> None:
     from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -227,11 +254,56 @@ def test_numbers_on_the_page_are_those_of_the_runs(whole: Page, trained: Path) -
     areas = [roc_auc_score(truth, scores, average=kind) for kind in ("macro", "micro")]
     areas += [average_precision_score(truth, scores, average=kind) for kind in ("macro", "micro")]
     assert " ".join(f"{area:.3f}" for area in areas) in whole.text
+    # A percentage is not parted at the end of a line.
+    assert re.search(r"would be right on \d+\.\d\u00a0%", whole.source)
     for row in losses[best][1][seed]["test"]["per_class"]:
         expected = f"{row['class']} {row['support']} " + " ".join(
             f"{100 * row[key]:.1f}" for key in ("precision", "recall", "f1")
         )
         assert expected in whole.text
+
+
+def test_runs_of_one_name_in_several_folders(trained: Path, tmp_path: Path) -> None:
+    from sklearn.metrics import roc_auc_score
+
+    areas = []
+    for folder, epochs in (("a", 1), ("b", 8)):
+        path = write_run(tmp_path / folder, trained / "shards", "baseline", 0, digits(), epochs)
+        with np.load(path / "predictions.npz") as arrays:
+            scores, labels = arrays["probabilities"], arrays["labels"]
+        areas.append(roc_auc_score(np.eye(10)[labels], scores, average="macro"))
+    # A command calls them by their folders, too.
+    same = [run for folder in "ab" for run in list_runs(tmp_path / folder)]
+    out = tmp_path / "page.html"
+    hpc_mlp.report(same, out=out)
+    text = Page(out).text.partition("by chance")[2]
+    # The group, the seed, its own area.
+    for epochs, area in zip((1, 8), areas, strict=True):
+        assert f"epochs={epochs} 0 {area:.3f}" in text
+    assert "wrong in 2/2 runs" in text
+
+
+def test_the_training_loss_is_named_where_it_is_another(one: Path) -> None:
+    path = one / "baseline-s0" / "config.json"
+    config = json.loads(path.read_text())
+    config["config"]["train"] |= {"loss": "focal", "mixup": 0.2}
+    path.write_text(json.dumps(config))
+    page = page_of(one)
+    assert "training (focal, mixup)" in page.text
+    assert "loss (validation: cross entropy, nats)" in page.text
+
+
+def test_a_model_without_mistakes(tmp_path: Path) -> None:
+    two = {
+        split: (pixels[labels < 2], labels[labels < 2])
+        for split, (pixels, labels) in digits().splits.items()
+    }
+    images = Images(("zero", "one"), two)
+    write_shards(tmp_path / "shards", images)
+    write_run(tmp_path / "runs", tmp_path / "shards", "baseline", 0, images)
+    page = page_of(tmp_path / "runs")
+    assert "baseline-s0 made no mistake." in page.text
+    assert "It made no mistake on the test images." in page.text
 
 
 def test_gallery_shows_the_most_confident_mistakes(whole: Page, trained: Path) -> None:
@@ -329,7 +401,7 @@ def test_the_run_that_is_shown_may_lack_predictions(one: Path) -> None:
     )
 
 
-def test_class_names_are_text_not_html(tmp_path: Path) -> None:
+def test_names_are_text_not_html(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = (
         "<b>bold",
         "a & b",
@@ -340,16 +412,22 @@ def test_class_names_are_text_not_html(tmp_path: Path) -> None:
         "%s",
         "{}",
         "line\nbreak",
-        "'",
+        "_'",
     )
     images = Images(names, digits().splits)
     write_shards(tmp_path / "shards", images)
-    write_run(tmp_path / "runs", tmp_path / "shards", "baseline", 0, images, epochs=2)
+    monkeypatch.setitem(RECIPES, "_mine", RECIPES["baseline"])
+    write_run(tmp_path / "runs", tmp_path / "shards", "_mine", 0, images, epochs=2)
     page = page_of(tmp_path / "runs")
     assert "<b>bold" in page.text and "a & b" in page.text and "$x_1$" in page.text
     assert "<b>bold" not in page.source
-    for path in (tmp_path / "runs" / "figures").glob("*.svg"):
-        ElementTree.parse(path)
+    texts = {
+        path.stem: [text for text in ElementTree.parse(path).getroot().itertext() if text.strip()]
+        for path in (tmp_path / "runs" / "figures").glob("*.svg")
+    }
+    # matplotlib leaves such names out of legends.
+    for name, figure in (("_mine", "val_loss"), ("_mine", "confidence"), ("_': ", "roc_classes")):
+        assert any(text.strip().startswith(name) for text in texts[figure]), figure
 
 
 @pytest.mark.parametrize("installed", [True, False])
@@ -391,6 +469,11 @@ def test_sweep_of_many_groups_says_what_it_leaves_out(trained: Path, tmp_path: P
         )
     page = page_of(tmp_path / "runs")
     assert "Of 8 groups, the panels show the first and the 5 best by validation loss" in page.text
+    # Curves, and weights.
+    for best in (5, 3):
+        said = f"Of 8 groups the first and the {best} best by validation loss are shown."
+        assert said in page.text
+    assert "Other groups (3 of 7)" in page.text
     assert len(list((tmp_path / "runs" / "figures").glob("loss_*.png"))) == 6
     assert "optim.<wbr>lr" in page.source.partition("What differs between the groups")[2]
 

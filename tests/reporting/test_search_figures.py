@@ -205,6 +205,7 @@ def test_a_search_under_way_is_shown_as_far_as_it_is(cli: Cli, tmp_path: Path) -
     assert "search_dropout.png" in figures(tmp_path)
     assert "The search is under way: 9 trials may go on and count with what they have" in page
     assert "best validation accuracy (%)" in page
+    assert "The search of baseline: validation accuracy (%) by trial" in page
     # Left out on purpose.
     (tmp_path / "search" / "dropout.json").unlink()
     write_search(tmp_path, "dropout", monitor="accuracy")
