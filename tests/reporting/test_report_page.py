@@ -219,7 +219,9 @@ def test_no_entries_of_a_legend_differ_in_colour_alone(
     save = figures.save
 
     def watched(axes: Axes, folder: Path, name: str, *more: Any, **named: Any) -> figures.Drawn:
-        lines = [one for one in axes.get_legend_handles_labels()[0] if isinstance(one, Line2D)]
+        lines: list[Any] = [
+            one for one in axes.get_legend_handles_labels()[0] if isinstance(one, Line2D)
+        ]
         # No public name tells dashes apart.
         looks[name] = [(str(one.get_marker()), str(one._unscaled_dash_pattern)) for one in lines]
         return save(axes, folder, name, *more, **named)
