@@ -33,21 +33,29 @@ def convert(
 
     `size`: pixels of each side, or (height, width). The `options` are those of `hpc-mlp convert`;
     `val` and `test` are fractions. `group=function` gives each image a group, which stays in one
-    split and one fold: of its path in the archive, the group's name, or None. Returns the manifest:
-    classes, splits, mean and std by channel
-    (of pixels in 0..1)."""
+    split and one fold: of its path in the archive, the group's name, or None. Without `progress`,
+    lines say what was taken and left out, where that is more than classes from folders. Returns
+    the manifest: classes, splits, mean and std by channel (of pixels in 0..1)."""
+    from hpc_mlp.conversion.convert import Noted
     from hpc_mlp.conversion.convert import convert as run
     from hpc_mlp.conversion.settings import ConvertOptions, Settings
+    from hpc_mlp.data.balance import converted_lines
     from hpc_mlp.data.manifest import Manifest
     from hpc_mlp.errors import unknown_name
+    from hpc_mlp.terminal.output import say
 
     known = ["size", *ConvertOptions.__annotations__]
     for name in options:
         if name not in known:
             raise unknown_name("setting", name, known)
     height, width = (size, size) if isinstance(size, int) else size
-    run(_paths(source), Path(out), Settings(height=height, width=width, **options), progress)
-    return Manifest.load(Path(out))
+    noted, chosen = Noted(), Settings(height=height, width=width, **options)
+    run(_paths(source), Path(out), chosen, progress or noted)
+    manifest = Manifest.load(Path(out))
+    if progress is None:
+        for line in converted_lines(manifest, Path(out), noted.classes):
+            say(line)
+    return manifest
 
 
 def train(

@@ -113,6 +113,8 @@ def test_from_images_to_predictions(tmp_path: Path) -> None:
     assert hpc_mlp.evaluate(runs[0], tmp_path / "shards")["accuracy"] == pytest.approx(
         runs[0].test["accuracy"] if runs[0].test else None
     )
+    with pytest.raises(UserError, match=r"For pixels: load_run\(run\).probabilities"):
+        hpc_mlp.predict(run, np.zeros((2, 3, 8, 8)))  # type: ignore[arg-type]
     file, card = hpc_mlp.export(run, "pt2", tmp_path / "model.pt2")
     assert file.is_file() and "averages 2 runs" in card.read_text()
 
@@ -122,6 +124,10 @@ def test_wrong_arguments_are_answered_with_the_right_ones(tmp_path: Path) -> Non
         hpc_mlp.convert("photos.zip", tmp_path / "out", greyscale=True)  # type: ignore[call-arg]
     with pytest.raises(UserError, match="Did you mean 'dropout'"):
         hpc_mlp.train(tmp_path, variants="dropuot")
+    with pytest.raises(UserError, match=r"seeds=3: write seeds=range\(3\)"):
+        hpc_mlp.train(tmp_path, seeds=3)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="several runs: table"):
+        hpc_mlp.compare([tmp_path], [tmp_path])  # type: ignore[arg-type]
     with pytest.raises(UserError, match="unknown format 'tflite'"):
         hpc_mlp.export(tmp_path, "tflite")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="no run folder"):

@@ -16,18 +16,6 @@ if TYPE_CHECKING:
 _LINE_SECONDS = 30.0
 
 
-def say_layout(layout: Layout) -> None:
-    """What was recognised."""
-    ignored = layout.num_ignored
-    say(
-        f"{layout.kind}: {count(len(layout.entries), 'image')} of "
-        + count(len(layout.classes), "class")
-        + (f", {count(ignored, 'other file')} ignored" if ignored else "")
-    )
-    for note in layout.notes:
-        say(f"  {note}")
-
-
 class ConversionProgress:
     """A bar on a terminal; elsewhere, as in a job's log, a line every half minute."""
 
@@ -58,7 +46,8 @@ class ConversionProgress:
         return time.perf_counter() - self._began
 
     def start(self, layout: Layout) -> None:
-        say_layout(layout)
+        for line in layout.lines():
+            say(line)
         self.classes = layout.classes
         if not sys.stderr.isatty():
             return

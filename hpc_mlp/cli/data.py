@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Unpack
 
 import click
 
-from hpc_mlp.cli.converting import ConversionProgress, say_layout
+from hpc_mlp.cli.converting import ConversionProgress
 from hpc_mlp.cli.options import PATH, Command
-from hpc_mlp.errors import UserError, printable
+from hpc_mlp.errors import UserError
 from hpc_mlp.terminal.output import say
-from hpc_mlp.terminal.text import listed
 
 if TYPE_CHECKING:
     from hpc_mlp.conversion.settings import ConvertOptions
@@ -116,15 +115,14 @@ def convert(
     with ConversionProgress() as progress:
         height, width = parse_size(size)
         run(sources, out, Settings(height=height, width=width, **options), progress)
-    from hpc_mlp.data.balance import converted_lines
+    from hpc_mlp.data.balance import converted_lines, splits_line
     from hpc_mlp.data.manifest import Manifest
 
     manifest = Manifest.load(out)
 
-    for line in converted_lines(manifest, out, progress.num_images, progress.seconds):
+    total = splits_line(manifest, out, progress.num_images, progress.seconds)
+    for line in [total, *converted_lines(manifest, out, progress.classes)]:
         say(line)
-    if lost := [repr(printable(one)) for one in progress.classes if one not in manifest.classes]:
-        say(f"WARNING: left out, as no image of theirs can be read: {listed(lost, 3)}")
 
 
 def _show_preview(paths: tuple[Path, ...], size: str, options: ConvertOptions) -> None:
@@ -139,8 +137,7 @@ def _show_preview(paths: tuple[Path, ...], size: str, options: ConvertOptions) -
         paths = paths[:-1]
     height, width = parse_size(size)
     layout, lines = preview(paths, Settings(height=height, width=width, **options))
-    say_layout(layout)
-    for line in lines:
+    for line in [*layout.lines(), *lines]:
         say(line)
 
 

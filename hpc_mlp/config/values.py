@@ -53,6 +53,8 @@ def plan_sets(
 
 
 def seed_words(seeds: str | Iterable[int]) -> str:
+    if isinstance(seeds, int):
+        raise UserError(f"seeds={seeds}: write seeds=range({seeds}), or [{seeds}] for that one.")
     return seeds if isinstance(seeds, str) else ",".join(map(str, seeds))
 
 

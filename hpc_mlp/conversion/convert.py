@@ -31,6 +31,7 @@ from hpc_mlp.data.rejects import RejectLog
 from hpc_mlp.errors import RunError, UserError
 from hpc_mlp.files.wrong_path import MANIFEST
 from hpc_mlp.machine.memory import return_freed_memory
+from hpc_mlp.terminal.output import say
 
 # A task for a worker: so many images, or so many bytes of pixels.
 CHUNK_IMAGES, CHUNK_BYTES = 64, 16 << 20
@@ -52,6 +53,17 @@ class Silent:
     def advance(self, images: int, num_bytes: int, rejects: int) -> None: ...
 
     def phase(self, text: str) -> None: ...
+
+
+class Noted(Silent):
+    """Says what was recognised, where that is more than classes from folders."""
+
+    classes: tuple[str, ...] = ()
+
+    def start(self, layout: Layout) -> None:
+        self.classes = layout.classes
+        for line in layout.lines() if layout.notes else ():
+            say(line)
 
 
 def convert(

@@ -57,6 +57,12 @@ class Layout:
     rejects: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    def lines(self) -> list[str]:
+        """What was recognised."""
+        ignored = f", {count(self.num_ignored, 'other file')} ignored" if self.num_ignored else ""
+        images, classes = count(len(self.entries), "image"), count(len(self.classes), "class")
+        return [f"{self.kind}: {images} of {classes}{ignored}", *(f"  {n}" for n in self.notes)]
+
 
 def find_layout(source: Source, asked: Asked = _NOTHING, tables: Sequence[int] = ()) -> Layout:
     """`tables`: the entries that --labels names. UserError where there are no images, fewer than

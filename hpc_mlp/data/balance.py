@@ -23,14 +23,16 @@ UNBALANCED = 3.0
 _NAMED = 3
 
 
-def converted_lines(
-    manifest: Manifest, out: Path, num_images: int, seconds: float
-) -> Iterator[str]:
-    """The end of a conversion, in plain lines."""
+def splits_line(manifest: Manifest, out: Path, num_images: int, seconds: float) -> str:
+    """What a conversion wrote, and how fast."""
     splits = ", ".join(f"{name} {split.num_images:,}" for name, split in manifest.splits.items())
     total = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards)
     rate = num_images / max(seconds, 1e-9)
-    yield f"{splits}; {total / 1e6:,.1f} MB in {out}; {rate:,.0f} images/s"
+    return f"{splits}; {total / 1e6:,.1f} MB in {out}; {rate:,.0f} images/s"
+
+
+def converted_lines(manifest: Manifest, out: Path, classes: Sequence[str]) -> Iterator[str]:
+    """What one should know after a conversion; `classes`: as recognised."""
     reasons = (
         Counter(reason for _, reason in read_rejects(out)) if manifest.num_rejects else Counter()
     )
@@ -38,6 +40,8 @@ def converted_lines(
         reason, number = reasons.most_common(1)[0]
         rejects = count(manifest.num_rejects, "reject")
         yield f"{rejects}, see {out}/rejects.jsonl; most often: {reason} ({number:,})"
+    if lost := [_name(one) for one in classes if one not in manifest.classes]:
+        yield f"WARNING: left out, as no image of theirs can be read: {listed(lost, _NAMED)}"
     yield from sentences(manifest)
     yield from duplicate_lines(manifest)
 

@@ -159,5 +159,11 @@ def predict(
         raise UserError(f"the batch size is {batch_size}; it is at least 1.")
     run = given_run(run, ensemble=ensemble, calibrated=calibrated, trust_plugins=trust_plugins)
     paths = [images] if isinstance(images, str | Path) else images
-    found = Images([Path(path) for path in paths])
+    try:
+        found = Images([Path(path) for path in paths])
+    except TypeError:
+        raise UserError(
+            "images are paths of files, folders and archives. For pixels: load_run(run)."
+            "probabilities(tensor), a tensor [N, C, H, W] with values in 0..255."
+        ) from None
     return Predictions(run, found, batch_size)

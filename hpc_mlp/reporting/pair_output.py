@@ -46,6 +46,8 @@ def compare(
     metrics, test images. `out`: also write the page with pictures; `shards`: the shards folder,
     where it is no longer at the path that the runs name; `metric`: in which they are compared, as
     of `table`. UserError where there is no run."""
+    if not (isinstance(first, str | PathLike) and isinstance(second, str | PathLike)):
+        raise UserError("two runs or two folders of runs are compared; several runs: table(runs).")
     pair = read_pair(Path(first), Path(second), metric)
     if out is None:
         return PairResult(pair)

@@ -950,6 +950,19 @@ def test_labels_outside_the_archive(tmp_path: Path) -> None:
     assert Manifest.load(tmp_path / "again").source == manifest.source
 
 
+def test_in_python_it_is_said_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    archive = make_zip(tmp_path / "0.zip", shaped("{c}/{n}"))
+    hpc_mlp.convert(archive, tmp_path / "plain", size=4, val=0.2, test=0.2)
+    assert "class folders" not in capsys.readouterr().out
+    odd = shaped("{c}/{n}") | {"eel/1.png": b"no image", "cat/a.heic": b"x", "notes.csv": b""}
+    hpc_mlp.convert(make_zip(tmp_path / "1.zip", odd), tmp_path / "odd", size=4)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "class folders: 13 images of 3 classes, 1 other file ignored"
+    assert "  not used: notes.csv (--labels FILE takes classes from a table)" in lines
+    assert any(line.startswith("2 rejects, see ") for line in lines)
+    assert "WARNING: left out, as no image of theirs can be read: 'eel'" in lines
+
+
 def test_in_python_the_options_are_the_same(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "0.zip", FLAT)
     table = tmp_path / "all.tsv"
