@@ -31,6 +31,8 @@ def search_notes(runs: Sequence[Run]) -> list[str]:
         lines += [f"A search cannot be told: {problem}" for problem in problems]
         classes = next(len(r.config.dataset.classes) for r in runs if r.config.trial is not None)
         lines += [*_lines(records), *budget_notes(records, classes)] if records else []
+        if any(r.config.trial is not None and r.config.value("train.max_seconds") for r in runs):
+            lines += _out_of_time(records)
     return [*lines, *_not_searched(runs)] if lines else []
 
 
@@ -97,6 +99,20 @@ def _lines(records: Sequence[BracketRecord]) -> list[str]:
     ]
     lines.append(f"Chosen by validation: {', '.join(won)}." if won else "No trial has won yet.")
     return lines
+
+
+def _out_of_time(records: Sequence[BracketRecord]) -> list[str]:
+    """Of a search with `train.max_seconds`."""
+    trials = [(trial, record.rungs[trial.rung][0]) for record in records for trial in record.trials]
+    ended = [(one.epochs, epoch) for one, epoch in trials if one.state in ("done", "halved")]
+    short = [epochs for epochs, epoch in ended if epochs < epoch]
+    if not short:
+        return []
+    return [
+        f"{len(short)} of {count(len(trials), 'trial')} ended before the epoch that they were to "
+        f"reach, the first after epoch {min(short)}: by train.max_seconds, in which fewer epochs "
+        "fit the more trials train at once, or by early stopping."
+    ]
 
 
 def _not_searched(runs: Sequence[Run]) -> list[str]:

@@ -27,6 +27,10 @@ from hpc_mlp.runs.search_records import BracketRecord, TrialRecord, read_record
 EXTENDED_SEARCH = "--extend and --search: give the search its --set train.epochs at once."
 _ANEW = "Use another --runs folder, or --overwrite to begin the whole search anew."
 _DELETE = "delete this folder, and the same command trains it. --overwrite would begin all anew."
+_DIVERGED = (
+    "every trial diverged. Search smaller ranges, such as of optim.lr, in another --runs folder, "
+    "or leave the variant out."
+)
 # The lower, the better: the monitor's value, and of equal ones the loss.
 Score = tuple[float, float]
 _WORST: Score = (math.inf, math.inf)
@@ -111,19 +115,13 @@ def _stand(specs: Sequence[RunSpec], runs: Path) -> Standing:
                 scores[number].append(score_by(number, epoch))
         if train:
             break
-    winner, problem = None, ""
-    if not train:
-        winner = next(iter(_ranked(survivors, scores)), None)
-        if winner is None:
-            problem = (
-                f"search of {first.variant}: every trial diverged. Search smaller ranges, such as "
-                "of optim.lr, in another --runs folder, or leave the variant out."
-            )
+    winner = None if train else next(iter(_ranked(survivors, scores)), None)
+    lost = winner is None and not train
     return Standing(
         _record(first, _Course(trials, known, levels, monitor, survivors, scores, rung, winner)),
         train,
         None if winner is None else [_won(one, trials[winner][0]) for one in _finals(specs)],
-        problem,
+        f"search of {first.variant}: {_DIVERGED}" if lost else "",
     )
 
 

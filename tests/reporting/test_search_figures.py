@@ -126,6 +126,19 @@ def test_who_was_tuned_less_is_said(cli: Cli, tmp_path: Path) -> None:
     said = " ".join(cli("table", tmp_path).stdout.split())
     assert "baseline was not searched, but trained with settings as given." in said
     assert "dropout had 27 trials, as others would have been the same." in said
+    # Two of them had no time for the epochs of their rung.
+    found = json.loads(record.read_text())
+    for trial in found["trials"][:2]:
+        trial["epochs"] = 0
+    record.write_text(json.dumps(found))
+    assert "ended before" not in cli("table", tmp_path).stdout
+    config = tmp_path / "dropout-s0" / "config.json"
+    tree = json.loads(config.read_text())
+    tree["config"]["train"]["max_seconds"] = 9.0
+    config.write_text(json.dumps(tree))
+    said = " ".join(cli("table", tmp_path).stdout.split())
+    assert "2 of 27 trials ended before the epoch that they were to reach" in said
+    assert "the first after epoch 0: by train.max_seconds" in said
 
 
 def test_figures_of_a_search(cli: Cli, tmp_path: Path) -> None:
