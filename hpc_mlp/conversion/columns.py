@@ -107,6 +107,12 @@ class ColumnFinder:
 
     def names_none(self) -> UserError:
         column = f" in its column {self.names.file!r}" if self.names.file else ""
+        cells = (one for row in self.rows[:_SAMPLE] for one in row if one)
+        if not any(self.hits) and any(map(self.lookup.is_ambiguous, cells)):
+            return UserError(
+                f"{self.shown} has names that several images have. Write their paths, such as "
+                f"{printable(self.lookup.example)}."
+            )
         return UserError(
             f"{self.shown} names none of its {self.lookup.num_images:,} images{column}. "
             f"They are called such as {printable(self.lookup.example)}; expected are lines of file "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from hpc_mlp.conversion.archive import Names
 from hpc_mlp.conversion.reading import SPLIT_NAMES, Reading, loose_split, split_and_rest, words
 from hpc_mlp.data.limits import SPLITS
 from hpc_mlp.errors import printable
-from hpc_mlp.terminal.text import listed
+from hpc_mlp.terminal.text import count, listed
 
 NOT_IN_CLASS = "not in a class folder"
 NOT_BELOW_SPLIT = "not in a class folder below train, val or test"
@@ -22,6 +22,7 @@ NOT_IN_SPLIT = "not in a folder train, val or test below its class folder"
 Folder = tuple[str, ...]
 # Split folders further down count where they hold this part of the images at least.
 _NEARLY_ALL = 0.8
+_MASK = re.compile(r"_mask(_\d+)?\.\w+$")
 _PART_WORDS = frozenset(words("image images img imgs photo photos part parts batch chunk shard"))
 
 
@@ -34,8 +35,12 @@ class Tree:
         numbers: dict[Folder, int] = {}
         # Image → its folder.
         self.places = np.empty(len(images), np.int32)
+        self._maybe_masks: list[str] = []
         for position, index in enumerate(images.tolist()):
-            parts = tuple(part for part in names[index].split("/")[:-1] if part not in ("", "."))
+            name = names[index]
+            if "_mask" in name:
+                self._maybe_masks.append(name)
+            parts = tuple(part for part in name.split("/")[:-1] if part not in ("", "."))
             self.places[position] = numbers.setdefault(parts, len(numbers))
         top = _top(list(numbers))
         self.below = [folder[top:] for folder in numbers]
@@ -116,6 +121,7 @@ class Tree:
         return splits or (beside_table and len(self.first) > 1 and _parts(self.first))
 
     def read(self, split_folders: bool) -> Reading:
+        self.notes += self._mask_lines()
         if split_folders:
             found = _named_splits(self.first)
             if loose := [name for name in found if name.lower() not in SPLIT_NAMES]:
@@ -141,7 +147,7 @@ class Tree:
 
     def _subfolder_line(self) -> str:
         """That sub-folders do not count; where all classes have the same, what to do if they are
-        the classes."""
+        the classes, or images and something else."""
         example = next(folder for folder in self.below if len(folder) > 1)
         line = (
             f"sub-folders of a class folder count as the class: {'/'.join(example[:2])} as "
@@ -150,8 +156,29 @@ class Tree:
         times = Counter(name for _, name in {f[:2] for f in self.below if len(f) > 1})
         if len(times) > 1 and {*times.values()} == {len(self.first)}:
             names = listed([printable(name) for name in sorted(times)], 3)
-            line += f"; if the classes are {names}: --class-from-name '([^/]+)/[^/]+$'"
+            if inside := _called_images(times):
+                return f"{line}; for those in {inside} alone: --class-from-name '([^/]+)/{inside}/'"
+            above = _called_images(self.first)
+            pattern = f"{above}/([^/]+)/" if above else "([^/]+)/[^/]+$"
+            line += f"; if the classes are {names}: --class-from-name '{pattern}'"
         return line
+
+    def _mask_lines(self) -> Iterator[str]:
+        """That some are called as masks of others: x.png, x_mask.png."""
+        if not self._maybe_masks:
+            return
+        stems = {self.names[i].rpartition(".")[0] for i in self.images.tolist()}
+        masks = [
+            name
+            for name in self._maybe_masks
+            if re.sub(_MASK, "", name) != name and re.sub(_MASK, "", name) in stems
+        ]
+        if masks:
+            yield (
+                f"WARNING: {count(len(masks), 'image')} called as the mask of another count as "
+                f"images ({printable(masks[0])}): without them, --class-from-name "
+                "'([^/]+)/(?![^/]*_mask)[^/]+$'"
+            )
 
     def _below_splits(self) -> list[tuple[str, int] | None]:
         """Each split may have folders of its own that hold all of its classes."""
@@ -222,6 +249,11 @@ def _loosely(name: str) -> int | None:
 
 def _loosely_splits(names: Iterable[str]) -> bool:
     return all(_loosely(name) is not None for name in names)
+
+
+def _called_images(names: Iterable[str]) -> str:
+    """The one of folders that says that it holds the images; "" where none does."""
+    return next((name for name in names if name.lower() in ("images", "imgs", "image", "img")), "")
 
 
 def _parts(names: Iterable[str]) -> bool:

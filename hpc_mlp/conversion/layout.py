@@ -71,7 +71,7 @@ def find_layout(source: Source, asked: Asked = _NOTHING, tables: Sequence[int] =
     found = sort_out(source)
     parts = source.parts() if isinstance(source, SeveralSources) else [range(len(source.names))]
     if not len(found.images) and not found.label_files:
-        raise no_images(source, found.rejects, len(found.rejects))
+        raise no_images(source, found.rejects, len(found.rejects), holds_numbers(source))
     chosen = Choice(source, found, parts, asked)
     if pattern is not None:
         readings = [from_names.read(source, found.images, pattern)]
@@ -223,8 +223,15 @@ def _unread_lines(chosen: Choice) -> Iterable[str]:
         yield f"not used: {names} (--labels FILE takes classes from a table)"
 
 
-def no_images(source: Source, first: Sequence[tuple[str, str]], count: int) -> UserError:
-    """`first` of `count` rejects: name and reason."""
+def holds_numbers(source: Source) -> str:
+    """The name of a table or array; "" where there is none."""
+    return next((name for name in source.names if suffix_of(name) in ("csv", "npy")), "")
+
+
+def no_images(
+    source: Source, first: Sequence[tuple[str, str]], count: int, numbers: str = ""
+) -> UserError:
+    """`first` of `count` rejects: name and reason. `numbers`: what may hold the pixels."""
     why = (
         f" Entries that cannot be taken: {count:,}, the first {printable(first[0][0])}: "
         f"{printable(first[0][1])}."
@@ -234,4 +241,10 @@ def no_images(source: Source, first: Sequence[tuple[str, str]], count: int) -> U
     return UserError(
         f"{printable(source.label)} holds no images that can be read.{why} "
         f"Expected are images in one folder for each class, such as cats/001.jpg and dogs/001.jpg."
+        + (
+            f" Pixels in {printable(numbers)} are not read: save them with their classes as one "
+            ".npz, numpy.savez(file, images=…, labels=…)."
+            if numbers
+            else ""
+        )
     )

@@ -180,6 +180,31 @@ CASES = {
         {"color": 12, "gray": 2},
         said=("if the classes are cat, dog: --class-from-name '([^/]+)/[^/]+$'\n",),
     ),
+    "images and masks in class folders": Case(
+        shaped("{c}/Images/{n}") | images("cat/masks/00.png", "dog/masks/01.png", first=12),
+        {"cat": 7, "dog": 7},
+        said=("; for those in Images alone: --class-from-name '([^/]+)/Images/'\n",),
+    ),
+    "images of them alone": Case(
+        shaped("{c}/Images/{n}") | images("cat/masks/00.png", "dog/masks/01.png", first=12),
+        options=("--class-from-name", "([^/]+)/Images/"),
+        lost=2,
+    ),
+    "class folders in images and masks": Case(
+        shaped("images/{c}/{n}") | images("masks/cat/00.png", "masks/dog/01.png", first=12),
+        {"images": 12, "masks": 2},
+        said=("; if the classes are cat, dog: --class-from-name 'images/([^/]+)/'\n",),
+    ),
+    "masks beside images": Case(
+        shaped("{c}/{n}") | images("cat/00_mask.png", "dog/01_mask_1.png", first=12),
+        {"cat": 7, "dog": 7},
+        said=("WARNING: 2 images called as the mask of another count as images (cat/00_mask.png)",),
+    ),
+    "without masks": Case(
+        shaped("{c}/{n}") | images("cat/00_mask.png", "dog/01_mask_1.png", first=12),
+        options=("--class-from-name", "([^/]+)/(?![^/]*_mask)[^/]+$"),
+        lost=2,
+    ),
     "classes of nearly one name": Case(
         shaped("{c}/{n}") | images("Cat/x.png", first=12),
         {"cat": 6, "dog": 6, "Cat": 1},
@@ -717,6 +742,16 @@ REFUSALS: dict[str, tuple[Files, tuple[str, ...], tuple[str, ...]]] = {
         {f"{p}.heic": b"x" for p in PATHS},
         (),
         ("holds no images that can be read", "a .heic is not read: save it as PNG or JPEG"),
+    ),
+    "a table of names that are twice there": (
+        shaped("a/{n}") | shaped("b/{n}") | {"labels.csv": lines(NAMES, CLASSES)},
+        (),
+        ("names that several images have. Write their paths, such as a/00.png",),
+    ),
+    "pixels in a table": (
+        {"set/train.csv": b"label,p0,p1\n1,0,255\n"},
+        (),
+        ("holds no images", "Pixels in set/train.csv are not read", "numpy.savez"),
     ),
     "a table of other names": (
         FLAT | {"labels.csv": lines([f"x{n}" for n in NAMES], CLASSES)},
