@@ -39,6 +39,18 @@ class Command(click.Command):
         output.prepare()
         return super().main(*arguments, **options)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given = [*args]
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            # As argparse has it: --seeds 0 1 2
+            lists = [param.opts[0] for param in self.params if "," in (param.metavar or "")]
+            if "unexpected extra" in error.message and (used := [o for o in lists if o in given]):
+                told = f"{error.message}. Values of {used[0]} are separated by commas."
+                raise click.UsageError(told, ctx) from None
+            raise
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)

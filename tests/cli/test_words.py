@@ -10,11 +10,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from support.archives import encoded, picture
 from support.process import environment
 from support.runs import write_run
 
-from hpc_mlp.cli import COMMANDS
+from hpc_mlp.cli import COMMANDS, main
 from hpc_mlp.terminal.text import count
 
 SEVERAL = """
@@ -103,6 +104,12 @@ def test_what_needs_torch_in_any_encoding(home: Path, encoding: str) -> None:
         "--wait",
     )
     assert "model card" in shown and "Submitted to local" in shown
+
+
+def test_values_written_as_of_argparse_are_told_of_commas() -> None:
+    done = CliRunner().invoke(main, ["train", "shards", "--seeds", "0", "1", "2"])
+    assert done.exit_code == 2
+    assert "extra arguments (1 2). Values of --seeds are separated by commas." in done.output
 
 
 def test_one_is_not_several(home: Path) -> None:
