@@ -98,6 +98,8 @@ def _lines(records: Sequence[BracketRecord]) -> list[str]:
         if (best := _winner(record)) is not None
     ]
     lines.append(f"Chosen by validation: {', '.join(won)}." if won else "No trial has won yet.")
+    if lost := [record.variant for record in records if record.lost]:
+        lines.append(f"The search of {join(lost)} found nothing: every trial diverged.")
     return lines
 
 

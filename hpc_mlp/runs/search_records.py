@@ -53,12 +53,19 @@ class BracketRecord(Record):
         return self
 
     @property
+    def lost(self) -> bool:
+        """Whether nobody can win."""
+        return all(one.state in ("diverged", "halved") for one in self.trials)
+
+    @property
     def note(self) -> str:
         """Of the rung that begins, or of the winner."""
         if self.winner is not None:
             won = next(one for one in self.trials if one.trial == self.winner)
             values = ", ".join(f"{key}={value}" for key, value in won.values.items())
             return f"search of {self.variant}: trial {won.trial} has won ({values or 'no key'})"
+        if self.lost:
+            return f"search of {self.variant}: every trial diverged"
         here = [one for one in self.trials if one.state == "waiting"]
         number = max((one.rung for one in here), default=0)
         text = f"search of {self.variant}: {count(len(here), 'trial')}"

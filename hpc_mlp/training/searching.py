@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from hpc_mlp.config.plan import RunSpec, TrainOptions
-from hpc_mlp.errors import UserError
+from hpc_mlp.errors import RunError, UserError
 from hpc_mlp.machine.processes import Processes
 from hpc_mlp.runs.brackets import (
     EXTENDED_SEARCH,
@@ -52,7 +52,12 @@ def run_search(
     each process reads from disk what is next; a run that failed ends the search here, and the same
     command tries it again."""
     while True:
-        todo, note = next_runs(setup.specs, setup.runs, setup.manifest.digest)
+        try:
+            todo, note = next_runs(setup.specs, setup.runs, setup.manifest.digest)
+        except RunError:
+            if world.lead:
+                write_records(stand(setup.specs, setup.runs), setup.runs)
+            raise
         # Nobody writes before everybody has read.
         world.wait()
         anew = _anew_note(setup, todo) if world.lead else ""

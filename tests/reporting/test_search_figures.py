@@ -139,6 +139,14 @@ def test_who_was_tuned_less_is_said(cli: Cli, tmp_path: Path) -> None:
     said = " ".join(cli("table", tmp_path).stdout.split())
     assert "2 of 27 trials ended before the epoch that they were to reach" in said
     assert "the first after epoch 0: by train.max_seconds" in said
+    # That one variant lost all of its trials is no reason to be silent of it.
+    for trial in found["trials"]:
+        trial |= {"state": "diverged", "scores": [None], "rung": 0}
+    found |= {"variant": "deep", "winner": None}
+    (tmp_path / "search" / "deep.json").write_text(json.dumps(found))
+    assert "The search of deep found nothing: every trial diverged." in " ".join(
+        cli("table", tmp_path).stdout.split()
+    )
 
 
 def test_figures_of_a_search(cli: Cli, tmp_path: Path) -> None:

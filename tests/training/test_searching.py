@@ -140,6 +140,8 @@ def test_a_search_that_finds_nothing_says_so(digits: Path, tmp_path: Path, cli: 
     small = ("--set", "model.hidden=[8]", "--set", "train.epochs=1", "--cpu", "--runs", tmp_path)
     done = cli("train", digits, "--variants", "baseline", *search, *small)
     assert done.exit_code == 1 and "every trial diverged" in done.output, done.output
+    record = json.loads((tmp_path / "search" / "baseline.json").read_text())
+    assert [trial["state"] for trial in record["trials"]] == ["diverged"] * 2
     for command_ in ("table", "status"):
         told = cli(command_, tmp_path)
         assert told.exit_code == 2 and "has only trials of a search so far" in told.output
