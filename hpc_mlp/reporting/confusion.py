@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from hpc_mlp.reporting import figures
 from hpc_mlp.reporting.figures import BLUE, PALETTE, VERMILLION, Drawn, Look
 from hpc_mlp.reporting.fonts import width_of
-from hpc_mlp.reporting.lettering import shortened
+from hpc_mlp.reporting.lettering import all_shortened
 from hpc_mlp.reporting.predictions import Array
 from hpc_mlp.runs.records import ClassMetrics
 
@@ -98,7 +98,7 @@ def _class_ticks(axes: Axes, classes: Sequence[str], width: float) -> None:
     """Every class, or every second, … so that labels keep apart, on a figure of `width` inches."""
     many = len(classes) > ANNOTATED
     font = 7.5 if many else figures.TICKS
-    names = [shortened(name, 0.26 * 72 * width, font) for name in classes]
+    names = all_shortened(classes, 0.26 * 72 * width, font)
     longest = max(width_of(name, font) for name in names) / 72
     # What names and titles leave for the cells.
     room = (width - longest - 0.4) / len(classes)
@@ -190,7 +190,7 @@ def _rows_axes(title: str, x: str, names: Sequence[str], numbers: Sequence[int] 
     """A panel with one named row for each class, with a number behind some."""
     size, font = (0.155, 7) if len(names) > MANY_ROWS else (0.28, figures.TICKS)
     axes = figures.new_axes(title, x, "", height=0.95 + size * len(names))
-    labels = [shortened(name, 0.36 * 72 * figures.WIDTH, font) for name in names]
+    labels = all_shortened(names, 0.36 * 72 * figures.WIDTH, font)
     behind = [f" ({number:,})" for number in numbers] or [""] * len(names)
     rows = [label + number for label, number in zip(labels, behind, strict=True)]
     axes.set_yticks(range(len(names)), rows, fontsize=font)

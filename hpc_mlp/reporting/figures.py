@@ -104,8 +104,13 @@ def line_style(group: Group) -> Look:
     return {"color": color(group), "linestyle": dashes}
 
 
+def marker_of(index: int) -> str:
+    """Of the second six, which have the colours of the first, others than those."""
+    return MARKERS[(index + index // len(PALETTE)) % len(MARKERS)]
+
+
 def marker(group: Group) -> str:
-    return MARKERS[group.index % len(MARKERS)]
+    return marker_of(group.index)
 
 
 @dataclass(frozen=True)

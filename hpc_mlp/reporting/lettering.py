@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import takewhile
 
 from hpc_mlp.errors import printable
 from hpc_mlp.reporting.fonts import width_of
@@ -54,3 +55,16 @@ def shortened(text: str, width: float, size: float) -> str:
         else:
             most = tried - 1
     return without_middle(text, max(3, least))
+
+
+def all_shortened(names: Sequence[str], width: float, size: float) -> list[str]:
+    """Foreign `names` of at most `width` points each: where one is longer, all without the parts
+    that they begin with alike, and what is still too long without its middle."""
+    shown = [printable(name) for name in names]
+    if len(shown) > 1 and any(width_of(name, size) > width for name in shown):
+        pairs = zip(min(shown), max(shown), strict=False)
+        same = "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        alike = re.match(r".*[-_./= ]", same)
+        if alike and len(alike[0]) > 2:
+            shown = [f"…{name.removeprefix(alike[0])}" for name in shown]
+    return [shortened(name, width, size) for name in shown]

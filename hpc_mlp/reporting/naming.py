@@ -34,10 +34,13 @@ def labelled(groups: Sequence[Group]) -> list[Group]:
         labels = [group.name for group in groups]
     order = groups if len(groups) <= _LOOKS else reference_and_best(groups)
     index = {id(group): i for i, group in enumerate(order)}
-    return [
-        replace(group, label=label, index=index[id(group)])
-        for group, label in zip(groups, labels, strict=True)
-    ]
+    named = []
+    for group, label in zip(groups, labels, strict=True):
+        look = index[id(group)]
+        # A row's ensemble has its colour.
+        ensemble = group.ensemble and replace(group.ensemble, index=look)
+        named.append(replace(group, label=label, index=look, ensemble=ensemble))
+    return named
 
 
 def _brief(value: Any) -> str:

@@ -108,9 +108,15 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     found.filters["count"] = count
-    # A percentage is not parted at the end of a line.
-    found.filters["prose"] = lambda text: re.sub(r"(?<=\d) (?=%)", "\u00a0", str(text))
+    found.filters["prose"] = _prose
+    # Keys, not numbers.
     found.filters["breakable"] = lambda title: Markup(
-        str(escape(printable(title))).replace(".", ".<wbr>")
+        re.sub(r"(?<=[a-z])\.(?=[a-z])", ".<wbr>", escape(printable(title)))
     )
     return found
+
+
+def _prose(text: str) -> Markup:
+    """A percentage is not parted at the end of a line, and commands stand out."""
+    whole = re.sub(r"(?<=\d) (?=%)", "\u00a0", escape(printable(text, keep="\n")))
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", whole))

@@ -64,5 +64,5 @@ def in_lines(name: str) -> str:
 def variant_look(index: int) -> Look:
     """Colour, dashes and marker of a variant."""
     dashes = figures.STYLES[index // len(figures.PALETTE) % len(figures.STYLES)]
-    color, marker = (kind[index % len(kind)] for kind in (figures.PALETTE, figures.MARKERS))
-    return {"color": color, "linestyle": dashes, "marker": marker}
+    color = figures.PALETTE[index % len(figures.PALETTE)]
+    return {"color": color, "linestyle": dashes, "marker": figures.marker_of(index)}

@@ -16,6 +16,7 @@ from support.process import Cli
 from support.runs import labels, write_run
 
 import hpc_mlp
+from hpc_mlp.reporting.naming import labelled
 from hpc_mlp.reporting.summary import summarise
 from hpc_mlp.runs.folder import list_runs
 
@@ -164,3 +165,14 @@ def test_the_report_has_them(tmp_path: Path, cli: Cli) -> None:
     assert cli("report", tmp_path).exit_code == 0
     page = (tmp_path / "report.html").read_text()
     assert page.count("ensemble of 2 seeds") == 1 and "are not compared" in page
+
+
+def test_on_the_page_it_has_the_colour_of_its_row(tmp_path: Path) -> None:
+    """Of many rows the best get the first colours, wherever they stand."""
+    for number in range(7):
+        for seed in range(2):
+            swept = {"optim.lr": 0.001 * (number + 1)}
+            write_run(tmp_path, "dropout", seed, val_loss=0.5 - 0.05 * number, swept=swept)
+    rows = labelled(summarise(list_runs(tmp_path), ensembles=True).rows)
+    assert {row.index for row in rows} == {*range(7)} and rows[1].index != 1
+    assert [row.ensemble.index for row in rows if row.ensemble] == [row.index for row in rows]

@@ -18,7 +18,7 @@ from support.page import Images, digits, write_shards, write_sweep
 from hpc_mlp.cli import main
 from hpc_mlp.errors import printable
 from hpc_mlp.reporting.fonts import width_of
-from hpc_mlp.reporting.lettering import shortened, wrapped
+from hpc_mlp.reporting.lettering import all_shortened, shortened, wrapped
 
 LONG = "a_rather_long_class_name_"
 
@@ -37,6 +37,14 @@ def test_names_that_act_take_the_room_that_they_are_shown_in() -> None:
     for name in ("\u202e" * 30, "a\x1b[31m" * 9):
         shown = shortened(name, 70, 8.5)
         assert width_of(shown, 8.5) <= 70 and shown == printable(shown) and "…" in shown
+
+
+def test_names_that_begin_alike_stay_apart() -> None:
+    names = [f"class_of_the_digits_{a}-{b}" for a in ("one", "nine") for b in ("three", "one")]
+    shown = all_shortened(names, 60, 8.5)
+    assert shown == ["…one-three", "…one-one", "…nine-three", "…nine-one"]
+    assert all_shortened(["cat", "car"], 60, 8.5) == ["cat", "car"]
+    assert len({*all_shortened(["a_" * 40 + "x", "b_" * 40 + "y"], 60, 8.5)}) == 2
 
 
 def test_names_break_where_people_would() -> None:

@@ -41,6 +41,7 @@ from support.page import (
 import hpc_mlp
 from hpc_mlp.cli import main
 from hpc_mlp.reporting import figures, fonts
+from hpc_mlp.reporting.page import environment
 from hpc_mlp.runs.folder import list_runs
 
 SECTIONS = [
@@ -293,6 +294,11 @@ def test_the_training_loss_is_named_where_it_is_another(one: Path) -> None:
     page = page_of(one)
     assert "training (focal, mixup)" in page.text
     assert "loss (validation: cross entropy, nats)" in page.text
+
+
+def test_keys_of_titles_break_and_their_numbers_do_not() -> None:
+    shown = environment().filters["breakable"]("against baseline optim.lr=0.001 <b>")
+    assert shown == "against baseline optim.<wbr>lr=0.001 &lt;b&gt;"
 
 
 def test_a_model_without_mistakes(tmp_path: Path) -> None:
