@@ -111,7 +111,8 @@ class Choice:
             self.source, piece.images, tables, self.asked.columns
         )
         self.unused += reasons
-        self.unread = [index for index in self.unread if index not in tables]
+        looked_into = {*tables}
+        self.unread = [index for index in self.unread if index not in looked_into]
         if not readings and options:
             raise UserError(
                 f"{options[0]} is for a table, and {printable(self.source.label)} holds none about "

@@ -482,6 +482,14 @@ def test_flat_images_beside_a_text_are_told_of_it_but_not_of_a_readme() -> None:
     assert "no class folders" in str(error.value)
 
 
+@pytest.mark.timeout(15)
+def test_many_texts_take_time_in_proportion() -> None:
+    """Boxes of detection, a text for each image: each with each they took half a minute."""
+    texts = [f"labels/{i}.txt" for i in range(60_000)]
+    with pytest.raises(UserError, match="59,968 texts and tables that were not looked into"):
+        find_layout(Listing([*texts, "images/1.png", "images/2.png"]))
+
+
 def test_several_tables_apart_from_the_images_are_refused() -> None:
     parts = [Listing(CAT_AND_DOG), Listing({"x/labels.csv": b""}), Listing({"labels.tsv": b""})]
     with pytest.raises(
