@@ -234,6 +234,9 @@ def _load(
             _note("no other complete run differs by the seed alone: one run, no ensemble.")
         else:
             _note(f"averaging {len(trained.members)} runs: {', '.join(trained.members)}")
+        folds = trained.config.value("data.folds") or 1
+        if len(trained.members) % folds:
+            _note(f"not all {folds} folds of each seed are complete: some are not in the average.")
     return trained
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support.process import Cli
 from support.shards import random_arrays, write_shards
 
@@ -174,3 +175,8 @@ def test_the_command_names_its_folds_and_refuses_what_leaks(
     images = torch.randint(0, 256, (7, 1, 8, 8), dtype=torch.uint8)
     mean = torch.stack([run.probabilities(images) for run in single]).mean(0)
     assert torch.allclose(whole.probabilities(images), mean, atol=1e-6)
+    Image.fromarray(images[0, 0].numpy()).save(tmp_path / "one.png")
+    words = ["predict", tmp_path / "baseline-s0-f0", tmp_path / "one.png", "--ensemble"]
+    assert "not all" not in cli(*words).stderr
+    (tmp_path / "baseline-s0-f1" / "result.json").unlink()
+    assert "not all 2 folds of each seed are complete" in cli(*words).stderr
