@@ -140,7 +140,6 @@ def _urgency(line: _Line) -> int:
 
 
 def _table(lines: Sequence[_Line], width: int) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0), width=width)
     own = list(dict.fromkeys(name for line in lines for p in line.progress for name in p.metrics))
     rows = [_cells(line, width, own) for line in lines]
     columns = {title: [row[title] for row in rows] for title in rows[0]}
@@ -162,6 +161,9 @@ def _table(lines: Sequence[_Line], width: int) -> Table:
         if sum(widths.values()) + longest > width:
             widths.pop(title, None)
     titles = fitted(named, max(1, width - sum(widths.values())))
+    # No wider than its cells: no eye follows a row across a hundred blanks.
+    whole = min(width, max(3, *map(len, titles)) + sum(widths.values()))
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0), width=whole)
     table.add_column("run", no_wrap=True, overflow="ellipsis", ratio=1)
     for title in widths:
         justify: Literal["left", "right"] = "left" if title in ("", "trend") else "right"

@@ -89,6 +89,12 @@ def test_few_runs_are_lines_of_their_own_below_their_variant() -> None:
     assert any("3/10" in line and "0.3333" in line and "@3" in line for line in text)
 
 
+def test_a_row_can_be_followed_on_a_wide_terminal() -> None:
+    text = shown([row("dropout", seed, "running", 3) for seed in range(3)], 200, 24)
+    assert text[1].startswith("run ") and text[1].index("epoch") < 20
+    assert all(" " * 20 not in line for line in text[2:])
+
+
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40), (60, 10), (40, 6), (80, 5)])
 def test_any_number_of_runs_fits_the_terminal(width: int, height: int) -> None:
     variants = [f"variant_number_{i:03}" for i in range(60)]
