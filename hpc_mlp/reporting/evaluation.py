@@ -95,7 +95,8 @@ def ranking_curves(context: Context, ranked: Ranked, own: Ranking | None) -> Jso
         return {"rows": []}
     drawn: list[Drawn] = []
     names = context.dataset.classes
-    for kind in probabilities.KINDS:
+    # Test images of one class have no curves.
+    for kind in probabilities.KINDS if any(found.roc.known for _, found in ranked) else ():
         ends = probabilities.corner(kind, own, ranked)
         if own is not None and context.group is not None and context.run is not None:
             run = described(context.group, context.run)

@@ -39,13 +39,13 @@ class Curves:
 
     @property
     def macro(self) -> Array:
-        """Mean curve over classes."""
+        """Mean curve over classes; where all images are of one class there is none."""
         mean: Array = self.lines[self.known].mean(axis=0)
         return mean
 
     @property
     def macro_area(self) -> float:
-        return float(self.areas[self.known].mean())
+        return float(self.areas[self.known].mean()) if self.known else math.nan
 
 
 @dataclass(frozen=True)

@@ -314,6 +314,18 @@ def test_a_model_without_mistakes(tmp_path: Path) -> None:
     assert "It made no mistake on the test images." in page.text
 
 
+def test_test_images_of_one_class(tmp_path: Path) -> None:
+    splits = dict(digits().splits)
+    pixels, labels = splits["test"]
+    splits["test"] = pixels[labels == 1], labels[labels == 1]
+    images = Images(digits().classes, splits)
+    write_shards(tmp_path / "shards", images)
+    write_run(tmp_path / "runs", tmp_path / "shards", "baseline", 0, images)
+    page = page_of(tmp_path / "runs")
+    assert "All test images are of one class: there are no curves." in page.text
+    assert not list((tmp_path / "runs" / "figures").glob("roc*"))
+
+
 def test_gallery_shows_the_most_confident_mistakes(whole: Page, trained: Path) -> None:
     run = re.search(r"The test images that (\S+) got wrong", whole.text)
     assert run is not None
