@@ -9,7 +9,7 @@ from typing import Any
 
 from hpc_mlp.config.search import FOLDER
 from hpc_mlp.errors import HpcMlpError
-from hpc_mlp.reporting.budget import budget_notes, score_name, score_unit
+from hpc_mlp.reporting.budget import budget_notes, by_loss, score_name, score_unit
 from hpc_mlp.reporting.groups import show
 from hpc_mlp.reporting.sentences import join
 from hpc_mlp.runs.folder import Run
@@ -135,7 +135,15 @@ def _fewer(record: BracketRecord, space: dict[str, str]) -> list[str]:
     if (number := len(record.trials)) < record.asked:
         text += ": " if missing else ""
         text += f"{count(number, 'trial')}, as others would have been the same"
-    return [f"{text}."] if missing or number < record.asked else []
+    lines = [f"{text}."] if missing or number < record.asked else []
+    firsts = [one.scores[0] for one in record.trials if one.scores]
+    # Equal accuracies may be chance, equal losses hardly.
+    if by_loss(record) and len(firsts) > 1 and firsts[0] is not None and len({*firsts}) == 1:
+        keys = join(list(record.space))
+        lines.append(
+            f"All trials of {record.variant} have the same loss: {keys} had no effect there."
+        )
+    return lines
 
 
 def _short(text: str) -> str:

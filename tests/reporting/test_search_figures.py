@@ -139,6 +139,11 @@ def test_who_was_tuned_less_is_said(cli: Cli, tmp_path: Path) -> None:
     said = " ".join(cli("table", tmp_path).stdout.split())
     assert "2 of 27 trials ended before the epoch that they were to reach" in said
     assert "the first after epoch 0: by train.max_seconds" in said
+    for trial in found["trials"]:
+        trial["scores"] = [0.5] * len(trial["scores"])
+    record.write_text(json.dumps(found))
+    said = " ".join(cli("table", tmp_path).stdout.split())
+    assert "All trials of dropout have the same loss: optim.lr, model.dropout and" in said
     # That one variant lost all of its trials is no reason to be silent of it.
     for trial in found["trials"]:
         trial |= {"state": "diverged", "scores": [None], "rung": 0}
