@@ -165,7 +165,7 @@ def throughput_panels(groups: Sequence[Group], folder: Path) -> list[Drawn]:
     if not rows:
         return []
     names = [group.shown for group, _ in rows]
-    axes = figures.rows_axes("Training throughput", "images per second and run", names)
+    axes = figures.rows_axes("Training throughput", "images per second of each run", names)
     for row, (group, rates) in enumerate(rows):
         color = figures.color(group)
         axes.plot(rates, [row] * len(rates), figures.marker(group), color=color, alpha=0.75)

@@ -74,11 +74,13 @@ def training(context: Context) -> Json:
     if not groups:
         return {"groups": 0, "missing": ["No run has finished an epoch yet: no training curves."]}
     panels, lines = drawable(groups, curves.MOST_PANELS), drawable(groups, curves.MOST_LINES)
+    monitors = list(dict.fromkeys(run.monitor.name for group in panels for run in group.runs))
     return {
         "groups": len(groups),
         "num_panels": len(panels),
         "num_lines": len(lines),
         "seeds": any(len(group.runs) > 1 for group in groups),
+        "monitors": [] if monitors == ["loss"] else [f"train.monitor={name}" for name in monitors],
         "lines": curves.validation_panels(lines, context.folder),
         "panels": curves.loss_panels(panels, context.folder),
     }

@@ -12,6 +12,7 @@ from hpc_mlp.reporting import figures
 from hpc_mlp.reporting.figures import Drawn
 from hpc_mlp.reporting.predictions import Array
 from hpc_mlp.runs.folder import BEST, Run
+from hpc_mlp.terminal.text import count
 
 MOST_UNITS = 36
 
@@ -59,6 +60,7 @@ def weight_panel(weight: Array, folder: Path, slug: str, label: str) -> Drawn:
     sheet = weight_tiles(weight)
     shown = min(MOST_UNITS, len(weight))
     what = f"the {shown} of {len(weight):,} units with the largest weights"
+    what = what if shown < len(weight) else f"all {count(shown, 'unit')}, the largest weights first"
     height = min(6.0, 0.75 + figures.WIDTH * sheet.shape[0] / sheet.shape[1])
     axes = figures.new_axes(label, what, "", height=height)
     alpha = np.isfinite(sheet).all(axis=2, keepdims=True)

@@ -286,13 +286,14 @@ def test_runs_of_one_name_in_several_folders(trained: Path, tmp_path: Path) -> N
     assert "wrong in 2/2 runs" in text
 
 
-def test_the_training_loss_is_named_where_it_is_another(one: Path) -> None:
+def test_what_was_trained_on_and_chose_the_epoch_is_named(one: Path) -> None:
     path = one / "baseline-s0" / "config.json"
     config = json.loads(path.read_text())
-    config["config"]["train"] |= {"loss": "focal", "mixup": 0.2}
+    config["config"]["train"] |= {"loss": "focal", "mixup": 0.2, "monitor": "f1"}
     path.write_text(json.dumps(config))
     page = page_of(one)
     assert "training (focal, mixup)" in page.text
+    assert "the best epoch of a seed (train.monitor=f1), whose weights" in page.text
     assert "loss (validation: cross entropy, nats)" in page.text
 
 
