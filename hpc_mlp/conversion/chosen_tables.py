@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -13,10 +14,10 @@ import numpy.typing as npt
 from hpc_mlp.conversion.archive import Names, Source
 from hpc_mlp.conversion.asked import ColumnNames
 from hpc_mlp.conversion.entries import CLASS_LISTS, TEXT_SUFFIXES, suffix_of
-from hpc_mlp.conversion.folders import split_of_folders
+from hpc_mlp.conversion.folders import classes_of_folders, split_of_folders
 from hpc_mlp.conversion.reading import Reading, loose_split
 from hpc_mlp.conversion.rows import Lookup
-from hpc_mlp.conversion.tables import Table, shown_as
+from hpc_mlp.conversion.tables import FolderClasses, Table, shown_as
 from hpc_mlp.errors import UserError, printable
 
 Images = npt.NDArray[np.int64]
@@ -61,8 +62,10 @@ def read_named(
     source: Source, images: Images, tables: Sequence[int], names: ColumnNames
 ) -> list[Reading]:
     """The tables that the user names; of several, each that is called like a split is that split.
-    UserError where one cannot be understood."""
+    One without classes may say the splits of class folders. UserError where one cannot be
+    understood."""
     scopes, read = _Scopes(source, images), []
+    scopes.of_folders = cache(lambda: classes_of_folders(source.names, images))
     for index in dict.fromkeys(tables):
         split = loose_split(_stem(source.names[index])) if len(tables) > 1 else None
         read.append(scopes.table(index, names, -1 if split is None else split))
@@ -200,6 +203,7 @@ class _Scopes:
 
     def __init__(self, source: Source, images: Images) -> None:
         self.source, self.images = source, images
+        self.of_folders: FolderClasses | None = None
         self._last: tuple[tuple[PurePosixPath, int], Images, Lookup] | None = None
 
     def table(self, index: int, names: ColumnNames, split: int) -> Table:
@@ -211,7 +215,10 @@ class _Scopes:
             self._last = None
             self._last = (key, images, Lookup(self.source.names, images, folder))
         _, images, lookup = self._last
-        return Table(self.source, images, lookup, index, names, printable(where.name), split)
+        shown = printable(where.name)
+        return Table(
+            self.source, images, lookup, index, names, shown, split, of_folders=self.of_folders
+        )
 
     def _scope(self, where: PurePosixPath, split: int) -> tuple[Images, PurePosixPath, bool]:
         """The images below the table's folder, or below the nearest folder above that holds any,

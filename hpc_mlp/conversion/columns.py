@@ -28,7 +28,8 @@ _SHOWN = 8
 
 @dataclass
 class Columns:
-    """Which column says what; `classes` has several where each is one class (one-hot)."""
+    """Which column says what; `classes` has several where each is one class (one-hot), and none
+    where folders are the classes."""
 
     file: int
     classes: list[int]
@@ -43,7 +44,9 @@ class Columns:
     def told(self, where: str, width: int) -> str:
         """What was used and what was not, in one line."""
         parts = [f"column {self._name(self.file)} as file"]
-        if len(self.classes) == 1:
+        if not self.classes:
+            parts.append("the folders as class")
+        elif len(self.classes) == 1:
             parts.append(f"{self._name(self.classes[0])} as class")
         else:
             first, last = self._name(self.classes[0]), self._name(self.classes[-1])
@@ -59,8 +62,16 @@ class Columns:
 class ColumnFinder:
     """`rows` of the table that messages call `shown`. UserError where it cannot be understood."""
 
-    def __init__(self, rows: Sequence[Row], lookup: Lookup, shown: str, names: ColumnNames) -> None:
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        lookup: Lookup,
+        shown: str,
+        names: ColumnNames,
+        folders_will_do: bool = False,
+    ) -> None:
         self.rows, self.lookup, self.shown, self.names = rows, lookup, shown, names
+        self.folders_will_do = folders_will_do
         self.width = max(map(len, rows), default=0)
         # How many cells of each column name an image; where none does, as far as spelling goes.
         for find in (lookup.find, lookup.find_misspelt):
@@ -163,6 +174,8 @@ class ColumnFinder:
         if named:
             return [heads.index(named[0])]
         if not others:
+            if self.folders_will_do:
+                return []
             raise UserError(
                 f"{self.shown} has no column of classes. Expected are file name and class."
             )

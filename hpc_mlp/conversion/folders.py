@@ -218,6 +218,14 @@ def split_of_folders(names: Names, images: npt.NDArray[np.int64]) -> npt.NDArray
     return np.array(of_folder, np.int8)[tree.places]
 
 
+def classes_of_folders(names: Names, images: npt.NDArray[np.int64]) -> dict[int, str]:
+    """Of the images in class folders."""
+    tree = Tree(names, images)
+    found = tree.read(tree.brings_splits(False))
+    labels = (found.classes[label] for label in found.labels.tolist())
+    return dict(zip(found.entries.tolist(), labels, strict=True))
+
+
 def _named_splits(names: Collection[str]) -> dict[str, int]:
     """Of folders those that are splits: train and test; else, where nothing but that word tells
     some of them apart, seg_train and seg_test, training_set and test_set."""

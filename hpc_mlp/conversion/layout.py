@@ -217,7 +217,10 @@ def _unread_lines(chosen: Choice) -> Iterable[str]:
     asides = [i for i in chosen.unread if suffix_of(names_of[i]) not in TEXT_SUFFIXES]
     lists = [i for i in chosen.unread if suffix_of(names_of[i]) == "txt"]
     if splits := [i for i in lists if loose_split(names_of[i].rpartition("/")[2]) is not None]:
-        yield f"not used: {some_names(chosen.source, splits)} (folders are the classes)"
+        yield (
+            f"not used: {some_names(chosen.source, splits)} (folders are the classes; each with "
+            "--labels, they may say the splits)"
+        )
     if asides:
         names = some_names(chosen.source, asides)
         yield f"not used: {names} (--labels FILE takes classes from a table)"

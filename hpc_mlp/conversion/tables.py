@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 import numpy.typing as npt
 
@@ -14,14 +16,16 @@ from hpc_mlp.data.limits import SPLITS
 from hpc_mlp.errors import UserError, printable
 from hpc_mlp.terminal.text import count
 
+# The classes of images by their folders.
+FolderClasses = Callable[[], Mapping[int, str]]
 # Class, split and group of an image.
 Place = tuple[str, int, str]
 
 
 class Table:
     """The table at `index` about `images`, which `lookup` finds by what it calls them. `kind`: what
-    a reading of it is called. `split`: that of rows that say none (-1: none either). UserError
-    where it cannot be read."""
+    a reading of it is called. `split`: that of rows that say none (-1: none either). `of_folders`:
+    where it may say splits alone. UserError where it cannot be read."""
 
     def __init__(
         self,
@@ -32,6 +36,7 @@ class Table:
         names: ColumnNames,
         kind: str,
         split: int = -1,
+        of_folders: FolderClasses | None = None,
     ) -> None:
         self.source, self.images, self.lookup = source, images, lookup
         self.index, self.kind, self.split = index, kind, split
@@ -39,7 +44,9 @@ class Table:
         self.shown = shown_as(source, index)
         # (line, cells)
         self.rows = read_rows(source, index, self.shown)
-        self._finder = ColumnFinder([row for _, row in self.rows], self.lookup, self.shown, names)
+        self.of_folders = of_folders
+        rows = [row for _, row in self.rows]
+        self._finder = ColumnFinder(rows, lookup, self.shown, names, of_folders is not None)
         self._columns: Columns | None = None
         # All images that it names, whether or not they have a class.
         self.listed: set[int] = set()
@@ -48,8 +55,11 @@ class Table:
         self._called: set[int | None] = set()
 
     def columns(self) -> Columns:
-        """UserError where it is not about these images, or has no column of classes."""
-        self._columns = self._columns or self._finder.find()
+        """UserError where it is not about these images, or says neither classes nor splits."""
+        if self._columns is None:
+            self._columns = self._finder.find()
+            if not self._columns.classes and self._columns.split is None and self.split < 0:
+                raise UserError(f"{self.shown} has no column of classes, and none of splits.")
         return self._columns
 
     def reading(self) -> Reading:
@@ -61,11 +71,13 @@ class Table:
         wanted: dict[str, Place] = {}
         contradicted: set[int] = set()
         for line, row in rows:
-            name, label, split = cell(row, columns.file), self._label(line, row, columns), -1
+            name, split = cell(row, columns.file), -1
+            index = self._find(name, rows, columns.file)
+            label = self._label(line, row, columns, index)
             if columns.split is not None:
                 split = self._split(line, cell(row, columns.split))
             group = cell(row, columns.group) if columns.group is not None else ""
-            place, index = (label, split, group), self._find(name, rows, columns.file)
+            place = (label, split, group)
             if name in wanted:
                 if wanted[name] != place:
                     rejects.append((name, self._contradiction(wanted[name], place)))
@@ -126,7 +138,10 @@ class Table:
             (self.source.names[i], reason) for i in self.images.tolist() if i not in self.listed
         ]
 
-    def _label(self, line: int, row: Row, columns: Columns) -> str:
+    def _label(self, line: int, row: Row, columns: Columns, index: int | None) -> str:
+        if not columns.classes:
+            assert self.of_folders is not None
+            return "" if index is None else self.of_folders().get(index, "")
         if len(columns.classes) == 1:
             return cell(row, columns.classes[0])
         ones = [column for column in columns.classes if flag(cell(row, column)) == 1]

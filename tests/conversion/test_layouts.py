@@ -599,7 +599,26 @@ CASES = {
     ),
     "class folders and lists of splits": Case(
         shaped("images/{c}/{n}") | {"meta/train.txt": b"cat/00\n", "meta/test.txt": b"cat/02\n"},
-        said=("not used: meta/train.txt, meta/test.txt (folders are the classes)",),
+        said=("not used: meta/train.txt, meta/test.txt (folders are the classes; each with",),
+    ),
+    "class folders, and lists of splits by --labels": Case(
+        shaped("x/images/{c}/{n}")
+        | {
+            f"x/meta/{s}.txt": "".join(
+                f"{c}/{stem}\n" for c, stem, t in zip(CLASSES, STEMS, SPLITS, strict=True) if t == s
+            ).encode()
+            for s in GIVEN
+        },
+        splits=GIVEN,
+        options=tuple(word for s in GIVEN for word in ("--labels", f"{s}.txt")),
+        said=("x/meta/train.txt: took column 1 as file, the folders as class",),
+    ),
+    "class folders, and a table of splits by --labels": Case(
+        shaped("data/{c}/{n}")
+        | {"index.csv": lines([f"/home/me/data/{p}" for p in PATHS], SPLITS, head="path,split")},
+        splits=GIVEN,
+        options=("--labels", "index.csv"),
+        said=("took column 1 'path' as file, the folders as class, 2 'split' as split",),
     ),
     "classes in paths, with splits": Case(
         shaped("{s}/{n}_{c}_x.png") | images("train/odd.png", first=12),
@@ -822,6 +841,11 @@ REFUSALS: dict[str, tuple[Files, tuple[str, ...], tuple[str, ...]]] = {
         FLAT | {"a/t.csv": b"", "b/t.csv": b""},
         ("--labels", "t.csv"),
         ("holds several: a/t.csv, b/t.csv",),
+    ),
+    "a table of names alone": (
+        shaped("{c}/{n}") | {"list.txt": lines(PATHS)},
+        ("--labels", "list.txt"),
+        ("list.txt in 0.zip has no column of classes, and none of splits",),
     ),
     "an expression without a group": (FLAT, ("--class-from-name", "cat"), ("has no group",)),
     "a wrong expression": (FLAT, ("--class-from-name", "(("), ("is no regular expression",)),
