@@ -62,7 +62,7 @@ class SearchRange:
 
     def text(self) -> str:
         if self.choices:
-            return "choice:" + "|".join(json.dumps(value) for value in self.choices)
+            return "choice:" + "|".join(json.dumps(value, default=str) for value in self.choices)
         return f"{'log:' if self.log else ''}{self.low:g}:{self.high:g}"
 
 
@@ -177,7 +177,7 @@ def read_search(
                     raise UserError(f"{where}: {key} = {value!r}: a whole number is wanted.")
                 told[key] = value
             elif key == "seeds":
-                told[key] = str(value)
+                told[key] = ",".join(map(str, value)) if isinstance(value, list) else str(value)
             else:
                 known = ["trials", "halving", "seeds", "draw"]
                 raise UserError(f"{where}: {unknown_name('key', key, known)}")

@@ -83,6 +83,9 @@ def test_a_table_of_a_file_is_the_same_and_options_count_more(tmp_path: Path) ->
     assert (over.trials, over.halving, over.seeds) == (9, None, (1,))
     specs = plan_search(over, parse_variants("dropout"), [0], [file])
     assert {spec.config.train.epochs for spec in specs} == {9}
+    text = file.read_text()
+    file.write_text(text.replace("'7,8'", "[7, 8]"))
+    assert read_search([file]) == found
     file.write_text("[search]\ntrails = 8\n")
     with pytest.raises(UserError, match="trials"):
         read_search([file])
