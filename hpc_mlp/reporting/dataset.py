@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from functools import partial
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,17 @@ from hpc_mlp.files import checked
 from hpc_mlp.reporting import confusion, gallery
 from hpc_mlp.reporting.context import Context
 from hpc_mlp.reporting.doubtful import MOST, doubtful_labels
-from hpc_mlp.reporting.lettering import shortened
+from hpc_mlp.reporting.lettering import all_shortened
 from hpc_mlp.runs.folder import Json
 from hpc_mlp.terminal.text import listed
 
 MOST_MISTAKES, MOST_SAMPLES, EACH, MOST_LINES = 32, 60, 4, 20
 
 
-# Below a picture of 1.1 inches there is room for this and a percentage, in points.
-caption = partial(shortened, width=50, size=6)
+def _short(names: Iterable[str]) -> dict[str, str]:
+    """Of class names what fits below a picture of 1.1 inches, beside a percentage."""
+    shown = list(dict.fromkeys(names))
+    return dict(zip(shown, all_shortened(shown, width=50, size=6), strict=True))
 
 
 def sections(context: Context) -> dict[str, Json]:
@@ -52,9 +54,10 @@ def mistakes(context: Context) -> Json:
         why = f"The images cannot be shown: {error}"
         return {"found": None, "why": why, "missing": [f"No gallery of mistakes: {error}"]}
     names = context.dataset.classes
+    short = _short(names[k] for one in found for k in (one.predicted, one.sample.label))
     captions = [
-        f"{caption(names[one.predicted])} {100 * one.probability:.0f} %\n"
-        f"is {caption(names[one.sample.label])}"
+        f"{short[names[one.predicted]]} {100 * one.probability:.0f} %\n"
+        f"is {short[names[one.sample.label]]}"
         for one in found
     ]
     samples, title = [one.sample for one in found], f"Most confident mistakes: {run.name}"
@@ -85,9 +88,10 @@ def labels(context: Context) -> Json:
             samples = {}
             missing.append(f"No pictures of doubtful labels: {error}")
     if samples:
+        short = _short(name for one in shown for name in (one.suggested, one.label))
         captions = [
-            f"{caption(one.suggested)} {100 * one.suggested_probability:.0f} %\n"
-            f"labelled {caption(one.label)}"
+            f"{short[one.suggested]} {100 * one.suggested_probability:.0f} %\n"
+            f"labelled {short[one.label]}"
             for one in shown
         ]
         images = [samples[one.row] for one in shown]
@@ -106,7 +110,8 @@ def dataset(context: Context) -> Json:
     found: Json = {"samples": []}
     try:
         found["samples"] = gallery.class_samples(folder, manifest, EACH, MOST_SAMPLES)
-        captions = [caption(manifest.classes[one.label]) for one in found["samples"]]
+        shown = [manifest.classes[one.label] for one in found["samples"]]
+        captions = [*map(_short(shown).__getitem__, shown)]
         samples = found["samples"]
         if samples:
             gallery.image_grid(samples, captions, context.folder, "samples", "Training images")
