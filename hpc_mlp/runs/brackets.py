@@ -116,12 +116,11 @@ def _stand(specs: Sequence[RunSpec], runs: Path) -> Standing:
         if train:
             break
     winner = None if train else next(iter(_ranked(survivors, scores)), None)
-    lost = winner is None and not train
     return Standing(
         _record(first, _Course(trials, known, levels, monitor, survivors, scores, rung, winner)),
         train,
         None if winner is None else [_won(one, trials[winner][0]) for one in _finals(specs)],
-        f"search of {first.variant}: {_DIVERGED}" if lost else "",
+        "" if train or winner is not None else f"search of {first.variant}: {_DIVERGED}",
     )
 
 
@@ -166,7 +165,8 @@ def check_begun(specs: Sequence[RunSpec], runs: Path, digest: str) -> None:
         won = (_won(final, spec) for spec in trials if spec.variant == final.variant)
         if RunFolder(path).config() and not any(_holds(path, spec, digest) for spec in won):
             raise UserError(
-                f"{printable(path)} holds a run that no trial of this search can have won. {_ANEW}"
+                f"{printable(path)} holds a run that no trial of this search can have won: use "
+                f"another --runs folder, or {_DELETE}"
             )
 
 
