@@ -971,6 +971,7 @@ TABLES = {
     "train.csv": lines(NAMES, CLASSES, SPLITS, head="image,label,split"),
     "metadata.jsonl": objects(NAMES, CLASSES, SPLITS, keys="file_name label split"),
     "list.txt": lines(NAMES, NUMBERS, sign=" "),
+    "labels.json": json.dumps(dict(zip(NAMES, CLASSES, strict=True))).encode(),
 }
 
 
