@@ -127,7 +127,8 @@ class TrainPlan:
         if again or any(spec.plugins or not is_complete(self.runs / spec.name) for spec in kept):
             return False
         digest = load_manifest(self.shards).digest
-        if any(spec.is_trial for spec in self.specs):
+        searched = any(spec.is_trial for spec in self.specs)
+        if searched:
             from hpc_mlp.runs.brackets import next_runs, stand, write_records
 
             missing, _ = next_runs(self.specs, self.runs, digest)
@@ -141,7 +142,7 @@ class TrainPlan:
             for spec in kept:
                 if not spec.config.train.keep_checkpoint:
                     RunFolder(self.runs / spec.name).drop_checkpoint()
-            console.print(complete_note(len(kept), len(kept)), style="dim")
+            console.print(complete_note(len(kept), len(kept), searched=searched), style="dim")
         return True
 
     def train_in(self, num_processes: int, threads: int | None) -> int:

@@ -62,9 +62,10 @@ def unfinished(specs: Iterable[RunSpec], runs: Path, digest: str) -> list[RunSpe
     ]
 
 
-def complete_note(done: int, total: int) -> str:
+def complete_note(done: int, total: int, *, searched: bool = False) -> str:
     are, them = one_of(done, "is", "are"), one_of(done, "it", "them")
-    return f"{done:,} of {count(total, 'run')} {are} complete; --overwrite trains {them} anew."
+    anew = "begins the whole search" if searched else f"trains {them}"
+    return f"{done:,} of {count(total, 'run')} {are} complete; --overwrite {anew} anew."
 
 
 def _changed(old: RunConfig, spec: RunSpec) -> Iterable[str]:

@@ -106,7 +106,10 @@ def test_what_is_damaged_is_written_anew_as_it_is_said(
     (runs / "search" / "dropout.json").write_text("{")
     assert "The same `train` command writes it anew" in " ".join(cli("table", runs).stdout.split())
     again = cli("train", digits, *words(runs))
-    assert again.exit_code == 0 and "2 of 2 runs are complete" in again.output
+    assert (
+        again.exit_code == 0
+        and "2 of 2 runs are complete; --overwrite begins the whole" in again.output
+    )
     check_same(runs, undisturbed)
     # Of a trial: by --overwrite, of `submit` too.
     (runs / "search" / "dropout-s1000-t000" / "config.json").write_text("{")
