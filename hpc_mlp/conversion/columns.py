@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -86,12 +87,12 @@ class ColumnFinder:
         if not any(self.hits):
             raise self.names_none()
         header = self._header()
-        heads = [head(cell) for cell in header] if header else []
+        heads = [re.sub(r"^unnamed:_\d+$", "", head(cell)) for cell in header] if header else []
         file = self._given(self.names.file, header, "file")
         if file is None:
             best = self._likeliest_files()
             usual = [n for n in _FILE_COLUMNS if n in heads and heads.index(n) in best]
-            # The rows' own numbers, as pandas writes them, have no heading.
+            # The rows' own numbers, as pandas writes them, have no heading, or Unnamed: 0.
             best = [c for c in best if cell(heads, c)] or best
             file = heads.index(usual[0]) if usual else best[0]
         elif not self.hits[file]:
@@ -150,7 +151,8 @@ class ColumnFinder:
 
     def _header(self) -> Row | None:
         """The first row, where it holds headings: it names no image, and either a usual heading or,
-        unlike the others, something without a suffix in the place of a file name."""
+        unlike the others, something without a suffix in the place of a file name; where none has
+        a suffix, it has nothing that another row has."""
         first = self.rows[0]
         if any(self.lookup.find(cell) is not None for cell in first):
             return None
@@ -161,15 +163,21 @@ class ColumnFinder:
             return first
         file = self._likeliest_files()[0]
         others = self.rows[1:_SAMPLE]
-        plain = "." in cell(first, file) or not any("." in cell(row, file) for row in others)
-        return None if plain else first
+        if "." in cell(first, file):
+            return None
+        if any("." in cell(row, file) for row in others):
+            return first
+        again = any(
+            one and any(one == cell(row, c) for row in others) for c, one in enumerate(first)
+        )
+        return None if again or len(first) < 2 else first
 
     def _classes(
         self, header: Row | None, heads: Sequence[str], file: int, others: Sequence[int]
     ) -> list[int]:
         apart = [c for c in others if c >= len(heads) or heads[c] not in GROUP_COLUMNS]
         # Neither the rows' own numbers nor empty columns have a heading.
-        others = [c for c in apart or others if not header or cell(header, c)] or apart or others
+        others = [c for c in apart or others if not header or cell(heads, c)] or apart or others
         named = [n for n in CLASS_COLUMNS if n in heads and heads.index(n) in others]
         if named:
             return [heads.index(named[0])]

@@ -241,6 +241,10 @@ CASES = {
         {"x": 1, "cat": 5, "dog": 6},
         said=("took column 2 'datei' as file, 3 'tier' as class",),
     ),
+    "a table with the numbers of its rows, saved twice": Case(
+        FLAT | {"all.csv": lines(NUMBERS, STEMS, CLASSES, head="Unnamed: 0,bild,tier")},
+        said=("took column 2 'bild' as file, 3 'tier' as class; not used: 1 'Unnamed: 0'",),
+    ),
     "labels.csv of Excel": Case(
         FLAT
         | {
