@@ -173,7 +173,7 @@ class ColumnFinder:
         return None if again or len(first) < 2 else first
 
     def _classes(
-        self, header: Row | None, heads: Sequence[str], file: int, others: Sequence[int]
+        self, header: Row | None, heads: Row, file: int, others: Sequence[int]
     ) -> list[int]:
         apart = [c for c in others if c >= len(heads) or heads[c] not in GROUP_COLUMNS]
         # Neither the rows' own numbers nor empty columns have a heading.

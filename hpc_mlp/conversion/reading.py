@@ -14,7 +14,7 @@ from hpc_mlp.conversion.asked import ColumnNames
 
 SPLIT_NAMES = {
     "train": 0, "training": 0, "trainval": 0, "val": 1, "valid": 1, "validation": 1, "dev": 1,
-    "test": 2, "testing": 2,
+    "test": 2, "testing": 2, "eval": 2, "evaluation": 2, "holdout": 2,
 }  # fmt: skip
 
 

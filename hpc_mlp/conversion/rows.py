@@ -56,7 +56,7 @@ def read_rows(source: Source, index: int, shown: str) -> Rows:
         line = text.split("\n", 1)[0]
         if suffix == "txt" and not any(sign in line for sign in ",;\t"):
             return _words(text)
-        delimiter = max(",;\t", key=line.count)
+        delimiter = max(",;\t|", key=line.count)
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
         # Excel's first line may name its separator: sep=;
         return [

@@ -152,6 +152,9 @@ CASES = {
     ),
     "folders inside class folders": Case(shaped("{c}/img/{n}"), said=("count as the class",)),
     "split folders": Case(shaped("{s}/{c}/{n}"), splits=GIVEN, said=("split folders",)),
+    "train and eval": Case(
+        {n.replace("test/", "Eval/"): d for n, d in shaped("{s}/{c}/{n}").items()}, splits=GIVEN
+    ),
     "splits inside class folders": Case(shaped("{c}/{s}/{n}"), splits=GIVEN),
     "split folders with a word in common": Case(
         shaped("seg_{s}/seg_{s}/{c}/{n}") | images("seg_pred/1.png", first=12),
@@ -254,6 +257,9 @@ CASES = {
             )
         },
         said=("took column 1 'datei' as file, 2 'tier' as class",),
+    ),
+    "labels.csv with bars": Case(
+        FLAT | {"labels.csv": lines(NAMES, CLASSES, head="datei|tier", sign="|")}
     ),
     "a text of Excel in UTF-16": Case(
         FLAT
