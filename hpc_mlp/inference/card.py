@@ -34,7 +34,9 @@ _ENDED = {"epochs": "Ended", "early": "Stopped early", "max_seconds": "Stopped a
 def model_card(run: TrainedRun, file: str, format: str, dtype: str) -> str:
     """Markdown: a YAML head, then use, data, recipe, metrics, limits."""
     config = build_config(run.config.config)
-    defaults, ours = identity(flatten(Config())), identity(flatten(config))
+    # Those that its optimizer has.
+    plain = Config.model_validate({"optim": {"name": config.optim.name}})
+    defaults, ours = identity(flatten(plain)), identity(flatten(config))
     number = run.config.num_parameters
     test = run.result.test if run.result else None
     mistaken = [row for row in test.per_class if row.recall < 1 and row.support] if test else []

@@ -174,6 +174,20 @@ def test_the_card_tells_use_data_recipe_metrics_limits(
         assert names["classes"] == CLASSES and names["probabilities"].shape == (1, 3)
 
 
+def test_other_keys_have_the_defaults_of_the_runs_optimizer(
+    trained: Trained, tmp_path: Path
+) -> None:
+    run = tmp_path / "batchnorm-s0"
+    shutil.copytree(trained.run("batchnorm-s0"), run)
+    config = json.loads((run / "config.json").read_text())
+    # The defaults where no optimizer is named, and those of Muon.
+    config["config"]["optim"] |= {"name": "muon", "momentum": 0.9, "nesterov": True}
+    (run / "config.json").write_text(json.dumps(config))
+    _, card = hpc_mlp.export(run, "safetensors", tmp_path / "x.safetensors")
+    text = card.read_text()
+    assert "| `optim.momentum` | `0.9` |" in text and "optim.nesterov" not in text
+
+
 def test_the_head_of_the_card_is_what_model_hubs_read(trained: Trained, tmp_path: Path) -> None:
     run = shutil.copytree(trained.run("batchnorm-s0"), tmp_path / "batchnorm-s0")
     export = ("export", run, "--format", "safetensors", "--out", tmp_path / "m.safetensors")
