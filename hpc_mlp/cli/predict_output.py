@@ -81,7 +81,7 @@ def write_rich(classes: Sequence[str], predictions: Counted, top_k: int | None) 
         table = Table()
         table.add_column("image", overflow="fold")
         for rank in range(1, k + 1):
-            table.add_column("class" if rank == 1 else f"{rank}.")
+            table.add_column("class" if rank == 1 else f"{rank}.", overflow="fold")
             table.add_column("%", justify="right")
         problems = []
         for prediction in block:
@@ -160,7 +160,8 @@ def print_metrics(metrics: Json, title: str) -> None:
     if own := metrics.get("metrics"):
         shown = ", ".join(f"{name} {value:.4f}" for name, value in own.items())
         console.print(f"own metrics: {shown}", highlight=False, soft_wrap=True)
-    table = Table("class")
+    table = Table()
+    table.add_column("class", overflow="fold")
     for name in ("images", "precision", "recall", "F1"):
         table.add_column(name, justify="right")
     for row in metrics["per_class"]:

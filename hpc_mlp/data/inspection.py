@@ -18,7 +18,7 @@ from hpc_mlp.data.manifest import Manifest, Split
 from hpc_mlp.data.rejects import read_rejects
 from hpc_mlp.errors import printable
 from hpc_mlp.terminal.shown import Showable
-from hpc_mlp.terminal.text import count
+from hpc_mlp.terminal.text import count, without_middle
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -122,7 +122,7 @@ def _classes(manifest: Manifest, width: int = 1000) -> _Classes:
         for counts in zip(*(s.class_counts for s in manifest.splits.values()), strict=True)
     ]
     largest = max(totals, default=1) or 1
-    for i, name_of_class in enumerate(names):
+    for i, name_of_class in enumerate(without_middle(one, max(5, name - 3)) for one in names):
         counts = [f"{split.class_counts[i]:,}" for split in manifest.splits.values()]
         bar = "█" * max(1, round(bars * totals[i] / largest)) if totals[i] else ""
         table.add_row(name_of_class, *counts, f"{100 * totals[i] / max(1, sum(totals)):.1f} %", bar)

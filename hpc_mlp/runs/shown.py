@@ -50,7 +50,8 @@ def classes_table(classes: Sequence[ClassMetrics]) -> Table:
 
 
 def _table(first: str, *titles: str) -> Table:
-    table = Table(first)
+    table = Table()
+    table.add_column(first, overflow="fold")
     for title in titles:
         table.add_column(title, justify="left" if title == "state" else "right")
     return table
