@@ -75,8 +75,9 @@ def register_loss(name: str) -> Callable[[F], F]:
 
 def register_metric(name: str, *, higher_is_better: bool = True) -> Callable[[F], F]:
     """Decorator: the function is computed of validation after each epoch, and of the test split at
-    the end, by every run whose `plugins` name its file. It takes probabilities float32 [N, K] and
-    labels int64 [N] of the whole split, on the host, and returns one finite number.
+    the end, by every run whose `plugins` name its file, and by all that the program or notebook
+    trains which registers it. It takes probabilities float32 [N, K] and labels int64 [N] of the
+    whole split, on the host, and returns one finite number.
     `train.monitor = name` makes it decide which epoch is best."""
     return _register("metric", name, higher_is_better)
 
